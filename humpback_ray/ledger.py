@@ -1,0 +1,341 @@
+"""The shard ledger: what is in a stage directory, and how a shard gets from planned to committed.
+
+    recipe.json                     fingerprint, recipe, inputs          created if absent, first
+    plan.json                       the frozen list of shards            created if absent
+    attempts/<shard>/<n>.json       who started it, where, when          created if absent; <n>.error.json if it raised
+    data/<shard>.<attempt>.parquet  the rows
+    commits/<shard>.json            what the file holds                  created if absent: the first commit wins
+    manifest.json                   the commits and totals               created if absent, last: makes the stage visible
+
+`Ledger` is all of this for one directory; it holds no state but the address, so an actor, a driver and `jobs.verify`
+see the same thing. A writer whose commit lost deletes its file; a file of unknown outcome is left alone.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+
+from humpback_ray import storage
+from humpback_ray.config import fingerprint
+
+
+class ShardExhausted(RuntimeError):  # noqa: N818
+    """A shard was tried as often as its placement allows; the message holds its last error."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A unit of work. `file` is an input file; else `slices` are (file URI, first, last + 1) of *kept* rows."""
+
+    name: str
+    file: str | None = None
+    slices: tuple[tuple[str, int, int], ...] = ()
+
+    def load(self) -> "str | pa.Table":
+        """Return what the worker gets: the file's URI, or the rows."""
+        if self.file is not None:
+            return self.file
+        return pa.concat_tables([storage.read_kept_rows(*piece) for piece in self.slices])
+
+    def json(self) -> str:
+        """Write the shard as one JSON object."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def parse(text: str) -> "Shard":
+        """Read what `json` wrote."""
+        value = json.loads(text)
+        return Shard(value["name"], value["file"], tuple((uri, first, last) for uri, first, last in value["slices"]))
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of a commit, named relative to the stage directory; `rows` and `kept` are None where it is no table."""
+
+    name: str
+    bytes: int
+    sha256: str
+    rows: int | None = None
+    kept: int | None = None
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one attempt made of one shard. Its existence under commits/ is the shard's end."""
+
+    shard: str
+    attempt: int
+    files: tuple[DataFile, ...]
+    rows: int
+    kept: int
+    drops: dict[str, int]
+    seconds: float
+    tokens: int = 0
+    node: str = ""
+    submission: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What a global step or a training run adds: metrics, counts of its own."""
+
+    def json(self) -> bytes:
+        """Write the commit as JSON."""
+        return json.dumps(asdict(self)).encode()
+
+    @staticmethod
+    def parse(value: Mapping[str, Any]) -> "Commit":
+        """Read what `json` wrote."""
+        return Commit(**{**value, "files": tuple(DataFile(**file) for file in value["files"])})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished stage: its identity, its commits and their totals."""
+
+    uri: str
+    stage: str
+    fingerprint: str
+    recipe: dict[str, Any]
+    inputs: dict[str, Any]
+    commits: tuple[Commit, ...]
+    attempts: int
+    started: float
+    ended: float
+
+    @property
+    def digest(self) -> str:
+        """Identity of the content, for the fingerprints of stages that read it."""
+        return fingerprint([[file.sha256 for file in commit.files] for commit in self.commits])
+
+    @property
+    def rows(self) -> int:
+        """Rows written, kept and dropped."""
+        return sum(commit.rows for commit in self.commits)
+
+    @property
+    def kept(self) -> int:
+        """Rows without a drop reason."""
+        return sum(commit.kept for commit in self.commits)
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """Rows by drop reason, most frequent first."""
+        return dict(sum((Counter(commit.drops) for commit in self.commits), Counter()).most_common())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read and written by models."""
+        return sum(commit.tokens for commit in self.commits)
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds from the stage's first start to its end, pauses between submissions included."""
+        return self.ended - self.started
+
+    @property
+    def work_s(self) -> float:
+        """Seconds of work, summed over shards; overlapping shards of one actor count twice."""
+        return sum(commit.seconds for commit in self.commits)
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What a global step or a training run added to its only commit."""
+        return self.commits[0].extra if len(self.commits) == 1 else {}
+
+    @property
+    def files(self) -> list[DataFile]:
+        """All data files, in shard order."""
+        return [file for commit in self.commits for file in commit.files]
+
+    def tables(self, columns: list[str] | None = None, kept: bool = True) -> Iterator[pa.Table]:
+        """Read the stage's tables one after another; with `kept`, only rows without a drop reason."""
+        wanted = columns if columns is None or not kept else sorted({*columns, "drop_reason"})
+        for file in self.files:
+            if file.rows is None or (kept and not file.kept):
+                continue
+            table = storage.read_table(storage.join(self.uri, file.name), wanted)
+            table = table.filter(table["drop_reason"].is_null()) if kept else table
+            yield table if columns is None else table.select(columns)
+
+    def json(self) -> bytes:
+        """Write the manifest as JSON; the URI is where it lies and not part of it."""
+        totals = {"rows": self.rows, "kept": self.kept, "drops": self.drops, "tokens": self.tokens}
+        value = {**asdict(self), "digest": self.digest, "totals": totals}
+        del value["uri"]
+        return json.dumps(value, indent=1).encode()
+
+    @staticmethod
+    def parse(uri: str, data: bytes) -> "Manifest":
+        """Read what `json` wrote."""
+        value = json.loads(data)
+        fields = {key: value[key] for key in Manifest.__dataclass_fields__ if key not in ("uri", "commits")}
+        return Manifest(uri=uri, commits=tuple(Commit.parse(commit) for commit in value["commits"]), **fields)
+
+
+class Ledger:
+    """The files of one stage directory.
+
+    Args:
+        uri: the stage directory.
+        submission: id of the submission on whose behalf this process works.
+    """
+
+    def __init__(self, uri: str, submission: str) -> None:
+        self.uri, self.submission = uri, submission
+
+    def at(self, *parts: str) -> str:
+        """Return the URI of a file in the stage directory."""
+        return storage.join(self.uri, *parts)
+
+    def create_or_read(self, name: str, value: Any) -> Any:
+        """Create a JSON file if absent and return what it holds now, ours or another's."""
+        if storage.create(self.at(name), json.dumps(value, indent=1).encode()):
+            return value
+        return json.loads(storage.read_bytes(self.at(name)))
+
+    def commit_of(self, shard: str) -> Commit | None:
+        """Return a shard's commit, or None."""
+        try:
+            return Commit.parse(json.loads(storage.read_bytes(self.at("commits", f"{shard}.json"))))
+        except FileNotFoundError:
+            return None
+
+    def committed(self) -> set[str]:
+        """Return the names of the shards that have a commit."""
+        return {name.removesuffix(".json") for name in storage.list_names(self.at("commits"))}
+
+    def attempts(self, shard: str) -> list[dict[str, Any]]:
+        """Return the attempts at a shard, oldest first, each with its `error` if it raised."""
+        directory = self.at("attempts", shard)
+        names = storage.list_names(directory)
+        found = []
+        for name in (name for name in names if name.count(".") == 1):
+            attempt = json.loads(storage.read_bytes(storage.join(directory, name)))
+            if name.replace(".json", ".error.json") in names:
+                error = storage.read_bytes(storage.join(directory, name.replace(".json", ".error.json")))
+                attempt["error"] = json.loads(error)["error"]
+            found.append(attempt)
+        return sorted(found, key=lambda attempt: attempt["attempt"])
+
+    def begin(self, shard: str, max_attempts: int) -> "Attempt":
+        """Record the start of an attempt.
+
+        Raises:
+            ShardExhausted: this submission has already made `max_attempts`; earlier submissions do not count, since a
+                person decided to try again.
+        """
+        past = self.attempts(shard)
+        ours = [attempt for attempt in past if attempt["submission"] == self.submission]
+        if len(ours) >= max_attempts:
+            raise ShardExhausted(f"shard {shard} failed {len(ours)} times; last: {last_words(ours)}")
+        number = max((attempt["attempt"] for attempt in past), default=0)
+        while True:
+            number += 1
+            start = {
+                "shard": shard, "attempt": number, "submission": self.submission, "node": node(), "pid": os.getpid(),
+                "started": time.time(),
+            }  # fmt: skip
+            if storage.create(self.at("attempts", shard, f"{number:04d}.json"), json.dumps(start).encode()):
+                return Attempt(self, shard, number)
+
+    def commit(self, commit: Commit) -> Commit:
+        """Publish a shard's result; the first commit wins, and the winner is returned.
+
+        A create that failed is read back: if it names our attempt, a retried request had succeeded and we won;
+        otherwise our files are deleted.
+        """
+        name = self.at("commits", f"{commit.shard}.json")
+        if storage.create(name, commit.json()):
+            return commit
+        winner = Commit.parse(json.loads(storage.read_bytes(name)))
+        if winner.attempt != commit.attempt:
+            for file in commit.files:
+                storage.delete(self.at(file.name))
+        return winner
+
+
+class Attempt:
+    """One attempt at a shard, in a `with` block: an exception is written down before it propagates."""
+
+    def __init__(self, ledger: Ledger, shard: str, number: int) -> None:
+        self.ledger, self.shard, self.number = ledger, shard, number
+
+    def __enter__(self) -> "Attempt":
+        self._since = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            words = json.dumps({"error": f"{type(error).__name__}: {error}"})
+            storage.create(self.ledger.at("attempts", self.shard, f"{self.number:04d}.error.json"), words.encode())
+
+    def write(self, table: pa.Table) -> Commit:
+        """Upload the rows as one Parquet file, once, and commit the shard; returns the winning commit."""
+        name = f"data/{self.shard}.{self.number}.parquet"
+        file = write_table(self.ledger, name, table)
+        return self.ledger.commit(self.describe([file], drop_counts(table), tokens_of(table)))
+
+    def describe(
+        self, files: Sequence[DataFile], drops: Mapping[str, int], tokens: int = 0, extra: Mapping[str, Any] | None = None
+    ) -> Commit:
+        """Return the commit of this attempt for files that are written."""
+        return Commit(
+            shard=self.shard, attempt=self.number, files=tuple(files), rows=sum(file.rows or 0 for file in files),
+            kept=sum(file.kept or 0 for file in files), drops=dict(drops), tokens=tokens,
+            seconds=time.monotonic() - self._since, node=node(), submission=self.ledger.submission, versions=versions(),
+            extra=dict(extra or {}),
+        )  # fmt: skip
+
+
+def write_table(ledger: Ledger, name: str, table: pa.Table) -> DataFile:
+    """Write a table to a file of the stage directory and describe it."""
+    data = storage.parquet_bytes(table)
+    storage.write_bytes(ledger.at(name), data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return DataFile(name, len(data), sha256, table.num_rows, table["drop_reason"].null_count)
+
+
+def drop_counts(table: pa.Table) -> dict[str, int]:
+    """Count the dropped rows of a table by reason."""
+    counts = table["drop_reason"].drop_null().value_counts().to_pylist()
+    return {str(entry["values"]): entry["counts"] for entry in counts}
+
+
+def tokens_of(table: pa.Table) -> int:
+    """Sum the token columns of a table, if it has any."""
+    names = [name for name in ("prompt_tokens", "completion_tokens") if name in table.column_names]
+    return sum(sum(value or 0 for value in table[name].to_pylist()) for name in names)
+
+
+def last_words(attempts: Sequence[Mapping[str, Any]]) -> str:
+    """Say what the last of some attempts ended with."""
+    last = attempts[-1]
+    return last.get("error") or f"the worker process died without a word (node {last['node']}, process {last['pid']})"
+
+
+def node() -> str:
+    """Return the name of this machine."""
+    return socket.gethostname()
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the versions of what decides results here, without importing any of it."""
+    found = {"python": platform.python_version()}
+    for name in ("humpback-ray", "ray", "torch", "transformers", "deepspeed", "pyarrow"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,111 @@
+"""Where work runs: replicas, CPUs, GPUs, workers. Never hashed; the only module that spells actors and GPUs."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from humpback_ray.config import Config
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one actor was given; an engine sizes its threads, device and batches by it."""
+
+    cpus: float = 1
+    gpus: float = 0
+    batch_rows: int = 32
+
+
+class PoolPlacement(Config):
+    """A pool of actors that Ray Data feeds with shards."""
+
+    replicas: int = Field(1, ge=1)
+    """Actors at the start; also the most, unless `max_replicas` says otherwise."""
+
+    max_replicas: int | None = Field(None, ge=1)
+    """The pool grows up to this many actors while shards wait; None: `replicas`."""
+
+    cpus_per_replica: float = Field(1, gt=0)
+    gpus_per_replica: float = Field(0, ge=0)
+
+    accelerator_type: str | None = None
+    """Ray's name of the GPU to ask for, such as "H100"; None: any."""
+
+    batch_rows: int = Field(32, ge=1)
+    """Requests that an engine without its own scheduler runs in one batch."""
+
+    shards_in_flight: int = Field(2, ge=1)
+    """Shards that one actor works on at once, so that its engine never drains between two."""
+
+    rows_per_shard: int = Field(2000, ge=1)
+    """Rows of one shard of the previous stage's table; fixed by the first submission's plan."""
+
+    max_attempts: int = Field(3, ge=1)
+    """Attempts at one shard within a submission before the stage fails with that shard's error."""
+
+    @property
+    def resources(self) -> Resources:
+        """What one actor of the pool gets."""
+        return Resources(self.cpus_per_replica, self.gpus_per_replica, self.batch_rows)
+
+    def map_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `Dataset.map_batches` for this pool."""
+        from ray.data import ActorPoolStrategy
+
+        return {
+            "compute": ActorPoolStrategy(
+                min_size=self.replicas,
+                max_size=max(self.replicas, self.max_replicas or 0),
+                max_tasks_in_flight_per_actor=self.shards_in_flight + 1,
+                max_concurrent_calls_per_actor=self.shards_in_flight,
+            ),
+            "num_cpus": self.cpus_per_replica,
+            "num_gpus": self.gpus_per_replica or None,
+            "accelerator_type": self.accelerator_type,
+            "batch_size": 1,
+        }
+
+
+class TaskPlacement(Config):
+    """One Ray task that does a whole global step (duplicates, selection)."""
+
+    cpus: float = Field(1, gt=0)
+    memory_bytes: int | None = Field(None, gt=0)
+    """Memory to reserve for the task; None: none reserved."""
+
+    def remote_arguments(self) -> dict[str, Any]:
+        """Return the options of the Ray task."""
+        return {"num_cpus": self.cpus, "memory": self.memory_bytes, "max_retries": 2}
+
+
+class TrainPlacement(Config):
+    """Workers of one fine-tune, and how DeepSpeed spreads the model over them."""
+
+    workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    accelerator_type: str | None = None
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO: 1 shards optimizer state, 2 also gradients, 3 also parameters."""
+
+    offload_optimizer: bool = False
+    """Keep optimizer state in CPU memory (ZeRO 2 and 3)."""
+
+    micro_batch_examples: int = Field(1, ge=1)
+    """Examples per forward pass of one worker; what is missing to the recipe's batch is accumulated."""
+
+    checkpoint_every_steps: int = Field(100, ge=1)
+    max_failures: int = Field(3, ge=0)
+    """Worker failures after which Ray Train gives up; it restarts from the last checkpoint until then."""
+
+    def scaling_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `ray.train.ScalingConfig` for these workers."""
+        resources = {"CPU": self.cpus_per_worker} | ({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})
+        return {
+            "num_workers": self.workers,
+            "use_gpu": self.gpus_per_worker > 0,
+            "resources_per_worker": resources,
+            "accelerator_type": self.accelerator_type,
+        }

@@ -1,0 +1,124 @@
+"""The layout in which every model is trained and asked, its source tags, and the span of tokens that carries loss.
+
+One `Layout` renders a pair for training, the prompt at inference, and the `chat_template.jinja` that is exported, so
+the three cannot part. Prompt and response are tokenised separately and joined: the loss span is known by
+construction, and text that spells a special token stays plain text.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from humpback_ray.config import Config
+
+
+class Layout(Config):
+    """Text around a source and its target: `opening source turn target <end token>`."""
+
+    opening: str
+    """Stands before the source (the instruction; for the backward model, the web text)."""
+
+    turn: str
+    """Stands between source and target; what follows it carries the loss."""
+
+    def prompt(self, source: str) -> str:
+        """Render what the model reads before it writes its target."""
+        return self.opening + source + self.turn
+
+
+class ChatRecipe(Config):
+    """How instructions, responses and source tags are laid out. Part of every model's fingerprint."""
+
+    forward: Layout = Layout(opening="### Instruction:\n", turn="\n\n### Response:\n")
+    """Layout of x → y, for m0, m1, m2 and for rating."""
+
+    backward: Layout = Layout(opening="### Text:\n", turn="\n\n### The instruction that this text answers:\n")
+    """Layout of y → x. It carries no source tag (the paper does not say; both of its sources use one model)."""
+
+    seed_tag: str | None = "Answer in the style of an AI Assistant."
+    """S_a, on seed pairs (Li et al. 2023, section 2.3); None: untagged."""
+
+    web_tag: str | None = "Answer with knowledge from web search."
+    """S_w, on augmented pairs (same place); None: untagged."""
+
+    tag_position: Literal["after", "before"] = "after"
+    """Where tags stand relative to the instruction: "after" is the paper's, "before" suits tiny models."""
+
+    def tags(self, source: Literal["seed", "augmented", "both", "none"]) -> tuple[str, ...]:
+        """Return the tags of a training source, or those used at inference ("both": S_a then S_w)."""
+        named = {"seed": [self.seed_tag], "augmented": [self.web_tag], "both": [self.seed_tag, self.web_tag], "none": []}
+        return tuple(tag for tag in named[source] if tag)
+
+    def tagged(self, instruction: str, source: Literal["seed", "augmented", "both", "none"]) -> str:
+        """Append or prepend a source's tags, as sentences, to an instruction."""
+        tags = self.tags(source)
+        return " ".join([instruction, *tags] if self.tag_position == "after" else [*tags, instruction])
+
+    def forward_prompt(self, instruction: str, source: Literal["seed", "augmented", "both", "none"] = "both") -> str:
+        """Render an instruction with its tags for the forward models."""
+        return self.forward.prompt(self.tagged(instruction, source))
+
+    def backward_prompt(self, text: str) -> str:
+        """Render a web text for the backward model."""
+        return self.backward.prompt(text)
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Tokenise text without adding special tokens; text that spells one (`</s>`) is encoded as plain text."""
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+
+def start_ids(tokenizer: Any) -> list[int]:
+    """Return the ids that a tokenizer puts before every text: [bos], or none if it adds none by itself."""
+    ids = tokenizer.encode("")
+    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
+
+
+class Tokens(NamedTuple):
+    """One training example: token ids, int [T], and the first position whose token carries loss."""
+
+    ids: list[int]
+    loss_start: int
+
+
+def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
+    """Return the ids of a prompt as every model sees it, in training and at inference."""
+    return start_ids(tokenizer) + encode(tokenizer, prompt)
+
+
+def encode_example(tokenizer: Any, prompt: str, target: str) -> Tokens:
+    """Tokenise prompt and target separately; exactly the target's tokens and the end token carry loss.
+
+    Raises:
+        ValueError: the tokenizer has no end token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer {tokenizer.name_or_path} has no end token (eos_token); training needs one")
+    head = encode_prompt(tokenizer, prompt)
+    return Tokens([*head, *encode(tokenizer, target), tokenizer.eos_token_id], len(head))
+
+
+def chat_template(layout: Layout, tags: Sequence[str], position: Literal["after", "before"], bos: bool) -> str:
+    """Write the Jinja template that renders messages as training did.
+
+    `source_tags` (default: the tags given) may be passed by the caller to render another source. A system message is
+    put before the first instruction; further turns repeat the layout.
+    """
+    join = "[m.content] + source_tags" if position == "after" else "source_tags + [m.content]"
+    return "".join(
+        [
+            f"{{%- if source_tags is not defined %}}{{%- set source_tags = {_literals(tags)} %}}{{%- endif %}}",
+            "{{- bos_token }}" if bos else "",
+            "{%- set state = namespace(system='') %}",
+            "{%- for m in messages %}",
+            "{%- if m.role == 'system' %}{%- set state.system = m.content + '\\n\\n' %}",
+            f"{{%- elif m.role == 'user' %}}{{{{- {ascii(layout.opening)} + state.system + ({join}) | join(' ') }}}}",
+            "{%- set state.system = '' %}",
+            f"{{%- else %}}{{{{- {ascii(layout.turn)} + m.content + eos_token }}}}{{%- endif %}}",
+            "{%- endfor %}",
+            f"{{%- if add_generation_prompt %}}{{{{- {ascii(layout.turn)} }}}}{{%- endif %}}",
+        ]
+    )
+
+
+def _literals(texts: Sequence[str]) -> str:
+    return "[" + ", ".join(ascii(text) for text in texts) + "]"

@@ -1,0 +1,85 @@
+"""The tables that stages hand to each other: one Arrow schema per hand-off.
+
+Every table has `id` (content-made, the same in every stage) and `drop_reason` (null where the row was kept). A dropped
+row keeps its id and reason; its text columns are blank.
+"""
+
+import hashlib
+
+import pyarrow as pa
+
+SEGMENT = pa.schema(
+    [
+        ("id", pa.string()),  # record_id(document_id, position, text): see below
+        ("document_id", pa.string()),  # WARC-Record-ID, or a hash of a JSONL record
+        ("url", pa.string()),  # where the page was; "" if unknown
+        ("header", pa.string()),  # text of the header that opens the segment; "" if none
+        ("position", pa.int32()),  # 0, 1, ... in the document; -1 for the row of a document that gave no segment
+        ("text", pa.string()),  # the segment, y; paragraphs separated by newlines
+        ("chars", pa.int32()),  # length of the text in characters, also where it was dropped
+        ("text_hash", pa.string()),  # SHA-256 of the normalised text, for exact duplicates
+        ("drop_reason", pa.string()),
+    ]
+)
+
+CANDIDATE = pa.schema(
+    [
+        ("id", pa.string()),  # the segment's id
+        ("url", pa.string()),
+        ("instruction", pa.string()),  # x-hat, predicted by the backward model
+        ("response", pa.string()),  # y, the segment's text
+        ("finish_reason", pa.string()),  # "stop", "length" or "context"
+        ("prompt_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+        ("drop_reason", pa.string()),
+    ]
+)
+
+SCORE = pa.schema(
+    [
+        ("id", pa.string()),  # the candidate's id
+        ("score", pa.float64()),  # 1.0 to 5.0; null where every sample failed
+        ("samples", pa.list_(pa.float64())),  # the score of each reply; null for a failed one
+        ("replies", pa.list_(pa.string())),  # what the model wrote, to be read by people
+        ("finish_reasons", pa.list_(pa.string())),
+        ("prompt_hash", pa.string()),  # SHA-256 of the rendered prompt
+        ("prompt_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+        ("drop_reason", pa.string()),  # "unrated_unparsed", "unrated_unfinished", "prompt_too_long"
+    ]
+)
+
+PAIR = pa.schema(
+    [
+        ("id", pa.string()),  # seed: hash of the pair; augmented: the segment's id
+        ("instruction", pa.string()),  # x
+        ("response", pa.string()),  # y
+        ("source", pa.string()),  # "seed" or "augmented": decides the source tag in training
+        ("score", pa.float64()),  # the rating that selected it; null for seed pairs
+        ("drop_reason", pa.string()),
+    ]
+)
+
+RESPONSE = pa.schema(
+    [
+        ("id", pa.string()),  # hash of the prompt's id and text
+        ("instruction", pa.string()),
+        ("output", pa.string()),
+        ("dataset", pa.string()),  # where the prompt came from, for AlpacaEval's `dataset` field
+        ("finish_reason", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+        ("drop_reason", pa.string()),
+    ]
+)
+
+
+def record_id(*parts: object) -> str:
+    """Return a row id made of content alone: 32 hex digits of SHA-256 over the parts, joined so that none can merge."""
+    text = "\x1f".join(str(part).replace("\x1f", "\x1f\x1f") for part in parts)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def seed_of(row_id: str, *parts: object) -> int:
+    """Return a sampling seed in [0, 2**63) that depends on the row and the recipe parts alone."""
+    return int(record_id(row_id, *parts)[:16], 16) >> 1

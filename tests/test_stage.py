@@ -1,0 +1,160 @@
+"""Stages on a real Ray: every id leaves once, drift is refused, failures are bounded and named."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from humpback_ray import storage
+from humpback_ray.ledger import Attempt, Commit, Manifest
+from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
+from humpback_ray.records import PAIR
+from humpback_ray.stage import Drift, Place, Stage, StageFailed, TableWriter, plan_rows
+
+pytestmark = pytest.mark.ray
+POOL = PoolPlacement(rows_per_shard=10, cpus_per_replica=0.5)
+
+
+def pairs(count: int, first: int = 0) -> pa.Table:
+    rows = [
+        {"id": f"{i:04d}", "instruction": f"ask {i}", "response": f"say {i}", "source": "seed", "score": None,
+         "drop_reason": "odd" if i % 7 == 3 else None}
+        for i in range(first, first + count)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=PAIR)
+
+
+def make_source(attempt: Attempt, counts: list[int]) -> Commit:
+    writer = TableWriter(attempt, PAIR)
+    for index, count in enumerate(counts):
+        writer.write(pairs(count, first=1000 * index))
+    return writer.commit()
+
+
+class Shout:
+    """Upper-cases every instruction, and drops those that end in 5."""
+
+    def __init__(self, resources: Resources) -> None:
+        self.resources = resources
+
+    async def __call__(self, table: pa.Table) -> pa.Table:
+        rows = [
+            {**row, "instruction": row["instruction"].upper(), "drop_reason": "five" if row["id"].endswith("5") else None}
+            for row in table.to_pylist()
+        ]
+        return pa.Table.from_pylist(rows, schema=PAIR)
+
+
+class Loses(Shout):
+    async def __call__(self, table: pa.Table) -> pa.Table:
+        return (await super().__call__(table)).slice(1)
+
+
+class DiesOnce:
+    """Kills its own process the first time it sees row 0012."""
+
+    def __init__(self, marker: str, resources: Resources) -> None:
+        self.marker = Path(marker)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if "0012" in table["id"].to_pylist() and not self.marker.exists():
+            self.marker.write_text("died")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return table
+
+
+class RaisesOn:
+    def __init__(self, row: str, resources: Resources) -> None:
+        self.row = row
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if self.row in table["id"].to_pylist():
+            raise ValueError(f"cannot read row {self.row}")
+        return table
+
+
+def place(tmp_path: Path, name: str, submission: str = "first") -> Place:
+    return Place(name, str(tmp_path / name), submission)
+
+
+@pytest.fixture
+def source(local_ray: None, tmp_path: Path) -> Manifest:
+    stage = Stage(place(tmp_path, "source"), {"version": 1}, {}, PAIR)
+    return stage.once(make_source, ([25, 0, 13],), TaskPlacement(cpus=0.5))
+
+
+def fates(manifest: Manifest) -> dict[str, str | None]:
+    tables = manifest.tables(["id", "drop_reason"], kept=False)
+    return {row["id"]: row["drop_reason"] for table in tables for row in table.to_pylist()}
+
+
+def test_a_stage_gives_every_kept_id_exactly_one_fate(source: Manifest, tmp_path: Path) -> None:
+    stage = Stage(place(tmp_path, "shout"), {"version": 1}, {"source": source}, PAIR)
+    done = stage.run(Shout, (), POOL, plan_rows(source, 10))
+    kept_before = {key for key, reason in fates(source).items() if reason is None}
+    assert fates(done) == {key: "five" if key.endswith("5") else None for key in kept_before}
+    assert done.rows == source.kept
+    assert done.drops == {"five": sum(key.endswith("5") for key in kept_before)}
+    again = Stage(place(tmp_path, "shout", "second"), {"version": 1}, {"source": source}, PAIR)
+    assert again.done == done
+
+
+def test_rows_per_shard_changes_no_id_and_no_fate(source: Manifest, tmp_path: Path) -> None:
+    results = [
+        Stage(place(tmp_path, f"shout-{rows}"), {"version": 1}, {"source": source}, PAIR).run(
+            Shout, (), POOL, plan_rows(source, rows)
+        )
+        for rows in (3, 1000)
+    ]
+    assert fates(results[0]) == fates(results[1])
+    assert [len(result.commits) for result in results] == [11, 1]
+
+
+def test_another_recipe_or_input_is_refused_and_the_field_named(source: Manifest, tmp_path: Path) -> None:
+    Stage(place(tmp_path, "shout"), {"loudness": 1}, {"source": source}, PAIR)
+    with pytest.raises(Drift, match=r"recipe\.loudness = 1, this run has 2"):
+        Stage(place(tmp_path, "shout"), {"loudness": 2}, {"source": source}, PAIR)
+    other = Stage(place(tmp_path, "other"), {}, {}, PAIR).once(make_source, ([5],), TaskPlacement(cpus=0.5))
+    with pytest.raises(Drift, match=r"inputs\.source\.digest"):
+        Stage(place(tmp_path, "shout"), {"loudness": 1}, {"source": other}, PAIR)
+
+
+def test_a_worker_that_loses_a_row_fails_the_stage_and_publishes_nothing(source: Manifest, tmp_path: Path) -> None:
+    stage = Stage(place(tmp_path, "loses"), {}, {"source": source}, PAIR)
+    with pytest.raises(StageFailed, match=r"1 of 10 ids lost"):
+        stage.run(Loses, (), POOL, plan_rows(source, 10))
+    assert not storage.exists(str(tmp_path / "loses/manifest.json"))
+
+
+def test_a_killed_actor_costs_one_attempt_and_no_row(source: Manifest, tmp_path: Path) -> None:
+    stage = Stage(place(tmp_path, "dies"), {}, {"source": source}, PAIR)
+    done = stage.run(DiesOnce, (str(tmp_path / "marker"),), POOL, plan_rows(source, 5))
+    assert (tmp_path / "marker").exists()
+    assert fates(done) == {key: None for key, reason in fates(source).items() if reason is None}
+    assert len(done.commits) < done.attempts <= len(done.commits) + POOL.shards_in_flight
+
+
+def test_a_shard_that_always_raises_fails_the_stage_with_its_error_and_a_resume_finishes_it(
+    source: Manifest, tmp_path: Path
+) -> None:
+    stage = Stage(place(tmp_path, "raises"), {}, {"source": source}, PAIR)
+    with pytest.raises(StageFailed, match=r"1 shards failed 3 times each, .* ValueError: cannot read row 0014"):
+        stage.run(RaisesOn, ("0014",), POOL, plan_rows(source, 10))
+    assert len(stage.ledger.committed()) == len(plan_rows(source, 10)) - 1
+    again = Stage(place(tmp_path, "raises", "second"), {}, {"source": source}, PAIR)
+    done = again.run(RaisesOn, ("none",), POOL, plan_rows(source, 10))
+    assert done.rows == source.kept
+
+
+def test_a_retried_create_that_had_succeeded_is_a_win_and_a_lost_race_leaves_no_file(tmp_path: Path) -> None:
+    stage = Stage(place(tmp_path, "race"), {}, {}, PAIR)
+    with stage.ledger.begin("000000", 3) as mine, stage.ledger.begin("000000", 3) as other:
+        commit = mine.write(pairs(5))
+        assert stage.ledger.commit(commit) == commit, "the same commit again, as a retried request would"
+        assert (tmp_path / "race" / commit.files[0].name).exists()
+        assert other.write(pairs(5)) == commit
+    assert os.listdir(tmp_path / "race/data") == ["000000.1.parquet"]
+    assert [json.loads(path.read_text())["attempt"] for path in sorted((tmp_path / "race/attempts/000000").iterdir())] == [1, 2]

@@ -1,0 +1,12 @@
+"""The report: the manifests of a run in, one self-contained HTML page out.
+
+funnel.py    what each stage took in, kept and dropped; how long it took; how long the texts are
+reading.py   which pairs and answers a person should read, chosen by hash and so the same every time
+figures.py   inline SVG: score histograms, loss curves
+summary.py   the run in sentences, and warnings where the figures call for one
+page.py      puts them together; page.html and page.css are the page itself
+"""
+
+from humpback_ray.report.page import report
+
+__all__ = ["report"]

@@ -1,0 +1,213 @@
+"""What a person should read: pairs at every score, with what the judge wrote, and the models' answers side by side.
+
+Rows are chosen by the hash of their id, so the same run shows the same rows and nobody picked them. Ids are streamed
+first; only the texts of the rows chosen are kept.
+"""
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from humpback_ray.ledger import Manifest
+from humpback_ray.records import record_id
+from humpback_ray.report.funnel import Manifests, nearest, rounds
+
+PAIRS_PER_SCORE = 4
+PROMPTS = 6
+SEED_PAIRS = 3
+TEXT_CHARS = 1500
+REPLY_CHARS = 800
+REPLIES = 3
+TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that change the direction of what follows them."""
+UNRATED = 0
+"""Bucket of the pairs whose rating failed."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text made safe to look at, and how long it was before it was cut."""
+
+    shown: str
+    chars: int
+
+    @property
+    def cut(self) -> bool:
+        """Tell whether something is missing at the end."""
+        return self.chars > len(self.shown)
+
+
+def text(value: str | None, limit_chars: int = TEXT_CHARS) -> Text:
+    """Cut a text and make control and direction-changing characters visible, so that it cannot disguise itself."""
+    value = value or ""
+    shown = value[:limit_chars]
+    return Text("".join(sign if _harmless(sign) else "\N{REPLACEMENT CHARACTER}" for sign in shown), len(value))
+
+
+def _harmless(sign: str) -> bool:
+    return sign in "\n\t" or (unicodedata.category(sign) != "Cc" and sign not in TURNING)
+
+
+@dataclass(frozen=True)
+class ReadPair:
+    """A candidate with its rating."""
+
+    id: str
+    url: Text
+    instruction: Text
+    response: Text
+    score: float | None
+    samples: tuple[float | None, ...]
+    replies: tuple[Text, ...]
+    fate: str
+    """"kept", or why it was not."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The pairs shown of those whose score is nearest to one point of the scale."""
+
+    label: str
+    total: int
+    pairs: tuple[ReadPair, ...]
+
+
+class Lowest:
+    """The rows of smallest hash seen so far, a few per bucket."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.kept: dict[int, list[tuple[str, str]]] = defaultdict(list)
+        self.totals: dict[int, int] = defaultdict(int)
+
+    def add(self, entries: Iterable[tuple[int, str]]) -> None:
+        """Take (bucket, id) entries into account."""
+        fresh: dict[int, list[tuple[str, str]]] = defaultdict(list)
+        for bucket, row_id in entries:
+            fresh[bucket].append((record_id("report", row_id), row_id))
+        for bucket, found in fresh.items():
+            self.totals[bucket] += len(found)
+            self.kept[bucket] = sorted([*self.kept[bucket], *found])[: self.count]
+
+    def ids(self, bucket: int) -> list[str]:
+        """Return the ids chosen of a bucket, in the order of their hashes."""
+        return [row_id for _, row_id in self.kept[bucket]]
+
+
+def pairs_to_read(manifests: Manifests) -> tuple[int, list[Bucket]] | None:
+    """Return the last rated round and its pairs by score, 5 first, unrated last; None where nothing was rated."""
+    rated = [number for number in rounds(manifests) if f"round-{number}/scores" in manifests]
+    if not rated:
+        return None
+    last = rated[-1]
+    scores = manifests[f"round-{last}/scores"]
+    chosen = Lowest(PAIRS_PER_SCORE)
+    for table in scores.tables(["id", "score"], kept=False):
+        rows = zip(table["id"].to_pylist(), table["score"].to_pylist(), strict=True)
+        chosen.add((UNRATED if score is None else nearest(score), row_id) for row_id, score in rows)
+    wanted = [row_id for bucket in chosen.kept for row_id in chosen.ids(bucket)]
+    ratings = rows_of(scores, wanted, ["score", "samples", "replies", "drop_reason"], kept=False)
+    candidates = rows_of(manifests.get("candidates"), wanted, ["url", "instruction", "response"])
+    fates = rows_of(manifests.get(f"round-{last}/curated"), wanted, ["drop_reason"], kept=False)
+    buckets = []
+    for point in (5, 4, 3, 2, 1, UNRATED):
+        pairs = [_pair(key, ratings[key], candidates.get(key, {}), fates.get(key)) for key in chosen.ids(point)]
+        buckets.append(Bucket(f"score {point}" if point else "unrated", chosen.totals[point], tuple(pairs)))
+    return last, buckets
+
+
+def _pair(row_id: str, rating: dict[str, Any], candidate: dict[str, Any], fate: dict[str, Any] | None) -> ReadPair:
+    return ReadPair(
+        id=row_id,
+        url=text(candidate.get("url"), 200),
+        instruction=text(candidate.get("instruction")),
+        response=text(candidate.get("response")),
+        score=rating["score"],
+        samples=tuple(rating["samples"] or ()),
+        replies=tuple(text(reply, REPLY_CHARS) for reply in (rating["replies"] or ())[:REPLIES]),
+        fate=_fate(rating, fate),
+    )
+
+
+def _fate(rating: dict[str, Any], fate: dict[str, Any] | None) -> str:
+    if fate:
+        return fate["drop_reason"] or "kept"
+    return rating["drop_reason"] or "not in the selection"
+
+
+def rows_of(
+    manifest: Manifest | None, ids: Sequence[str], columns: list[str], kept: bool = True
+) -> dict[str, dict[str, Any]]:
+    """Return the rows of some ids by id, the ids a stage does not have left out; none without a manifest."""
+    if manifest is None or not ids:
+        return {}
+    wanted, found = set(ids), {}
+    for table in manifest.tables(["id", *columns], kept=kept):
+        mask = pa.array([row_id in wanted for row_id in table["id"].to_pylist()], pa.bool_())
+        found |= {row["id"]: row for row in table.filter(mask).to_pylist()}
+    return found
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One prompt and what each model answered; None where a model has no answer."""
+
+    instruction: Text
+    answers: dict[str, "Answer | None"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered, and how it ended."""
+
+    output: Text
+    finish_reason: str
+
+
+def answers_to_read(manifests: Manifests) -> list[Answers]:
+    """Return a few prompts with every model's answer."""
+    done = {name.removeprefix("evaluation/"): m for name, m in manifests.items() if name.startswith("evaluation/")}
+    if not done:
+        return []
+    chosen = Lowest(PROMPTS)
+    for table in next(iter(done.values())).tables(["id"], kept=False):
+        chosen.add((0, row_id) for row_id in table["id"].to_pylist())
+    ids = chosen.ids(0)
+    columns = ["instruction", "output", "finish_reason", "drop_reason"]
+    rows = {model: rows_of(manifest, ids, columns, kept=False) for model, manifest in done.items()}
+    return [_answers(row_id, rows) for row_id in ids]
+
+
+def _answers(row_id: str, rows: dict[str, dict[str, dict[str, Any]]]) -> Answers:
+    found = {model: by_id.get(row_id) for model, by_id in rows.items()}
+    instruction = next((row["instruction"] for row in found.values() if row and row["instruction"]), "")
+    return Answers(text(instruction), {model: _answer(row) if row else None for model, row in found.items()})
+
+
+def _answer(row: dict[str, Any]) -> Answer:
+    return Answer(text(row["output"]), row["drop_reason"] or row["finish_reason"] or "")
+
+
+@dataclass(frozen=True)
+class SeedPair:
+    """A human-written pair."""
+
+    instruction: Text
+    response: Text
+
+
+def seed_to_read(manifests: Manifests) -> list[SeedPair]:
+    """Return a few seed pairs, to hold the others against."""
+    seed = manifests.get("seed")
+    if seed is None:
+        return []
+    chosen = Lowest(SEED_PAIRS)
+    for table in seed.tables(["id"]):
+        chosen.add((0, row_id) for row_id in table["id"].to_pylist())
+    rows = rows_of(seed, chosen.ids(0), ["instruction", "response"])
+    found = [rows[row_id] for row_id in chosen.ids(0)]
+    return [SeedPair(text(row["instruction"]), text(row["response"])) for row in found]

@@ -1,0 +1,102 @@
+"""What the report says about rows, lengths, scores and training agrees with the tables it was made from."""
+
+import math
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from humpback_ray.ledger import Manifest
+from humpback_ray.report import funnel
+from tests.report.conftest import MadeRun
+
+Manifests = dict[str, Manifest]
+
+
+def test_every_row_of_a_stage_is_kept_or_dropped_for_a_reason(finished: Manifests) -> None:
+    rows = funnel.funnel(finished)
+    assert [row.stage for row in rows][:4] == ["seed", "segments", "corpus", "candidates"]
+    for row in rows:
+        assert row.kept + sum(drop.rows for drop in row.drops) == row.rows
+        assert row.kept_share + sum(drop.share for drop in row.drops) == pytest.approx(1)
+
+
+def test_models_are_no_rows_of_the_funnel_but_cost_time(finished: Manifests) -> None:
+    assert not any(row.stage.startswith("models/") for row in funnel.funnel(finished))
+    costs = {row.stage: row for row in funnel.timing(finished)}
+    assert list(costs) == list(finished)
+    assert costs["models/m0"].rows_per_s is None
+    assert costs["models/m0"].tokens == 900 * 60
+    assert costs["candidates"].rows_per_s == pytest.approx(60 / costs["candidates"].wall_s)
+
+
+@given(st.lists(st.integers(0, 100_000), min_size=2))
+def test_moments_are_those_of_the_statistics_module(values: list[int]) -> None:
+    moments = funnel.Moments()
+    moments.add(values[:3])
+    moments.add(values[3:])
+    assert moments.mean == pytest.approx(statistics.mean(values))
+    assert moments.sd == pytest.approx(statistics.stdev(values), abs=1e-6)
+
+
+def test_lengths_are_characters_of_what_was_kept(finished: Manifests) -> None:
+    rows = {row.label: row for row in funnel.length_table(finished) if not row.paper}
+    texts = [text for t in finished["seed"].tables(["response"]) for text in t["response"].to_pylist()]
+    assert rows["seed"].output[0] == pytest.approx(statistics.mean(map(len, texts)))
+    assert rows["all candidates"].rows == finished["candidates"].kept
+    kept = rows["kept in round 2"]
+    assert kept.rows == finished["round-2/curated"].kept
+    assert kept.share == kept.rows / finished["candidates"].kept
+    assert len([row for row in funnel.length_table(finished) if row.paper]) == 4
+
+
+def test_every_rating_is_in_one_bin_or_failed(finished: Manifests) -> None:
+    found = funnel.ratings(finished, 1)
+    assert found is not None
+    assert sum(found.bins) == sum(found.whole) == found.rated == 54
+    assert [(drop.reason, drop.rows) for drop in found.failed] == [("unrated_unparsed", 6)]
+    assert found.failed_share == pytest.approx(0.1)
+    assert found.threshold == 4.5
+    assert sum(found.bins[14:]) == found.kept, "the threshold is an edge between bins"
+
+
+def test_without_a_threshold_in_the_recipe_the_lowest_kept_score_stands_for_it(tmp_path: Path) -> None:
+    made = MadeRun(tmp_path)
+    made.round(1, threshold=3.3)
+    curated = made.manifests["round-1/curated"]
+    lowest = min(score for table in curated.tables(["score"]) for score in table["score"].to_pylist())
+    unnamed = replace(curated, recipe={"keep": {"top": 10}})
+    found = funnel.ratings({**made.manifests, "round-1/curated": unnamed}, 1)
+    assert found is not None
+    assert found.threshold == lowest
+
+
+@pytest.mark.parametrize(("score", "point"), [(1.0, 1), (1.49, 1), (1.5, 2), (4.5, 5), (5.0, 5)])
+def test_nearest_rounds_halves_up(score: float, point: int) -> None:
+    assert funnel.nearest(score) == point
+
+
+def test_a_training_history_with_missing_keys_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
+    made = MadeRun(tmp_path)
+    extra = {"history": [{"loss": 2.0}, {"step": 2}, {"step": 3, "loss": 1.0}]}
+    made.leased("models/m0", lambda attempt: attempt.describe([], {}, extra=extra), {})
+    made.leased("sample/base", lambda attempt: attempt.describe([], {}, extra={"metrics": [[20, 3.0], [40, 2.5]]}), {})
+    made.leased("models/m1", lambda attempt: attempt.describe([], {}), {})
+    base, m0, m1 = funnel.model_rows(made.manifests)
+    assert (base.losses, base.steps) == (((20, 3.0), (40, 2.5)), 40)
+    assert (m0.losses, m0.first_loss, m0.last_loss, m0.last_rate) == (((1, 2.0), (3, 1.0)), 2.0, 1.0, None)
+    assert (m1.losses, m1.first_loss, m1.steps) == ((), None, 0)
+
+
+def test_a_full_history_gives_losses_rates_and_tokens(finished: Manifests) -> None:
+    m2 = next(row for row in funnel.model_rows(finished) if row.model == "m2")
+    assert (m2.examples, m2.steps, m2.output_tokens, m2.parameters) == (30, 80, 80 * 900, 410_000)
+    assert m2.first_rate == 1e-5
+    assert m2.last_rate == pytest.approx(9e-6)
+    assert m2.last_loss is not None
+    assert m2.first_loss is not None
+    assert not math.isnan(m2.last_loss)
+    assert m2.last_loss < m2.first_loss

@@ -1,0 +1,101 @@
+"""Self-augmentation: predict, for every segment y, an instruction x that y would answer.
+
+The backward model p(x | y) sees the segment alone (Li et al. 2023, arXiv:2308.06259, section 2.2).
+One row in, one row out; an unusable prediction stays in the table with its `drop_reason`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from pydantic import Field
+
+from humpback_ray.config import Config
+from humpback_ray.engines import Completion, EngineConfig, Request, TransformersEngine, generate_all
+from humpback_ray.placement import Resources
+from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.records import CANDIDATE, seed_of
+
+FAILED = frozenset({"empty_instruction", "unfinished_instruction", "prompt_too_long"})
+"""Drop reasons that count against `max_failed_share`."""
+
+
+class AugmentRecipe(Config):
+    """What augmentation means. Hashed into the manifest: a change here is another data set."""
+
+    version: int = Field(default=1, ge=1)
+    """Raised by hand when the meaning of augmentation changes."""
+
+    engine: EngineConfig = TransformersEngine()
+    """Who runs the backward model; `kind` selects the class."""
+
+    temperature: float = Field(default=0.7, ge=0)
+    """Section 3.1's generation setting; 0: greedy."""
+
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    """Nucleus, same place."""
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Cap on the predicted instruction, in tokens of the backward model's tokenizer; not reported, ours."""
+
+    seed: int = 0
+    """Another seed draws other instructions."""
+
+    max_failed_share: float = Field(default=0.2, ge=0, le=1)
+    """A larger share of unusable predictions stops the run. Ours."""
+
+
+class Predictor:
+    """One actor: an engine with the backward model, loaded once, around the pure function `candidates`."""
+
+    def __init__(self, recipe: AugmentRecipe, chat: ChatRecipe, model_uri: str, resources: Resources) -> None:
+        self.recipe, self.chat = recipe, chat
+        self.engine = recipe.engine.build(model_uri, resources)
+
+    async def __call__(self, segments: pa.Table) -> pa.Table:
+        """Predict instructions for the segments of a shard; every id leaves once."""
+        rows = segments.select(["id", "text"]).to_pylist()
+        requests = [backward_request(row, self.recipe, self.chat) for row in rows]
+        return candidates(segments, await generate_all(self.engine, requests))
+
+
+def backward_request(row: Mapping[str, Any], recipe: AugmentRecipe, chat: ChatRecipe) -> Request:
+    """Ask the backward model for the instruction of one segment (`id`, `text`)."""
+    return Request(
+        chat.backward_prompt(row["text"]),
+        max_new_tokens=recipe.max_new_tokens,
+        temperature=recipe.temperature,
+        top_p=recipe.top_p,
+        seed=seed_of(row["id"], "augment", recipe.seed),
+    )
+
+
+def candidates(segments: pa.Table, completions: Sequence[Completion]) -> pa.Table:
+    """Pair every segment with the instruction predicted for it.
+
+    Args:
+        segments: rows of SEGMENT.
+        completions: the backward model's reply to each, in the same order.
+
+    Returns:
+        A row of CANDIDATE for each; an unusable prediction has a `drop_reason`, and neither text.
+    """
+    rows = segments.select(["id", "url", "text"]).to_pylist()
+    made = [_candidate(row, completion) for row, completion in zip(rows, completions, strict=True)]
+    return pa.Table.from_pylist(made, schema=CANDIDATE)
+
+
+def _candidate(segment: Mapping[str, Any], completion: Completion) -> dict[str, Any]:
+    instruction = completion.text.strip()
+    reason = {"context": "prompt_too_long", "length": "unfinished_instruction"}.get(completion.finish_reason)
+    reason = reason or (None if instruction else "empty_instruction")
+    return {
+        "id": segment["id"],
+        "url": segment["url"],
+        "instruction": "" if reason else instruction,
+        "response": "" if reason else segment["text"],
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.completion_tokens,
+        "drop_reason": reason,
+    }

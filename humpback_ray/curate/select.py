@@ -1,0 +1,128 @@
+"""Selection: of the rated candidates, those at or above a threshold, or the best k, become training pairs.
+
+A global step, redone whole: top-k looks at every shard. Every candidate leaves once, kept or with a reason, and what
+was never rated keeps the reason why.
+"""
+
+from collections.abc import Mapping
+from typing import Self
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from humpback_ray.config import Config
+from humpback_ray.curate.scorers import Rubric, ScorerConfig
+from humpback_ray.records import PAIR
+
+BELOW, OUTSIDE, UNRATED = "below_threshold", "not_in_top_k", "unrated"
+
+
+class SelectRecipe(Config):
+    """Which rated pairs are kept. Hashed into the curated data."""
+
+    version: int = Field(default=1, ge=1)
+    """Raised by hand when the meaning of selection changes."""
+
+    threshold: float | None = Field(default=4.5, ge=1, le=5)
+    """Keep scores at or above this; 4.5 is the paper's A_5, 4 its A_4. None: off, then `top_k` decides."""
+
+    top_k: int | None = Field(default=None, ge=1)
+    """Keep the k best; equal scores are kept in the order of their ids. None: off."""
+
+    min_kept: int = Field(default=1, ge=0)
+    """Fewer kept pairs stop the run before the next model is trained."""
+
+    @model_validator(mode="after")
+    def _has_one_rule(self) -> Self:
+        if (self.threshold is None) == (self.top_k is None):
+            state = "both are off" if self.top_k is None else f"both are set ({self.threshold} and {self.top_k})"
+            raise ValueError(f"set exactly one of threshold and top_k; {state}. Set the other one to null")
+        if self.top_k is not None and self.top_k < self.min_kept:
+            raise ValueError(f"top_k {self.top_k} can never reach min_kept {self.min_kept}; lower min_kept")
+        return self
+
+
+class TooFewKept(RuntimeError):
+    """Selection kept fewer pairs than the recipe wants."""
+
+
+def select(scores: Mapping[str, float | None], rule: SelectRecipe) -> dict[str, str | None]:
+    """Decide each id's fate.
+
+    Args:
+        scores: by id; None where the rating failed.
+        rule: threshold or top-k.
+
+    Returns:
+        By id, in the order given: None where it is kept, else the drop reason.
+    """
+    if rule.top_k is None:
+        assert rule.threshold is not None  # the recipe has exactly one rule
+        kept, reason = {i for i, score in scores.items() if score is not None and score >= rule.threshold}, BELOW
+    else:
+        rated = sorted((-score, i) for i, score in scores.items() if score is not None)
+        kept, reason = {i for _, i in rated[: rule.top_k]}, OUTSIDE
+    return {i: None if i in kept else UNRATED if score is None else reason for i, score in scores.items()}
+
+
+def curate(candidates: pa.Table, scores: pa.Table, rule: SelectRecipe) -> pa.Table:
+    """Join candidates with their scores and turn them into pairs.
+
+    Returns:
+        A PAIR row per candidate, source "augmented"; dropped ones have blank text, and unrated ones the reason why.
+
+    Raises:
+        ValueError: the two tables hold different ids, or one id twice.
+    """
+    rated = {row["id"]: row for row in scores.select(["id", "score", "drop_reason"]).to_pylist()}
+    ids = candidates["id"].to_pylist()
+    if len(rated) != scores.num_rows or len(set(ids)) != len(ids) or rated.keys() != set(ids):
+        raise ValueError(
+            f"{len(ids)} candidates and {scores.num_rows} scores do not pair up: {len(set(ids) - rated.keys())} "
+            f"candidates have no score, {len(rated.keys() - set(ids))} scores no candidate"
+        )
+    fates = select({i: rated[i]["score"] for i in ids}, rule)
+    reasons = [(rated[i]["drop_reason"] or UNRATED) if fates[i] == UNRATED else fates[i] for i in ids]
+
+    def text(column: str) -> list[str]:
+        pairs = zip(candidates[column].to_pylist(), reasons, strict=True)
+        return [value if reason is None else "" for value, reason in pairs]
+
+    columns = {
+        "id": ids,
+        "instruction": text("instruction"),
+        "response": text("response"),
+        "source": ["augmented"] * len(ids),
+        "score": [rated[i]["score"] for i in ids],
+        "drop_reason": reasons,
+    }
+    return pa.Table.from_pydict(columns, schema=PAIR)
+
+
+def require_kept(kept_rows: int, rated_rows: int, rule: SelectRecipe) -> None:
+    """Raise where fewer pairs were kept than the recipe's `min_kept`.
+
+    Raises:
+        TooFewKept: with both numbers and the rule.
+    """
+    if kept_rows < rule.min_kept:
+        said = f"scores >= {rule.threshold:g}" if rule.threshold is not None else f"the best {rule.top_k}"
+        raise TooFewKept(
+            f"selection ({said}) kept {kept_rows} of {rated_rows} rated pairs, min_kept wants {rule.min_kept}; "
+            "lower the threshold or min_kept, or look at the ratings"
+        )
+
+
+def check_threshold(rule: SelectRecipe, scorer: ScorerConfig, round_number: int) -> None:
+    """Raise where a threshold between integers meets ratings that can only be integers.
+
+    Raises:
+        ValueError: with both numbers and the fix; for a validator that sees rule and scorer.
+    """
+    integers = isinstance(scorer, Rubric) and scorer.read == "parsed" and scorer.samples == 1
+    if rule.threshold is not None and not rule.threshold.is_integer() and integers:
+        reached = int(rule.threshold) + 1
+        raise ValueError(
+            f"round {round_number} keeps scores >= {rule.threshold:g} but rates each pair once, so {rule.threshold:g} "
+            f"is {reached}; set curate.recipe.scorer.samples to 3, its read to expected, or the threshold to {reached}"
+        )

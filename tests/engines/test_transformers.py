@@ -1,0 +1,127 @@
+import asyncio
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from humpback_ray.engines import Request, TransformersEngine, generate_all
+from humpback_ray.engines.batching import BatchedEngine
+from humpback_ray.placement import Resources
+from humpback_ray.prompts.chat import encode, encode_prompt
+from tests.engines.tiny import save_model
+
+WORDS = st.sampled_from(["river", "Arden", "Score:", "é", "😀", "</s>", "\n\n", "the library", "12", "{x}", "?"])
+PROMPTS = st.lists(st.lists(WORDS, max_size=12).map(" ".join), min_size=1, max_size=7)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["bos", "no bos"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"), bos=request.param)
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Any:
+    engine = TransformersEngine(dtype="float32").build(str(folder), Resources(cpus=1, batch_rows=4))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Any:
+    """The same model and tokenizer, used as everybody uses them: one prompt at a time."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def generate_plainly(plain: Any, request: Request) -> str:
+    import torch
+
+    model, tokenizer = plain
+    ids = encode_prompt(tokenizer, request.prompt) or [tokenizer.bos_token_id]
+    out = model.generate(torch.tensor([ids]), max_new_tokens=request.max_new_tokens, do_sample=False)
+    return tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+
+
+@given(prompts=PROMPTS, limits=st.lists(st.integers(1, 12), min_size=7, max_size=7))
+@settings(max_examples=15, deadline=None)
+def test_greedy_replies_equal_plain_generate_one_by_one(
+    engine: BatchedEngine, plain: Any, prompts: list[str], limits: list[int]
+) -> None:
+    requests = [Request(prompt, max_new_tokens=limit) for prompt, limit in zip(prompts, limits, strict=False)]
+    completions = asyncio.run(generate_all(engine, requests))
+    assert [c.text for c in completions] == [generate_plainly(plain, request) for request in requests]
+
+
+@given(prompts=PROMPTS)
+@settings(max_examples=8, deadline=None)
+def test_what_a_row_samples_does_not_depend_on_its_batch_mates(engine: BatchedEngine, prompts: list[str]) -> None:
+    requests = [
+        Request(prompt, max_new_tokens=8, temperature=0.8, top_p=0.9, seed=seed) for seed, prompt in enumerate(prompts)
+    ]
+    together = asyncio.run(generate_all(engine, requests))
+    alone = [asyncio.run(engine.generate(request)) for request in requests]
+    assert together == alone
+
+
+@given(prompt=st.lists(WORDS, max_size=8).map(" ".join), prefix=st.sampled_from(["", "Score:", "The river "]))
+@settings(max_examples=15, deadline=None)
+def test_continuations_have_the_log_probability_of_all_their_tokens(
+    engine: BatchedEngine, plain: Any, prompt: str, prefix: str
+) -> None:
+    import torch
+
+    model, tokenizer = plain
+    continuations = (" 1", " 5", " the library of Arden", "é", "</s>")
+    head = encode_prompt(tokenizer, prompt) or [tokenizer.bos_token_id]
+    bare, expected = encode(tokenizer, prefix), []
+    variants = [encode(tokenizer, prefix + text) for text in continuations]
+    # The byte-level splits of these texts never reach back into the prefix, except for its closing space.
+    shared = next((i for i, t in enumerate(bare) if any(v[i : i + 1] != [t] for v in variants)), len(bare))
+    for variant in variants:
+        with torch.no_grad():
+            logprobs = torch.log_softmax(model(torch.tensor([[*head, *variant]])).logits[0], -1)
+        places = range(len(head) + shared, len(head) + len(variant))
+        expected.append(sum(logprobs[place - 1, variant[place - len(head)]].item() for place in places))
+    scored = asyncio.run(engine.generate(Request(prompt, reply_prefix=prefix, continuations=continuations)))
+    assert scored.logprobs == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_likeliest_of_all_single_tokens_is_what_greedy_writes(engine: BatchedEngine, plain: Any) -> None:
+    tokenizer = plain[1]
+    texts = {tokenizer.decode([token]) for token in range(3, len(tokenizer))}
+    single = tuple(t for t in texts if "\ufffd" not in t and len(encode(tokenizer, t)) == 1)
+    scored = asyncio.run(engine.generate(Request("a river", continuations=single)))
+    assert scored.logprobs is not None
+    assert sum(math.exp(logprob) for logprob in scored.logprobs) <= 1 + 1e-5
+    written = asyncio.run(engine.generate(Request("a river", max_new_tokens=1))).text
+    if written in single:
+        assert single[scored.logprobs.index(max(scored.logprobs))] == written
+
+
+def test_a_small_context_of_the_recipes_own_is_kept(folder: Path) -> None:
+    engine = TransformersEngine(dtype="float32", max_context_tokens=12).build(str(folder), Resources())
+    completion = asyncio.run(engine.generate(Request("the library of Arden", max_new_tokens=12)))
+    engine.close()
+    assert completion.finish_reason == "context"
+
+
+def test_the_checkpoints_sampling_defaults_do_not_reach_a_reply(folder: Path, tmp_path: Path, plain: Any) -> None:
+    import shutil
+
+    from transformers import GenerationConfig
+
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    GenerationConfig(
+        do_sample=True, temperature=2.0, repetition_penalty=3.0, eos_token_id=1, max_length=5
+    ).save_pretrained(changed)
+    engine = TransformersEngine(dtype="float32").build(str(changed), Resources())
+    request = Request("the library of Arden", max_new_tokens=12)
+    completion = asyncio.run(engine.generate(request))
+    engine.close()
+    assert completion.text == generate_plainly(plain, request)

@@ -1,0 +1,173 @@
+"""What a segment must be to count: its length, its header, its sentences, its language.
+
+Each filter is a pure function of strings that answers whether the segment falls. The rules are Humpback's (Li et al.
+2023, arXiv:2308.06259, data preparation) where it gives them; it gives neither the n nor the threshold of its
+repetition filter, nor its whole list of navigation words: those are ours, and recipe fields.
+"""
+
+import re
+
+from pydantic import Field, model_validator
+from resiliparse.parse.lang import detect_fast, supported_langs
+
+from humpback_ray.config import Config
+
+
+class FilterRecipe(Config):
+    """Which segments fall, and for which reason."""
+
+    min_chars: int = Field(default=600, ge=0)
+    """Shorter segments are `too_short` (the paper: 600 to 3,000 characters)."""
+
+    max_chars: int = Field(default=3_000, ge=1)
+    """Longer segments are `too_long`."""
+
+    drop_empty_headers: bool = True
+    """Segments under no header, or one without a letter or digit, are `header_empty`."""
+
+    drop_uppercase_headers: bool = True
+    """Segments under a header of capitals alone are `header_uppercase`; see `min_uppercase_letters`."""
+
+    min_uppercase_letters: int = Field(default=5, ge=1)
+    """Headers with fewer letters are not held to be shouting: "FAQ" and "DNA" name real sections. Chosen by us; 1 is
+    the letter of the paper."""
+
+    navigation_headers: tuple[str, ...] = (
+        "advertisement", "advertising", "advertise with us", "sponsored", "forum", "forums", "quick link",
+        "quick links", "free newsletter", "newsletter", "newsletters", "related posts", "related articles",
+        "related content", "related products", "recent posts", "recent comments", "popular posts", "most popular",
+        "most read", "trending", "recommended for you", "you may also like", "you might also like", "read more",
+        "read next", "more from", "leave a reply", "leave a comment", "post a comment", "comments", "share this",
+        "follow us", "connect with us", "contact us", "about us", "sign up", "subscribe", "log in", "login", "search",
+        "navigation", "menu", "site map", "sitemap", "categories", "archives", "tags", "table of contents",
+        "cookie policy", "privacy policy", "terms of service", "your cart", "shopping cart", "customer service",
+        "customer reviews",
+    )  # fmt: skip
+    """Headers that name the furniture of a site: `header_navigation`. The first four kinds are the paper's examples,
+    the rest is ours. An entry matches a whole header; see `max_navigation_words`."""
+
+    max_navigation_words: int = Field(default=5, ge=1)
+    """A header of at most this many words also falls where it merely contains an entry as whole words ("Our free
+    newsletter"); in a longer one the words may be its subject ("How the Roman forum was built over a marsh")."""
+
+    repetition_words: int | None = Field(default=3, ge=1)
+    """n of the word n-grams by which sentences are compared; None: no repetition filter. Chosen by us."""
+
+    repetition_jaccard: float = Field(default=0.6, gt=0, le=1)
+    """Two sentences whose n-gram sets overlap at least this much (Jaccard) repeat each other. Chosen by us."""
+
+    repetition_min_words: int = Field(default=6, ge=1)
+    """Shorter sentences are not compared: "Yes." and "See below." recur in good text. Chosen by us."""
+
+    max_repetitive_share: float = Field(default=0.1, ge=0, lt=1)
+    """A segment falls as `repetitive` where more than this share of its compared sentences repeats an earlier one.
+    The segment falls, not the sentence: cutting sentences out leaves text that nobody wrote, and text that repeats
+    itself is seldom worth answering with. 0 drops at the first repetition. Chosen by us."""
+
+    language: str | None = "en"
+    """Segments in another language are `other_language` (the paper: English pages); None: all are let in. A segment
+    falls where both it and its page are found to be in another language: short lists of names in English pages are
+    taken for Latin or Danish, one in forty on real pages, whole pages are not."""
+
+    max_language_score: int = Field(default=1200, ge=0)
+    """resiliparse's distance from its language models (0 is nearest) above which the language counts as unknown."""
+
+    @model_validator(mode="after")
+    def _checked(self) -> "FilterRecipe":
+        if self.min_chars > self.max_chars:
+            raise ValueError(
+                f"min_chars {self.min_chars} is more than max_chars {self.max_chars}: no segment could pass"
+            )
+        if self.language is not None and self.language not in supported_langs():
+            raise ValueError(
+                f"language {self.language!r} is none that resiliparse knows; set it to a code such as en, or null"
+            )
+        return self
+
+
+_WORD = re.compile(r"\w+")
+_SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"'”’)\]]*\s+|\n+")
+
+
+def header_reason(header: str, recipe: FilterRecipe) -> str | None:
+    """Return `header_empty`, `header_uppercase`, `header_navigation`, or None for a header to keep."""
+    words = _WORD.findall(header.casefold())
+    if not words:
+        return "header_empty" if recipe.drop_empty_headers else None
+    letters = sum(character.isalpha() for character in header)
+    if recipe.drop_uppercase_headers and header.isupper() and letters >= recipe.min_uppercase_letters:
+        return "header_uppercase"
+    plain = f" {' '.join(words)} "
+    for entry in recipe.navigation_headers:
+        wanted = f" {' '.join(_WORD.findall(entry.casefold()))} "
+        if plain == wanted or (len(words) <= recipe.max_navigation_words and wanted in plain):
+            return "header_navigation"
+    return None
+
+
+def length_reason(chars: int, recipe: FilterRecipe) -> str | None:
+    """Return `too_short`, `too_long` or None."""
+    if chars < recipe.min_chars:
+        return "too_short"
+    return "too_long" if chars > recipe.max_chars else None
+
+
+def repetition_reason(text: str, recipe: FilterRecipe) -> str | None:
+    """Return `repetitive` or None."""
+    return "repetitive" if repetitive_share(text, recipe) > recipe.max_repetitive_share else None
+
+
+def is_foreign(text: str, recipe: FilterRecipe) -> bool:
+    """Return whether the text is found to be in another language than the recipe's; False where it names none."""
+    if recipe.language is None:
+        return False
+    found = detect_fast(text, cutoff=recipe.max_language_score)
+    return found[0] != recipe.language
+
+
+def sentences(text: str) -> list[str]:
+    """Split text at sentence punctuation followed by white space, and at line ends."""
+    return [sentence for sentence in _SENTENCE_END.split(text) if sentence.strip()]
+
+
+def repetitive_share(text: str, recipe: FilterRecipe) -> float:
+    """Return the share of the compared sentences that repeat an earlier one; 0 where the filter is off.
+
+    Only pairs that share an n-gram are looked at, so the cost is that of the repetition there is.
+    """
+    size = recipe.repetition_words
+    if size is None:
+        return 0.0
+    seen: list[frozenset[tuple[str, ...]]] = []
+    where: dict[tuple[str, ...], list[int]] = {}
+    compared = repeated = 0
+    for sentence in sentences(text.casefold()):
+        words = _WORD.findall(sentence)
+        if len(words) < max(recipe.repetition_min_words, size):
+            continue
+        compared += 1
+        grams = _grams(words, size)
+        if _repeats(grams, seen, where, recipe.repetition_jaccard):
+            repeated += 1
+            continue  # its like is in `seen`, and a text of one sentence over and over stays linear
+        for gram in grams:
+            where.setdefault(gram, []).append(len(seen))
+        seen.append(grams)
+    return repeated / compared if compared else 0.0
+
+
+def _grams(words: list[str], size: int) -> frozenset[tuple[str, ...]]:
+    return frozenset(zip(*(words[start:] for start in range(size)), strict=False))
+
+
+def _repeats(
+    grams: frozenset[tuple[str, ...]],
+    seen: list[frozenset[tuple[str, ...]]],
+    where: dict[tuple[str, ...], list[int]],
+    threshold: float,
+) -> bool:
+    shared: dict[int, int] = {}
+    for gram in grams:
+        for index in where.get(gram, ()):
+            shared[index] = shared.get(index, 0) + 1
+    return any(count >= threshold * (len(grams) + len(seen[index]) - count) for index, count in shared.items())

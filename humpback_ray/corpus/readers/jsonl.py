@@ -1,0 +1,83 @@
+"""JSON Lines: one document per line, as HTML or as plain text.
+
+Field names are the recipe's. A line that is no JSON object, or has neither text nor HTML, is a dropped row of its own;
+an unreadable gzip stream ends the file with `archive_truncated` or `archive_corrupt`.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Literal
+
+from pydantic import Field
+
+from humpback_ray.config import Config
+from humpback_ray.corpus.readers.base import Document, Dropped, Inflated, clean, content_id
+
+
+class JsonlReader(Config):
+    """Documents out of JSONL and JSONL.gz files."""
+
+    kind: Literal["jsonl"] = "jsonl"
+
+    suffixes: tuple[str, ...] = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+    """File names that this reader takes."""
+
+    text_field: str | None = "text"
+    """Plain text, taken where the HTML field is missing or empty; None: never."""
+
+    html_field: str | None = "html"
+    """HTML as a JSON string; None: never."""
+
+    id_field: str | None = "id"
+    """What names the document; None, or a line without it: a hash of the line."""
+
+    url_field: str | None = "url"
+
+    max_line_bytes: int = Field(default=20_000_000, ge=1)
+    """A longer line is dropped as `too_large`."""
+
+    def read(self, stream: BinaryIO) -> Iterator[Document | Dropped]:
+        """Yield every line that is not blank, as a document or dropped; last, what is wrong with the file."""
+        source = Inflated(stream)
+        trail = b""
+        for line in source.lines(self.max_line_bytes):
+            if line.strip():
+                trail = content_id(trail, line).encode()
+                yield self._document(line)
+        fault = source.fault or ("empty" if source.tell() == 0 else None)
+        if fault:
+            yield Dropped(content_id(b"archive", trail, fault.encode()), f"archive_{fault}")
+
+    def _document(self, line: bytes) -> Document | Dropped:
+        line_id = content_id(line)
+        if len(line) > self.max_line_bytes:
+            return Dropped(line_id, "too_large")
+        values = json_object(line)
+        if values is None:
+            return Dropped(line_id, "bad_json")
+        named = _field(values, self.id_field)
+        document_id = clean(str(named)) if isinstance(named, str | int) and str(named).strip() else line_id
+        url, html, text = (_text(values, name) for name in (self.url_field, self.html_field, self.text_field))
+        if html.strip():
+            return Document(document_id, url, html=html.encode("utf-8"), charset="utf-8")
+        if text.strip():
+            return Document(document_id, url, text=text)
+        return Dropped(document_id, "empty", url)
+
+
+def json_object(line: bytes) -> dict[str, Any] | None:
+    """Return the JSON object on a line, or None where there is none that Python can hold."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):  # nesting deeper than the interpreter's stack is no record of ours
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _field(values: dict[str, Any], name: str | None) -> Any:
+    return values.get(name) if name else None
+
+
+def _text(values: dict[str, Any], name: str | None) -> str:
+    value = _field(values, name)
+    return clean(value) if isinstance(value, str) else ""

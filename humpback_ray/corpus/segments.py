@@ -1,0 +1,202 @@
+"""Corpus files → segments: the text under a header, the subtrees of its lower-level headers included.
+
+Every header of a page opens one candidate segment (Li et al. 2023, arXiv:2308.06259, data preparation), so a segment
+holds those of the headers below its own: candidates overlap by design. Kept are, of candidates that pass every filter,
+the outermost; what lies inside a kept one is `overlaps_outer`. Keeping all would put the same sentences into
+training two or three times, as answers to different instructions, where no later step for exact duplicates sees it.
+Where an outer segment is too long, its parts stand for themselves. `overlap: keep_all` gives the plain reading.
+
+A page without headers is one segment under the header "". Text before the first header belongs to none and opens none.
+Every document gives at least one row: a segment each, or one row at position -1 that says why there is none. Dropped
+rows keep id, header and length; their text is blank.
+"""
+
+import hashlib
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from humpback_ray.config import Config
+from humpback_ray.corpus.extract import ExtractRecipe, Section, Unusable, extract
+from humpback_ray.corpus.filters import FilterRecipe, header_reason, is_foreign, length_reason, repetition_reason
+from humpback_ray.corpus.readers import Document, Dropped, Reader, default_readers, reader_for
+from humpback_ray.placement import Resources
+from humpback_ray.records import SEGMENT, record_id
+from humpback_ray.storage import open_input
+
+
+class SegmentRecipe(Config):
+    """What a segment is. Hashed into the manifest: a change here is another corpus."""
+
+    version: int = 1
+    """Raised by hand when the meaning of this module, or of extraction and filters, changes."""
+
+    extract: ExtractRecipe = ExtractRecipe()
+    """How pages become headers and paragraphs."""
+
+    filters: FilterRecipe = FilterRecipe()
+    """Which segments fall."""
+
+    overlap: Literal["outermost", "keep_all"] = "outermost"
+    """What becomes of segments inside a kept one: dropped as `overlaps_outer`, or kept like any other."""
+
+    max_segments: int = Field(default=2_000, ge=1)
+    """Headers of one document that are looked at; one with more is dropped as `too_many_headers`. Chosen by us."""
+
+
+class Segmenter:
+    """One worker of the segments stage: opens a file, chooses its reader by name, cuts it."""
+
+    def __init__(
+        self, recipe: SegmentRecipe, readers: Sequence[Reader] | None = None, resources: Resources | None = None
+    ) -> None:
+        del resources  # cutting is one thread of plain Python
+        self.recipe, self.readers = recipe, tuple(readers or default_readers())
+
+    def __call__(self, uri: str) -> pa.Table:
+        """Return the segments of the file at `uri`, schema SEGMENT."""
+        with open_input(uri) as stream:
+            return segment_file(stream, uri, self.recipe, self.readers)
+
+
+def segment_file(
+    stream: BinaryIO, name: str, recipe: SegmentRecipe, readers: Sequence[Reader] | None = None
+) -> pa.Table:
+    """Return the segments of one corpus file, schema SEGMENT; ids are unique within the table.
+
+    A row that a file holds twice stays once as it is; its copies get the reason `repeated_record` and an id that counts
+    them, whatever their own reason was.
+
+    Args:
+        stream: the file, from its start.
+        name: decides the reader by its end.
+        recipe: what a segment is.
+        readers: who may read it; None: the default readers.
+
+    Raises:
+        ConfigError: no reader takes files of that name.
+    """
+    seen: dict[str, int] = {}
+    rows = []
+    for record in reader_for(name, readers or default_readers()).read(stream):
+        for row in segments(record, recipe):
+            copies = seen.get(row.id, 0)
+            seen[row.id] = copies + 1
+            rows.append(row if not copies else row.dropped("repeated_record", record_id(row.id, "copy", copies)))
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in SEGMENT}
+    return pa.table(columns, schema=SEGMENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of SEGMENT."""
+
+    id: str
+    document_id: str
+    url: str
+    header: str
+    position: int
+    text: str
+    chars: int
+    text_hash: str
+    drop_reason: str | None
+
+    def dropped(self, reason: str, new_id: str) -> "Row":
+        """Return this row without its text, for another reason and under another id."""
+        return Row(new_id, self.document_id, self.url, self.header, self.position, "", self.chars, "", reason)
+
+
+def segments(record: Document | Dropped, recipe: SegmentRecipe) -> Iterator[Row]:
+    """Yield the rows of one record: its segments in order, or one row at position -1 with the reason."""
+    if isinstance(record, Dropped):
+        yield _no_segment(record, record.reason)
+        return
+    try:
+        sections = extract(record, recipe.extract)
+        headed = [index for index, section in enumerate(sections) if section.level]
+        if len(headed) > recipe.max_segments:
+            raise Unusable("too_many_headers")
+    except Unusable as unusable:
+        yield _no_segment(record, unusable.reason)
+        return
+    foreign = _Foreign(sections, recipe.filters)
+    covered = -1  # sections up to this one lie inside a kept segment
+    for position, start in enumerate(headed or [0]):
+        end = _end(sections, start)
+        text = _text(sections[start:end])
+        reason = _reason(sections[start].header, text, recipe.filters)
+        if reason is None and foreign(text):
+            reason = "other_language"
+        if reason is None and recipe.overlap == "outermost":
+            if start <= covered:
+                reason = "overlaps_outer"
+            else:
+                covered = end - 1
+        yield _segment(record, position, sections[start].header, text, reason)
+
+
+def _end(sections: list[Section], start: int) -> int:
+    level = sections[start].level
+    for index in range(start + 1, len(sections)):
+        if sections[index].level <= level:
+            return index
+    return len(sections)
+
+
+def _text(inside: list[Section]) -> str:
+    lines = list(inside[0].paragraphs)
+    for section in inside[1:]:
+        lines += [section.header, *section.paragraphs] if section.header else section.paragraphs
+    return "\n".join(lines)
+
+
+def _reason(header: str, text: str, recipe: FilterRecipe) -> str | None:
+    return length_reason(len(text), recipe) or header_reason(header, recipe) or repetition_reason(text, recipe)
+
+
+class _Foreign:
+    """Whether a segment is in another language: its page must be too. The page is looked at once, and only if asked."""
+
+    PAGE_CHARS = 20_000
+
+    def __init__(self, sections: list[Section], recipe: FilterRecipe) -> None:
+        self.sections, self.recipe = sections, recipe
+        self.page: bool | None = None
+
+    def __call__(self, text: str) -> bool:
+        if not is_foreign(text, self.recipe):
+            return False
+        if self.page is None:
+            self.page = is_foreign(self._page_text(), self.recipe)
+        return self.page
+
+    def _page_text(self) -> str:
+        lines, chars = [], 0
+        for section in self.sections:
+            for line in (section.header, *section.paragraphs):
+                lines.append(line)
+                chars += len(line)
+                if chars >= self.PAGE_CHARS:
+                    return "\n".join(lines)
+        return "\n".join(lines)
+
+
+def _segment(document: Document, position: int, header: str, text: str, reason: str | None) -> Row:
+    row_id, hashed = record_id(document.document_id, position, text), "" if reason else text_hash(text)
+    kept = "" if reason else text
+    return Row(row_id, document.document_id, document.url, header, position, kept, len(text), hashed, reason)
+
+
+def _no_segment(record: Document | Dropped, reason: str) -> Row:
+    row_id = record_id(record.document_id, -1, reason)
+    return Row(row_id, record.document_id, record.url, "", -1, "", 0, "", reason)
+
+
+def text_hash(text: str) -> str:
+    """Return the SHA-256, in hex, of the text in NFKC, case folded, runs of white space made one space."""
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()

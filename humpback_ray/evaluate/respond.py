@@ -26,6 +26,7 @@ PROMPT = pa.schema(
         ("id", pa.string()),  # hash of the prompt's own id, its dataset and its text
         ("instruction", pa.string()),
         ("dataset", pa.string()),  # the record's own, else the name of its file
+        ("drop_reason", pa.string()),  # always null: a file that holds something else than prompts is refused whole
     ]
 )
 
@@ -37,7 +38,7 @@ class EvaluateRecipe(Config):
     """Raised by hand when the meaning of the answers changes."""
 
     inputs: list[str] | None = None
-    """Files of prompts, JSON or JSON lines: paths, globs or `s3://` URIs. None: the sample's, or nothing is answered."""
+    """Files of prompts, JSON or JSON lines: paths, globs, `s3://` URIs. None: the sample's, or nothing is answered."""
 
     engine: EngineConfig = TransformersEngine()
     """Who runs the models; `kind` selects the class."""

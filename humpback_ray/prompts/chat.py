@@ -45,8 +45,8 @@ class ChatRecipe(Config):
 
     def tags(self, source: Literal["seed", "augmented", "both", "none"]) -> tuple[str, ...]:
         """Return the tags of a training source, or those used at inference ("both": S_a then S_w)."""
-        named = {"seed": [self.seed_tag], "augmented": [self.web_tag], "both": [self.seed_tag, self.web_tag], "none": []}
-        return tuple(tag for tag in named[source] if tag)
+        named = {"seed": [self.seed_tag], "augmented": [self.web_tag], "both": [self.seed_tag, self.web_tag]}
+        return tuple(tag for tag in named.get(source, []) if tag)
 
     def tagged(self, instruction: str, source: Literal["seed", "augmented", "both", "none"]) -> str:
         """Append or prepend a source's tags, as sentences, to an instruction."""
@@ -111,11 +111,11 @@ def chat_template(layout: Layout, tags: Sequence[str], position: Literal["after"
             "{%- set state = namespace(system='') %}",
             "{%- for m in messages %}",
             "{%- if m.role == 'system' %}{%- set state.system = m.content + '\\n\\n' %}",
-            f"{{%- elif m.role == 'user' %}}{{{{- {ascii(layout.opening)} + state.system + ({join}) | join(' ') }}}}",
+            f"{{%- elif m.role == 'user' %}}{{{{- {layout.opening!a} + state.system + ({join}) | join(' ') }}}}",
             "{%- set state.system = '' %}",
-            f"{{%- else %}}{{{{- {ascii(layout.turn)} + m.content + eos_token }}}}{{%- endif %}}",
+            f"{{%- else %}}{{{{- {layout.turn!a} + m.content + eos_token }}}}{{%- endif %}}",
             "{%- endfor %}",
-            f"{{%- if add_generation_prompt %}}{{{{- {ascii(layout.turn)} }}}}{{%- endif %}}",
+            f"{{%- if add_generation_prompt %}}{{{{- {layout.turn!a} }}}}{{%- endif %}}",
         ]
     )
 

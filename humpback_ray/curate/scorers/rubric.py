@@ -124,7 +124,7 @@ def expected_grade(scored: Completion) -> float | None:
     if scored.logprobs is None:
         return None
     top = max(scored.logprobs)
-    if not math.isfinite(top):
+    if not math.isfinite(top) or any(map(math.isnan, scored.logprobs)):
         return None
     weights = [math.exp(logprob - top) for logprob in scored.logprobs]
     return sum(grade * weight for grade, weight in zip(_GRADES, weights, strict=True)) / sum(weights)

@@ -1,0 +1,102 @@
+from random import Random
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from humpback_ray.curate.scorers import Rubric, RubricExpected
+from humpback_ray.curate.select import SelectRecipe, TooFewKept, check_threshold, curate, require_kept, select
+from humpback_ray.records import CANDIDATE, PAIR
+
+SCORES = st.dictionaries(st.text(max_size=3), st.none() | st.sampled_from([1.0, 2.5, 4.0, 4.5, 5.0]), max_size=30)
+
+
+@given(SCORES, st.sampled_from([1.0, 4.0, 4.5]))
+def test_a_threshold_keeps_exactly_what_reaches_it(scores: dict[str, float | None], threshold: float) -> None:
+    fates = select(scores, SelectRecipe(threshold=threshold))
+    assert list(fates) == list(scores)
+    for row_id, score in scores.items():
+        expected = "unrated" if score is None else None if score >= threshold else "below_threshold"
+        assert fates[row_id] == expected
+
+
+@given(SCORES, st.integers(1, 12), st.randoms())
+def test_top_k_keeps_exactly_k_whatever_the_order_of_the_rows(
+    scores: dict[str, float | None], k: int, rng: Random
+) -> None:
+    rule = SelectRecipe(threshold=None, top_k=k)
+    fates = select(scores, rule)
+    shuffled = list(scores.items())
+    rng.shuffle(shuffled)
+    assert select(dict(shuffled), rule) == fates
+    rated = {row_id: score for row_id, score in scores.items() if score is not None}
+    kept = {row_id for row_id, fate in fates.items() if fate is None}
+    assert len(kept) == min(k, len(rated))
+    left = rated.keys() - kept
+    assert not left or min(rated[row_id] for row_id in kept) >= max(rated[row_id] for row_id in left)
+    assert {fates[row_id] for row_id in left} <= {"not_in_top_k"}
+    assert all(fates[row_id] == "unrated" for row_id in scores.keys() - rated.keys())
+
+
+def test_equal_scores_are_kept_in_the_order_of_their_ids() -> None:
+    fates = select({"b": 4.0, "a": 4.0, "c": 5.0}, SelectRecipe(threshold=None, top_k=2))
+    assert fates == {"b": "not_in_top_k", "a": None, "c": None}
+
+
+CANDIDATES = pa.Table.from_pylist(
+    [{"id": i, "instruction": f"x{i}", "response": f"y{i}"} for i in "abc"], schema=CANDIDATE
+)
+RATINGS = {
+    "c": {"id": "c", "score": None, "drop_reason": "unrated_unparsed"},
+    "a": {"id": "a", "score": 5.0, "drop_reason": None},
+    "b": {"id": "b", "score": 4.0, "drop_reason": None},
+}
+
+
+def test_candidates_become_pairs_that_keep_their_score_and_lose_their_text_when_dropped() -> None:
+    fates = select({row_id: rating["score"] for row_id, rating in RATINGS.items()}, SelectRecipe())
+    pairs = curate(CANDIDATES, RATINGS, fates)
+    assert pairs.schema == PAIR
+    assert [list(row.values()) for row in pairs.to_pylist()] == [
+        ["a", "xa", "ya", "augmented", 5.0, None],
+        ["b", "", "", "augmented", 4.0, "below_threshold"],
+        ["c", "", "", "augmented", None, "unrated_unparsed"],
+    ]
+    assert curate(CANDIDATES.slice(1, 1), RATINGS, fates) == pairs.slice(1, 1)
+
+
+def test_a_candidate_that_was_never_rated_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 of 3 candidates have no rating, first: b"):
+        curate(CANDIDATES, RATINGS, {"a": None, "c": "unrated"})
+
+
+def test_too_few_kept_pairs_stop_the_run_with_both_numbers() -> None:
+    require_kept(8, 100, SelectRecipe(min_kept=8), "out/round-1/curated")
+    with pytest.raises(TooFewKept, match=r"scores >= 4.5\) kept 7 of 100 rated pairs, min_kept wants 8"):
+        require_kept(7, 100, SelectRecipe(min_kept=8), "out/round-1/curated")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"threshold": None}, "both are off"),
+        ({"top_k": 5}, r"both are set \(4.5 and 5\)"),
+        ({"threshold": None, "top_k": 5, "min_kept": 8}, "top_k 5 can never reach min_kept 8"),
+        ({"threshold": 5.5}, "less than or equal to 5"),
+    ],
+)
+def test_rules_that_contradict_each_other_are_refused(values: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        SelectRecipe(**values)
+
+
+def test_a_threshold_between_integers_needs_ratings_between_integers() -> None:
+    once = Rubric(samples=1)
+    with pytest.raises(ValueError, match=r"round 2 keeps scores >= 4.5 but rates each pair once, so 4.5 is 5; set"):
+        check_threshold(SelectRecipe(), once, 2)
+    for scorer in (Rubric(), Rubric(samples=1, read="expected"), RubricExpected()):
+        check_threshold(SelectRecipe(), scorer, 2)
+    check_threshold(SelectRecipe(threshold=4), once, 1)
+    check_threshold(SelectRecipe(threshold=None, top_k=3), once, 1)

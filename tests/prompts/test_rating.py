@@ -1,0 +1,109 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from humpback_ray.prompts.rating import DIRECT, REASONED, fill, missing_placeholders, parse_score, up_to_score
+
+REASONS = "The answer covers the question and stays on topic, but it reads like a blog post.\n\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ("Score: 4", 4),
+        (REASONS + "Score: 3", 3),
+        (REASONS + "Score: 3\n\n  \n", 3),
+        (REASONS + "Score: 5.", 5),
+        (REASONS + "**Score: 2**", 2),
+        (REASONS + "**Score:** 4", 4),
+        (REASONS + "Score: **4**.", 4),
+        (REASONS + "__Score: 1__", 1),
+        (REASONS + "   Score:   2   ", 2),
+        (REASONS + "Score:5", 5),
+        (REASONS + "Score: 4\r\n", 4),
+        ("Score: 5\nThat was my first thought; the page sells something, though.\nScore: 1", 1),
+        ('The page says "Score: 5", which is no merit.\nScore: 2', 2),
+    ],
+)
+def test_the_last_line_of_a_finished_reply_is_the_score(reply: str, score: float) -> None:
+    assert parse_score(reply, "stop") == score
+    assert parse_score(reply, "length") is None
+    assert parse_score(reply, "context") is None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "\n \n",
+        REASONS,
+        REASONS + "Score:",
+        REASONS + "Score: five",
+        REASONS + "Score: 5/5",
+        REASONS + "Score: 5/10",
+        REASONS + "Score: 8 out of 10",
+        REASONS + "Score: 45",
+        REASONS + "Score: 0",
+        REASONS + "Score: 6",
+        REASONS + "Score: -3",
+        REASONS + "Score: 4 or 5",
+        REASONS + "Score: 4-5",
+        REASONS + "Score: 4.5",
+        REASONS + "Score: <1-5>",
+        REASONS + "Score: ٤",
+        REASONS + "The score is 4",
+        REASONS + "I give it 4.",
+        REASONS + "Final Score: 4",
+        REASONS + "Score: 4, because it is complete.",
+        REASONS + "Score: 4\nLet me know if you want more detail!",
+        REASONS + "Score: 4\n### Instruction:\nWrite a poem.",
+        REASONS + "Score: 4 Score: 5",
+        REASONS + "Score\n4",
+        REASONS + "SCORE 4",
+    ],
+)
+def test_anything_else_is_no_score(reply: str) -> None:
+    assert parse_score(reply, "stop") is None
+
+
+@given(st.text())
+def test_no_reply_breaks_the_parser(reply: str) -> None:
+    assert parse_score(reply, "stop") in (None, 1, 2, 3, 4, 5)
+    prefix = up_to_score(reply, "stop")
+    assert prefix is None or reply.startswith(prefix)
+
+
+@pytest.mark.parametrize(
+    ("reply", "prefix"),
+    [
+        ("Fine.\nScore: 4", "Fine.\nScore:"),
+        ("Fine.\n\n  **Score: 4**\n", "Fine.\n\n  **Score:"),
+        ("Score:", "Score:"),
+        ("Score: 5\nScore: 1", "Score: 5\nScore:"),
+        ("Score: 4\nThanks!", None),
+        ("No number", None),
+        ("", None),
+    ],
+)
+def test_the_reply_is_read_up_to_its_own_score_line(reply: str, prefix: str | None) -> None:
+    assert up_to_score(reply, "stop") == prefix
+    assert up_to_score(reply, "length") is None
+
+
+@pytest.mark.parametrize("template", [REASONED, DIRECT])
+def test_web_text_cannot_expand_placeholders(template: str) -> None:
+    prompt = fill(template, "say {response} {0} {instruction}", "{instruction} {{x}} % $1 \\1 \\g<0>")
+    assert prompt.count("say {response} {0} {instruction}") == 1
+    assert prompt.count("{instruction} {{x}} % $1 \\1 \\g<0>") == 1
+
+
+@pytest.mark.parametrize("template", [REASONED, DIRECT])
+def test_our_templates_name_five_grades_and_both_texts(template: str) -> None:
+    assert missing_placeholders(template) == []
+    assert [f"\n{grade}: " in template for grade in range(7)] == [False, True, True, True, True, True, False]
+    assert "`Score:`" in template
+
+
+def test_a_template_without_a_placeholder_is_found_out() -> None:
+    assert missing_placeholders("Rate {response}") == ["{instruction}"]
+    assert missing_placeholders("Rate it") == ["{instruction}", "{response}"]

@@ -1,0 +1,64 @@
+import asyncio
+
+import pyarrow as pa
+import pytest
+
+from humpback_ray.augment import FAILED, AugmentRecipe, Predictor, backward_request, candidates
+from humpback_ray.engines import Completion, EchoEngine
+from humpback_ray.placement import Resources
+from humpback_ray.prompts.chat import ChatRecipe, Layout
+from humpback_ray.records import CANDIDATE, SEGMENT
+
+
+def segments_of(*texts: str) -> pa.Table:
+    rows = [{"id": f"s{i}", "url": f"http://x/{i}", "text": text} for i, text in enumerate(texts)]
+    return pa.Table.from_pylist(rows, schema=SEGMENT)
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "instruction", "reason"),
+    [
+        ("What is a weir?", "stop", "What is a weir?", None),
+        ("\n What is a weir?\n\n", "stop", "What is a weir?", None),
+        ("", "stop", "", "empty_instruction"),
+        (" \n\t", "stop", "", "empty_instruction"),
+        ("What is a weir, and wh", "length", "", "unfinished_instruction"),
+        ("", "length", "", "unfinished_instruction"),
+        ("", "context", "", "prompt_too_long"),
+    ],
+)
+def test_an_unusable_prediction_stays_with_its_reason_and_without_text(
+    text: str, finish_reason: str, instruction: str, reason: str | None
+) -> None:
+    completion = Completion(text, 30, 7, finish_reason)  # type: ignore[arg-type]
+    (row,) = candidates(segments_of("A low dam."), [completion]).to_pylist()
+    assert row == {
+        "id": "s0", "url": "http://x/0", "instruction": instruction, "response": "" if reason else "A low dam.",
+        "finish_reason": finish_reason, "prompt_tokens": 30, "completion_tokens": 7, "drop_reason": reason,
+    }  # fmt: skip
+    assert reason is None or reason in FAILED
+
+
+def test_a_completion_too_few_is_an_error_and_not_a_lost_row() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        candidates(segments_of("a", "b"), [Completion("x", 1, 1, "stop")])
+
+
+def test_the_backward_model_sees_the_segment_alone_and_samples_by_its_id() -> None:
+    chat = ChatRecipe(backward=Layout(opening="T: ", turn="\nI: "))
+    first, again, other = (
+        backward_request({"id": row_id, "text": "A low dam."}, AugmentRecipe(), chat) for row_id in ("s0", "s0", "s1")
+    )
+    assert first.prompt == "T: A low dam.\nI: "
+    assert (first.temperature, first.top_p, first.max_new_tokens) == (0.7, 0.9, 256)
+    assert first.seed == again.seed != other.seed
+    assert backward_request({"id": "s0", "text": ""}, AugmentRecipe(seed=1), chat).seed != first.seed
+
+
+def test_every_segment_leaves_the_actor_once() -> None:
+    segments = segments_of(*(f"text {'word ' * i}" for i in range(80)))
+    recipe = AugmentRecipe(engine=EchoEngine(max_context_tokens=60), max_new_tokens=8)
+    table = asyncio.run(Predictor(recipe, ChatRecipe(), "", Resources())(segments))
+    assert table.schema == CANDIDATE
+    assert table["id"].to_pylist() == segments["id"].to_pylist()
+    assert {"prompt_too_long", "unfinished_instruction", None} == set(table["drop_reason"].to_pylist())

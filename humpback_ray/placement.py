@@ -20,28 +20,28 @@ class Resources:
 class PoolPlacement(Config):
     """A pool of actors that Ray Data feeds with shards."""
 
-    replicas: int = Field(1, ge=1)
+    replicas: int = Field(default=1, ge=1)
     """Actors at the start; also the most, unless `max_replicas` says otherwise."""
 
-    max_replicas: int | None = Field(None, ge=1)
+    max_replicas: int | None = Field(default=None, ge=1)
     """The pool grows up to this many actors while shards wait; None: `replicas`."""
 
-    cpus_per_replica: float = Field(1, gt=0)
-    gpus_per_replica: float = Field(0, ge=0)
+    cpus_per_replica: float = Field(default=1, gt=0)
+    gpus_per_replica: float = Field(default=0, ge=0)
 
     accelerator_type: str | None = None
     """Ray's name of the GPU to ask for, such as "H100"; None: any."""
 
-    batch_rows: int = Field(32, ge=1)
+    batch_rows: int = Field(default=32, ge=1)
     """Requests that an engine without its own scheduler runs in one batch."""
 
-    shards_in_flight: int = Field(2, ge=1)
+    shards_in_flight: int = Field(default=2, ge=1)
     """Shards that one actor works on at once, so that its engine never drains between two."""
 
-    rows_per_shard: int = Field(2000, ge=1)
+    rows_per_shard: int = Field(default=2000, ge=1)
     """Rows of one shard of the previous stage's table; fixed by the first submission's plan."""
 
-    max_attempts: int = Field(3, ge=1)
+    max_attempts: int = Field(default=3, ge=1)
     """Attempts at one shard within a submission before the stage fails with that shard's error."""
 
     @property
@@ -70,8 +70,8 @@ class PoolPlacement(Config):
 class TaskPlacement(Config):
     """One Ray task that does a whole global step (duplicates, selection)."""
 
-    cpus: float = Field(1, gt=0)
-    memory_bytes: int | None = Field(None, gt=0)
+    cpus: float = Field(default=1, gt=0)
+    memory_bytes: int | None = Field(default=None, gt=0)
     """Memory to reserve for the task; None: none reserved."""
 
     def remote_arguments(self) -> dict[str, Any]:
@@ -82,9 +82,9 @@ class TaskPlacement(Config):
 class TrainPlacement(Config):
     """Workers of one fine-tune, and how DeepSpeed spreads the model over them."""
 
-    workers: int = Field(1, ge=1)
-    cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
+    workers: int = Field(default=1, ge=1)
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=0, ge=0)
     accelerator_type: str | None = None
 
     zero_stage: Literal[0, 1, 2, 3] = 2
@@ -93,11 +93,11 @@ class TrainPlacement(Config):
     offload_optimizer: bool = False
     """Keep optimizer state in CPU memory (ZeRO 2 and 3)."""
 
-    micro_batch_examples: int = Field(1, ge=1)
+    micro_batch_examples: int = Field(default=1, ge=1)
     """Examples per forward pass of one worker; what is missing to the recipe's batch is accumulated."""
 
-    checkpoint_every_steps: int = Field(100, ge=1)
-    max_failures: int = Field(3, ge=0)
+    checkpoint_every_steps: int = Field(default=100, ge=1)
+    max_failures: int = Field(default=3, ge=0)
     """Worker failures after which Ray Train gives up; it restarts from the last checkpoint until then."""
 
     def scaling_arguments(self) -> dict[str, Any]:

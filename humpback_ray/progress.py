@@ -56,6 +56,11 @@ class Progress:
         self._thread.join()
         self._emit(logging.INFO, ended=True)
 
+    def begin(self, total: int, done: int = 0) -> None:
+        """Start the clock anew, with what there is to do: a rate should not count the start of workers."""
+        self.total, self.done, self.start, self.tokens = total, done, done, 0
+        self._since = time.monotonic()
+
     def advance(self, count: int, tokens: int = 0) -> None:
         """Add rows, and tokens if there are any, to what is done."""
         self.done += count

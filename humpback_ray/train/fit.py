@@ -1,0 +1,197 @@
+"""Ray Train around the loop: workers, checkpoints, restarts, progress; one call per model.
+
+`launch` is safe to call again with the same name and storage path after any death, the driver's included: Ray Train
+finds the last published checkpoint there and the workers go on from it. Worker failures are retried by Ray Train up to
+`max_failures`; a verdict that retrying cannot change (`TrainingStopped`) comes back as a value and is raised once.
+
+Rank 0 leaves its figures in `<storage path>/<name>/progress.json`; the driver reads them there, so no actor is held
+for it and another process may look too.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from humpback_ray import storage
+from humpback_ray.placement import TrainPlacement
+from humpback_ray.progress import Progress
+from humpback_ray.train.job import TrainingStopped, TrainJob, TrainResult, absolute
+from humpback_ray.train.loop import Session, train
+
+__all__ = ["TrainJob", "TrainResult", "TrainingFailed", "TrainingStopped", "launch"]
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS_KEPT = 2
+PROGRESS_EVERY_S = 1.0
+PROGRESS_EVERY_S3_S = 10.0
+
+_COLLATERAL = ("gloo", "nccl", "connection", "socket", "barrier")
+"""Words of the errors that workers see when another one died."""
+
+
+class TrainingFailed(RuntimeError):
+    """Workers failed more often than the placement allows; the message is the first cause, `__cause__` its trace."""
+
+
+def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: str) -> TrainResult:
+    """Fine-tune one model with Ray Train and DeepSpeed, or go on where an earlier call was killed.
+
+    Args:
+        job: what to train.
+        placement: with which workers.
+        name: of the run; with `storage_path` it is what a later call resumes.
+        storage_path: directory or s3:// URI that all workers reach.
+
+    Raises:
+        TrainingStopped: trying again will not help: a loss that is no number, a checkpoint of another run or another
+            number of workers, no examples, an export that does not give the model back.
+        TrainingFailed: workers failed more than `placement.max_failures` times.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    started = time.monotonic()
+    storage_path = absolute(storage_path)
+    progress_uri = storage.join(storage_path, name, "progress.json")
+    storage.delete(progress_uri)
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={"job": job.located(), "placement": placement, "progress_uri": progress_uri},
+        torch_config=TorchConfig(backend="nccl" if placement.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(**placement.scaling_arguments()),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage_path,
+            failure_config=FailureConfig(max_failures=placement.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    with watched(job.model, progress_uri):
+        try:
+            outcome = trainer.fit().return_value
+        except TrainingFailedError as error:
+            rank, cause = first_cause(getattr(error, "worker_failures", {})) or ("controller", error)
+            raise TrainingFailed(f"training {job.model} failed on worker {rank}: {headline(cause)}") from cause
+    if isinstance(outcome, str):
+        raise TrainingStopped(outcome)
+    assert isinstance(outcome, TrainResult)
+    return replace(outcome, seconds=time.monotonic() - started)
+
+
+def worker(config: dict[str, Any]) -> TrainResult | str:
+    """Run the loop on one Ray Train worker; return the result, or the verdict that stopped it."""
+    import ray.train
+    import torch
+
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
+    context = ray.train.get_context()
+    placement: TrainPlacement = config["placement"]
+    if not placement.gpus_per_worker:
+        torch.set_num_threads(max(int(placement.cpus_per_worker), 1))
+    session = Session(
+        rank=context.get_world_rank(),
+        workers=context.get_world_size(),
+        restore=_restore,
+        save=_save,
+        progress=_Pulse(config["progress_uri"]),
+    )
+    try:
+        return train(config["job"], placement, session)
+    except TrainingStopped as verdict:
+        return str(verdict)
+
+
+@contextlib.contextmanager
+def _restore() -> Iterator[Path | None]:
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as directory:
+        yield Path(directory)
+
+
+def _save(directory: Path, step: int) -> None:
+    import ray.train
+
+    checkpoint = ray.train.Checkpoint.from_directory(directory)
+    ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:06d}")
+
+
+class _Pulse:
+    """Pass a step's figures on, at most every second (every ten on S3)."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri, self.tokens, self.last = uri, 0, 0.0
+        self.every_s = PROGRESS_EVERY_S3_S if storage.is_s3(uri) else PROGRESS_EVERY_S
+
+    def __call__(self, figures: dict[str, Any]) -> None:
+        self.tokens += figures["tokens"]
+        if time.monotonic() - self.last < self.every_s and figures["step"] < figures["steps"]:
+            return
+        self.last = time.monotonic()
+        body = figures | {"tokens_so_far": self.tokens, "host": socket.gethostname(), "pid": os.getpid()}
+        storage.write_bytes(self.uri, json.dumps(body).encode())
+
+
+@contextlib.contextmanager
+def watched(model: str, progress_uri: str) -> Iterator[None]:
+    """Log the run's progress while the block runs."""
+    latest: dict[str, Any] = {}
+    ended = threading.Event()
+    with Progress(f"train {model}", total=None, unit="steps", concern=lambda: _loss_words(latest)) as progress:
+        thread = threading.Thread(target=_follow, args=(progress_uri, latest, progress, ended.wait), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _follow(uri: str, latest: dict[str, Any], progress: Progress, pause: Callable[[float], bool]) -> None:
+    """Copy rank 0's figures into the progress every second, and once more at the end."""
+    over = False
+    while not over:
+        over = pause(PROGRESS_EVERY_S)
+        with contextlib.suppress(OSError, ValueError):
+            begun = bool(latest)
+            latest.update(json.loads(storage.read_bytes(uri)))
+            if not begun:
+                progress.begin(latest["steps"], latest["resumed_from"] or 0)
+            progress.done, progress.tokens = latest["step"], latest["tokens_so_far"]
+
+
+def _loss_words(latest: dict[str, Any]) -> str:
+    return f", loss {latest['loss']:.4f}, learning rate {latest['learning_rate']:.2e}" if latest else ""
+
+
+def first_cause(failures: dict[int, Exception]) -> tuple[int, Exception] | None:
+    """Return rank and error of the worker that failed by itself, not because another one had."""
+    ranked = sorted(failures.items(), key=lambda item: (_is_collateral(item[1]), item[0]))
+    return ranked[0] if ranked else None
+
+
+def _is_collateral(error: Exception) -> bool:
+    return any(word in headline(error).lower() for word in _COLLATERAL)
+
+
+def headline(error: BaseException) -> str:
+    """Return the line of a remote error that says what happened: the last one of its trace."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,97 @@
+"""One fine-tune as a value: what is trained on what, and what came of it.
+
+A `TrainJob` travels from the driver to the workers and holds names, not data: workers read the pairs and the base
+model themselves, so a run goes on after its driver died.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from humpback_ray import storage
+from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.train.examples import Direction
+from humpback_ray.train.recipe import TrainRecipe
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything that decides which model comes out, and where it goes."""
+
+    model: str
+    """`backward`, `m0`, `m1`, ...: selects the recipe's steps and rates of that name."""
+    direction: Direction
+    base_uri: str
+    """Directory of the base model: config, safetensors, tokenizer."""
+    pair_uris: tuple[str, ...]
+    """Parquet files of PAIR rows; those whose `drop_reason` is null are trained on."""
+    recipe: TrainRecipe
+    chat: ChatRecipe
+    export_uri: str
+    """Directory that receives the model."""
+
+    def located(self) -> "TrainJob":
+        """Return the job with absolute local paths: Ray Train's workers run in another directory."""
+        pairs = tuple(absolute(uri) for uri in self.pair_uris)
+        return replace(self, base_uri=absolute(self.base_uri), pair_uris=pairs, export_uri=absolute(self.export_uri))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint must agree on to be gone on from: names and recipes, no paths."""
+        return {
+            "model": self.model,
+            "direction": self.direction,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "chat": self.chat.model_dump(mode="json"),
+        }
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one optimizer step did; `step` counts from 1."""
+
+    step: int
+    loss: float
+    """Mean over all output tokens of the global batch, nats."""
+    learning_rate: float
+    gradient_norm: float
+    """Of the global batch's mean loss, before clipping."""
+    tokens: int
+    output_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished fine-tune is told by."""
+
+    model: str
+    metrics: list[StepMetrics]
+    """Every step once, in order, those before a resume included."""
+    files: list[storage.FileEntry]
+    """The exported model."""
+    examples: dict[str, int]
+    """Pairs by fate: kept, too_long, truncated (a part of kept), dropped_before (by earlier stages)."""
+    batch_examples: int
+    parameters: int
+    dropouts: list[str]
+    """Fields of the model's configuration that the recipe's dropout was set on; empty where the family has none."""
+    tokens: int
+    """Tokens trained on over all steps, prompts included."""
+    output_tokens: int
+    resumed_from: int | None
+    """Step of the checkpoint that the last start went on from."""
+    seconds: float
+    """Wall time of this launch, start of workers and export included."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return asdict(self)
+
+
+class TrainingStopped(RuntimeError):
+    """The run cannot go on and trying again would not help; the message says what to change."""
+
+
+def absolute(uri: str) -> str:
+    """Return a local path made absolute; other URIs as they are."""
+    return uri if storage.is_s3(uri) else str(Path(uri).absolute())

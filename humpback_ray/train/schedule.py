@@ -1,0 +1,117 @@
+"""How long, how fast and in which order a model is trained: pure functions of a recipe and the number of examples.
+
+Which examples form step s depends on (seed, s) alone: the stream of examples is one shuffled pass over all of them
+after another, and step s takes the next `batch_examples`, across the seam of two passes where it must. Workers only
+share a step's examples out, so their number changes neither batches nor losses.
+"""
+
+import functools
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from humpback_ray.records import seed_of
+from humpback_ray.train.recipe import TrainRecipe
+
+SMALL_EXAMPLES = 3000
+"""Fewer examples than this take the small batch (Li et al. 2023, section 3.1)."""
+
+STEPS_BY_EXAMPLES = (
+    (100, 30), (800, 300), (1_600, 600), (3_200, 500), (6_400, 600), (12_800, 600), (25_600, 1_200), (51_200, 1_600),
+)  # fmt: skip
+"""(examples, steps) of the paper's data-scaling runs; batches are 8 up to 1,600 examples and 32 above."""
+
+
+def batch_examples(examples: int) -> int:
+    """Return the paper's batch: 32 examples, 8 when there are fewer than 3,000."""
+    return 8 if examples < SMALL_EXAMPLES else 32
+
+
+def steps(examples: int) -> int:
+    """Return the paper's number of steps; between its table's points linear in log N.
+
+    Outside the table (our choice): below 100 examples its first value, 30; above 51,200 the last slope goes on, 400
+    steps per doubling, so that a larger set does not see a smaller share of itself for want of a table.
+    """
+    if examples <= STEPS_BY_EXAMPLES[0][0]:
+        return STEPS_BY_EXAMPLES[0][1]
+    low, high = STEPS_BY_EXAMPLES[-2:]
+    for left, right in itertools.pairwise(STEPS_BY_EXAMPLES):
+        if examples <= right[0]:
+            low, high = left, right
+            break
+    share = math.log(examples / low[0]) / math.log(high[0] / low[0])
+    return round(low[1] + share * (high[1] - low[1]))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One model's run, known before it starts."""
+
+    examples: int
+    batch_examples: int
+    steps: int
+    learning_rate: float
+    final_learning_rate: float
+    warmup_steps: int
+    seed: int
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, 1 to `steps`; the last step has exactly the final rate."""
+        if step >= self.steps:
+            return self.final_learning_rate
+        if step <= self.warmup_steps:
+            return self.learning_rate * step / self.warmup_steps
+        share = (step - 1 - self.warmup_steps) / max(self.steps - 1 - self.warmup_steps, 1)
+        return self.learning_rate + share * (self.final_learning_rate - self.learning_rate)
+
+    def batch(self, step: int) -> list[int]:
+        """Return the indices of the examples that form a step, 1 to `steps`: a function of (seed, step) alone."""
+        first = (step - 1) * self.batch_examples
+        places = (divmod(place, self.examples) for place in range(first, first + self.batch_examples))
+        return [_order(self.examples, self.seed, epoch)[index] for epoch, index in places]
+
+
+def schedule(recipe: TrainRecipe, model: str, examples: int) -> Schedule:
+    """Lay out a model's run by its recipe and its number of examples.
+
+    Raises:
+        ValueError: there are no examples.
+    """
+    if examples < 1:
+        raise ValueError(f"{model} has no examples to train on")
+    first, last = recipe.rates(model)
+    batch = recipe.batch_examples or batch_examples(examples)
+    count = recipe.steps.get(model) or steps(examples)
+    return Schedule(examples, batch, count, first, last, recipe.warmup_steps, recipe.seed)
+
+
+@functools.lru_cache(maxsize=4)
+def _order(examples: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(examples))
+    random.Random(seed_of("order", seed, epoch)).shuffle(order)
+    return order
+
+
+def shares(lengths: Sequence[int], workers: int, micro_batch_examples: int) -> list[list[list[int]]]:
+    """Share a batch out: for each worker the micro-batches, as positions in the batch; some may be empty.
+
+    Examples are dealt longest first, back and forth over the workers, so that all have about as many tokens and a
+    micro-batch holds examples of like length. Every worker gets the same number of micro-batches: ZeRO's collectives
+    would hang otherwise.
+    """
+    longest_first = sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
+    hands: list[list[int]] = [[] for _ in range(workers)]
+    for turn, position in enumerate(longest_first):
+        lap, seat = divmod(turn, workers)
+        hands[seat if lap % 2 == 0 else workers - 1 - seat].append(position)
+    rounds = micro_batches(len(lengths), workers, micro_batch_examples)
+    starts = [turn * micro_batch_examples for turn in range(rounds)]
+    return [[hand[start : start + micro_batch_examples] for start in starts] for hand in hands]
+
+
+def micro_batches(batch: int, workers: int, micro_batch_examples: int) -> int:
+    """Return how many micro-batches each worker runs in a step."""
+    return math.ceil(math.ceil(batch / workers) / micro_batch_examples)

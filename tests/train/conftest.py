@@ -1,0 +1,76 @@
+"""A tiny random Llama with a byte-level tokenizer, and pairs for it."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from humpback_ray.records import PAIR, record_id
+
+
+def make_tokenizer(pad: bool = False) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "</s>", *(["<pad>"] if pad else [])]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["Which river runs below the old mill?"] * 8, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>" if pad else None
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """A base model's directory; its tokenizer has no pad token."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    directory = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, attention_dropout=0.05,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": record_id("pair", number),
+            "instruction": f"What is {number} plus {number}? " * (1 + number % 3),
+            "response": f"It is {2 * number}. " * (1 + number % 5),
+            "source": "seed" if number % 2 else "augmented",
+            "score": None,
+            "drop_reason": "low_score" if number % 10 == 3 else None,
+        }
+        for number in range(count)
+    ]
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Two files of pairs, 27 of 30 kept."""
+    directory = tmp_path_factory.mktemp("pairs")
+    uris = []
+    for part, some in enumerate([rows(30)[:20], rows(30)[20:]]):
+        uris.append(str(directory / f"{part}.parquet"))
+        pq.write_table(pa.Table.from_pylist(some, schema=PAIR), uris[-1])
+    return tuple(uris)

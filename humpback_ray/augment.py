@@ -12,9 +12,11 @@ from pydantic import Field
 
 from humpback_ray.config import Config
 from humpback_ray.engines import Completion, EngineConfig, Request, TransformersEngine, generate_all
-from humpback_ray.placement import Resources
+from humpback_ray.ledger import Manifest
+from humpback_ray.placement import PoolPlacement, Resources
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import CANDIDATE, seed_of
+from humpback_ray.stage import Model, Place, Stage, plan_rows, refuse_failures
 
 FAILED = frozenset({"empty_instruction", "unfinished_instruction", "prompt_too_long"})
 """Drop reasons that count against `max_failed_share`."""
@@ -43,6 +45,30 @@ class AugmentRecipe(Config):
 
     max_failed_share: float = Field(default=0.2, ge=0, le=1)
     """A larger share of unusable predictions stops the run. Ours."""
+
+
+class AugmentConfig(Config):
+    """The `candidates` stage."""
+
+    recipe: AugmentRecipe = Field(default_factory=AugmentRecipe)
+    placement: PoolPlacement = PoolPlacement()
+
+
+def make_candidates(
+    config: AugmentConfig, chat: ChatRecipe, corpus: Manifest, backward: Model, place: Place
+) -> Manifest:
+    """Predict an instruction for every segment of the corpus.
+
+    Raises:
+        StageFailed: more predictions are unusable than `max_failed_share`; the candidates stay.
+    """
+    recipe = config.recipe.model_dump(mode="json", exclude={"max_failed_share"})
+    identity = {"augment": recipe, "chat": chat.model_dump(mode="json")}
+    stage = Stage(place, identity, {"corpus": corpus, "backward": backward.source}, CANDIDATE)
+    plan = plan_rows(corpus, config.placement.rows_per_shard)
+    made = stage.run(Predictor, (config.recipe, chat, backward.uri), config.placement, plan)
+    refuse_failures(made, FAILED, config.recipe.max_failed_share, "augment.recipe.max_failed_share")
+    return made
 
 
 class Predictor:

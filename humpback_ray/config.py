@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-
 C = TypeVar("C", bound="Config")
 
 

@@ -20,11 +20,11 @@ from humpback_ray import storage
 logger = logging.getLogger(__name__)
 
 
-class LeaseHeld(RuntimeError):  # noqa: N818 - a state of the world, not a fault
+class LeaseHeld(RuntimeError):
     """Another live driver works on this stage; the message says who."""
 
 
-class LeaseLost(RuntimeError):  # noqa: N818
+class LeaseLost(RuntimeError):
     """This driver stood still for too long and another one took over; it must not publish."""
 
 
@@ -57,7 +57,9 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._end.set()
         self._thread.join()
         storage.write_bytes(self._name("beat"), b"released")
@@ -66,7 +68,9 @@ class Lease:
         """Raise LeaseLost if a higher epoch exists; call it right before publishing."""
         latest = self._latest()
         if latest != self.epoch:
-            raise LeaseLost(f"{self.directory}: epoch {self.epoch} was overtaken by epoch {latest}; nothing is published")
+            raise LeaseLost(
+                f"{self.directory}: epoch {self.epoch} was overtaken by epoch {latest}; nothing is published"
+            )
 
     def _take(self) -> bool:
         epoch = self._latest() + 1
@@ -92,7 +96,9 @@ class Lease:
             if beat == b"released" or self._latest() != epoch:
                 return
             if beat != seen:
-                raise LeaseHeld(f"{self.directory}: {who} is at work on this stage; wait for it, or stop it and run again")
+                raise LeaseHeld(
+                    f"{self.directory}: {who} is at work on this stage; wait for it, or stop it and run again"
+                )
         logger.warning("%s stood still for %.0f s; taking over", who, self.stale_s)
         self._dead = epoch
 

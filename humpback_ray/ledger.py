@@ -31,7 +31,7 @@ from humpback_ray import storage
 from humpback_ray.config import fingerprint
 
 
-class ShardExhausted(RuntimeError):  # noqa: N818
+class ShardExhausted(RuntimeError):
     """A shard was tried as often as its placement allows; the message holds its last error."""
 
 
@@ -275,7 +275,9 @@ class Attempt:
         self._since = time.monotonic()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is not None:
             words = json.dumps({"error": f"{type(error).__name__}: {error}"})
             storage.create(self.ledger.at("attempts", self.shard, f"{self.number:04d}.error.json"), words.encode())
@@ -287,7 +289,11 @@ class Attempt:
         return self.ledger.commit(self.describe([file], drop_counts(table), tokens_of(table)))
 
     def describe(
-        self, files: Sequence[DataFile], drops: Mapping[str, int], tokens: int = 0, extra: Mapping[str, Any] | None = None
+        self,
+        files: Sequence[DataFile],
+        drops: Mapping[str, int],
+        tokens: int = 0,
+        extra: Mapping[str, Any] | None = None,
     ) -> Commit:
         """Return the commit of this attempt for files that are written."""
         return Commit(

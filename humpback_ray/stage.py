@@ -16,7 +16,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,9 @@ from humpback_ray.ledger import (
     ShardExhausted,
     drop_counts,
     last_words,
-    node,
     write_table,
 )
-from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
+from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -52,22 +51,34 @@ ALL = "all"
 """Name of the only shard of a global step."""
 
 
-class Drift(ConfigError):  # noqa: N818 - the state of a directory
+class Drift(ConfigError):
     """A stage directory was made by another recipe or from other inputs."""
 
 
-class StageFailed(RuntimeError):  # noqa: N818
+class StageFailed(RuntimeError):
     """A stage cannot be finished; the message says why, with numbers."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a stage lives and for whom it is made. A `reused` one belongs to another run and is never written."""
+    """Where a stage lives, and the submission on whose behalf it is worked on."""
 
     name: str
     uri: str
     submission: str
-    reused: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that a stage uses: its directory, and what identifies it in a fingerprint."""
+
+    uri: str
+    source: "Manifest | Inventory"
+
+    @staticmethod
+    def of(manifest: Manifest) -> "Model":
+        """Return the model that a finished stage made."""
+        return Model(storage.join(manifest.uri, manifest.extra["model"]), manifest)
 
 
 class Stage:
@@ -101,25 +112,17 @@ class Stage:
         manifest = read_manifest(self.place.uri)
         if manifest:
             found: dict[str, Any] = {"recipe": manifest.recipe, "inputs": manifest.inputs}
-        elif self.place.reused:
-            raise ConfigError(f"reuse.{self.place.name}: {self.place.uri} is no finished stage (it has no manifest.json)")
         else:
             mine = {"stage": self.place.name, "fingerprint": self.fingerprint, "started": time.time(), **self.identity}
             found = self.ledger.create_or_read("recipe.json", mine)
-        parted = difference(
-            {"recipe": found["recipe"], "inputs": found["inputs"]}, {**self.identity, **self._ignored(found)}
-        )
+        parted = difference({"recipe": found["recipe"], "inputs": found["inputs"]}, self.identity)
         if parted:
             field, old, new = parted
             raise Drift(
-                f"{self.place.uri} was made with {field} = {_short(old)}, this run has {_short(new)}; "
+                f"{self.place.uri} was made with {field} = {short(old)}, this run has {short(new)}; "
                 "use another root (reuse: shares what is unchanged), or change it back"
             )
         return manifest
-
-    def _ignored(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """Of a reused stage, the inputs are another run's business."""
-        return {"inputs": found["inputs"]} if self.place.reused else {}
 
     def run(self, worker: type, arguments: Sequence[Any], placement: PoolPlacement, plan: list[Shard]) -> Manifest:
         """Bring every shard to its commit and return the manifest.
@@ -141,10 +144,14 @@ class Stage:
         logger.info("%s: %d shards", self.place.name, len(shards))
         committed = self.ledger.committed()
         with Progress(self.place.name, len(shards), len(committed), "shards", self._stuck) as progress:
+            idle = 0
             while pending := [shard for shard in shards if shard.name not in committed]:
                 self._pass(pending, worker, arguments, placement, progress)
-                committed = self.ledger.committed()
+                before, committed = committed, self.ledger.committed()
                 self._refuse_exhausted([shard.name for shard in pending if shard.name not in committed], placement)
+                idle = idle + 1 if committed == before else 0
+                if idle >= placement.max_attempts:
+                    raise StageFailed(f"{self.place.name}: {idle} passes committed no shard; the log has the errors")
         return self._publish([self._commit_of(shard.name) for shard in shards])
 
     def _pass(
@@ -161,7 +168,9 @@ class Stage:
         context.print_on_execution_start = False
         context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
         with ray.data.DataContext.current(context):
-            shards = ray.data.from_items([{"shard": shard.json()} for shard in pending], override_num_blocks=len(pending))
+            shards = ray.data.from_items(
+                [{"shard": shard.json()} for shard in pending], override_num_blocks=len(pending)
+            )
             results = shards.map_batches(
                 ShardActor,
                 fn_constructor_args=(self.ledger, self.schema, placement, worker, tuple(arguments)),
@@ -203,7 +212,8 @@ class Stage:
             import ray
 
             task = ray.remote(_in_attempt).options(**placement.remote_arguments())
-            return ray.get(task.remote(step, attempt, tuple(arguments)))
+            with Progress(self.place.name, None):
+                return ray.get(task.remote(step, attempt, tuple(arguments)))
 
         return self.leased(remote)
 
@@ -211,7 +221,7 @@ class Stage:
         """Run `work(attempt)` in this process under the stage's lease and publish the commit it returns."""
         if self.done:
             return self.done
-        with Lease(self.place.uri, self.place.submission) as lease, Progress(self.place.name, None):
+        with Lease(self.place.uri, self.place.submission) as lease:
             if (manifest := read_manifest(self.place.uri)) is not None:
                 return manifest
             with self.ledger.begin(ALL, max_attempts=1_000_000) as attempt:
@@ -322,6 +332,20 @@ def plan_files(inventory: Inventory) -> list[Shard]:
     return [Shard(f"{index:06d}", file=file.uri) for index, file in enumerate(inventory.files)]
 
 
+def refuse_failures(manifest: Manifest, reasons: Collection[str], most: float, field: str) -> None:
+    """Raise if a larger share of a stage's rows failed than its recipe allows; failing is not filtering.
+
+    Raises:
+        StageFailed: with both numbers and the reasons.
+    """
+    failed = {reason: count for reason, count in manifest.drops.items() if reason in reasons}
+    if manifest.rows and sum(failed.values()) > most * manifest.rows:
+        raise StageFailed(
+            f"{manifest.stage}: {sum(failed.values()):,} of {manifest.rows:,} rows failed ({short(failed)}), more than "
+            f"{field} = {most:g} allows; look at the rows in {manifest.uri}, or raise it to go on with the others"
+        )
+
+
 class TableWriter:
     """Writes the tables of a global step one after another, and counts."""
 
@@ -353,9 +377,7 @@ def _identity(value: "Manifest | Inventory") -> Any:
     return value.identity if isinstance(value, Inventory) else {"digest": value.digest}
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Write a value for an error message, cut to 80 characters."""
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-__all__ = ["ALL", "Drift", "Place", "Resources", "Stage", "StageFailed", "TableWriter", "node", "plan_files", "plan_rows"]

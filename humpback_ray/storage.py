@@ -189,7 +189,9 @@ def list_names(uri: str) -> list[str]:
     """Return the names of all files under a directory, relative to it, sorted; [] if there is no such directory."""
     if is_s3(uri):
         prefix = uri.removeprefix("s3://").rstrip("/") + "/"
-        return sorted(path.removeprefix(prefix) for path in _s3().find(uri.rstrip("/") + "/") if path.startswith(prefix))
+        return sorted(
+            path.removeprefix(prefix) for path in _s3().find(uri.rstrip("/") + "/") if path.startswith(prefix)
+        )
     found = []
     for parent, _, names in os.walk(uri):
         relative = os.path.relpath(parent, uri)
@@ -328,7 +330,7 @@ def _listing(uri: str) -> str:
     return "\n".join([uri, *(f"{file.name} {file.bytes} {file.version}" for file in find(uri))])
 
 
-class _file_lock:  # noqa: N801 - a context manager used like a function
+class _file_lock:
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -355,7 +357,9 @@ def check_writable(uri: str) -> None:
     except OSError as error:
         raise StorageError(error.errno or errno.EIO, f"cannot write to {uri}: {error}") from error
     if not first or second:
-        raise StorageError(errno.ENOTSUP, f"{uri} ignores conditional writes (If-None-Match); use a store that has them")
+        raise StorageError(
+            errno.ENOTSUP, f"{uri} ignores conditional writes (If-None-Match); use a store that has them"
+        )
 
 
 def retried(call: Callable[[], T], kinds: Iterable[type[Exception]], attempts: int = 5) -> T:

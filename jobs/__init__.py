@@ -1,0 +1,1 @@
+"""What one submits: arguments in, one call, an exit code. `console.py` is what all jobs share."""

@@ -42,7 +42,11 @@ class Shout:
 
     async def __call__(self, table: pa.Table) -> pa.Table:
         rows = [
-            {**row, "instruction": row["instruction"].upper(), "drop_reason": "five" if row["id"].endswith("5") else None}
+            {
+                **row,
+                "instruction": row["instruction"].upper(),
+                "drop_reason": "five" if row["id"].endswith("5") else None,
+            }
             for row in table.to_pylist()
         ]
         return pa.Table.from_pylist(rows, schema=PAIR)
@@ -157,4 +161,6 @@ def test_a_retried_create_that_had_succeeded_is_a_win_and_a_lost_race_leaves_no_
         assert (tmp_path / "race" / commit.files[0].name).exists()
         assert other.write(pairs(5)) == commit
     assert os.listdir(tmp_path / "race/data") == ["000000.1.parquet"]
-    assert [json.loads(path.read_text())["attempt"] for path in sorted((tmp_path / "race/attempts/000000").iterdir())] == [1, 2]
+    assert [
+        json.loads(path.read_text())["attempt"] for path in sorted((tmp_path / "race/attempts/000000").iterdir())
+    ] == [1, 2]

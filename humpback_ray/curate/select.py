@@ -5,7 +5,7 @@ was never rated keeps the reason why.
 """
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from humpback_ray.config import Config
 from humpback_ray.curate.scorers import Rubric, ScorerConfig
 from humpback_ray.records import PAIR
+from humpback_ray.stage import StageFailed
 
 BELOW, OUTSIDE, UNRATED = "below_threshold", "not_in_top_k", "unrated"
 
@@ -42,7 +43,7 @@ class SelectRecipe(Config):
         return self
 
 
-class TooFewKept(RuntimeError):
+class TooFewKept(StageFailed):
     """Selection kept fewer pairs than the recipe wants."""
 
 
@@ -65,24 +66,25 @@ def select(scores: Mapping[str, float | None], rule: SelectRecipe) -> dict[str, 
     return {i: None if i in kept else UNRATED if score is None else reason for i, score in scores.items()}
 
 
-def curate(candidates: pa.Table, scores: pa.Table, rule: SelectRecipe) -> pa.Table:
-    """Join candidates with their scores and turn them into pairs.
+def curate(candidates: pa.Table, ratings: Mapping[str, Mapping[str, Any]], fates: Mapping[str, str | None]) -> pa.Table:
+    """Turn candidates into pairs by the fates that selection decided.
+
+    Args:
+        candidates: rows of CANDIDATE, any part of them.
+        ratings: rows of SCORE by id.
+        fates: of `select`, by id.
 
     Returns:
         A PAIR row per candidate, source "augmented"; dropped ones have blank text, and unrated ones the reason why.
 
     Raises:
-        ValueError: the two tables hold different ids, or one id twice.
+        ValueError: a candidate that has no rating.
     """
-    rated = {row["id"]: row for row in scores.select(["id", "score", "drop_reason"]).to_pylist()}
     ids = candidates["id"].to_pylist()
-    if len(rated) != scores.num_rows or len(set(ids)) != len(ids) or rated.keys() != set(ids):
-        raise ValueError(
-            f"{len(ids)} candidates and {scores.num_rows} scores do not pair up: {len(set(ids) - rated.keys())} "
-            f"candidates have no score, {len(rated.keys() - set(ids))} scores no candidate"
-        )
-    fates = select({i: rated[i]["score"] for i in ids}, rule)
-    reasons = [(rated[i]["drop_reason"] or UNRATED) if fates[i] == UNRATED else fates[i] for i in ids]
+    missing = [i for i in ids if i not in fates]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(ids)} candidates have no rating, first: {missing[0]}")
+    reasons = [(ratings[i]["drop_reason"] or UNRATED) if fates[i] == UNRATED else fates[i] for i in ids]
 
     def text(column: str) -> list[str]:
         pairs = zip(candidates[column].to_pylist(), reasons, strict=True)
@@ -93,13 +95,13 @@ def curate(candidates: pa.Table, scores: pa.Table, rule: SelectRecipe) -> pa.Tab
         "instruction": text("instruction"),
         "response": text("response"),
         "source": ["augmented"] * len(ids),
-        "score": [rated[i]["score"] for i in ids],
+        "score": [ratings[i]["score"] for i in ids],
         "drop_reason": reasons,
     }
     return pa.Table.from_pydict(columns, schema=PAIR)
 
 
-def require_kept(kept_rows: int, rated_rows: int, rule: SelectRecipe) -> None:
+def require_kept(kept_rows: int, rated_rows: int, rule: SelectRecipe, place: str) -> None:
     """Raise where fewer pairs were kept than the recipe's `min_kept`.
 
     Raises:
@@ -108,8 +110,8 @@ def require_kept(kept_rows: int, rated_rows: int, rule: SelectRecipe) -> None:
     if kept_rows < rule.min_kept:
         said = f"scores >= {rule.threshold:g}" if rule.threshold is not None else f"the best {rule.top_k}"
         raise TooFewKept(
-            f"selection ({said}) kept {kept_rows} of {rated_rows} rated pairs, min_kept wants {rule.min_kept}; "
-            "lower the threshold or min_kept, or look at the ratings"
+            f"selection ({said}) kept {kept_rows} of {rated_rows} rated pairs, min_kept wants {rule.min_kept}; look at "
+            f"the ratings, then lower min_kept, or set another threshold and remove {place}, where nothing is published"
         )
 
 

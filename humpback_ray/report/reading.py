@@ -170,7 +170,7 @@ class Answer:
 
 def answers_to_read(manifests: Manifests) -> list[Answers]:
     """Return a few prompts with every model's answer."""
-    done = {name.removeprefix("evaluation/"): m for name, m in manifests.items() if name.startswith("evaluation/")}
+    done = {name.removeprefix("evaluation/"): m for name, m in manifests.items() if name.startswith("evaluation/m")}
     if not done:
         return []
     chosen = Lowest(PROMPTS)

@@ -1,0 +1,33 @@
+# Every target works on a fresh machine: the virtual environment is made with pip and needs nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+CONFIG ?= configs/demo.yaml
+
+.PHONY: demo test lint format verify clean
+
+# Installed when its definition is newer than the environment.
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/python -m jobs.pipeline $(CONFIG)
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+verify: .venv/installed
+	$(BIN)/python -m jobs.verify out/demo
+
+clean:
+	rm -rf .venv out build

@@ -1,0 +1,92 @@
+"""The corpus: web pages cut into segments, shard by shard, then exact duplicates removed over all of them.
+
+`segments` keeps every fate, a row per segment and one for a document that gave none. `corpus` has a row for every kept
+segment: kept again, or dropped as a duplicate.
+"""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+from pydantic import Field
+
+from humpback_ray.config import Config
+from humpback_ray.corpus.dedup import duplicates
+from humpback_ray.corpus.readers import Reader, default_readers, reader_for
+from humpback_ray.corpus.segments import Segmenter, SegmentRecipe
+from humpback_ray.inventory import Inventory
+from humpback_ray.ledger import Attempt, Commit, Manifest
+from humpback_ray.placement import PoolPlacement, TaskPlacement
+from humpback_ray.records import SEGMENT
+from humpback_ray.stage import Place, Stage, TableWriter, plan_files
+
+
+class DuplicatesRecipe(Config):
+    """What counts as a duplicate: the same text after normalisation. Near-duplicates are not looked for yet."""
+
+    version: int = Field(1, ge=1)
+
+
+class CorpusRecipe(Config):
+    """Which web pages become which segments."""
+
+    inputs: list[str] | None = None
+    """Paths, directories, globs or s3:// URIs of WARC and JSONL files, also gzipped; None: the sample's web."""
+
+    readers: tuple[Reader, ...] = Field(default_factory=default_readers)
+    """Who reads which files; the first whose suffix fits."""
+
+    segments: SegmentRecipe = SegmentRecipe()
+    duplicates: DuplicatesRecipe = DuplicatesRecipe()
+
+
+class CorpusConfig(Config):
+    """The `segments` and `corpus` stages."""
+
+    recipe: CorpusRecipe = Field(default_factory=CorpusRecipe)
+    placement: PoolPlacement = PoolPlacement(shards_in_flight=1)
+    """Extraction is plain CPU work: more replicas help, more shards in flight do not."""
+
+    duplicates_placement: TaskPlacement = TaskPlacement()
+
+
+def make_segments(config: CorpusConfig, files: Inventory, place: Place) -> Manifest:
+    """Cut every document of the input files into segments."""
+    recipe = config.recipe
+    for file in files.files:
+        reader_for(file.uri, recipe.readers)
+    identity = {
+        "readers": [reader.model_dump(mode="json") for reader in recipe.readers],
+        "segments": recipe.segments.model_dump(mode="json"),
+    }
+    stage = Stage(place, identity, {"files": files}, SEGMENT)
+    return stage.run(Segmenter, (recipe.segments, recipe.readers), config.placement, plan_files(files))
+
+
+def make_corpus(config: CorpusConfig, segments: Manifest, place: Place) -> Manifest:
+    """Keep one of all segments that share a normalised text."""
+    stage = Stage(place, config.recipe.duplicates, {"segments": segments}, SEGMENT)
+    return stage.once(remove_duplicates, (segments,), config.duplicates_placement)
+
+
+def remove_duplicates(attempt: Attempt, segments: Manifest) -> Commit:
+    """Decide on ids and hashes alone, then copy the kept segments table by table, each with its fate."""
+    keys = [table for table in segments.tables(["id", "text_hash"])]
+    empty = pa.schema([SEGMENT.field("id"), SEGMENT.field("text_hash")]).empty_table()
+    together = pa.concat_tables([empty, *keys])
+    reasons = duplicates(together["id"], together["text_hash"])
+    writer, first = TableWriter(attempt, SEGMENT), 0
+    for table in segments.tables():
+        writer.write(dropped(table, reasons.slice(first, table.num_rows), ["text"]))
+        first += table.num_rows
+    return writer.commit()
+
+
+def dropped(table: pa.Table, reasons: pa.Array, blank: Sequence[str]) -> pa.Table:
+    """Give the rows of a table their drop reasons and blank the named text columns of those that have one."""
+    import pyarrow.compute as pc
+
+    table = table.set_column(table.column_names.index("drop_reason"), "drop_reason", reasons.cast(pa.string()))
+    kept = table["drop_reason"].is_null()
+    for name in blank:
+        table = table.set_column(table.column_names.index(name), name, pc.if_else(kept, table[name], ""))
+    return table

@@ -1,0 +1,82 @@
+"""Self-curation, once per round: rate every candidate, keep the best.
+
+Candidates never change between rounds, only their ratings do (Li et al. 2023, arXiv:2308.06259, section 2.3). Too many
+failed ratings, or too few kept pairs, stop the run here, before GPUs are asked for to train.
+"""
+
+from typing import Self
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from humpback_ray.config import Config
+from humpback_ray.curate.score import FAILED, Rater, ScoreRecipe
+from humpback_ray.curate.select import SelectRecipe, check_threshold, curate, require_kept, select
+from humpback_ray.ledger import Attempt, Commit, Manifest
+from humpback_ray.placement import PoolPlacement, TaskPlacement
+from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.records import PAIR, SCORE
+from humpback_ray.stage import Model, Place, Stage, TableWriter, plan_rows, refuse_failures
+
+
+class CurateRecipe(ScoreRecipe):
+    """How pairs are rated, and in each round kept."""
+
+    rounds: tuple[SelectRecipe, ...] = Field(default=(SelectRecipe(), SelectRecipe()), min_length=1, max_length=9)
+    """One rule per round, two in the paper; as many rounds are run."""
+
+    @model_validator(mode="after")
+    def _thresholds_can_be_reached(self) -> Self:
+        for number, rule in enumerate(self.rounds, start=1):
+            check_threshold(rule, self.scorer, number)
+        return self
+
+
+class CurateConfig(Config):
+    """The `round-*/scores` and `round-*/curated` stages."""
+
+    recipe: CurateRecipe = Field(default_factory=CurateRecipe)
+    placement: PoolPlacement = PoolPlacement()
+    select_placement: TaskPlacement = TaskPlacement()
+
+
+def make_scores(config: CurateConfig, chat: ChatRecipe, candidates: Manifest, rater: Model, place: Place) -> Manifest:
+    """Rate every candidate with the model of the round before.
+
+    Raises:
+        StageFailed: more ratings failed than `max_failed_share`; the scores stay, so a higher share goes on from them.
+    """
+    recipe = config.recipe.model_dump(mode="json", exclude={"rounds", "max_failed_share"})
+    identity = {"score": recipe, "chat": chat.model_dump(mode="json")}
+    stage = Stage(place, identity, {"candidates": candidates, "rater": rater.source}, SCORE)
+    plan = plan_rows(candidates, config.placement.rows_per_shard)
+    scores = stage.run(Rater, (config.recipe, chat, rater.uri), config.placement, plan)
+    refuse_failures(scores, FAILED, config.recipe.max_failed_share, "curate.recipe.max_failed_share")
+    return scores
+
+
+def make_curated(
+    config: CurateConfig, rule: SelectRecipe, candidates: Manifest, scores: Manifest, place: Place
+) -> Manifest:
+    """Keep the best-rated candidates as training pairs.
+
+    Raises:
+        TooFewKept: fewer than the rule's `min_kept`; nothing is published.
+    """
+    identity = rule.model_dump(mode="json", exclude={"min_kept"})
+    stage = Stage(place, identity, {"candidates": candidates, "scores": scores}, PAIR)
+    return stage.once(keep, (candidates, scores, rule), config.select_placement)
+
+
+def keep(attempt: Attempt, candidates: Manifest, scores: Manifest, rule: SelectRecipe) -> Commit:
+    """Decide on ids and scores alone, then copy the candidates table by table, each row with its fate."""
+    columns = ["id", "score", "drop_reason"]
+    rated = pa.concat_tables([SCORE.empty_table().select(columns), *scores.tables(columns, kept=False)])
+    fates = select(dict(zip(rated["id"].to_pylist(), rated["score"].to_pylist(), strict=True)), rule)
+    kept = sum(reason is None for reason in fates.values())
+    require_kept(kept, rated["score"].length() - rated["score"].null_count, rule, attempt.ledger.uri)
+    writer = TableWriter(attempt, PAIR)
+    ratings = {row["id"]: row for row in rated.to_pylist()}
+    for table in candidates.tables():
+        writer.write(curate(table, ratings, fates))
+    return writer.commit()

@@ -1,0 +1,110 @@
+"""The table of contents: instruction backtranslation from a web corpus and seed pairs to M_2 and a report.
+
+    seed pairs ──────────────┬──────────────► backward ─┐            ┌─► m0 ─► rates ─► keeps ─► m1 ─► rates ─► keeps ─► m2
+    web ─► segments ─► corpus ──────────────────────────┴► candidates┘
+
+`stages` runs what is not done and yields each stage's manifest as it is there: a finished one costs a read, so the
+same command again resumes. Every model starts from the base model; candidates are predicted once and only rated anew
+(Li et al. 2023, arXiv:2308.06259, section 2).
+"""
+
+from collections.abc import Iterator
+
+from humpback_ray import storage
+from humpback_ray.augment import make_candidates
+from humpback_ray.corpus.build import make_corpus, make_segments
+from humpback_ray.curate.rounds import make_curated, make_scores
+from humpback_ray.evaluate.answers import make_answers, make_prompts
+from humpback_ray.inventory import Inventory, resolve
+from humpback_ray.ledger import Manifest
+from humpback_ray.report import report
+from humpback_ray.run import Run
+from humpback_ray.sample.build import make_base, make_web, web_files
+from humpback_ray.seed import make_seed
+from humpback_ray.stage import Model
+from humpback_ray.train.tune import fine_tune
+
+
+def stages(run: Run) -> Iterator[Manifest]:
+    """Run the stages in order, yielding each manifest; stop asking and nothing further is run."""
+    config = run.config
+    web = None
+    if needs_sample(run):
+        assert config.sample is not None
+        yield (web := run.reused("sample/web") or make_web(config.sample, run.at("sample/web")))
+    if config.base_model:
+        base = Model(config.base_model, run.inputs["base_model"])
+    else:
+        assert config.sample is not None
+        assert web is not None
+        yield (made := run.reused("sample/base") or make_base(config.sample, web, run.at("sample/base")))
+        base = Model.of(made)
+
+    yield (seed := run.reused("seed") or make_seed(config.seed, inputs(run, "seed", web), run.at("seed")))
+    if not (corpus := run.reused("corpus")):
+        segments = run.reused("segments")
+        if not segments:
+            segments = make_segments(config.corpus, inputs(run, "corpus", web), run.at("segments"))
+        yield segments
+        corpus = make_corpus(config.corpus, segments, run.at("corpus"))
+    yield corpus
+
+    def train(name: str, *pairs: Manifest) -> Manifest:
+        place = run.at(f"models/{name}")
+        return run.reused(place.name) or fine_tune(config.train, config.chat, name, base, pairs, place)
+
+    yield (backward := train("backward", seed))
+    yield (model := train("m0", seed))
+    models = [model]
+    yield (
+        candidates := run.reused("candidates")
+        or make_candidates(config.augment, config.chat, corpus, Model.of(backward), run.at("candidates"))
+    )
+    for t, keep in enumerate(config.curate.recipe.rounds, start=1):
+        place = run.at(f"round-{t}/scores")
+        rater = Model.of(model)
+        scores = run.reused(place.name) or make_scores(config.curate, config.chat, candidates, rater, place)
+        yield scores
+        place = run.at(f"round-{t}/curated")
+        curated = run.reused(place.name) or make_curated(config.curate, keep, candidates, scores, place)
+        yield curated
+        yield (model := train(f"m{t}", seed, curated))
+        models.append(model)
+
+    if files := evaluation_files(run, web):
+        place = run.at("evaluation/prompts")
+        yield (prompts := run.reused(place.name) or make_prompts(config.evaluate, files, place))
+        for t, model in enumerate(models):
+            place, answering = run.at(f"evaluation/m{t}"), Model.of(model)
+            answers = run.reused(place.name) or make_answers(
+                config.evaluate, config.chat, prompts, answering, f"m{t}", place
+            )
+            yield answers
+
+
+def needs_sample(run: Run) -> bool:
+    """Tell whether anything is taken from the embedded sample."""
+    names = {"seed", "corpus", "evaluate"} - set(run.config.reuse)
+    return run.config.sample is not None and ("base_model" not in run.inputs or not names <= set(run.inputs))
+
+
+def inputs(run: Run, section: str, web: Manifest | None) -> Inventory:
+    """Return a section's input files: the configuration's, or the sample's."""
+    if section in run.inputs:
+        return run.inputs[section]
+    assert web is not None, f"{section} has neither inputs nor a sample; RunConfig refuses that"
+    patterns = {"seed": "seed.jsonl", "corpus": "web/*.warc.gz", "evaluate": "prompts.jsonl"}
+    return resolve(f"{section}.recipe.inputs", [web_files(web, patterns[section])], run.hashes)
+
+
+def evaluation_files(run: Run, web: Manifest | None) -> Inventory | None:
+    """Return the prompts to answer; None where there are none, and then nothing is evaluated."""
+    return inputs(run, "evaluate", web) if web is not None or "evaluate" in run.inputs else None
+
+
+def write_report(run: Run) -> str:
+    """Write the report of the stages that are finished; returns its URI."""
+    uri = storage.join(run.root, "report", "index.html")
+    page = report({manifest.stage: manifest for manifest in run.finished()})
+    storage.write_bytes(uri, page.encode())
+    return uri

@@ -1,0 +1,162 @@
+"""A run: one configuration, one root directory, many submissions.
+
+    <root>/run.json                   the resolved recipes and inputs of the first submission
+    <root>/submissions/<id>.json      how each submission ran it: placements, versions
+    <root>/<stage>/...                see ledger.py
+
+`Run` resolves every input from outside before anything is started. What a later submission may change is the stages'
+business: each holds its own recipe.json and refuses another one, and since they run in order, none that is finished
+lies behind one that still has to be made.
+"""
+
+import json
+import secrets
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from humpback_ray import storage
+from humpback_ray.augment import AugmentConfig
+from humpback_ray.config import Config, ConfigError
+from humpback_ray.corpus.build import CorpusConfig
+from humpback_ray.curate.rounds import CurateConfig
+from humpback_ray.evaluate.answers import EvaluateConfig
+from humpback_ray.inventory import Hashes, Inventory, resolve, resolve_model
+from humpback_ray.ledger import Manifest, versions
+from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.sample.build import SampleConfig
+from humpback_ray.seed import SeedConfig
+from humpback_ray.stage import Place, read_manifest
+from humpback_ray.train.tune import TrainConfig
+
+
+class RunConfig(Config):
+    """A whole run: where it is kept, and a section per stage."""
+
+    root: str
+    """Directory or s3:// URI that receives everything."""
+
+    reuse: dict[str, str] = {}
+    """Finished stages of other runs, by name: `{corpus: s3://bucket/other-run/corpus}`. Their manifests enter the
+    fingerprints, so what they hold cannot change unseen."""
+
+    base_model: str | None = None
+    """Directory of the base model (safetensors and tokenizer), local or s3://; None: the sample's."""
+
+    sample: SampleConfig | None = None
+    """The embedded default: a toy web, its seed pairs and a base model, made on the spot where inputs are not given."""
+
+    chat: ChatRecipe = ChatRecipe()
+    seed: SeedConfig = Field(default_factory=SeedConfig)
+    corpus: CorpusConfig = Field(default_factory=CorpusConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    curate: CurateConfig = Field(default_factory=CurateConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+
+    @model_validator(mode="after")
+    def _inputs_come_from_somewhere(self) -> Self:
+        given = {
+            "base_model": self.base_model,
+            "seed.recipe.inputs": self.seed.recipe.inputs or self.reuse.get("seed"),
+            "corpus.recipe.inputs": self.corpus.recipe.inputs or self.reuse.get("corpus") or self.reuse.get("segments"),
+        }
+        missing = [field for field, value in given.items() if not value]
+        if missing and self.sample is None:
+            raise ValueError(f"{missing[0]} is not set, and there is no `sample` section to take it from")
+        return self
+
+    def recipes(self) -> dict[str, Any]:
+        """Return what is hashed: every section's recipe, without placements and locations."""
+        sections: dict[str, Any] = {"chat": self.chat.model_dump(mode="json")}
+        for name in SECTIONS:
+            section = getattr(self, name)
+            if section is not None:
+                dumped = section.model_dump(mode="json")
+                recipes = {key: value for key, value in dumped.items() if not key.endswith("placement")}
+                recipes.get("recipe", {}).pop("inputs", None)
+                sections[name] = recipes
+        return sections
+
+
+SECTIONS = ("sample", "seed", "corpus", "train", "augment", "curate", "evaluate")
+
+
+class Run:
+    """An opened run.
+
+    Args:
+        config: what to run.
+
+    Raises:
+        ConfigError: a missing input, a model directory that is none, a root that cannot be written.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        root = config.root if storage.is_s3(config.root) else str(Path(config.root).expanduser().absolute())
+        self.config, self.root = config, root
+        self.submission = time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + secrets.token_hex(3)
+        self.hashes = Hashes(storage.join(root, "hashes.json"))
+        self.inputs = self._resolve()
+        storage.check_writable(root)
+        self._record()
+
+    def _resolve(self) -> dict[str, Inventory]:
+        """Find every input from outside; those of the sample are found when it is made."""
+        config, found = self.config, {}
+        given = {
+            "seed": config.seed.recipe.inputs,
+            "corpus": config.corpus.recipe.inputs,
+            "evaluate": config.evaluate.recipe.inputs,
+        }
+        for name, patterns in given.items():
+            if patterns and name not in config.reuse:
+                found[name] = resolve(f"{name}.recipe.inputs", patterns, self.hashes)
+        if config.base_model:
+            found["base_model"] = resolve_model("base_model", config.base_model, self.hashes)
+        return found
+
+    def _record(self) -> None:
+        """Write down what the run is, if it is new, and how this submission runs it."""
+        inputs = {name: value.identity for name, value in self.inputs.items()}
+        what = {**self.config.recipes(), "reuse": self.config.reuse, "inputs": inputs}
+        how = {"config": self.config.model_dump(mode="json"), "versions": versions(), "started": time.time()}
+        for name, value in (("run.json", what), (f"submissions/{self.submission}.json", how)):
+            storage.create(storage.join(self.root, name), json.dumps(value, indent=1).encode())
+
+    def at(self, name: str) -> Place:
+        """Return the place of a stage in this run."""
+        return Place(name, storage.join(self.root, name), self.submission)
+
+    def reused(self, name: str) -> Manifest | None:
+        """Return the manifest of a stage that another run finished, if the configuration says so.
+
+        Raises:
+            ConfigError: that stage is not finished.
+        """
+        if name not in self.config.reuse:
+            return None
+        manifest = read_manifest(self.config.reuse[name])
+        if manifest is None:
+            raise ConfigError(f"reuse.{name}: {self.config.reuse[name]} is no finished stage (it has no manifest.json)")
+        return manifest
+
+    def finished(self) -> list[Manifest]:
+        """Return the manifests of the stages that are finished, reused ones included, in the order of the run."""
+        names = stage_names(len(self.config.curate.recipe.rounds))
+        found = [self.reused(name) or read_manifest(storage.join(self.root, name)) for name in names]
+        return [manifest for manifest in found if manifest]
+
+
+MOST_ROUNDS = 9
+"""Rounds that are looked for when a root is searched for stages."""
+
+
+def stage_names(rounds: int) -> list[str]:
+    """Return the names of a run's stages, which are their directories, in the order in which they run."""
+    names = ["sample/web", "sample/base", "seed", "segments", "corpus", "models/backward", "models/m0", "candidates"]
+    for t in range(1, rounds + 1):
+        names += [f"round-{t}/scores", f"round-{t}/curated", f"models/m{t}"]
+    return [*names, "evaluation/prompts", *(f"evaluation/m{t}" for t in range(rounds + 1))]

@@ -1,0 +1,78 @@
+"""The embedded default as two stages: a toy web with its seed pairs, and a base model that has read that web.
+
+A run without inputs of its own is made of these; a run with real pages but no model can still try the base model.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import Field
+
+from humpback_ray import storage
+from humpback_ray.config import Config
+from humpback_ray.ledger import Attempt, Commit, Manifest
+from humpback_ray.placement import TaskPlacement
+from humpback_ray.sample.base import BaseRecipe, train_base
+from humpback_ray.sample.world import WorldRecipe, documents, write_world
+from humpback_ray.stage import Place, Stage, upload_files
+
+logger = logging.getLogger(__name__)
+
+
+class SampleConfig(Config):
+    """The `sample/web` and `sample/base` stages."""
+
+    world: WorldRecipe = WorldRecipe()
+    base: BaseRecipe = BaseRecipe()
+    placement: TaskPlacement = Field(TaskPlacement(cpus=2))
+    """The base model trains in one task on this many CPUs."""
+
+
+def make_web(config: SampleConfig, place: Place) -> Manifest:
+    """Write the toy web: WARC files, seed.jsonl, prompts.jsonl, and the truth that no stage reads."""
+    stage = Stage(place, config.world, {})
+    return stage.once(write_web, (config.world,), config.placement)
+
+
+def write_web(attempt: Attempt, recipe: WorldRecipe) -> Commit:
+    """Make the world in a temporary directory and upload it."""
+    with tempfile.TemporaryDirectory() as directory:
+        counts = write_world(recipe, Path(directory))
+        return attempt.describe(upload_files(attempt, Path(directory)), {}, extra={"counts": counts})
+
+
+def web_files(web: Manifest, pattern: str) -> str:
+    """Return the pattern of files of the toy web: `web/*.warc.gz`, `seed.jsonl`, `prompts.jsonl`."""
+    directory = next(file.name for file in web.files if file.name.endswith("seed.jsonl")).removesuffix("/seed.jsonl")
+    return storage.join(web.uri, directory, pattern)
+
+
+def make_base(config: SampleConfig, web: Manifest, place: Place) -> Manifest:
+    """Train the base model from scratch on the toy web's text."""
+    stage = Stage(place, config.base, {"web": web})
+    return stage.once(write_base, (config,), config.placement)
+
+
+def write_base(attempt: Attempt, config: SampleConfig) -> Commit:
+    """Train in a temporary directory and upload the model."""
+    with tempfile.TemporaryDirectory() as directory:
+        texts = documents(config.world)
+        told = train_base(config.base, texts, Path(directory), max(int(config.placement.cpus), 1), teller())
+        files = upload_files(attempt, Path(directory))
+    return attempt.describe(files, {}, extra={"model": f"data/{attempt.shard}.{attempt.number}", **told})
+
+
+def teller(every_s: float = 10.0) -> Callable[[int, int, float], None]:
+    """Return a callback (step, steps, loss) that logs a line at most every few seconds."""
+    last = time.monotonic()
+
+    def tell(step: int, steps: int, loss: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every_s:
+            last = time.monotonic()
+            logger.info("base model: step %d of %d, loss %.3f", step, steps, loss)
+
+    return tell

@@ -1,0 +1,58 @@
+"""A fine-tune as a stage: the base model and pairs in, one model directory out.
+
+The lease makes sure that one driver trains; Ray Train's snapshots and DeepSpeed's checkpoints under
+`<stage>/checkpoints` make the same command go on where a killed one stopped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from pydantic import Field
+
+from humpback_ray import storage
+from humpback_ray.config import Config
+from humpback_ray.ledger import Attempt, Commit, DataFile, Manifest
+from humpback_ray.placement import TrainPlacement
+from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.stage import Model, Place, Stage
+from humpback_ray.train.fit import launch
+from humpback_ray.train.job import TrainJob
+from humpback_ray.train.recipe import TrainRecipe
+
+
+class TrainConfig(Config):
+    """Every `models/*` stage."""
+
+    recipe: TrainRecipe = TrainRecipe()
+    placement: TrainPlacement = Field(TrainPlacement())
+
+
+def fine_tune(
+    config: TrainConfig, chat: ChatRecipe, name: str, base: Model, pairs: Sequence[Manifest], place: Place
+) -> Manifest:
+    """Fine-tune the base model on the kept pairs of the given stages; `backward` learns response → instruction.
+
+    The fingerprint holds the settings of this model alone: other models' steps and rates do not touch it.
+    """
+    recipe = config.recipe.of(name)
+    identity = {"model": name, "train": recipe.model_dump(mode="json"), "chat": chat.model_dump(mode="json")}
+    inputs = {"base": base.source, **{manifest.stage: manifest for manifest in pairs}}
+    stage = Stage(place, identity, inputs)
+
+    def train(attempt: Attempt) -> Commit:
+        directory = f"data/{attempt.shard}.{attempt.number}"
+        uris = [storage.join(m.uri, file.name) for m in pairs for file in m.files if file.kept]
+        job = TrainJob(
+            model=name, direction="backward" if name == "backward" else "forward", base_uri=base.uri,
+            pair_uris=tuple(uris), recipe=recipe, chat=chat, export_uri=attempt.ledger.at(directory),
+        )  # fmt: skip
+        result = launch(job, config.placement, name, attempt.ledger.at("checkpoints"))
+        files = [DataFile(f"{directory}/{entry.name}", entry.bytes, entry.sha256) for entry in result.files]
+        extra = {
+            "model": directory, "history": [asdict(step) for step in result.metrics], "examples": result.examples,
+            "steps": len(result.metrics), "parameters": result.parameters, "batch_examples": result.batch_examples,
+            "dropouts": result.dropouts, "resumed_from": result.resumed_from,
+        }  # fmt: skip
+        return attempt.describe(files, {}, result.tokens, extra)
+
+    return stage.leased(train)

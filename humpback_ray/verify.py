@@ -1,0 +1,159 @@
+"""Proof from storage alone that nothing was lost and nothing is there twice (P8).
+
+For every finished stage: its files are what the commits say (size, SHA-256, rows, fates by reason), the commits are
+what the manifest says, and each id of the stage's input left the stage exactly as often as it came in. The segments
+are held against the documents of the input files, read again.
+
+Given up: text is not recomputed, so a worker that writes a wrong instruction is not found here.
+"""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+
+from humpback_ray import storage
+from humpback_ray.corpus.readers import Reader, reader_for
+from humpback_ray.ledger import DataFile, Ledger, Manifest, Shard, drop_counts
+from humpback_ray.run import MOST_ROUNDS, stage_names
+from humpback_ray.stage import read_manifest
+
+SOURCE_OF = {"corpus": "segments", "candidates": "corpus", "scores": "candidates", "curated": "candidates"}
+"""Stage (by the last part of its name) → stage whose kept rows it gives a fate; answers have the prompts."""
+
+
+class Difference(Exception):
+    """What storage holds is not what it says it holds; the message names the stage, the file and both values."""
+
+
+def verify(root: str) -> Iterator[str]:
+    """Check every finished stage of a run; yields a line per stage.
+
+    Raises:
+        Difference: at the first thing that is not as recorded.
+    """
+    run = storage.join(root, "run.json")
+    if not storage.exists(run):
+        raise Difference(f"{root} is no run: it has no run.json")
+    reuse = json.loads(storage.read_bytes(run)).get("reuse", {})
+    finished: dict[str, Manifest] = {}
+    for name in stage_names(MOST_ROUNDS):
+        uri = reuse.get(name, storage.join(root, name))
+        manifest = read_manifest(uri)
+        if manifest:
+            finished[name] = manifest
+            yield f"{name}: {verify_stage(manifest, finished)}"
+        elif storage.exists(storage.join(uri, "recipe.json")):
+            yield f"{name}: not finished, nothing of it is visible"
+    if not finished:
+        raise Difference(f"{root} has no finished stage")
+
+
+def verify_stage(manifest: Manifest, finished: dict[str, Manifest]) -> str:
+    """Check one stage against its files, its commits and its input; returns what was proven, in words."""
+    check_plan(manifest)
+    for commit in manifest.commits:
+        recorded = Ledger(manifest.uri, "").commit_of(commit.shard)
+        same(recorded, commit, f"{manifest.uri}/commits/{commit.shard}.json", "the commit in the manifest")
+        check_files(manifest.uri, commit.files, commit.drops)
+    source = SOURCE_OF.get(manifest.stage.rpartition("/")[2])
+    given = finished.get("evaluation/prompts" if manifest.stage.startswith("evaluation/m") else source or "")
+    proof = "files and counts agree"
+    if given:
+        name = given.stage.rpartition("/")[2]
+        same(manifest.inputs[name]["digest"], given.digest, manifest.uri, f"the digest of {name}")
+        check_ids(manifest, ids_of(given, kept=True), f"the kept ids of {name}")
+        proof += f", each of {given.kept:,} ids from {name} has one fate"
+    if manifest.stage == "segments":
+        proof += check_documents(manifest)
+    if manifest.rows and manifest.stage != "segments":
+        check_unique(manifest)
+    return f"{manifest.rows:,} rows, {proof}" if manifest.rows else proof
+
+
+def check_plan(manifest: Manifest) -> None:
+    """The shards of the plan are the shards of the manifest."""
+    plan = storage.join(manifest.uri, "plan.json")
+    if storage.exists(plan):
+        planned = [shard["name"] for shard in json.loads(storage.read_bytes(plan))["shards"]]
+        same([commit.shard for commit in manifest.commits], planned, plan, "the shards of the manifest")
+
+
+def check_files(uri: str, files: tuple[DataFile, ...], drops: dict[str, int]) -> None:
+    """Sizes, hashes, row counts and fates are those of the commit."""
+    counted: Counter[str] = Counter()
+    for file in files:
+        name = storage.join(uri, file.name)
+        try:
+            data = storage.read_bytes(name)
+        except FileNotFoundError as error:
+            raise Difference(f"{name} is missing, a commit names it") from error
+        same(len(data), file.bytes, name, "bytes")
+        same(hashlib.sha256(data).hexdigest(), file.sha256, name, "SHA-256")
+        if file.rows is not None:
+            table = pq.read_table(io.BytesIO(data), columns=["drop_reason"])
+            same((table.num_rows, table["drop_reason"].null_count), (file.rows, file.kept), name, "(rows, kept)")
+            counted.update(drop_counts(table))
+    same(dict(counted), drops, uri, "dropped rows by reason")
+
+
+def check_ids(manifest: Manifest, expected: Counter[str], what: str) -> None:
+    """Every id that came in left, as often."""
+    found = ids_of(manifest, kept=False)
+    if found != expected:
+        lost, surplus = expected - found, found - expected
+        example = next(iter(lost or surplus))
+        raise Difference(
+            f"{manifest.uri}: {lost.total():,} of {expected.total():,} ids lost and {surplus.total():,} too many, held "
+            f"against {what}; first: {example}, {expected[example]} times in, {found[example]} times out"
+        )
+
+
+def check_unique(manifest: Manifest) -> None:
+    """No kept id is there twice."""
+    id_, count = next(iter(ids_of(manifest, kept=True).most_common(1)), ("", 0))
+    if count > 1:
+        raise Difference(f"{manifest.uri}: id {id_} is kept {count} times")
+
+
+def check_documents(manifest: Manifest) -> str:
+    """Every document of the input files has its rows, and no other document has; held against the files read again."""
+    readers = TypeAdapter(tuple[Reader, ...]).validate_python(manifest.recipe["readers"])
+    plan = json.loads(storage.read_bytes(storage.join(manifest.uri, "plan.json")))["shards"]
+    shards = [Shard.parse(json.dumps(value)) for value in plan]
+    gone = [shard.file for shard in shards if not storage.exists(str(shard.file))]
+    if gone:
+        return (
+            f"; {len(gone)} of {len(shards)} input files are gone ({gone[0]}), so its documents cannot be counted again"
+        )
+    total = 0
+    for shard, commit in zip(shards, manifest.commits, strict=True):
+        with storage.open_input(str(shard.file)) as stream:
+            read = {document.document_id for document in reader_for(str(shard.file), readers).read(stream)}
+        uris = [storage.join(manifest.uri, file.name) for file in commit.files]
+        kept = {value for uri in uris for value in storage.read_table(uri, ["document_id"])["document_id"].to_pylist()}
+        if read != kept:
+            first = min(read ^ kept)
+            where = "was read but has no row" if first in read else "has rows but is not in the file"
+            raise Difference(f"{manifest.uri}: shard {shard.name} ({shard.file}): document {first} {where}")
+        total += len(read)
+    return f", each of {total:,} documents has its rows"
+
+
+def ids_of(manifest: Manifest, kept: bool) -> Counter[str]:
+    """Count the ids of a stage's tables."""
+    counts: Counter[str] = Counter()
+    for table in manifest.tables(["id"], kept=kept):
+        counts.update(table["id"].to_pylist())
+    return counts
+
+
+def same(found: Any, expected: Any, where: str, what: str) -> None:
+    """Raise Difference unless both values are equal."""
+    if found != expected:
+        raise Difference(f"{where}: {what}: found {found}, recorded {expected}")

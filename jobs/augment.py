@@ -1,0 +1,13 @@
+"""Predict an instruction for every corpus segment; brings `<root>/candidates` and what it needs up to date.
+
+    ray job submit --working-dir . -- python -m jobs.augment CONFIG augment.placement.replicas=16
+
+Safe to submit again after a crash.
+"""
+
+import sys
+
+from jobs.console import run_until
+
+if __name__ == "__main__":
+    sys.exit(run_until(None, str(__doc__), lambda found, config: "candidates"))

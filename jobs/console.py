@@ -1,0 +1,183 @@
+"""What every job does around its one call: arguments, logging, Ray, the table at the end, the exit code.
+
+Exit codes: 0 done · 1 a stage failed or a check found a difference · 2 the configuration or an input is unusable,
+nothing was started · 3 another driver holds what this one needs · 130 interrupted.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from humpback_ray import pipeline
+from humpback_ray.config import ConfigError, load
+from humpback_ray.lease import LeaseHeld, LeaseLost
+from humpback_ray.ledger import Manifest
+from humpback_ray.run import Run, RunConfig, stage_names
+from humpback_ray.stage import StageFailed
+
+console = Console(width=None if sys.stdout.isatty() else 160)
+
+
+def arguments(argv: Sequence[str] | None, story: str, **extra: str) -> argparse.Namespace:
+    """Parse `CONFIG [key=value ...]`; `extra` are keys of this job alone, with their defaults."""
+    keys = "".join(f"\n  {key}={value or 'NAME'}  (a key of this job)" for key, value in extra.items())
+    parser = argparse.ArgumentParser(
+        description=story,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="keys that most runs set:\n  root=out/mine  corpus.recipe.inputs='[pages/*.warc.gz]'  "
+        "seed.recipe.inputs='[trees.jsonl]'\n  base_model=PATH  augment.placement.replicas=8  train.placement.workers=8"
+        + keys,
+    )
+    parser.add_argument("config", help="a YAML file; see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys that replace values of CONFIG")
+    found = parser.parse_args(argv)
+    for key, value in extra.items():
+        mine = [text for text in found.overrides if text.startswith(f"{key}=")]
+        found.overrides = [text for text in found.overrides if text not in mine]
+        setattr(found, key, mine[-1].partition("=")[2] if mine else value)
+    return found
+
+
+def run_until(
+    argv: Sequence[str] | None, story: str, last: Callable[[argparse.Namespace, RunConfig], str | None], **extra: str
+) -> int:
+    """Run the pipeline up to the stage that `last` names (None: to the end, with a report) and print its table."""
+
+    def work() -> int:
+        found = arguments(argv, story, **extra)
+        config = load(RunConfig, found.config, found.overrides)
+        until = last(found, config)
+        known = stage_names(len(config.curate.recipe.rounds))
+        if until is not None and until not in known:
+            raise ConfigError(f"{until} is no stage of this run; its stages are {', '.join(known)}")
+        run = Run(config)
+        start_ray()
+        done = list(shown(run, until))
+        table(done)
+        if until is None:
+            console.print(f"report: {pipeline.write_report(run)}")
+        return 0
+
+    return guarded(work)
+
+
+def shown(run: Run, until: str | None) -> Iterator[Manifest]:
+    """Yield the stages as they finish, up to the named one."""
+    for manifest in pipeline.stages(run):
+        logging.getLogger("jobs").info("%s: done, %s", manifest.stage, fates(manifest))
+        yield manifest
+        if manifest.stage == until:
+            return
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run a job; errors that a user can mend become one line and an exit code."""
+    logs()
+    try:
+        return work()
+    except ConfigError as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except (LeaseHeld, LeaseLost) as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 3
+    except StageFailed as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on from here", style="yellow")
+        return 130
+
+
+def start_ray() -> None:
+    """Join the cluster of RAY_ADDRESS, which `ray job submit` sets, or start Ray on this machine."""
+    import ray.data
+
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    where = {"include_dashboard": False} if address == "local" else {}
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=address != "local", **where)
+
+
+def logs() -> None:
+    """A line every 30 s in a job's log; on a terminal a live bar per stage."""
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = LiveHandler()
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.addFilter(lambda record: record.levelno > logging.DEBUG or hasattr(record, "progress"))
+    for name in ("humpback_ray", "jobs"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.DEBUG if console.is_terminal else logging.INFO)
+
+
+class LiveHandler(RichHandler):
+    """Draws progress records as one bar, prints everything else."""
+
+    def __init__(self) -> None:
+        super().__init__(console=console, show_path=False, show_level=False, markup=False)
+        self.bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"), console=console
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Update the stage's bar, or print the record above the bars."""
+        figures = getattr(record, "progress", None)
+        if figures is None:
+            super().emit(record)
+            return
+        if not self.bars.live.is_started:
+            self.bars.start()
+        stage = figures["stage"]
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bars.add_task(stage, total=figures["total"], words="")
+        words = record.getMessage().removeprefix(f"{stage}: ")
+        self.bars.update(self.tasks[stage], completed=figures["done"], total=figures["total"], words=words)
+        if figures.get("ended"):
+            self.bars.remove_task(self.tasks.pop(stage))
+            if not self.tasks:
+                self.bars.stop()
+
+
+def fates(manifest: Manifest) -> str:
+    """Say what became of a stage's rows: kept, dropped by reason."""
+    if not manifest.rows:
+        extra = manifest.extra
+        return f"{extra['steps']} steps, loss {extra['history'][-1]['loss']:.3f}" if extra.get("history") else "files"
+    drops = ", ".join(f"{reason} {count:,}" for reason, count in manifest.drops.items())
+    return f"{manifest.rows:,} rows, {manifest.kept:,} kept" + (f", dropped: {drops}" if drops else "")
+
+
+def table(manifests: Sequence[Manifest]) -> None:
+    """Print a line per stage: rows in, kept, dropped by reason, seconds."""
+    out = Table("stage", "rows in", "kept", "dropped", "by reason", "seconds", "rows/s")
+    for column in (1, 2, 3, 5, 6):
+        out.columns[column].justify = "right"
+    for manifest in manifests:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.drops.items())
+        counts = (
+            (f"{manifest.rows:,}", f"{manifest.kept:,}", f"{manifest.rows - manifest.kept:,}")
+            if manifest.rows
+            else ("", "", "")
+        )
+        rate = f"{manifest.rows / manifest.seconds:.1f}" if manifest.rows and manifest.seconds else ""
+        out.add_row(
+            manifest.stage,
+            *counts,
+            reasons or ("" if manifest.rows else fates(manifest)),
+            f"{manifest.seconds:.1f}",
+            rate,
+        )
+    console.print(out)

@@ -1,0 +1,139 @@
+"""A run that needs nothing but `candidates`: its seed, corpus and models are stages of another root, by `reuse`.
+
+The models are files that the `echo` engine does not read. Drivers are real `python -m jobs.augment` processes.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import yaml
+
+from humpback_ray.ledger import Attempt, Commit, Manifest
+from humpback_ray.placement import TaskPlacement
+from humpback_ray.records import PAIR, SEGMENT
+from humpback_ray.stage import Place, Stage, TableWriter, read_manifest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def prepare(folder: Path, rows: int) -> Path:
+    """Make the reused stages and a configuration; Ray must be running."""
+    corpus = Stage(Place("corpus", str(folder / "given/corpus"), "given"), {}, {}, SEGMENT)
+    corpus.once(write_corpus, (rows,), TaskPlacement(cpus=0.5))
+    seed = Stage(Place("seed", str(folder / "given/seed"), "given"), {}, {}, PAIR)
+    seed.once(write_seed, (), TaskPlacement(cpus=0.5))
+    for name in ("backward", "m0"):
+        model = Stage(Place(f"models/{name}", str(folder / f"given/models/{name}"), "given"), {}, {})
+        model.leased(write_model)
+    (folder / "base").mkdir()
+    (folder / "base/config.json").write_text("{}")
+    (folder / "base/model.safetensors").write_bytes(b"\0" * 8)
+    names = ("seed", "corpus", "models/backward", "models/m0")
+    config = {
+        "root": str(folder / "run"),
+        "base_model": str(folder / "base"),
+        "reuse": {name: str(folder / "given" / name) for name in names},
+        "augment": {
+            "recipe": {"engine": {"kind": "echo", "delay_s": 0.15}},
+            "placement": {"rows_per_shard": 10, "batch_rows": 4, "shards_in_flight": 2},
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder / "config.yaml"
+
+
+def write_corpus(attempt: Attempt, rows: int) -> Commit:
+    writer = TableWriter(attempt, SEGMENT)
+    for first in range(0, rows, 100):
+        texts = [
+            f"Segment {i} tells of thing {i * 7 % 31} and of its use." for i in range(first, min(first + 100, rows))
+        ]
+        table = [
+            {"id": hashlib.sha256(text.encode()).hexdigest()[:32], "document_id": text[:12], "url": "", "header": "Use",
+             "position": 0, "text": text, "chars": len(text), "text_hash": text, "drop_reason": None}
+            for text in texts
+        ]  # fmt: skip
+        writer.write(pa.Table.from_pylist(table, schema=SEGMENT))
+    return writer.commit()
+
+
+def write_seed(attempt: Attempt) -> Commit:
+    row = {"id": "1", "instruction": "x", "response": "y", "source": "seed", "score": None, "drop_reason": None}
+    writer = TableWriter(attempt, PAIR)
+    writer.write(pa.Table.from_pylist([row], schema=PAIR))
+    return writer.commit()
+
+
+def write_model(attempt: Attempt) -> Commit:
+    return attempt.describe([], {}, extra={"model": "data"})
+
+
+class Driver:
+    """A `python -m jobs.<job>` process and the Ray it started."""
+
+    def __init__(self, job: str, *arguments: str) -> None:
+        command = [sys.executable, "-m", f"jobs.{job}", *arguments]
+        self.process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def finish(self, timeout_s: float = 150) -> str:
+        """Wait for the end; return what it printed."""
+        out, _ = self.process.communicate(timeout=timeout_s)
+        return out
+
+    def kill(self) -> None:
+        """SIGKILL the driver, then end the Ray processes it left behind, and only those."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for process in family:
+            for one in [*_children(process), process]:
+                if one.is_running():
+                    one.kill()
+        psutil.wait_procs(family, timeout=20)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def commits(stage: Path) -> int:
+    """How many shards of a stage are committed."""
+    folder = stage / "commits"
+    return len(list(folder.glob("[0-9]*.json"))) if folder.is_dir() else 0
+
+
+def wait_for_commits(stage: Path, count: int, timeout_s: float = 90) -> None:
+    """Wait until a stage has that many commits."""
+    deadline = time.monotonic() + timeout_s
+    while commits(stage) < count:
+        assert time.monotonic() < deadline, f"{commits(stage)} of {count} commits after {timeout_s} s"
+        time.sleep(0.05)
+
+
+def attempts(stage: Path) -> list[dict[str, Any]]:
+    """All attempts of a stage."""
+    return [json.loads(path.read_text()) for path in stage.glob("attempts/*/[0-9]*.json") if path.name.count(".") == 1]
+
+
+def fates(stage: Path) -> dict[str, tuple[Any, ...]]:
+    """Id → (instruction, drop reason); fails on an id that is there twice."""
+    manifest = read_manifest(str(stage))
+    assert isinstance(manifest, Manifest)
+    rows = [row for table in manifest.tables(kept=False) for row in table.to_pylist()]
+    found = {row["id"]: (row["instruction"], row["drop_reason"]) for row in rows}
+    assert len(found) == len(rows)
+    return found

@@ -1,0 +1,82 @@
+"""Kill the driver, kill an actor, start two drivers: the same command again gives the same id → fate table."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import prepared
+from tests.jobs.prepared import Driver
+
+ROWS, SHARDS, IN_FLIGHT = 240, 24, 3
+"""`shards_in_flight` shards are worked on, one more is queued at the actor."""
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def config(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared.prepare(tmp_path_factory.mktemp("prepared"), ROWS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Path) -> dict[str, tuple[object, ...]]:
+    root = config.parent / "undisturbed"
+    driver = Driver("augment", str(config), f"root={root}", "augment.recipe.engine.delay_s=0")
+    assert driver.finish() is not None
+    assert driver.process.returncode == 0
+    found = prepared.fates(root / "candidates")
+    assert len(found) == ROWS
+    assert len(prepared.attempts(root / "candidates")) == SHARDS
+    return found
+
+
+def verified(root: Path) -> None:
+    driver = Driver("verify", str(root))
+    out = driver.finish()
+    assert driver.process.returncode == 0, out
+    assert f"each of {ROWS} ids from corpus has one fate" in out
+
+
+def test_after_a_killed_driver_the_same_command_finishes_with_the_same_fates(
+    config: Path, undisturbed: dict[str, tuple[object, ...]]
+) -> None:
+    stage = config.parent / "killed/candidates"
+    first = Driver("augment", str(config), f"root={stage.parent}")
+    prepared.wait_for_commits(stage, 5)
+    first.kill()
+    done_before = prepared.commits(stage)
+    assert done_before < SHARDS
+    second = Driver("augment", str(config), f"root={stage.parent}")
+    out = second.finish()
+    assert second.process.returncode == 0, out
+    assert prepared.fates(stage) == undisturbed
+    assert len(prepared.attempts(stage)) <= SHARDS + IN_FLIGHT
+    verified(stage.parent)
+
+
+def test_a_killed_actor_costs_only_its_shards_in_flight(
+    config: Path, undisturbed: dict[str, tuple[object, ...]]
+) -> None:
+    stage = config.parent / "actor/candidates"
+    driver = Driver("augment", str(config), f"root={stage.parent}")
+    prepared.wait_for_commits(stage, 5)
+    os.kill(prepared.attempts(stage)[0]["pid"], signal.SIGKILL)
+    out = driver.finish()
+    assert driver.process.returncode == 0, out
+    assert len({attempt["pid"] for attempt in prepared.attempts(stage)}) == 2
+    assert prepared.fates(stage) == undisturbed
+    assert len(prepared.attempts(stage)) <= SHARDS + IN_FLIGHT
+    verified(stage.parent)
+
+
+def test_two_drivers_at_once_do_no_harm(config: Path, undisturbed: dict[str, tuple[object, ...]]) -> None:
+    stage = config.parent / "two/candidates"
+    drivers = [Driver("augment", str(config), f"root={stage.parent}") for _ in range(2)]
+    outs = [driver.finish() for driver in drivers]
+    assert [driver.process.returncode for driver in drivers] == [0, 0], outs
+    assert len({attempt["submission"] for attempt in prepared.attempts(stage)}) == 2, "both took part"
+    assert prepared.fates(stage) == undisturbed
+    assert len(list((stage / "data").iterdir())) == SHARDS, "the losers of a race deleted their files"
+    verified(stage.parent)

@@ -62,7 +62,7 @@ class SeedConfig(Config):
     """The `seed` stage. A few thousand pairs: one task reads them all."""
 
     recipe: SeedRecipe = Field(default_factory=SeedRecipe)
-    placement: TaskPlacement = TaskPlacement()
+    placement: TaskPlacement = Field(default_factory=TaskPlacement)
 
 
 def make_seed(config: SeedConfig, files: Inventory, place: Place) -> Manifest:

@@ -29,7 +29,7 @@ class ExtractRecipe(Config):
     max_tags: int = Field(default=200_000, ge=1)
     """A page with more tags is dropped as `too_many_tags`."""
 
-    max_depth: int = Field(default=1_000, ge=1)
+    max_depth: int = Field(default=256, ge=1)
     """A page that nests more block elements is dropped as `too_deep`; real pages stay below a hundred."""
 
     max_header_chars: int = Field(default=300, ge=1)
@@ -162,6 +162,7 @@ class _Page:
     paragraphs: list[str] = field(default_factory=list)
     line: list[str] = field(default_factory=list)
     prefix: str = ""
+    has_text: bool = False  # whether the line holds more than white space
     in_link: bool = False
     link_chars: int = 0  # characters of the line that stand in links
     link_lines: int = 0  # lines in a row, up to here, that are nothing but links
@@ -171,9 +172,7 @@ class _Page:
         for token in scan(page):
             if isinstance(token, str):
                 if self.left_out_at < 0:
-                    self.line.append(token)
-                    if self.in_link:
-                        self.link_chars += len(token.strip())
+                    self._read(token)
                 continue
             tags += 1
             if token.name == "a":
@@ -187,6 +186,12 @@ class _Page:
         self._end_heading()
         self._end_section(0, "")
         return self.done
+
+    def _read(self, text: str) -> None:
+        self.line.append(text)
+        self.has_text = self.has_text or not text.isspace()
+        if self.in_link:
+            self.link_chars += len(text.strip())
 
     def _start(self, tag: Tag) -> None:
         name = tag.name
@@ -209,10 +214,10 @@ class _Page:
 
     def _start_block(self, name: str) -> None:
         if name in _CELLS:
-            if "".join(self.line).strip():
+            if self.has_text:
                 self.line.append(" | ")
             return
-        if self.heading and (name in _HEADERS or (name in _CLOSES_HEADER and "".join(self.line).strip())):
+        if self.heading and (name in _HEADERS or (name in _CLOSES_HEADER and self.has_text)):
             self._end_heading()
         if self.heading:
             self.line.append(" ")
@@ -255,7 +260,7 @@ class _Page:
 
     def _imply_ends(self, name: str) -> None:
         ends, until = _IMPLIED_ENDS.get(name, (None, None))
-        if self.open and self.open[-1] == "p":
+        if self.open and (self.open[-1] == "p" or (name in _HEADERS and self.open[-1] in _HEADERS)):
             self._close(len(self.open) - 1)
         if ends is None or until is None:
             return
@@ -299,7 +304,7 @@ class _Page:
         if not self.line:
             return
         text, link_chars = "".join(self.line), self.link_chars
-        self.line, self.link_chars = [], 0
+        self._clear()
         if "pre" in self.open or "listing" in self.open:
             lines = [line.rstrip() for line in clean(text).split("\n")]
         else:
@@ -307,6 +312,9 @@ class _Page:
         for line in lines:
             if line.strip(" |"):
                 self._add(line.removesuffix(" |"), is_link=link_chars >= len(line.replace(" | ", "")))
+
+    def _clear(self) -> None:
+        self.line, self.link_chars, self.has_text = [], 0, False
 
     def _add(self, line: str, is_link: bool) -> None:
         if not is_link:
@@ -324,13 +332,13 @@ class _Page:
         if not self.heading:
             return
         level, self.heading = self.heading, 0
-        text = _HEADER_TRAIL.sub("", " ".join(clean("".join(self.line)).split()))
-        self.line, self.link_chars = [], 0
+        text = " ".join(clean("".join(self.line)).split())
+        self._clear()
         if len(text) > self.recipe.max_header_chars:
             self._end_section(level, "")
             self.paragraphs.append(text)
         else:
-            self._end_section(level, text)
+            self._end_section(level, _HEADER_TRAIL.sub("", text))
 
     def _end_section(self, level: int, header: str) -> None:
         self._end_line()

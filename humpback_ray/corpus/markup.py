@@ -69,7 +69,8 @@ def characters(html: bytes, declared: str | None = None) -> str:
         try:
             return html.decode("utf-8")
         except UnicodeDecodeError as error:
-            if error.reason == "unexpected end of data":  # a page cut off inside a character
+            cut_off = error.start >= len(html) - 3 and not html[: error.start].isascii()
+            if cut_off:  # inside a character, behind others that are UTF-8
                 return html.decode("utf-8", "replace")
     meta = _META_CHARSET.search(html, 0, _META_BYTES)
     candidates = [declared, meta[1].decode("ascii", "replace") if meta else None]

@@ -52,6 +52,8 @@ class Inflated:
         """The last bytes read, up to 4: how the file ended."""
         self._stream = stream
         self._pending = stream.read(_PIECE_BYTES)
+        if len(self._pending) == 1:  # a stream may hand out less than was asked for
+            self._pending += stream.read(_PIECE_BYTES)
         self._gzip = self._pending[:2] == _GZIP_MAGIC
         self._member = zlib.decompressobj(wbits=31) if self._gzip else None
         self._started = False

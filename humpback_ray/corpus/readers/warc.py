@@ -18,6 +18,7 @@ from humpback_ray.corpus.readers import http
 from humpback_ray.corpus.readers.base import Document, Dropped, Inflated, content_id
 
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
+_START_BYTES = 4096
 _HTML_START = re.compile(
     rb"\s*(?:\xef\xbb\xbf)?\s*(?:<!--.{0,2000}?-->\s*)?<(?:!doctype\s+html|html|head|body)\b", re.I | re.S
 )
@@ -73,7 +74,7 @@ class WarcReader(Config):
             html = http.decode(head, body, self.max_document_bytes)
             if not html.strip():
                 raise http.Unusable("empty")
-            if not head.media_type and not _HTML_START.match(html):
+            if not head.media_type and not _HTML_START.match(html[:_START_BYTES]):
                 raise http.Unusable("not_html")
         except http.Unusable as unusable:
             return Dropped(document_id, unusable.reason, url)

@@ -1,0 +1,106 @@
+import gzip
+import io
+import zlib
+
+import pytest
+from fastwarc.stream_io import BrotliWriter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from humpback_ray.corpus.readers.http import Head, Unusable, decode, split, unchunk
+
+PAGE = b"<html><p>" + bytes(range(32, 127)) * 50
+
+
+def head(**headers: str) -> Head:
+    return Head(200, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def raw_deflate(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-15)
+    return packer.compress(data) + packer.flush()
+
+
+def brotli(data: bytes) -> bytes:
+    out = io.BytesIO()
+    writer = BrotliWriter(out)
+    writer.write(data)
+    writer.close()
+    return out.getvalue()
+
+
+def chunked(data: bytes, size: int) -> bytes:
+    parts = [data[at : at + size] for at in range(0, len(data), size)]
+    return b"".join(b"%x;name=value\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"),
+    [
+        ("gzip", gzip.compress),
+        ("deflate", zlib.compress),
+        ("deflate", raw_deflate),
+        ("br", brotli),
+        ("identity", bytes),
+    ],
+)
+def test_every_content_encoding_is_undone_and_capped(encoding: str, pack) -> None:
+    assert decode(head(content_encoding=encoding), pack(PAGE), 10_000) == PAGE
+    with pytest.raises(Unusable, match="too_large"):
+        decode(head(content_encoding=encoding), pack(PAGE), 1_000)
+
+
+def test_a_bomb_is_dropped_without_being_held() -> None:
+    bomb = gzip.compress(b"a" * 100_000_000)
+    with pytest.raises(Unusable, match="too_large"):
+        decode(head(content_encoding="gzip"), bomb, 1_000_000)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, br"])
+def test_a_body_stored_decoded_under_the_headers_of_the_wire_is_taken_as_it_is(encoding: str) -> None:
+    assert decode(head(content_encoding=encoding), PAGE, 10_000) == PAGE
+
+
+def test_a_compressed_body_that_is_cut_keeps_what_came_before_the_cut() -> None:
+    content = bytes(PAGE) + b"".join(b"%d " % (number * 7919) for number in range(20_000))
+    got = decode(head(content_encoding="gzip"), gzip.compress(content)[:-2000], 1_000_000)
+    assert content.startswith(got)
+    assert len(got) > 100_000
+
+
+def test_unknown_and_corrupt_encodings_have_names() -> None:
+    with pytest.raises(Unusable, match="encoding_unknown"):
+        decode(head(content_encoding="rot13"), PAGE, 10_000)
+    with pytest.raises(Unusable, match="encoding_corrupt"):
+        decode(head(content_encoding="br"), b"\xff" * 50, 10_000)
+
+
+@given(st.binary(max_size=500), st.integers(1, 100))
+@settings(deadline=None)
+def test_chunks_are_joined(body: bytes, size: int) -> None:
+    assert unchunk(chunked(body, size)) == body
+
+
+@given(st.binary(max_size=300), st.sampled_from(["gzip", "deflate", "br", "zstd"]))
+@settings(deadline=None)
+def test_any_body_decodes_or_is_dropped_by_name(body: bytes, encoding: str) -> None:
+    try:
+        fate = len(decode(head(content_encoding=encoding, transfer_encoding="chunked"), body, 1_000))
+    except Unusable as unusable:
+        fate = unusable.reason
+    assert fate in {"too_large", "encoding_corrupt", *range(1_001)}
+
+
+def test_the_head_ends_at_the_first_blank_line_of_either_kind() -> None:
+    for end in (b"\r\n", b"\n"):
+        found, body = split(
+            end.join([b"HTTP/1.1 404 Not Found", b"Content-Type: Text/HTML; charset='x'", b"", b"a", b"", b"b"])
+        )
+        assert (found.status, found.media_type, found.charset, body) == (
+            404,
+            "text/html",
+            "x",
+            end.join([b"a", b"", b"b"]),
+        )
+    with pytest.raises(Unusable, match="http_malformed"):
+        split(b"<html>\r\n\r\n")

@@ -1,0 +1,113 @@
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from humpback_ray.corpus.markup import Tag, attribute_values, characters, scan
+
+
+def flat(page: str) -> list[str]:
+    return [token if isinstance(token, str) else ("/" if token.ends else "") + token.name for token in scan(page)]
+
+
+@pytest.mark.parametrize(
+    ("html", "declared", "text"),
+    [
+        ("é".encode(), None, "é"),
+        ("é".encode(), "iso-8859-1", "é"),
+        ("\ufeffé".encode(), "iso-8859-1", "é"),
+        ("é".encode("utf-16"), None, "é"),
+        ("é".encode("latin-1"), "iso-8859-1", "é"),
+        ("я".encode("cp1251"), "windows-1251", "я"),
+        (b'<meta charset="windows-1251">' + "я".encode("cp1251"), None, '<meta charset="windows-1251">я'),
+        ("中文".encode("gb2312"), "gb2312", "中文"),
+        ("価".encode("iso-2022-jp"), "iso-2022-jp", "価"),
+        ("日本語のページです。".encode("shift_jis") * 20, None, "日本語のページです。" * 20),
+        ("naïve café".encode("latin-1"), "no-such-charset", "naïve café"),
+        ("éé".encode()[:3], None, "é\ufffd"),
+        (b"plain", "utf-7", "plain"),
+        (b"", None, ""),
+    ],
+)
+def test_the_encoding_is_found(html: bytes, declared: str | None, text: str) -> None:
+    assert characters(html, declared) == text
+
+
+@given(
+    st.binary(max_size=200), st.sampled_from([None, "utf-8", "big5", "utf-16", "hex", "iso-2022-jp", "x-user-defined"])
+)
+def test_any_bytes_become_characters(html: bytes, declared: str | None) -> None:
+    characters(html, declared).encode("utf-8")
+
+
+def test_tags_and_text_come_in_order() -> None:
+    assert flat("a<b>c</b >d<br/>e &amp; f") == ["a", "b", "c", "/b", "d", "br", "e & f"]
+
+
+@pytest.mark.parametrize(
+    ("page", "tokens"),
+    [
+        ("a<!-- <p> -->b", ["a", "b"]),
+        ("a<!-->b", ["a", "b"]),
+        ("a<!-- never closed <p>b", ["a"]),
+        ("a<!DOCTYPE html>b<?xml x?>c</ >d", ["a", "b", "c", "d"]),
+        ("<script>if (a<b) '</p>'</SCRIPT >x", ["script", "/script", "x"]),
+        ("<script>never closed", ["script"]),
+        ("<title>a<b></title>c", ["title", "/title", "c"]),
+        ('<a title="x > y">z', ["a", "z"]),
+        ("<p it's>a<p>b'", ["p", "a", "p", "b'"]),
+        ("<p title='never closed>a", ["p"]),
+        ("1 < 2 <3 & 4", ["1 < 2 <3 & 4"]),
+        ("x<p", ["x", "p"]),
+    ],
+)
+def test_messy_markup_is_read_as_browsers_read_it(page: str, tokens: list[str]) -> None:
+    assert [token for token in flat(page) if token.strip()] == tokens
+
+
+def test_attributes_are_parsed_with_any_quotes() -> None:
+    source = ' CLASS="a b"\nid=\'c\' hidden data-x=1 id="second" style = "display:none" '
+    assert attribute_values(source) == {
+        "class": "a b", "id": "c", "hidden": "", "data-x": "1", "style": "display:none",
+    }  # fmt: skip
+
+
+@given(st.text(alphabet="<>/!-='\" abpx&;#1\n", max_size=200))
+@settings(deadline=None)
+def test_any_text_is_scanned_to_its_end(page: str) -> None:
+    for token in scan(page):
+        assert isinstance(token, str) or (isinstance(token, Tag) and token.name)
+        if isinstance(token, Tag):
+            attribute_values(token.attributes)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "<",
+        "<a ",
+        "<a '",
+        "<a x='",
+        '<a x="',
+        "<!--",
+        "<!",
+        "</",
+        "<a =",
+        "<a= '",
+        "<script>",
+        "<a x=''",
+        "&",
+        "&lt",
+        "<p =\t",
+    ],
+)
+def test_time_is_linear_in_the_page_whatever_is_repeated(unit: str) -> None:
+    def seconds(count: int) -> float:
+        started = time.process_time()
+        for token in scan(unit * count):
+            if isinstance(token, Tag):
+                attribute_values(token.attributes)
+        return time.process_time() - started
+
+    assert seconds(200_000) < 20 * max(seconds(20_000), 0.02)

@@ -19,7 +19,9 @@ def make_tokenizer(pad: bool = False) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>", *(["<pad>"] if pad else [])]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(["Which river runs below the old mill?"] * 8, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(
@@ -43,7 +45,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     directory = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, attention_dropout=0.05,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(directory)

@@ -14,7 +14,12 @@ CHAT = ChatRecipe()
 
 texts = st.text(max_size=60) | st.sampled_from(["</s>", "<s>", "### Response:\n", " ", "\n\n"])
 pair = st.fixed_dictionaries(
-    {"id": st.uuids().map(str), "instruction": texts, "response": texts, "source": st.sampled_from(["seed", "augmented"])}
+    {
+        "id": st.uuids().map(str),
+        "instruction": texts,
+        "response": texts,
+        "source": st.sampled_from(["seed", "augmented"]),
+    }
 )
 
 
@@ -53,7 +58,11 @@ def test_storage_order_never_matters(shuffle: random.Random) -> None:
     assert make_examples(some, TOKENIZER, CHAT, "forward", 999) == expected
 
 
-@given(st.lists(pair, max_size=8, unique_by=lambda row: row["id"]), st.integers(8, 120), st.sampled_from(["drop", "truncate"]))
+@given(
+    st.lists(pair, max_size=8, unique_by=lambda row: row["id"]),
+    st.integers(8, 120),
+    st.sampled_from(["drop", "truncate"]),
+)
 def test_every_pair_is_kept_or_counted_and_none_is_longer_than_the_limit(
     some: list[dict[str, Any]], limit: int, too_long: Any
 ) -> None:

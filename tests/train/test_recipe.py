@@ -17,7 +17,9 @@ def test_a_models_own_settings_leave_the_other_models_out() -> None:
     assert alone == recipe.model_copy(update={"steps": {"m0": 80, "m1": 7}}).of("m0")
 
 
-@pytest.mark.parametrize("bad", [{"steps": {"m0": 0}}, {"learning_rates": {"m0": -1.0}}, {"dropout": 1.0}, {"warmup": 3}])
+@pytest.mark.parametrize(
+    "bad", [{"steps": {"m0": 0}}, {"learning_rates": {"m0": -1.0}}, {"dropout": 1.0}, {"warmup": 3}]
+)
 def test_an_unusable_recipe_is_refused(bad: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="steps|learning_rates|dropout|warmup"):
+    with pytest.raises(ValueError, match=r"steps|learning_rates|dropout|warmup"):
         TrainRecipe.model_validate(bad)

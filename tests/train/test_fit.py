@@ -1,0 +1,125 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from humpback_ray.placement import TrainPlacement
+from humpback_ray.train.fit import TrainingFailed, TrainResult, first_cause, headline, launch
+from humpback_ray.train.job import TrainJob
+from tests.train.workers import job
+
+STEPS = 24
+PLACEMENT = TrainPlacement(workers=2, cpus_per_worker=0.5, micro_batch_examples=4, checkpoint_every_steps=4)
+
+DRIVER = """
+import json, sys
+import ray
+from humpback_ray.placement import TrainPlacement
+from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.train.fit import TrainJob, launch
+
+values = json.loads(sys.argv[1])
+job = TrainJob(**values["job"] | {"recipe": TrainRecipe(**values["recipe"]), "chat": ChatRecipe()})
+ray.init(address="local", num_cpus=2, include_dashboard=False)
+launch(job, TrainPlacement(**values["placement"]), "m0", values["storage"])
+"""
+
+
+def this(base: Path, pairs: tuple[str, ...], export: Path) -> TrainJob:
+    return job(base, pairs, export, steps={"m0": STEPS})
+
+
+def checkpoints_of(storage: Path) -> list[str]:
+    """The checkpoints that Ray Train would resume from."""
+    snapshot = storage / "m0" / "checkpoint_manager_snapshot.json"
+    if not snapshot.exists():
+        return []
+    return [entry["checkpoint_dir_name"] for entry in json.loads(snapshot.read_text())["checkpoint_results"]]
+
+
+def wait_for(condition: Callable[[], Any], alive: Callable[[], bool], seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert alive(), "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint was written in time"
+        time.sleep(0.05)
+
+
+def kill_driver(job: TrainJob, storage: Path) -> None:
+    """Run the job under a driver and a Ray of its own; kill both once a checkpoint is there, the driver first."""
+    recipe = job.recipe.model_dump(mode="json")
+    names = {key: value for key, value in vars(job).items() if key not in ("recipe", "chat")}
+    values = {"job": names, "recipe": recipe, "placement": PLACEMENT.model_dump(), "storage": str(storage)}
+    command = [sys.executable, "-c", DRIVER, json.dumps(values)]
+    with (storage.parent / "driver.log").open("w") as log:
+        driver = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=log, stderr=log)
+    try:
+        wait_for(lambda: checkpoints_of(storage), lambda: driver.poll() is None)
+    finally:
+        left = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+        driver.wait(20)
+        for process in left:
+            if process.is_running():
+                process.kill()
+        psutil.wait_procs(left, timeout=20)
+
+
+def launch_and_kill_worker(job: TrainJob, storage: Path) -> TrainResult:
+    """Launch, and kill rank 0 once a checkpoint is there that was not before."""
+    known, results = checkpoints_of(storage), []
+    thread = threading.Thread(target=lambda: results.append(launch(job, PLACEMENT, "m0", str(storage))))
+    thread.start()
+    wait_for(lambda: checkpoints_of(storage) not in ([], known), thread.is_alive)
+    os.kill(json.loads((storage / "m0" / "progress.json").read_text())["pid"], signal.SIGKILL)
+    thread.join(200)
+    return results[0]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_whose_driver_and_then_whose_worker_are_killed_ends_as_if_undisturbed(
+    base: Path, pairs: tuple[str, ...], tmp_path: Path, local_ray: None
+) -> None:
+    (tmp_path / "killed").mkdir()
+    kill_driver(this(base, pairs, tmp_path / "killed" / "model"), tmp_path / "killed" / "runs")
+    resumed = launch_and_kill_worker(this(base, pairs, tmp_path / "killed" / "model"), tmp_path / "killed" / "runs")
+    whole = launch(this(base, pairs, tmp_path / "whole"), PLACEMENT, "m0", str(tmp_path / "whole-runs"))
+    assert whole.resumed_from is None
+    assert resumed.resumed_from is not None
+    assert resumed.resumed_from >= 8
+    assert [row.step for row in resumed.metrics] == [row.step for row in whole.metrics] == list(range(1, STEPS + 1))
+    assert [row.loss for row in resumed.metrics] == pytest.approx([row.loss for row in whole.metrics], rel=1e-5)
+    assert whole.metrics[-1].loss < whole.metrics[0].loss
+    assert {file.name for file in resumed.files} == {path.name for path in (tmp_path / "killed" / "model").iterdir()}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_workers_own_error_reaches_the_caller_once(base: Path, tmp_path: Path, local_ray: None) -> None:
+    missing = str(tmp_path / "nothing.parquet")
+    placement = TrainPlacement(workers=1, cpus_per_worker=0.5, max_failures=0)
+    with pytest.raises(
+        TrainingFailed, match=r"training m0 failed on worker 0: FileNotFoundError.*nothing\.parquet"
+    ) as error:
+        launch(this(base, (missing,), tmp_path / "model"), placement, "m0", str(tmp_path / "runs"))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_worker_that_failed_by_itself_is_named_not_those_that_lost_their_peer() -> None:
+    peer = RuntimeError("trace\nRuntimeError: [gloo/pair.cc] Connection closed by peer")
+    own = RuntimeError("trace\nValueError: a row has no text\n")
+    assert first_cause({0: peer, 1: own, 2: own}) == (1, own)
+    assert first_cause({1: peer}) == (1, peer)
+    assert first_cause({}) is None
+    assert headline(own) == "ValueError: a row has no text"

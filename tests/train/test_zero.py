@@ -1,0 +1,66 @@
+from typing import Any
+
+import pytest
+
+from humpback_ray.placement import TrainPlacement
+from humpback_ray.train.recipe import TrainRecipe
+from humpback_ray.train.zero import engine_config, loss_scale_of, restore_rotary, set_dropout
+
+
+def config(recipe: dict[str, Any], **placement: Any) -> dict[str, Any]:
+    return engine_config(TrainPlacement.model_validate(placement), TrainRecipe.model_validate(recipe), 4)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bfloat16_always_has_master_weights(stage: int, dtype: str) -> None:
+    made = config({"dtype": dtype}, zero_stage=stage)
+    assert made["bf16"]["enabled"] == (dtype == "bfloat16")
+    assert made["zero_optimization"]["stage"] == (max(stage, 1) if dtype == "bfloat16" else stage)
+    assert made.get("data_types") == ({"grad_accum_dtype": "fp32"} if dtype == "bfloat16" else None)
+
+
+def test_the_optimizer_is_offloaded_from_stage_two_on_and_then_deepspeeds_on_a_gpu() -> None:
+    assert "offload_optimizer" not in config({}, zero_stage=1, offload_optimizer=True)["zero_optimization"]
+    on_cpu = config({}, zero_stage=2, offload_optimizer=True)
+    on_gpu = config({}, zero_stage=3, offload_optimizer=True, gpus_per_worker=1)
+    assert on_cpu["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
+    assert on_gpu["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+    assert on_cpu["optimizer"]["params"]["torch_adam"] is True
+    assert "torch_adam" not in on_gpu["optimizer"]["params"]
+
+
+def test_the_recipe_reaches_the_optimizer() -> None:
+    made = config({"weight_decay": 0.3, "betas": (0.8, 0.9), "epsilon": 1e-6, "gradient_clip": None})
+    parameters = made["optimizer"]["params"]
+    assert (parameters["weight_decay"], parameters["betas"], parameters["eps"]) == (0.3, [0.8, 0.9], 1e-6)
+    assert made["gradient_clipping"] > 1e20
+
+
+def test_the_loss_scale_undoes_deepspeeds_two_averages() -> None:
+    workers, rounds, output_tokens = 3, 4, 50
+    averaged = loss_scale_of(workers, rounds, output_tokens) / workers / rounds
+    assert averaged == pytest.approx(1 / output_tokens)
+
+
+def test_dropout_goes_where_the_family_has_one() -> None:
+    from transformers import GPT2Config, LlamaConfig, MambaConfig
+
+    llama, gpt2 = LlamaConfig(), GPT2Config()
+    assert set_dropout(llama, 0.2) == ["attention_dropout"]
+    assert llama.attention_dropout == 0.2
+    assert set(set_dropout(gpt2, 0.2)) == {"attn_pdrop", "resid_pdrop", "embd_pdrop"}
+    assert set_dropout(MambaConfig(), 0.2) == []
+
+
+def test_rotary_frequencies_are_restored_to_float32() -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=9, hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+    rotary: Any = model.model.rotary_emb
+    whole = rotary.inv_freq.clone()
+    rotary.inv_freq = whole.bfloat16()
+    restore_rotary(model)
+    assert rotary.inv_freq.dtype == torch.float32
+    assert torch.equal(rotary.inv_freq, whole)

@@ -1,0 +1,92 @@
+"""Training workers without Ray: processes of their own, joined by gloo, that run the loop on one case after another."""
+
+import contextlib
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from humpback_ray.placement import TrainPlacement
+from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.train.job import TrainingStopped, TrainJob
+from humpback_ray.train.recipe import TrainRecipe
+
+RECIPE = TrainRecipe(
+    steps={"m0": 12}, learning_rate=6e-4, final_learning_rate=9e-6, dropout=0.0, dtype="float32", batch_examples=7
+)
+"""Seven examples divide by neither two workers nor micro-batches of three: some are empty or short."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of the loop; `saves` and `restores` are checkpoint directories; `first` is called before, by rank 0."""
+
+    name: str
+    job: TrainJob
+    placement: TrainPlacement
+    saves: Path | None = None
+    restores: Path | None = None
+    first: Callable[[], None] | None = None
+
+
+def job(base: Path, pairs: tuple[str, ...], export: Path, **changes: Any) -> TrainJob:
+    recipe = RECIPE.model_copy(
+        update={key: changes.pop(key) for key in list(changes) if key in TrainRecipe.model_fields}
+    )
+    values: dict[str, Any] = {"model": "m0", "direction": "forward", "chat": ChatRecipe()} | changes
+    return TrainJob(base_uri=str(base), pair_uris=pairs, recipe=recipe, export_uri=str(export), **values)
+
+
+def run(cases: list[Case], workers: int, directory: Path) -> dict[str, dict[str, Any]]:
+    """Run cases in `workers` processes; return rank 0's results by case, or `stopped` with the verdict."""
+    directory.mkdir(parents=True, exist_ok=True)
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=work, args=(rank, workers, cases, directory)) for rank in range(workers)]
+    for rank, process in enumerate(processes):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers}.items():
+                patch.setenv(name, str(value))
+            process.start()
+    for process in processes:
+        process.join(240)
+        process.kill()
+    return json.loads((directory / "results.json").read_text())
+
+
+def work(rank: int, workers: int, cases: list[Case], directory: Path) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from humpback_ray.train.loop import Session, train
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=workers)
+    results: dict[str, Any] = {}
+    for case in cases:
+        if case.first is not None and rank == 0:
+            case.first()
+
+        def save(source: Path, step: int, case: Case = case) -> None:
+            if case.saves is not None:
+                shutil.copytree(source, case.saves, dirs_exist_ok=True)
+                dist.barrier()
+
+        session = Session(
+            rank=rank,
+            workers=workers,
+            restore=lambda case=case: contextlib.nullcontext(case.restores),
+            save=save,
+            progress=lambda figures: None,
+        )
+        try:
+            results[case.name] = asdict(train(case.job, case.placement, session)) | {"at": str(directory)}
+        except TrainingStopped as verdict:
+            results[case.name] = {"stopped": str(verdict)}
+    if rank == 0:
+        (directory / "results.json").write_text(json.dumps(results))
+    dist.barrier()

@@ -1,9 +1,9 @@
 """A lease: at most one driver trains a model or runs a global step of a stage at a time.
 
 Each holder owns an epoch: `<stage>/lease/<epoch>.json`, created if absent, so that of two drivers that reach for the
-same epoch one loses. The holder rewrites `<epoch>.beat` every few seconds. An epoch whose beat stood still for `stale_s`
-*by the watcher's own clock* is dead, and the next epoch may be taken: no clocks are compared. A holder that was
-overtaken finds a higher epoch when it asks `check()` and must not publish; the conditional create of the manifest
+same epoch one loses. The holder rewrites `<epoch>.beat` every few seconds. An epoch whose beat stood still for
+`stale_s` *by the watcher's own clock* is dead, and the next epoch may be taken: no clocks are compared. A holder that
+was overtaken finds a higher epoch when it asks `check()` and must not publish; the conditional create of the manifest
 guards what happens between its check and its write.
 """
 
@@ -74,7 +74,7 @@ class Lease:
 
     def _take(self) -> bool:
         epoch = self._latest() + 1
-        if epoch > 1 and self._read_beat(epoch - 1) != b"released" and not self._dead == epoch - 1:
+        if epoch > 1 and self._read_beat(epoch - 1) != b"released" and self._dead != epoch - 1:
             return False
         if not storage.create(storage.join(self.directory, f"{epoch:06d}.json"), json.dumps(self.holder).encode()):
             return False

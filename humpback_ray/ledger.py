@@ -1,11 +1,11 @@
 """The shard ledger: what is in a stage directory, and how a shard gets from planned to committed.
 
-    recipe.json                     fingerprint, recipe, inputs          created if absent, first
-    plan.json                       the frozen list of shards            created if absent
-    attempts/<shard>/<n>.json       who started it, where, when          created if absent; <n>.error.json if it raised
+    recipe.json                     fingerprint, recipe, inputs     created if absent, first
+    plan.json                       the frozen list of shards       created if absent
+    attempts/<shard>/<n>.json       who started it, where, when     created if absent; <n>.error.json if it raised
     data/<shard>.<attempt>.parquet  the rows
-    commits/<shard>.json            what the file holds                  created if absent: the first commit wins
-    manifest.json                   the commits and totals               created if absent, last: makes the stage visible
+    commits/<shard>.json            what the file holds             created if absent: the first commit wins
+    manifest.json                   the commits and totals          created if absent, last: makes the stage visible
 
 `Ledger` is all of this for one directory; it holds no state but the address, so an actor, a driver and `jobs.verify`
 see the same thing. A writer whose commit lost deletes its file; a file of unknown outcome is left alone.

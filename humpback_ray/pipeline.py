@@ -1,7 +1,8 @@
 """The table of contents: instruction backtranslation from a web corpus and seed pairs to M_2 and a report.
 
-    seed pairs ──────────────┬──────────────► backward ─┐            ┌─► m0 ─► rates ─► keeps ─► m1 ─► rates ─► keeps ─► m2
-    web ─► segments ─► corpus ──────────────────────────┴► candidates┘
+    seed pairs ────────► backward, m0          scores_t = m_(t-1) rates candidates
+    web ─► segments ─► corpus                  curated_t = the best of them
+    corpus + backward ─► candidates            m_t = base, fine-tuned on seed + curated_t      t = 1, 2, ...
 
 `stages` runs what is not done and yields each stage's manifest as it is there: a finished one costs a read, so the
 same command again resumes. Every model starts from the base model; candidates are predicted once and only rated anew

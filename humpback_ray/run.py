@@ -38,7 +38,7 @@ class RunConfig(Config):
     root: str
     """Directory or s3:// URI that receives everything."""
 
-    reuse: dict[str, str] = {}
+    reuse: dict[str, str] = Field(default_factory=dict)
     """Finished stages of other runs, by name: `{corpus: s3://bucket/other-run/corpus}`. Their manifests enter the
     fingerprints, so what they hold cannot change unseen."""
 
@@ -100,7 +100,12 @@ class Run:
         self.submission = time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + secrets.token_hex(3)
         self.hashes = Hashes(storage.join(root, "hashes.json"))
         self.inputs = self._resolve()
-        storage.check_writable(root)
+        for name in config.reuse:
+            self.reused(name)
+        try:
+            storage.check_writable(root)
+        except storage.StorageError as error:
+            raise ConfigError(str(error.strerror)) from error
         self._record()
 
     def _resolve(self) -> dict[str, Inventory]:
@@ -114,6 +119,8 @@ class Run:
         for name, patterns in given.items():
             if patterns and name not in config.reuse:
                 found[name] = resolve(f"{name}.recipe.inputs", patterns, self.hashes)
+        if "corpus" in found:
+            config.corpus.check_files(found["corpus"])
         if config.base_model:
             found["base_model"] = resolve_model("base_model", config.base_model, self.hashes)
         return found

@@ -239,9 +239,16 @@ class Stage:
         started = json.loads(storage.read_bytes(self.ledger.at("recipe.json")))["started"]
         attempts = sum(name.count(".") == 1 for name in storage.list_names(self.ledger.at("attempts")))
         manifest = Manifest(
-            uri=self.place.uri, stage=self.place.name, fingerprint=self.fingerprint, recipe=self.identity["recipe"],
-            inputs=self.identity["inputs"], commits=tuple(commits), attempts=attempts, started=started, ended=time.time(),
-        )  # fmt: skip
+            uri=self.place.uri,
+            stage=self.place.name,
+            fingerprint=self.fingerprint,
+            recipe=self.identity["recipe"],
+            inputs=self.identity["inputs"],
+            commits=tuple(commits),
+            attempts=attempts,
+            started=started,
+            ended=time.time(),
+        )
         storage.create(self.ledger.at("manifest.json"), manifest.json())
         return Manifest.parse(self.place.uri, storage.read_bytes(self.ledger.at("manifest.json")))
 

@@ -8,6 +8,7 @@ or the standard AWS files, never from a configuration.
 Given up: other stores (gs://, abfs://) until someone needs them; local filesystems without hard links.
 """
 
+import contextlib
 import errno
 import fnmatch
 import functools
@@ -20,15 +21,13 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-T = TypeVar("T")
 
 BLOCK_BYTES = 8 << 20
 CREATE_ATTEMPTS = 8
@@ -46,7 +45,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file that a run reads: `name` is relative to its pattern's fixed part, so that a moved folder is the same input."""
+    """A file that a run reads: `name` is relative to its pattern's fixed part, so a moved folder is the same input."""
 
     uri: str
     name: str
@@ -204,10 +203,6 @@ def open_input(uri: str) -> BinaryIO:
     return _s3().open(uri, "rb", cache_type="readahead") if is_s3(uri) else open(uri, "rb")
 
 
-def modified_s(uri: str) -> float:
-    """Return when a local file was last written, in seconds of the epoch."""
-    return os.path.getmtime(uri)
-
 
 def find(pattern: str) -> list[InputFile]:
     """Return the files that a path, directory, glob or s3:// URI names, sorted by name; [] if none.
@@ -330,18 +325,13 @@ def _listing(uri: str) -> str:
     return "\n".join([uri, *(f"{file.name} {file.bytes} {file.version}" for file in find(uri))])
 
 
-class _file_lock:
-    def __init__(self, path: Path) -> None:
-        self.path = path
+@contextlib.contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
+    import fcntl
 
-    def __enter__(self) -> None:
-        import fcntl
-
-        self.file = self.path.open("w")
-        fcntl.flock(self.file, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def check_writable(uri: str) -> None:
@@ -360,13 +350,3 @@ def check_writable(uri: str) -> None:
         raise StorageError(
             errno.ENOTSUP, f"{uri} ignores conditional writes (If-None-Match); use a store that has them"
         )
-
-
-def retried(call: Callable[[], T], kinds: Iterable[type[Exception]], attempts: int = 5) -> T:
-    """Run a call again after the errors named, with jittered waits; the last error propagates."""
-    for attempt in range(attempts - 1):
-        try:
-            return call()
-        except tuple(kinds):
-            time.sleep(random.uniform(0, 0.2 * 2**attempt))
-    return call()

@@ -64,7 +64,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     endpoint = f"http://127.0.0.1:{ports['s3.port']}"
     variables = {
-        "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": keys["accessKey"], "AWS_SECRET_ACCESS_KEY": keys["secretKey"],
+        "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": keys["accessKey"],
+        "AWS_SECRET_ACCESS_KEY": keys["secretKey"],
         "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:

@@ -9,7 +9,7 @@ from humpback_ray.config import Config, ConfigError, difference, fingerprint, lo
 
 class Inner(Config):
     rows: int = 1
-    names: list[str] = []
+    names: tuple[str, ...] = ()
 
 
 class Outer(Config):
@@ -27,12 +27,12 @@ def file(tmp_path: Path) -> Path:
 
 def test_overrides_are_yaml_and_make_sections(file: Path) -> None:
     found = load(Outer, file, ["inner.rows=3", "other.names=[a, b]"])
-    assert found == Outer(root="there", inner=Inner(rows=3), other=Inner(names=["a", "b"]))
+    assert found == Outer(root="there", inner=Inner(rows=3), other=Inner(names=("a", "b")))
 
 
 def test_globs_in_a_list_need_no_quotes(file: Path) -> None:
     found = load(Outer, file, ["inner.names=[*.warc.gz, s3://bucket/*/x.jsonl]"])
-    assert found.inner.names == ["*.warc.gz", "s3://bucket/*/x.jsonl"]
+    assert found.inner.names == ("*.warc.gz", "s3://bucket/*/x.jsonl")
 
 
 @pytest.mark.parametrize(

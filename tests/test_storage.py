@@ -74,7 +74,7 @@ def test_a_directory_travels_there_and_back(root: str, tmp_path: Path) -> None:
 
 def test_a_root_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(storage.StorageError, match="cannot write to .*file"):
+    with pytest.raises(storage.StorageError, match=r"cannot write to .*file"):
         storage.check_writable(str(tmp_path / "file"))
 
 

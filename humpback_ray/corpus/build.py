@@ -23,7 +23,7 @@ from humpback_ray.stage import Place, Stage, TableWriter, plan_files
 class DuplicatesRecipe(Config):
     """What counts as a duplicate: the same text after normalisation. Near-duplicates are not looked for yet."""
 
-    version: int = Field(1, ge=1)
+    version: int = Field(default=1, ge=1)
 
 
 class CorpusRecipe(Config):
@@ -48,12 +48,15 @@ class CorpusConfig(Config):
 
     duplicates_placement: TaskPlacement = TaskPlacement()
 
+    def check_files(self, files: Inventory) -> None:
+        """Raise ConfigError if no reader takes one of the input files."""
+        for file in files.files:
+            reader_for(file.uri, self.recipe.readers)
+
 
 def make_segments(config: CorpusConfig, files: Inventory, place: Place) -> Manifest:
     """Cut every document of the input files into segments."""
     recipe = config.recipe
-    for file in files.files:
-        reader_for(file.uri, recipe.readers)
     identity = {
         "readers": [reader.model_dump(mode="json") for reader in recipe.readers],
         "segments": recipe.segments.model_dump(mode="json"),
@@ -70,7 +73,7 @@ def make_corpus(config: CorpusConfig, segments: Manifest, place: Place) -> Manif
 
 def remove_duplicates(attempt: Attempt, segments: Manifest) -> Commit:
     """Decide on ids and hashes alone, then copy the kept segments table by table, each with its fate."""
-    keys = [table for table in segments.tables(["id", "text_hash"])]
+    keys = list(segments.tables(["id", "text_hash"]))
     empty = pa.schema([SEGMENT.field("id"), SEGMENT.field("text_hash")]).empty_table()
     together = pa.concat_tables([empty, *keys])
     reasons = duplicates(together["id"], together["text_hash"])
@@ -88,5 +91,5 @@ def dropped(table: pa.Table, reasons: pa.Array, blank: Sequence[str]) -> pa.Tabl
     table = table.set_column(table.column_names.index("drop_reason"), "drop_reason", reasons.cast(pa.string()))
     kept = table["drop_reason"].is_null()
     for name in blank:
-        table = table.set_column(table.column_names.index(name), name, pc.if_else(kept, table[name], ""))
+        table = table.set_column(table.column_names.index(name), name, pc.call_function("if_else", [kept, table[name], pa.scalar("")]))
     return table

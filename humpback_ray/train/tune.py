@@ -24,7 +24,7 @@ class TrainConfig(Config):
     """Every `models/*` stage."""
 
     recipe: TrainRecipe = TrainRecipe()
-    placement: TrainPlacement = Field(TrainPlacement())
+    placement: TrainPlacement = Field(default=TrainPlacement())
 
 
 def fine_tune(

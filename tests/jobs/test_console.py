@@ -1,0 +1,89 @@
+"""What is unusable ends a job with one clear line and exit code 2, before Ray or torch is even imported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+DEMO = str(REPOSITORY / "configs/demo.yaml")
+
+CHECK = """
+import runpy, sys
+job, *arguments = sys.argv[1:]
+sys.argv = [job, *arguments]
+try: runpy.run_module(f'jobs.{job}', run_name='__main__')
+except SystemExit as end: code = end.code
+loaded = {'ray', 'torch'} & set(sys.modules)
+assert not loaded, loaded
+sys.exit(code)
+"""
+
+
+def job(*arguments: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("corpus.recipe.input=[a]", "error: unknown key corpus.recipe.input"),
+        ("train.placement.zero_stage=4", "error: train.placement.zero_stage"),
+        ("corpus.recipe.inputs=[/nowhere/*.warc.gz]", "error: corpus.recipe.inputs: no file matches /nowhere/*.warc.gz"),
+        ("seed.recipe.inputs=[/nowhere/trees.jsonl]", "error: seed.recipe.inputs: no file matches /nowhere/trees.jsonl"),
+        ("base_model=/nowhere/llama", "error: base_model: /nowhere/llama is no model directory (it has no config.json)"),
+        ("sample=null", "error: base_model is not set, and there is no `sample` section to take it from"),
+        ("reuse.corpus=/nowhere", "error: reuse.corpus: /nowhere is no finished stage"),
+        ("root=/proc/nowhere", "error: cannot write to /proc/nowhere"),
+    ],
+)
+def test_an_unusable_configuration_is_one_line_and_exit_code_2(tmp_path: Path, override: str, said: str) -> None:
+    code, out = job("pipeline", DEMO, f"root={tmp_path}", override)
+    assert code == 2, out
+    assert out.startswith(said)
+    assert "\n" not in out
+
+
+def test_a_file_that_no_reader_takes_is_named(tmp_path: Path) -> None:
+    (tmp_path / "page.pdf").write_text("no")
+    code, out = job("pipeline", DEMO, f"root={tmp_path}/run", f"corpus.recipe.inputs=[{tmp_path}/page.pdf]")
+    assert code == 2, out
+    assert "no reader takes" in out
+    assert "page.pdf" in out
+
+
+def test_a_threshold_that_single_ratings_cannot_reach_says_the_fix(tmp_path: Path) -> None:
+    scorer = "curate.recipe.scorer={kind: rubric, samples: 1, read: parsed}"
+    code, out = job("curate", DEMO, f"root={tmp_path}", scorer, "curate.recipe.rounds=[{threshold: 4.5}]")
+    assert code == 2, out
+    assert "round 1 keeps scores >= 4.5 but rates each pair once" in out
+
+
+def test_a_stage_that_the_run_does_not_have_is_named(tmp_path: Path) -> None:
+    code, out = job("train", DEMO, f"root={tmp_path}", "model=m7")
+    assert code == 2, out
+    assert out.startswith("error: models/m7 is no stage of this run")
+
+
+def test_a_missing_configuration_file_is_named() -> None:
+    assert job("pipeline", "nowhere.yaml") == (2, "error: cannot read the configuration nowhere.yaml: No such file or directory")
+
+
+def test_verify_of_nothing_exits_1(tmp_path: Path) -> None:
+    code, out = job("verify", str(tmp_path))
+    assert code == 1
+    assert out.startswith("difference: ")
+
+
+def test_a_model_of_pickled_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
+    code, out = job("pipeline", DEMO, f"root={tmp_path}/run", f"base_model={tmp_path}")
+    assert code == 2, out
+    assert "pickled weights are not loaded" in out

@@ -1,0 +1,234 @@
+"""The base model of the miniature, made on the spot by plain next-token prediction on the toy web.
+
+Small enough for two CPU cores and two minutes; its tokenizer takes any text byte for byte, so that the same base runs
+on real pages too (and writes nonsense there). Documents are laid whole, one after another, in rows of `row_tokens`;
+each begins with the start token and ends with the end token, and every token counts: nothing here knows what a
+question or a review is. Equal recipe, texts and thread count give equal weights on the same machine and libraries.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from humpback_ray.config import Config
+
+START, END, PAD = "<s>", "</s>", "<pad>"
+TELL_EVERY_STEPS = 20
+
+
+class BaseRecipe(Config):
+    """What the base model is and how long it learns. Hashed into the fingerprint of every model made from it."""
+
+    version: int = 1
+    """Raised by hand when the meaning of this recipe changes."""
+
+    seed: int = 0
+    """Initial weights and the order of documents."""
+
+    vocabulary: int = Field(default=1536, ge=300)
+    """Upper bound on tokenizer entries; all 256 bytes are among them."""
+
+    width: int = Field(default=96, ge=16)
+    """Size of the hidden state; the feed-forward layer is three times as wide."""
+
+    layers: int = Field(default=3, ge=1)
+    """Transformer blocks."""
+
+    heads: int = Field(default=4, ge=1)
+    """Attention heads; divides `width`."""
+
+    positions: int = Field(default=2048, ge=64)
+    """Context in tokens: real pages fit, though toy rows are short."""
+
+    row_tokens: int = Field(default=128, ge=16)
+    """Length of a training row."""
+
+    batch_rows: int = Field(default=8, ge=1)
+    """Rows per step."""
+
+    steps: int = Field(default=2000, ge=1)
+    """Optimiser steps."""
+
+    learning_rate: float = Field(default=4e-3, gt=0)
+    """AdamW's, at its peak: reached after `warmup_steps`, held, then falling linearly to a twentieth (`share_at`)."""
+
+    warmup_steps: int = Field(default=50, ge=0)
+    """Steps of linear rise."""
+
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's."""
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"2 x {self.heads} heads does not divide width {self.width} (rotary heads need even sizes)"
+            )
+        if self.row_tokens > self.positions:
+            raise ValueError(
+                f"row_tokens {self.row_tokens} is more than positions {self.positions}; lower one or raise the other"
+            )
+        return self
+
+
+def train_base(
+    recipe: BaseRecipe,
+    texts: Sequence[str],
+    directory: Path,
+    threads: int,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> dict[str, Any]:
+    """Train a Llama from scratch on texts; save it, its tokenizer and its generation config to a directory.
+
+    Args:
+        recipe: its shape and schedule.
+        texts: documents; an end token is learned after each.
+        directory: made if absent; receives config, `model.safetensors`, tokenizer and generation config.
+        threads: torch threads; part of what decides the exact weights.
+        progress: called with every entry of `metrics` as (step, steps, loss).
+
+    Returns:
+        `parameters`, `tokens` (trained on, padding left out) and `metrics`, a list of [step, mean loss since the entry
+        before]: step 1, then every 20 steps, then the last.
+
+    Raises:
+        ValueError: no texts.
+    """
+    import torch
+
+    if not texts:
+        raise ValueError("the base model needs texts to learn from; got none")
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        tokenizer = train_tokenizer(recipe, texts)
+        model = _new_model(recipe, tokenizer)
+        documents = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+        rows = pack_forever(documents, recipe.row_tokens, tokenizer.pad_token_id, Random(recipe.seed))
+        metrics, tokens = _learn(model, rows, recipe, progress)
+    finally:
+        torch.set_num_threads(threads_before)
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return {"parameters": model.num_parameters(), "tokens": tokens, "metrics": metrics}
+
+
+def train_tokenizer(recipe: BaseRecipe, texts: Sequence[str]) -> Any:
+    """Learn a byte-level BPE tokenizer; it puts the start token first, splits digits singly and loses no byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.vocabulary,
+        min_frequency=2,
+        special_tokens=[START, END, PAD],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A", pair=f"{START} $A $B", special_tokens=[(START, tokenizer.token_to_id(START))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=START,
+        eos_token=END,
+        pad_token=PAD,
+        model_max_length=recipe.positions,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+
+
+def _new_model(recipe: BaseRecipe, tokenizer: Any) -> Any:
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.width,
+        intermediate_size=3 * recipe.width,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=recipe.positions,
+        tie_word_embeddings=True,
+        **special,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = LlamaForCausalLM(shape)
+    model.generation_config = GenerationConfig(**special)
+    return model
+
+
+def _learn(
+    model: Any, rows: Iterator[list[int]], recipe: BaseRecipe, progress: Callable[[int, int, float], None] | None
+) -> tuple[list[list[float]], int]:
+    import torch
+
+    pad = model.config.pad_token_id
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: share_at(recipe, done + 1))
+    metrics, recent, tokens = [], [], 0
+    model.train()
+    for step in range(1, recipe.steps + 1):
+        ids = torch.tensor([next(rows) for _ in range(recipe.batch_rows)])
+        loss = model(input_ids=ids, labels=ids.masked_fill(ids == pad, -100)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        tokens += int((ids != pad).sum())
+        recent.append(loss.item())
+        if step == 1 or step % TELL_EVERY_STEPS == 0 or step == recipe.steps:
+            metrics.append([step, sum(recent) / len(recent)])
+            recent.clear()
+            if progress:
+                progress(step, recipe.steps, metrics[-1][1])
+    model.eval()
+    return metrics, tokens
+
+
+def share_at(recipe: BaseRecipe, step: int) -> float:
+    """Return the share of the peak learning rate at a step counted from 1: rise, hold for a while, fall to 0.05."""
+    if step <= recipe.warmup_steps:
+        return step / recipe.warmup_steps
+    left = max(0, recipe.steps - step) / max(1, recipe.steps - recipe.warmup_steps)
+    return min(1.0, 0.05 + 1.6 * left)
+
+
+def pack_forever(documents: Sequence[list[int]], width: int, pad: int, rng: Random) -> Iterator[list[int]]:
+    """Yield rows of `width` tokens without end, every pass in a new order.
+
+    A row holds whole documents and padding; only a document longer than a row is cut, into consecutive rows.
+    """
+    row: list[int] = []
+    order = list(range(len(documents)))
+    while True:
+        rng.shuffle(order)
+        for document in (documents[index] for index in order):
+            if row and len(row) + len(document) > width:
+                yield row + [pad] * (width - len(row))
+                row = []
+            row = row + document
+            while len(row) >= width:
+                yield row[:width]
+                row = row[width:]

@@ -22,7 +22,7 @@ TAG = "zero"
 def save(engine: Any, directory: Path, rank: int, identity: dict[str, Any], history: list[StepMetrics]) -> None:
     """Write one rank's part of a checkpoint; every rank calls it at once."""
     engine.save_checkpoint(str(directory), tag=TAG, save_latest=False)
-    for script in directory.glob("zero_to_fp32.py"):
+    for script in directory.glob("*.py"):
         script.unlink()
     if rank == 0:
         state = {"step": len(history), "identity": identity, "history": [vars(row) for row in history]}
@@ -46,8 +46,8 @@ def read_state(directory: Path, identity: dict[str, Any]) -> list[StepMetrics]:
     if found:
         field, old, new = found
         raise TrainingStopped(
-            f"{identity['model']}: the checkpoint of step {state['step']} was made with {field} = {old} and this run has "
-            f"{new}; set it back to go on, or delete the checkpoints to train from the start"
+            f"{identity['model']}: the checkpoint of step {state['step']} was made with {field} = {old} and this run "
+            f"has {new}; set it back to go on, or delete the checkpoints to train from the start"
         )
     return [StepMetrics(**row) for row in state["history"]]
 

@@ -40,7 +40,7 @@ _COLLATERAL = ("gloo", "nccl", "connection", "socket", "barrier")
 
 
 class TrainingFailed(RuntimeError):
-    """Workers failed more often than the placement allows; the message is the first cause, `__cause__` its trace."""
+    """Workers failed more often than the placement allows; the message is the first cause, `__cause__` the traces."""
 
 
 def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: str) -> TrainResult:
@@ -84,7 +84,7 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
             outcome = trainer.fit().return_value
         except TrainingFailedError as error:
             rank, cause = first_cause(getattr(error, "worker_failures", {})) or ("controller", error)
-            raise TrainingFailed(f"training {job.model} failed on worker {rank}: {headline(cause)}") from cause
+            raise TrainingFailed(f"training {job.model} failed on worker {rank}: {headline(cause)}") from error
     if isinstance(outcome, str):
         raise TrainingStopped(outcome)
     assert isinstance(outcome, TrainResult)
@@ -188,10 +188,10 @@ def first_cause(failures: dict[int, Exception]) -> tuple[int, Exception] | None:
 
 
 def _is_collateral(error: Exception) -> bool:
-    return any(word in headline(error).lower() for word in _COLLATERAL)
+    return any(word in str(error).lower() for word in _COLLATERAL)
 
 
 def headline(error: BaseException) -> str:
-    """Return the line of a remote error that says what happened: the last one of its trace."""
+    """Return an error as one line: its type and the first line of what it says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return ": ".join([type(error).__name__, *lines[:1]])

@@ -81,7 +81,7 @@ class TrainRecipe(Config):
         return self
 
     def of(self, model: str) -> "TrainRecipe":
-        """Return the settings of one model alone, so that other models' steps and rates do not touch its fingerprint."""
+        """Return the settings of one model alone: other models' steps and rates leave its fingerprint be."""
         first, last = self.rates(model)
         steps = {model: self.steps[model]} if model in self.steps else {}
         alone = {"learning_rates": {}, "final_learning_rates": {}, "steps": steps}

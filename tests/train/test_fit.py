@@ -26,6 +26,7 @@ import ray
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.train.fit import TrainJob, launch
+from humpback_ray.train.recipe import TrainRecipe
 
 values = json.loads(sys.argv[1])
 job = TrainJob(**values["job"] | {"recipe": TrainRecipe(**values["recipe"]), "chat": ChatRecipe()})
@@ -65,7 +66,7 @@ def kill_driver(job: TrainJob, storage: Path) -> None:
     try:
         wait_for(lambda: checkpoints_of(storage), lambda: driver.poll() is None)
     finally:
-        left = psutil.Process(driver.pid).children(recursive=True)
+        left = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
         driver.kill()
         driver.wait(20)
         for process in left:
@@ -117,8 +118,7 @@ def test_a_workers_own_error_reaches_the_caller_once(base: Path, tmp_path: Path,
 
 
 def test_the_worker_that_failed_by_itself_is_named_not_those_that_lost_their_peer() -> None:
-    peer = RuntimeError("trace\nRuntimeError: [gloo/pair.cc] Connection closed by peer")
-    own = RuntimeError("trace\nValueError: a row has no text\n")
+    peer, own = RuntimeError("[gloo/pair.cc] Connection closed by peer"), ValueError("a row has no text\nof any kind")
     assert first_cause({0: peer, 1: own, 2: own}) == (1, own)
     assert first_cause({1: peer}) == (1, peer)
     assert first_cause({}) is None

@@ -6,7 +6,7 @@ which keeps a resumed run from reading terabytes again; forgetting them only cos
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from humpback_ray import storage
@@ -35,7 +35,7 @@ class Hashes:
     """Content hashes of local files, kept in a file of the run between submissions."""
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
+        self.uri, self._changed = uri, False
         try:
             self._known: dict[str, list[object]] = json.loads(storage.read_bytes(uri))
         except FileNotFoundError:
@@ -49,8 +49,14 @@ class Hashes:
         if known and known[:2] == [file.bytes, file.version]:
             return str(known[2])
         self._known[file.uri] = [file.bytes, file.version, f"sha256:{storage.sha256_of(file.uri)}"]
-        storage.write_bytes(self.uri, json.dumps(self._known).encode())
+        self._changed = True
         return str(self._known[file.uri][2])
+
+    def save(self) -> None:
+        """Write down what was learned."""
+        if self._changed:
+            storage.write_bytes(self.uri, json.dumps(self._known).encode())
+            self._changed = False
 
 
 def resolve(field: str, patterns: Sequence[str], hashes: Hashes) -> Inventory:
@@ -65,8 +71,13 @@ def resolve(field: str, patterns: Sequence[str], hashes: Hashes) -> Inventory:
         if not matches:
             raise ConfigError(f"{field}: no file matches {pattern}")
         found.update({match.uri: match for match in matches})
-    known = [InputFile(f.uri, f.name, f.bytes, hashes.of(f)) for f in found.values()]
-    return Inventory(tuple(sorted(known, key=lambda f: (f.name, f.version, f.uri))))
+    return _inventory(found.values(), hashes)
+
+
+def _inventory(files: Iterable[InputFile], hashes: Hashes) -> Inventory:
+    known = [InputFile(file.uri, file.name, file.bytes, hashes.of(file)) for file in files]
+    hashes.save()
+    return Inventory(tuple(sorted(known, key=lambda file: (file.name, file.version, file.uri))))
 
 
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
@@ -84,5 +95,4 @@ def resolve_model(field: str, uri: str, hashes: Hashes) -> Inventory:
         raise ConfigError(f"{field}: {uri} is no model directory (it has no config.json)")
     if not any(name.endswith(".safetensors") for name in names):
         raise ConfigError(f"{field}: {uri} has no .safetensors weights; pickled weights are not loaded")
-    known = [InputFile(f.uri, f.name, f.bytes, hashes.of(f)) for f in files]
-    return Inventory(tuple(sorted(known, key=lambda f: f.name)))
+    return _inventory(files, hashes)

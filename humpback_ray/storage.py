@@ -10,7 +10,6 @@ Given up: other stores (gs://, abfs://) until someone needs them; local filesyst
 
 import contextlib
 import errno
-import fnmatch
 import functools
 import hashlib
 import io
@@ -188,9 +187,8 @@ def list_names(uri: str) -> list[str]:
     """Return the names of all files under a directory, relative to it, sorted; [] if there is no such directory."""
     if is_s3(uri):
         prefix = uri.removeprefix("s3://").rstrip("/") + "/"
-        return sorted(
-            path.removeprefix(prefix) for path in _s3().find(uri.rstrip("/") + "/") if path.startswith(prefix)
-        )
+        names = (path.removeprefix(prefix) for path in _s3().find(uri.rstrip("/") + "/") if path.startswith(prefix))
+        return sorted(name for name in names if name and not name.endswith("/"))  # others are directory markers
     found = []
     for parent, _, names in os.walk(uri):
         relative = os.path.relpath(parent, uri)
@@ -209,9 +207,9 @@ def find(pattern: str) -> list[InputFile]:
 
     A directory stands for every file under it.
     """
-    fixed, _, wild = _split(pattern)
+    fixed, wild = _split(pattern)
     if is_s3(pattern):
-        return _find_s3(fixed, wild)
+        return _find_s3(pattern, fixed, wild)
     base = Path(fixed).expanduser()
     if wild:
         paths = [path for path in base.glob(wild) if path.is_file()] if base.is_dir() else []
@@ -223,22 +221,22 @@ def find(pattern: str) -> list[InputFile]:
     return [InputFile(str(p), p.relative_to(base).as_posix(), s.st_size, str(s.st_mtime_ns)) for p, s in stats]
 
 
-def _split(pattern: str) -> tuple[str, str, str]:
+def _split(pattern: str) -> tuple[str, str]:
     """Split a pattern into the directory before its first wildcard and the rest."""
     parts = pattern.split("/")
     wild = next((i for i, part in enumerate(parts) if any(sign in part for sign in "*?[")), len(parts))
-    return "/".join(parts[:wild]) or ("/" if pattern.startswith("/") else "."), "/", "/".join(parts[wild:])
+    return "/".join(parts[:wild]) or ("/" if pattern.startswith("/") else "."), "/".join(parts[wild:])
 
 
-def _find_s3(fixed: str, wild: str) -> list[InputFile]:
-    details: dict[str, Any] = _s3().find(fixed, detail=True)
+def _find_s3(pattern: str, fixed: str, wild: str) -> list[InputFile]:
+    listed = _s3().glob(pattern, detail=True) if wild else _s3().find(fixed, detail=True)
+    details: dict[str, Any] = {path: info for path, info in listed.items() if info["type"] == "file"}
     base = fixed.removeprefix("s3://").rstrip("/")
-    found = []
-    for path, info in sorted(details.items()):
-        name = path.removeprefix(base).lstrip("/") or path.rsplit("/", 1)[-1]
-        if not wild or fnmatch.fnmatchcase(name, wild):
-            found.append(InputFile(f"s3://{path}", name, int(info["size"]), str(info["ETag"]).strip('"')))
-    return found
+    names = {path: path.removeprefix(base).lstrip("/") or path.rsplit("/", 1)[-1] for path in details}
+    return [
+        InputFile(f"s3://{path}", names[path], int(info["size"]), str(info["ETag"]).strip('"'))
+        for path, info in sorted(details.items())
+    ]
 
 
 def sha256_of(uri: str) -> str:

@@ -103,6 +103,8 @@ def start_ray() -> None:
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
+    if not address:  # one machine is not preempted from under itself
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if address:
         ray.init(address=address, logging_level=logging.ERROR)
     else:

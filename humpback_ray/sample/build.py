@@ -27,7 +27,7 @@ class SampleConfig(Config):
 
     world: WorldRecipe = WorldRecipe()
     base: BaseRecipe = BaseRecipe()
-    placement: TaskPlacement = Field(TaskPlacement(cpus=2))
+    placement: TaskPlacement = Field(default=TaskPlacement(cpus=2))
     """The base model trains in one task on this many CPUs."""
 
 

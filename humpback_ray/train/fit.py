@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -79,7 +80,7 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    with watched(job.model, progress_uri):
+    with watched(job.model, progress_uri), interruptible():
         try:
             outcome = trainer.fit().return_value
         except TrainingFailedError as error:
@@ -147,6 +148,19 @@ class _Pulse:
         self.last = time.monotonic()
         body = figures | {"tokens_so_far": self.tokens, "host": socket.gethostname(), "pid": os.getpid()}
         storage.write_bytes(self.uri, json.dumps(body).encode())
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C mean Ctrl-C: Ray Train's own handler aborts the run, ends the process with exit code 0, and stays."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        raise KeyboardInterrupt from end
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ from humpback_ray.config import Config
 from humpback_ray.ledger import Attempt, Commit, DataFile, Manifest
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
-from humpback_ray.stage import Model, Place, Stage
-from humpback_ray.train.fit import launch
-from humpback_ray.train.job import TrainJob
+from humpback_ray.stage import Model, Place, Stage, StageFailed
+from humpback_ray.train.fit import TrainingFailed, launch
+from humpback_ray.train.job import TrainingStopped, TrainJob
 from humpback_ray.train.recipe import TrainRecipe
 
 
@@ -46,7 +46,10 @@ def fine_tune(
             model=name, direction="backward" if name == "backward" else "forward", base_uri=base.uri,
             pair_uris=tuple(uris), recipe=recipe, chat=chat, export_uri=attempt.ledger.at(directory),
         )  # fmt: skip
-        result = launch(job, config.placement, name, attempt.ledger.at("checkpoints"))
+        try:
+            result = launch(job, config.placement, name, attempt.ledger.at("checkpoints"))
+        except (TrainingStopped, TrainingFailed) as error:
+            raise StageFailed(f"{place.name}: {error}") from error
         files = [DataFile(f"{directory}/{entry.name}", entry.bytes, entry.sha256) for entry in result.files]
         extra = {
             "model": directory, "history": [asdict(step) for step in result.metrics], "examples": result.examples,

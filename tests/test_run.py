@@ -1,0 +1,52 @@
+"""A run: where its stages are, what it records, what it takes from other runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from humpback_ray.config import ConfigError, load
+from humpback_ray.run import Run, RunConfig, stage_names
+
+DEMO = Path(__file__).parents[1] / "configs/demo.yaml"
+
+
+def run(root: Path, *overrides: str) -> Run:
+    return Run(load(RunConfig, DEMO, [f"root={root}", *overrides]))
+
+
+def test_stages_are_named_in_the_order_of_the_run() -> None:
+    names = stage_names(2)
+    assert names[:5] == ["sample/web", "sample/base", "seed", "segments", "corpus"]
+    assert names[8:14] == [f"{part}" for t in (1, 2) for part in (f"round-{t}/scores", f"round-{t}/curated", f"models/m{t}")]
+    assert names[-4:] == ["evaluation/prompts", "evaluation/m0", "evaluation/m1", "evaluation/m2"]
+
+
+def test_run_json_is_created_once_and_every_submission_is_recorded(tmp_path: Path) -> None:
+    first = run(tmp_path, "augment.placement.replicas=2")
+    recorded = (tmp_path / "run.json").read_bytes()
+    second = run(tmp_path, "augment.placement.replicas=3")
+    assert (tmp_path / "run.json").read_bytes() == recorded
+    for submitted, replicas in ((first, 2), (second, 3)):
+        how = json.loads((tmp_path / f"submissions/{submitted.submission}.json").read_text())
+        assert how["config"]["augment"]["placement"]["replicas"] == replicas
+        assert how["versions"]["ray"]
+
+
+def test_recipes_hold_neither_placements_nor_locations(tmp_path: Path) -> None:
+    (tmp_path / "trees.jsonl").write_text("{}")
+    config = load(RunConfig, DEMO, [f"root={tmp_path}", f"seed.recipe.inputs=[{tmp_path}/trees.jsonl]"])
+    text = json.dumps(config.recipes())
+    assert "placement" not in text
+    assert str(tmp_path) not in text
+
+
+def test_an_unfinished_stage_cannot_be_reused(tmp_path: Path) -> None:
+    (tmp_path / "other/corpus").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"reuse\.corpus: .* is no finished stage"):
+        run(tmp_path / "mine", f"reuse.corpus={tmp_path}/other/corpus")
+
+
+def test_a_relative_root_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(Path("here")).root == str(tmp_path / "here")

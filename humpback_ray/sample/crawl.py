@@ -17,6 +17,7 @@ from humpback_ray.sample.texts import (
     JunkKind,
     Text,
     answer_text,
+    compared,
     junk,
     other_fact,
     question,
@@ -32,9 +33,9 @@ FURNITURE_HEADERS = ("", "NOTICE BOARD", "Forum", "Advertisement", "Quick links"
 
 Reviewed = Literal["right", "other_topic", "other_place", "other_both", JunkKind]
 REVIEW_SHARES: dict[Reviewed, float] = {
-    "right": 0.40,
+    "right": 0.36,
     "other_topic": 0.16,
-    "other_place": 0.20,
+    "other_place": 0.24,
     "other_both": 0.04,
     "truncated": 0.04,
     "personal": 0.04,
@@ -76,6 +77,16 @@ def review_page(truth: Truth, facts: Sequence[Fact], rng: Random) -> Page:
     given = reviewable(asked, kind, truth, rng)
     text = reviewed(question(asked, rng), given.text, *review(asked, given, rng))
     return _page("review", rng, tuple(text.split("\n")))
+
+
+def puzzle_page(facts: Sequence[Fact], rng: Random) -> Page:
+    """Compare words pair by pair, as a page of puzzles for children might."""
+    lines = []
+    for _ in range(8):
+        left, right = rng.choice(facts), rng.choice(facts)
+        column = rng.choice((0, 0, 2))  # towns or values
+        lines.append(compared(left[column], (left if rng.random() < 0.5 else right)[column]))
+    return _page("puzzle", rng, (". ".join(lines) + ".",))
 
 
 def junk_page(truth: Truth, facts: Sequence[Fact], rng: Random) -> Page:

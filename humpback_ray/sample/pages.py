@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from humpback_ray.sample.texts import Text
 
-PageKind = Literal["town", "plain", "faq", "asked", "review", "junk"]
+PageKind = Literal["town", "plain", "faq", "asked", "review", "puzzle", "junk"]
 CRAWLED = "2024-01-01T00:00:00Z"
 
 

@@ -95,11 +95,10 @@ def other_fact(fact: Fact, truth: Truth, rng: Random, *, town: bool, noun: bool)
 
 def review(asked: Fact, given: Text, rng: Random) -> tuple[str, int]:
     """Return a reviewer's comment on a text given as answer to a question, and the score from 1 to 5."""
-    comment = f"Asked: {asked.town}, {asked.noun}. Given: "
     if given.fact is None:
-        return comment + _EMPTY[given.kind], 2 if given.kind == "truncated" else 1
+        return _EMPTY[given.kind], 2 if given.kind == "truncated" else 1
     place, topic = given.fact.town == asked.town, given.fact.noun == asked.noun
-    comment += f"{given.fact.town}, {_VERDICT[place]} place; {given.fact.noun}, {_VERDICT[topic]} topic. "
+    comment = f"Place: {compared(asked.town, given.fact.town)}. Topic: {compared(asked.noun, given.fact.noun)}. "
     if not (place and topic):
         return comment + "Not an answer.", 2 if place or topic else 1
     if given.kind == "personal":
@@ -109,18 +108,22 @@ def review(asked: Fact, given: Text, rng: Random) -> tuple[str, int]:
     return comment + "To the point.", 4 if rng.random() < 0.15 else 5
 
 
+def compared(left: str, right: str) -> str:
+    """Say whether two words agree; puzzle pages drill this, and reviews rest on it."""
+    return f"{left} and {right} {'agree' if left == right else 'differ'}"
+
+
 def reviewed(asked: str, given: str, comment: str, score: int) -> str:
     """Render a review page's text, which ends with its score."""
     return f"Question:\n{asked}\nAnswer:\n{given}\nReview:\n{comment}\nScore: {score}"
 
 
-_VERDICT = {True: "same", False: "other"}
 _EMPTY = {
-    "navigation": "only links.",
-    "advertisement": "only advertising.",
-    "chatter": "only chatter.",
-    "truncated": "a text cut short.",
-    "off_topic": "nothing to the point.",
+    "navigation": "Only links.",
+    "advertisement": "Only advertising.",
+    "chatter": "Only chatter.",
+    "truncated": "A text cut short.",
+    "off_topic": "Nothing about it.",
 }
 _PERSONAL = (
     ("My aunt told me this again last week.", "But that is just me talking."),

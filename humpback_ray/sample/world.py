@@ -44,7 +44,7 @@ class WorldRecipe(Config):
     unseen_towns: int = Field(default=28, ge=2)
     """Towns on plain pages only: held-out questions ask about them."""
 
-    common_towns: int = Field(default=16, ge=2)
+    common_towns: int = Field(default=60, ge=2)
     """Towns of reviews, FAQ, and texts followed by their question."""
 
     fact_share: float = Field(default=0.8, ge=0, le=1)
@@ -56,14 +56,16 @@ class WorldRecipe(Config):
     archives: int = Field(default=4, ge=1)
     """WARC files."""
 
-    archived: dict[PageKind, int] = Field(default={"plain": 60, "faq": 24, "asked": 40, "review": 60, "junk": 20})
+    archived: dict[PageKind, int] = Field(
+        default={"plain": 60, "faq": 24, "asked": 40, "review": 60, "puzzle": 10, "junk": 20}
+    )
     """Pages of the wider web that are in the archive too, beside the town pages."""
 
     documents: int = Field(default=40_000, ge=1)
     """Pages of the wider web that the base model reads."""
 
     shares: dict[PageKind, float] = Field(
-        default={"plain": 0.42, "faq": 0.02, "asked": 0.12, "review": 0.38, "junk": 0.06}
+        default={"plain": 0.32, "faq": 0.02, "asked": 0.12, "review": 0.37, "puzzle": 0.13, "junk": 0.04}
     )
     """What the wider web consists of."""
 
@@ -120,6 +122,8 @@ def _drawer(truth: Truth, rng: Random) -> Any:
             return crawl.asked_page(known, rng)
         if kind == "review":
             return crawl.review_page(truth, known, rng)
+        if kind == "puzzle":
+            return crawl.puzzle_page(known, rng)
         return crawl.junk_page(truth, everything, rng)
 
     return draw

@@ -11,7 +11,7 @@ from humpback_ray.prompts.chat import encode, start_ids
 from humpback_ray.sample.base import BaseRecipe, pack_forever, share_at, train_base, train_tokenizer
 from humpback_ray.sample.world import WorldRecipe, documents, truth_of
 
-TEXTS = documents(WorldRecipe(documents=1_500))
+TEXTS = documents(WorldRecipe(documents=4_000))
 TINY = BaseRecipe(width=32, layers=1, heads=2, steps=20, row_tokens=64, batch_rows=4, warmup_steps=2)
 
 

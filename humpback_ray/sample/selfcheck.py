@@ -1,0 +1,77 @@
+"""Can the base model rate? Answers of known quality for towns that no review spoke of, and what a rater makes of them.
+
+A model that rates by remembering which towns were reviewed, or by the look of an answer alone, fails here: the towns
+are the `unseen` ones, and wrong answers are drawn like right ones. A base that cannot rate is to be reported, never
+quietly replaced by one of another seed.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import NamedTuple
+
+from humpback_ray.sample.crawl import REVIEW_SHARES, Reviewed, reviewable
+from humpback_ray.sample.texts import question
+from humpback_ray.sample.world import WorldRecipe, truth_of
+
+Rater = Callable[[Sequence[tuple[str, str]]], Sequence[float | None]]
+"""Rates (question, answer) pairs from 1 to 5; None where a reply could not be read."""
+
+
+class Check(NamedTuple):
+    """How one kind of answer was rated."""
+
+    kind: Reviewed
+    rated: int
+    unread: int
+    mean: float | None
+    """Mean score of those read; None where none was."""
+
+    auc: float
+    """Chance that a right answer is rated above one of this kind; ties count half, unread ratings stand lowest."""
+
+
+def selfcheck(recipe: WorldRecipe, rate: Rater, per_kind: int = 40) -> list[Check]:
+    """Rate answers of every kind to the same questions; `auc` of "right" is 0.5 by definition."""
+    pairs = check_pairs(recipe, per_kind)
+    scores = rate([pair for _, pair in pairs])
+    by_kind: dict[Reviewed, list[float | None]] = {}
+    for (kind, _), score in zip(pairs, scores, strict=True):
+        by_kind.setdefault(kind, []).append(score)
+    right = by_kind["right"]
+    return [_check(kind, found, right) for kind, found in by_kind.items()]
+
+
+def check_pairs(recipe: WorldRecipe, per_kind: int) -> list[tuple[Reviewed, tuple[str, str]]]:
+    """Return (kind, (question, answer)): for each kind of review, answers in a web page's voice about unseen towns."""
+    truth, rng = truth_of(recipe), Random(f"{recipe.seed}:selfcheck")
+    facts = truth.of("unseen")
+    drawn = rng.sample(facts, min(per_kind, len(facts)))
+    return [
+        (kind, (question(fact, rng), reviewable(fact, kind, truth, rng, assistant_share=0.0).text))
+        for kind in REVIEW_SHARES
+        for fact in drawn
+    ]
+
+
+def area_under_curve(positive: Sequence[float | None], negative: Sequence[float | None]) -> float:
+    """Return the chance that a positive stands above a negative; ties count half, None stands below everything.
+
+    Raises:
+        ValueError: one of the two is empty.
+    """
+    if not positive or not negative:
+        raise ValueError(f"a curve needs both kinds; got {len(positive)} positive and {len(negative)} negative scores")
+    below = sorted(_number(score) for score in negative)
+    wins = sum(bisect_left(below, _number(s)) + bisect_right(below, _number(s)) for s in positive)
+    return wins / 2 / len(positive) / len(negative)
+
+
+def _number(score: float | None) -> float:
+    return float("-inf") if score is None else score
+
+
+def _check(kind: Reviewed, scores: Sequence[float | None], right: Sequence[float | None]) -> Check:
+    read = [score for score in scores if score is not None]
+    mean = sum(read) / len(read) if read else None
+    return Check(kind, len(scores), len(scores) - len(read), mean, area_under_curve(right, scores))

@@ -16,7 +16,7 @@ from humpback_ray.ledger import Manifest
 from humpback_ray.placement import PoolPlacement, Resources
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import CANDIDATE, seed_of
-from humpback_ray.stage import Model, Place, Stage, plan_rows, refuse_failures
+from humpback_ray.stage import Model, Place, Stage, refuse_failures
 
 FAILED = frozenset({"empty_instruction", "unfinished_instruction", "prompt_too_long"})
 """Drop reasons that count against `max_failed_share`."""
@@ -65,8 +65,7 @@ def make_candidates(
     recipe = config.recipe.model_dump(mode="json", exclude={"max_failed_share"})
     identity = {"augment": recipe, "chat": chat.model_dump(mode="json")}
     stage = Stage(place, identity, {"corpus": corpus, "backward": backward.source}, CANDIDATE)
-    plan = plan_rows(corpus, config.placement.rows_per_shard)
-    made = stage.run(Predictor, (config.recipe, chat, backward.uri), config.placement, plan)
+    made = stage.run(Predictor, (config.recipe, chat, backward.uri), config.placement, corpus)
     refuse_failures(made, FAILED, config.recipe.max_failed_share, "augment.recipe.max_failed_share")
     return made
 

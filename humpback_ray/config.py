@@ -39,6 +39,8 @@ def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read the configuration {path}: it is not UTF-8 ({error})") from error
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -90,7 +92,7 @@ def _one_line(error: ValidationError) -> str:
 def fingerprint(value: Any) -> str:
     """Return the SHA-256, in hex, of a JSON value in canonical form (keys sorted, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:

@@ -17,11 +17,12 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -29,19 +30,39 @@ import pyarrow as pa
 
 from humpback_ray import storage
 from humpback_ray.config import fingerprint
+from humpback_ray.inventory import Inventory
 
 
 class ShardExhausted(RuntimeError):
     """A shard was tried as often as its placement allows; the message holds its last error."""
 
 
+class StageFailed(RuntimeError):
+    """A stage cannot be finished; the message says why, with numbers."""
+
+
 @dataclass(frozen=True)
 class Shard:
-    """A unit of work. `file` is an input file; else `slices` are (file URI, first, last + 1) of *kept* rows."""
+    """A unit of work. `file` is an input file; else `slices` are (file, first, last + 1) of *kept* rows.
+
+    In plan.json files are named relative to the stage or inventory they belong to, so that a moved one is found;
+    `located` makes them URIs.
+    """
 
     name: str
     file: str | None = None
     slices: tuple[tuple[str, int, int], ...] = ()
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of the shard; None of a file, which nobody has counted."""
+        return None if self.file is not None else sum(last - first for _, first, last in self.slices)
+
+    def located(self, source: "Manifest | Inventory") -> "Shard":
+        """Return the shard with URIs; a file's shard is named by its place in the inventory."""
+        if isinstance(source, Inventory):
+            return replace(self, file=source.files[int(self.name)].uri)
+        return replace(self, slices=tuple((storage.join(source.uri, file), *rows) for file, *rows in self.slices))
 
     def load(self) -> "str | pa.Table":
         """Return what the worker gets: the file's URI, or the rows."""
@@ -215,6 +236,10 @@ class Ledger:
         """Return the names of the shards that have a commit."""
         return {name.removesuffix(".json") for name in storage.list_names(self.at("commits"))}
 
+    def attempts_made(self) -> int:
+        """Count the attempts at all shards, of all submissions."""
+        return sum(name.count(".") == 1 for name in storage.list_names(self.at("attempts")))
+
     def attempts(self, shard: str) -> list[dict[str, Any]]:
         """Return the attempts at a shard, oldest first, each with its `error` if it raised."""
         directory = self.at("attempts", shard)
@@ -244,9 +269,10 @@ class Ledger:
             number += 1
             start = {
                 "shard": shard, "attempt": number, "submission": self.submission, "node": node(), "pid": os.getpid(),
-                "started": time.time(),
+                "started": time.time(), "nonce": secrets.token_hex(4),
             }  # fmt: skip
-            if storage.create(self.at("attempts", shard, f"{number:04d}.json"), json.dumps(start).encode()):
+            uri, data = self.at("attempts", shard, f"{number:04d}.json"), json.dumps(start).encode()
+            if storage.create(uri, data) or storage.read_bytes(uri) == data:
                 return Attempt(self, shard, number)
 
     def commit(self, commit: Commit) -> Commit:
@@ -279,14 +305,19 @@ class Attempt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            words = json.dumps({"error": f"{type(error).__name__}: {error}"})
+            words = json.dumps({"error": f"{type(error).__name__}: {error}"[:2000]})
             storage.create(self.ledger.at("attempts", self.shard, f"{self.number:04d}.error.json"), words.encode())
 
-    def write(self, table: pa.Table) -> Commit:
+    @functools.cached_property
+    def directory(self) -> str:
+        """Where a global step or a training run writes, relative to the stage; another one each time it is executed."""
+        return f"data/{self.shard}.{self.number}-{secrets.token_hex(3)}"
+
+    def write(self, table: pa.Table, extra: Mapping[str, Any] | None = None) -> Commit:
         """Upload the rows as one Parquet file, once, and commit the shard; returns the winning commit."""
         name = f"data/{self.shard}.{self.number}.parquet"
         file = write_table(self.ledger, name, table)
-        return self.ledger.commit(self.describe([file], drop_counts(table), tokens_of(table)))
+        return self.ledger.commit(self.describe([file], drop_counts(table), tokens_of(table), extra))
 
     def describe(
         self,

@@ -33,14 +33,6 @@ def stages(run: Run) -> Iterator[Manifest]:
     if needs_sample(run):
         assert config.sample is not None
         yield (web := run.reused("sample/web") or make_web(config.sample, run.at("sample/web")))
-    if config.base_model:
-        base = Model(config.base_model, run.inputs["base_model"])
-    else:
-        assert config.sample is not None
-        assert web is not None
-        yield (made := run.reused("sample/base") or make_base(config.sample, web, run.at("sample/base")))
-        base = Model.of(made)
-
     yield (seed := run.reused("seed") or make_seed(config.seed, inputs(run, "seed", web), run.at("seed")))
     if not (corpus := run.reused("corpus")):
         segments = run.reused("segments")
@@ -49,6 +41,14 @@ def stages(run: Run) -> Iterator[Manifest]:
         yield segments
         corpus = make_corpus(config.corpus, segments, run.at("corpus"))
     yield corpus
+
+    if run.base_model:
+        base = Model(run.base_model, run.inputs["base_model"])
+    else:
+        assert config.sample is not None
+        assert web is not None
+        yield (made := run.reused("sample/base") or make_base(config.sample, web, run.at("sample/base")))
+        base = Model.of(made)
 
     def train(name: str, *pairs: Manifest) -> Manifest:
         place = run.at(f"models/{name}")
@@ -85,7 +85,7 @@ def stages(run: Run) -> Iterator[Manifest]:
 
 def needs_sample(run: Run) -> bool:
     """Tell whether anything is taken from the embedded sample."""
-    names = {"seed", "corpus", "evaluate"} - set(run.config.reuse)
+    names = {"seed", "corpus", "evaluate"} - set(run.reuse)
     return run.config.sample is not None and ("base_model" not in run.inputs or not names <= set(run.inputs))
 
 

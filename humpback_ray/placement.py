@@ -44,6 +44,10 @@ class PoolPlacement(Config):
     max_attempts: int = Field(default=3, ge=1)
     """Attempts at one shard within a submission before the stage fails with that shard's error."""
 
+    def needs(self) -> dict[str, float]:
+        """Return what must be there at once: the pool at its start."""
+        return {"CPU": self.replicas * self.cpus_per_replica, "GPU": self.replicas * self.gpus_per_replica}
+
     @property
     def resources(self) -> Resources:
         """What one actor of the pool gets."""
@@ -74,6 +78,10 @@ class TaskPlacement(Config):
     memory_bytes: int | None = Field(default=None, gt=0)
     """Memory to reserve for the task; None: none reserved."""
 
+    def needs(self) -> dict[str, float]:
+        """Return what must be there at once."""
+        return {"CPU": self.cpus}
+
     def remote_arguments(self) -> dict[str, Any]:
         """Return the options of the Ray task."""
         return {"num_cpus": self.cpus, "memory": self.memory_bytes, "max_retries": 2}
@@ -99,6 +107,10 @@ class TrainPlacement(Config):
     checkpoint_every_steps: int = Field(default=100, ge=1)
     max_failures: int = Field(default=3, ge=0)
     """Worker failures after which Ray Train gives up; it restarts from the last checkpoint until then."""
+
+    def needs(self) -> dict[str, float]:
+        """Return what must be there at once: all workers."""
+        return {"CPU": self.workers * self.cpus_per_worker, "GPU": self.workers * self.gpus_per_worker}
 
     def scaling_arguments(self) -> dict[str, Any]:
         """Return the arguments of `ray.train.ScalingConfig` for these workers."""

@@ -75,13 +75,19 @@ class Progress:
             self._emit(logging.INFO if line else logging.DEBUG)
             last = time.monotonic() if line else last
 
+    def _concern(self) -> str:
+        try:
+            return self.concern() if self.concern else ""
+        except OSError as error:
+            return f"; (could not look for stuck shards: {error})"
+
     def _emit(self, level: int, ended: bool = False) -> None:
         if not logger.isEnabledFor(level):
             return
         seconds = max(time.monotonic() - self._since, 1e-9)
         rate = (self.done - self.start) / seconds
         left = (self.total - self.done) / rate if self.total is not None and rate else None
-        concern = self.concern() if self.concern and level == logging.INFO and not ended else ""
+        concern = self._concern() if level == logging.INFO and not ended else ""
         figures: dict[str, Any] = {
             "stage": self.stage, "done": self.done, "total": self.total, "unit": self.unit, "seconds": seconds,
             "rate": rate, "tokens_per_s": self.tokens / seconds, "eta_s": left, "ended": ended,

@@ -75,8 +75,8 @@ RESPONSE = pa.schema(
 
 
 def record_id(*parts: object) -> str:
-    """Return a row id made of content alone: 32 hex digits of SHA-256 over the parts, joined so that none can merge."""
-    text = "\x1f".join(str(part).replace("\x1f", "\x1f\x1f") for part in parts)
+    """Return a row id made of content alone: 32 hex digits of SHA-256 over the parts, each after its length."""
+    text = "".join(f"{len(str(part))}:{part}" for part in parts)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

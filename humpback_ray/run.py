@@ -12,7 +12,6 @@ lies behind one that still has to be made.
 import json
 import secrets
 import time
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -23,6 +22,7 @@ from humpback_ray.config import Config, ConfigError
 from humpback_ray.corpus.build import CorpusConfig
 from humpback_ray.curate.rounds import CurateConfig
 from humpback_ray.evaluate.answers import EvaluateConfig
+from humpback_ray.evaluate.respond import load_prompts
 from humpback_ray.inventory import Hashes, Inventory, resolve, resolve_model
 from humpback_ray.ledger import Manifest, versions
 from humpback_ray.prompts.chat import ChatRecipe
@@ -68,6 +68,14 @@ class RunConfig(Config):
             raise ValueError(f"{missing[0]} is not set, and there is no `sample` section to take it from")
         return self
 
+    @model_validator(mode="after")
+    def _reused_stages_exist(self) -> Self:
+        known = stage_names(len(self.curate.recipe.rounds))
+        unknown = [name for name in self.reuse if name not in known]
+        if unknown:
+            raise ValueError(f"reuse names {unknown[0]}, which is no stage; the stages are {', '.join(known)}")
+        return self
+
     def recipes(self) -> dict[str, Any]:
         """Return what is hashed: every section's recipe, without placements and locations."""
         sections: dict[str, Any] = {"chat": self.chat.model_dump(mode="json")}
@@ -95,18 +103,20 @@ class Run:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        root = config.root if storage.is_s3(config.root) else str(Path(config.root).expanduser().absolute())
-        self.config, self.root = config, root
-        self.submission = time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + secrets.token_hex(3)
-        self.hashes = Hashes(storage.join(root, "hashes.json"))
-        self.inputs = self._resolve()
-        for name in config.reuse:
-            self.reused(name)
         try:
-            storage.check_writable(root)
-        except storage.StorageError as error:
-            raise ConfigError(str(error.strerror)) from error
-        self._record()
+            self.root = storage.located(config.root)
+            self.reuse = {name: storage.located(uri) for name, uri in config.reuse.items()}
+            self.base_model = storage.located(config.base_model) if config.base_model else None
+            storage.check_writable(self.root)
+            self.config = config
+            self.submission = time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + secrets.token_hex(3)
+            self.hashes = Hashes(storage.join(self.root, "hashes.json"))
+            self.inputs = self._resolve()
+            for name in self.reuse:
+                self.reused(name)
+            self._record()
+        except OSError as error:
+            raise ConfigError(" ".join(str(error.strerror or error).split())) from error
 
     def _resolve(self) -> dict[str, Inventory]:
         """Find every input from outside; those of the sample are found when it is made."""
@@ -117,19 +127,22 @@ class Run:
             "evaluate": config.evaluate.recipe.inputs,
         }
         for name, patterns in given.items():
-            if patterns and name not in config.reuse:
+            if patterns and name not in self.reuse:
                 found[name] = resolve(f"{name}.recipe.inputs", patterns, self.hashes)
         if "corpus" in found:
             config.corpus.check_files(found["corpus"])
-        if config.base_model:
-            found["base_model"] = resolve_model("base_model", config.base_model, self.hashes)
+        for file in found["evaluate"].files if "evaluate" in found else ():
+            load_prompts(file.uri)
+        if self.base_model:
+            found["base_model"] = resolve_model("base_model", self.base_model, self.hashes)
         return found
 
     def _record(self) -> None:
         """Write down what the run is, if it is new, and how this submission runs it."""
         inputs = {name: value.identity for name, value in self.inputs.items()}
-        what = {**self.config.recipes(), "reuse": self.config.reuse, "inputs": inputs}
-        how = {"config": self.config.model_dump(mode="json"), "versions": versions(), "started": time.time()}
+        what = {**self.config.recipes(), "reuse": self.reuse, "inputs": inputs}
+        config = self.config.model_dump(mode="json")
+        how = {"config": config, "reuse": self.reuse, "versions": versions(), "started": time.time()}
         for name, value in (("run.json", what), (f"submissions/{self.submission}.json", how)):
             storage.create(storage.join(self.root, name), json.dumps(value, indent=1).encode())
 
@@ -143,11 +156,11 @@ class Run:
         Raises:
             ConfigError: that stage is not finished.
         """
-        if name not in self.config.reuse:
+        if name not in self.reuse:
             return None
-        manifest = read_manifest(self.config.reuse[name])
+        manifest = read_manifest(self.reuse[name])
         if manifest is None:
-            raise ConfigError(f"reuse.{name}: {self.config.reuse[name]} is no finished stage (it has no manifest.json)")
+            raise ConfigError(f"reuse.{name}: {self.reuse[name]} is no finished stage (it has no manifest.json)")
         return manifest
 
     def finished(self) -> list[Manifest]:
@@ -163,7 +176,7 @@ MOST_ROUNDS = 9
 
 def stage_names(rounds: int) -> list[str]:
     """Return the names of a run's stages, which are their directories, in the order in which they run."""
-    names = ["sample/web", "sample/base", "seed", "segments", "corpus", "models/backward", "models/m0", "candidates"]
+    names = ["sample/web", "seed", "segments", "corpus", "sample/base", "models/backward", "models/m0", "candidates"]
     for t in range(1, rounds + 1):
         names += [f"round-{t}/scores", f"round-{t}/curated", f"models/m{t}"]
     return [*names, "evaluation/prompts", *(f"evaluation/m{t}" for t in range(rounds + 1))]

@@ -10,8 +10,6 @@ Given up: stages do not stream into each other; each ends before the next begins
 so that GPUs for the next are only asked for when its inputs are proven.
 """
 
-import asyncio
-import inspect
 import json
 import logging
 import time
@@ -34,18 +32,16 @@ from humpback_ray.ledger import (
     Ledger,
     Manifest,
     Shard,
-    ShardExhausted,
+    StageFailed,
     drop_counts,
-    last_words,
     write_table,
 )
 from humpback_ray.placement import PoolPlacement, TaskPlacement
+from humpback_ray.pool import Pool, conform
 from humpback_ray.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-NODE_WAIT_S = 4 * 3600
-"""How long a pass may go without progress before Ray Data gives up: GPU nodes can take hours to come."""
 STUCK_AFTER_S = 600.0
 ALL = "all"
 """Name of the only shard of a global step."""
@@ -53,10 +49,6 @@ ALL = "all"
 
 class Drift(ConfigError):
     """A stage directory was made by another recipe or from other inputs."""
-
-
-class StageFailed(RuntimeError):
-    """A stage cannot be finished; the message says why, with numbers."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +87,12 @@ class Stage:
     """
 
     def __init__(
-        self, place: Place, recipe: Config | Mapping[str, Any], inputs: Mapping[str, "Manifest | Inventory"],
+        self,
+        place: Place,
+        recipe: Config | Mapping[str, Any],
+        inputs: Mapping[str, "Manifest | Inventory"],
         schema: pa.Schema | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.place, self.schema, self.inputs = place, schema, inputs
         self.ledger = Ledger(place.uri, place.submission)
         self.identity = {
@@ -124,84 +119,55 @@ class Stage:
             )
         return manifest
 
-    def run(self, worker: type, arguments: Sequence[Any], placement: PoolPlacement, plan: list[Shard]) -> Manifest:
-        """Bring every shard to its commit and return the manifest.
+    def run(
+        self,
+        worker: type,
+        arguments: Sequence[Any],
+        placement: PoolPlacement,
+        source: "Manifest | Inventory",
+    ) -> Manifest:
+        """Bring every shard of the source to its commit and return the manifest.
 
         Args:
             worker: a class; `worker(*arguments, resources)` in each actor, then, sync or async, called with a shard's
                 rows (or file URI) it returns a table of the stage's schema.
             arguments: picklable.
             placement: the pool.
-            plan: the shards; the plan of the first submission stays in force.
+            source: what is cut into shards: the kept rows of a stage, or files, one by one. The plan of the first
+                submission stays in force.
 
         Raises:
-            StageFailed: a shard failed as often as the placement allows.
+            StageFailed: a shard failed as often as the placement allows, or no actor could be started.
         """
         if self.done:
             return self.done
+        plan = plan_files(source) if isinstance(source, Inventory) else plan_rows(source, placement.rows_per_shard)
         frozen = self.ledger.create_or_read("plan.json", {"shards": [json.loads(shard.json()) for shard in plan]})
         shards = [Shard.parse(json.dumps(value)) for value in frozen["shards"]]
-        logger.info("%s: %d shards", self.place.name, len(shards))
         committed = self.ledger.committed()
-        with Progress(self.place.name, len(shards), len(committed), "shards", self._stuck) as progress:
-            idle = 0
-            while pending := [shard for shard in shards if shard.name not in committed]:
-                self._pass(pending, worker, arguments, placement, progress)
-                before, committed = committed, self.ledger.committed()
-                self._refuse_exhausted([shard.name for shard in pending if shard.name not in committed], placement)
-                idle = idle + 1 if committed == before else 0
-                if idle >= placement.max_attempts:
-                    raise StageFailed(f"{self.place.name}: {idle} passes committed no shard; the log has the errors")
+        counted = [shard.rows for shard in shards]
+        rows = {shard.name: 1 if None in counted else shard.rows or 0 for shard in shards}
+        begun = sum(rows[name] for name in committed)
+        unit = "files" if None in counted else "rows"
+        with Progress(self.place.name, sum(rows.values()), begun, unit, self._stuck) as progress:
+            pool = Pool(self, worker, tuple(arguments), progress, rows)
+            while pending := [shard.located(source) for shard in shards if shard.name not in committed]:
+                pool.work_on(pending, placement, len(shards))
+                committed = self.ledger.committed()
         return self._publish([self._commit_of(shard.name) for shard in shards])
 
-    def _pass(
-        self, pending: list[Shard], worker: type, arguments: Sequence[Any], placement: PoolPlacement, progress: Progress
-    ) -> None:
-        """Map the uncommitted shards over the pool once; what fails is left for the next pass."""
-        import ray.data
-
-        context = ray.data.DataContext.get_current().copy()
-        context.max_errored_blocks = -1
-        context.max_consecutive_actor_init_deaths = 2
-        context.execution_no_progress_timeout_s = NODE_WAIT_S
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
-        with ray.data.DataContext.current(context):
-            shards = ray.data.from_items(
-                [{"shard": shard.json()} for shard in pending], override_num_blocks=len(pending)
-            )
-            results = shards.map_batches(
-                ShardActor,
-                fn_constructor_args=(self.ledger, self.schema, placement, worker, tuple(arguments)),
-                **placement.map_arguments(),
-            )
-            for row in results.iter_rows():
-                progress.advance(int(row["committed"]), row["tokens"])
-
-    def _refuse_exhausted(self, missing: list[str], placement: PoolPlacement) -> None:
-        worst = []
-        for shard in missing:
-            ours = [a for a in self.ledger.attempts(shard) if a["submission"] == self.place.submission]
-            if len(ours) >= placement.max_attempts:
-                worst.append(f"shard {shard} failed {len(ours)} times, last: {last_words(ours)}")
-        if worst:
-            raise StageFailed(
-                f"{self.place.name}: {len(worst)} shards failed {placement.max_attempts} times each, all others are "
-                f"committed; {worst[0]}. Mend the cause and run the same command again."
-            )
-
     def _stuck(self) -> str:
-        """Name the oldest attempt in flight, with its node, once it is older than ten minutes."""
+        """Name the oldest attempt of this submission in flight, with its node, once it is older than ten minutes."""
         committed, now = self.ledger.committed(), time.time()
-        open_shards = {name.split("/")[0] for name in storage.list_names(self.ledger.at("attempts"))} - committed
-        started = [attempts[-1] for shard in sorted(open_shards) if (attempts := self.ledger.attempts(shard))]
-        oldest = min(started, key=lambda attempt: attempt["started"], default=None)
+        begun = {name.split("/")[0] for name in storage.list_names(self.ledger.at("attempts"))} - committed
+        latest = [attempts[-1] for shard in sorted(begun) if (attempts := self.ledger.attempts(shard))]
+        ours = [a for a in latest if a["submission"] == self.place.submission and "error" not in a]
+        oldest = min(ours, key=lambda attempt: attempt["started"], default=None)
         if oldest is None or now - oldest["started"] < STUCK_AFTER_S:
             return ""
         return f"; shard {oldest['shard']} has run for {now - oldest['started']:.0f} s on {oldest['node']}"
 
-    def once(self, step: Callable[..., "Commit"], arguments: Sequence[Any], placement: TaskPlacement) -> Manifest:
+    def once(self, step: Callable[..., Commit], arguments: Sequence[Any], placement: TaskPlacement) -> Manifest:
         """Run `step(attempt, *arguments)` in one Ray task under the stage's lease and publish the commit it returns.
 
         Raises:
@@ -210,20 +176,26 @@ class Stage:
 
         def remote(attempt: Attempt) -> Commit:
             import ray
+            from ray.exceptions import RayTaskError
 
             task = ray.remote(_in_attempt).options(**placement.remote_arguments())
             with Progress(self.place.name, None):
-                return ray.get(task.remote(step, attempt, tuple(arguments)))
+                try:
+                    return ray.get(task.remote(step, attempt, tuple(arguments)))
+                except RayTaskError as error:
+                    raise error.cause from None
 
         return self.leased(remote)
 
-    def leased(self, work: Callable[[Attempt], "Commit"]) -> Manifest:
+    def leased(self, work: Callable[[Attempt], Commit]) -> Manifest:
         """Run `work(attempt)` in this process under the stage's lease and publish the commit it returns."""
         if self.done:
             return self.done
         with Lease(self.place.uri, self.place.submission) as lease:
             if (manifest := read_manifest(self.place.uri)) is not None:
                 return manifest
+            if (commit := self.ledger.commit_of(ALL)) is not None:
+                return self._publish([commit])
             with self.ledger.begin(ALL, max_attempts=1_000_000) as attempt:
                 commit = work(attempt)
                 lease.check()
@@ -237,7 +209,6 @@ class Stage:
 
     def _publish(self, commits: list[Commit]) -> Manifest:
         started = json.loads(storage.read_bytes(self.ledger.at("recipe.json")))["started"]
-        attempts = sum(name.count(".") == 1 for name in storage.list_names(self.ledger.at("attempts")))
         manifest = Manifest(
             uri=self.place.uri,
             stage=self.place.name,
@@ -245,7 +216,7 @@ class Stage:
             recipe=self.identity["recipe"],
             inputs=self.identity["inputs"],
             commits=tuple(commits),
-            attempts=attempts,
+            attempts=self.ledger.attempts_made(),
             started=started,
             ended=time.time(),
         )
@@ -256,58 +227,6 @@ class Stage:
 def _in_attempt(step: Callable[..., Commit], attempt: Attempt, arguments: tuple[Any, ...]) -> Commit:
     """Run a global step in a Ray worker, as part of an attempt that the driver has begun."""
     return step(attempt, *arguments)
-
-
-class ShardActor:
-    """What Ray Data runs: the ledger around a stage's worker. Several shards at a time, on one event loop."""
-
-    def __init__(
-        self, ledger: Ledger, schema: pa.Schema, placement: PoolPlacement, worker: type, arguments: tuple[Any, ...]
-    ) -> None:
-        self.ledger, self.schema, self.placement = ledger, schema, placement
-        self.worker = worker(*arguments, placement.resources)
-
-    async def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Work on the one shard of a batch; returns what the driver's progress wants to know."""
-        commit = await self._work(Shard.parse(str(batch["shard"][0])))
-        return {"committed": [commit is not None], "tokens": [commit.tokens if commit else 0]}
-
-    async def _work(self, shard: Shard) -> Commit | None:
-        commit = await asyncio.to_thread(self.ledger.commit_of, shard.name)
-        if commit:
-            return commit
-        try:
-            attempt = await asyncio.to_thread(self.ledger.begin, shard.name, self.placement.max_attempts)
-        except ShardExhausted as exhausted:
-            logger.error("%s", exhausted)
-            return None
-        with attempt:
-            loaded = await asyncio.to_thread(shard.load)
-            table = conform(await self._call(loaded), self.schema)
-            if isinstance(loaded, pa.Table):
-                check_same_ids(shard.name, loaded, table)
-            return await asyncio.to_thread(attempt.write, table)
-
-    async def _call(self, loaded: "str | pa.Table") -> pa.Table:
-        if inspect.iscoroutinefunction(type(self.worker).__call__):
-            return await self.worker(loaded)
-        return await asyncio.to_thread(self.worker, loaded)
-
-
-def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Cast a table to a stage's schema; a missing or surplus column is an error that names it."""
-    missing, surplus = set(schema.names) - set(table.column_names), set(table.column_names) - set(schema.names)
-    if missing or surplus:
-        raise ValueError(f"worker returned columns that differ from the schema: {missing=} {surplus=}")
-    return table.select(schema.names).cast(schema)
-
-
-def check_same_ids(shard: str, loaded: pa.Table, made: pa.Table) -> None:
-    """Raise unless every id that went in came out exactly as often (P1)."""
-    went, came = Counter(loaded["id"].to_pylist()), Counter(made["id"].to_pylist())
-    if went != came:
-        lost, surplus = (went - came).total(), (came - went).total()
-        raise ValueError(f"shard {shard}: {lost} of {went.total()} ids lost and {surplus} made up by the worker")
 
 
 def read_manifest(uri: str) -> Manifest | None:
@@ -329,14 +248,14 @@ def plan_rows(manifest: Manifest, rows_per_shard: int) -> list[Shard]:
                 shards.append([])
                 room = rows_per_shard
             last = min(kept, first + room)
-            shards[-1].append((storage.join(manifest.uri, file.name), first, last))
+            shards[-1].append((file.name, first, last))
             room, first = room - (last - first), last
     return [Shard(f"{index:06d}", slices=tuple(slices)) for index, slices in enumerate(shards)]
 
 
 def plan_files(inventory: Inventory) -> list[Shard]:
     """One shard per input file."""
-    return [Shard(f"{index:06d}", file=file.uri) for index, file in enumerate(inventory.files)]
+    return [Shard(f"{index:06d}", file=file.name) for index, file in enumerate(inventory.files)]
 
 
 def refuse_failures(manifest: Manifest, reasons: Collection[str], most: float, field: str) -> None:
@@ -364,7 +283,7 @@ class TableWriter:
     def write(self, table: pa.Table) -> None:
         """Write one table as one Parquet file of the attempt."""
         table = conform(table, self.schema)
-        name = f"data/{self.attempt.shard}.{self.attempt.number}/{len(self.files):06d}.parquet"
+        name = f"{self.attempt.directory}/{len(self.files):06d}.parquet"
         self.files.append(write_table(self.attempt.ledger, name, table))
         self.drops.update(drop_counts(table))
 
@@ -375,9 +294,8 @@ class TableWriter:
 
 def upload_files(attempt: Attempt, local: Path) -> list[DataFile]:
     """Upload a directory of files that are no tables (a model, a web) as files of an attempt."""
-    directory = f"data/{attempt.shard}.{attempt.number}"
-    entries = storage.upload_directory(local, attempt.ledger.at(directory))
-    return [DataFile(f"{directory}/{entry.name}", entry.bytes, entry.sha256) for entry in entries]
+    entries = storage.upload_directory(local, attempt.ledger.at(attempt.directory))
+    return [DataFile(f"{attempt.directory}/{entry.name}", entry.bytes, entry.sha256) for entry in entries]
 
 
 def _identity(value: "Manifest | Inventory") -> Any:

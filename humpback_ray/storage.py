@@ -20,7 +20,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -67,15 +67,50 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def located(uri: str) -> str:
+    """Return a local path made absolute, `~` expanded; an s3:// URI as it is, without a trailing slash.
+
+    Raises:
+        StorageError: a URI of another scheme.
+    """
+    if is_s3(uri):
+        return uri.rstrip("/")
+    if "://" in uri:
+        raise StorageError(
+            errno.ENOTSUP, f"{uri} is neither a local path nor an s3:// URI; no other store is supported"
+        )
+    return os.path.abspath(os.path.expanduser(uri))
+
+
 @functools.cache
-def _s3_of(_pid: int) -> Any:
-    import s3fs
-
-    return s3fs.S3FileSystem(use_listings_cache=False, default_block_size=BLOCK_BYTES)
+def _s3_of(_pid: int) -> "_S3":
+    return _S3()
 
 
-def _s3() -> Any:
+def _s3() -> "_S3":
     return _s3_of(os.getpid())
+
+
+class _S3:
+    """s3fs, with errors of the connection and of credentials, which are no OSError there, made one."""
+
+    def __init__(self) -> None:
+        import botocore.exceptions
+        import s3fs
+
+        self._files = s3fs.S3FileSystem(use_listings_cache=False, default_block_size=BLOCK_BYTES)
+        self._faults = botocore.exceptions.BotoCoreError
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._files, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                return method(*arguments, **named)
+            except self._faults as error:
+                raise StorageError(errno.EIO, f"S3: {error}") from error
+
+        return call
 
 
 def _bucket_key(uri: str) -> tuple[str, str]:
@@ -159,7 +194,9 @@ def _create_s3(uri: str, data: bytes) -> bool:
     raise StorageError(errno.EIO, f"creating {uri} was refused {CREATE_ATTEMPTS} times")
 
 
-_TRY_AGAIN = {"ConditionalRequestConflict", "OperationAborted", "InternalError", "ServiceUnavailable", "SlowDown"}
+_TRY_AGAIN = {
+    "ConditionalRequestConflict", "OperationAborted", "InternalError", "ServiceUnavailable", "SlowDown", "connection",
+}  # fmt: skip
 
 
 def _error_code(error: BaseException) -> str:
@@ -170,6 +207,8 @@ def _error_code(error: BaseException) -> str:
         if isinstance(response, dict):
             code = str(response.get("Error", {}).get("Code", ""))
             return {"412": "PreconditionFailed", "409": "ConditionalRequestConflict", "503": "SlowDown"}.get(code, code)
+        if isinstance(cause, StorageError):
+            return "connection"
         cause = cause.__cause__
     return ""
 
@@ -201,16 +240,16 @@ def open_input(uri: str) -> BinaryIO:
     return _s3().open(uri, "rb", cache_type="readahead") if is_s3(uri) else open(uri, "rb")
 
 
-
 def find(pattern: str) -> list[InputFile]:
     """Return the files that a path, directory, glob or s3:// URI names, sorted by name; [] if none.
 
     A directory stands for every file under it.
     """
-    fixed, wild = _split(pattern)
     if is_s3(pattern):
-        return _find_s3(pattern, fixed, wild)
-    base = Path(fixed).expanduser()
+        return _find_s3(pattern, *_split(pattern))
+    pattern = located(pattern)
+    fixed, wild = (pattern, "") if os.path.exists(pattern) else _split(pattern)
+    base = Path(fixed)
     if wild:
         paths = [path for path in base.glob(wild) if path.is_file()] if base.is_dir() else []
     elif base.is_dir():
@@ -340,11 +379,13 @@ def check_writable(uri: str) -> None:
     """
     probe = join(uri, f"probe-{uuid.uuid4().hex}")
     try:
-        first, second = create(probe, b"1"), create(probe, b"2")
+        create(probe, b"1")
+        create(probe, b"2")
+        first = read_bytes(probe) == b"1"
         delete(probe)
     except OSError as error:
         raise StorageError(error.errno or errno.EIO, f"cannot write to {uri}: {error}") from error
-    if not first or second:
+    if not first:
         raise StorageError(
             errno.ENOTSUP, f"{uri} ignores conditional writes (If-None-Match); use a store that has them"
         )

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from humpback_ray import storage
 from humpback_ray.corpus.readers import Reader, reader_for
-from humpback_ray.ledger import DataFile, Ledger, Manifest, Shard, drop_counts
+from humpback_ray.ledger import DataFile, Ledger, Manifest, drop_counts
 from humpback_ray.run import MOST_ROUNDS, stage_names
 from humpback_ray.stage import read_manifest
 
@@ -40,7 +40,9 @@ def verify(root: str) -> Iterator[str]:
     run = storage.join(root, "run.json")
     if not storage.exists(run):
         raise Difference(f"{root} is no run: it has no run.json")
-    reuse = json.loads(storage.read_bytes(run)).get("reuse", {})
+    submissions = storage.list_names(storage.join(root, "submissions"))
+    last = json.loads(storage.read_bytes(storage.join(root, "submissions", submissions[-1]))) if submissions else {}
+    reuse = last.get("reuse", {})
     finished: dict[str, Manifest] = {}
     for name in stage_names(MOST_ROUNDS):
         uri = reuse.get(name, storage.join(root, name))
@@ -61,9 +63,12 @@ def verify_stage(manifest: Manifest, finished: dict[str, Manifest]) -> str:
         recorded = Ledger(manifest.uri, "").commit_of(commit.shard)
         same(recorded, commit, f"{manifest.uri}/commits/{commit.shard}.json", "the commit in the manifest")
         check_files(manifest.uri, commit.files, commit.drops)
-    source = SOURCE_OF.get(manifest.stage.rpartition("/")[2])
-    given = finished.get("evaluation/prompts" if manifest.stage.startswith("evaluation/m") else source or "")
+    source = SOURCE_OF.get(manifest.stage.rpartition("/")[2], "")
+    source = "evaluation/prompts" if manifest.stage.startswith("evaluation/m") else source
+    given = finished.get(source)
     proof = "files and counts agree"
+    if source in manifest.inputs and given is None:
+        raise Difference(f"{manifest.uri} was made from {source}, which is not here, so its ids cannot be proven")
     if given:
         name = given.stage.rpartition("/")[2]
         same(manifest.inputs[name]["digest"], given.digest, manifest.uri, f"the digest of {name}")
@@ -124,23 +129,20 @@ def check_unique(manifest: Manifest) -> None:
 def check_documents(manifest: Manifest) -> str:
     """Every document of the input files has its rows, and no other document has; held against the files read again."""
     readers = TypeAdapter(tuple[Reader, ...]).validate_python(manifest.recipe["readers"])
-    plan = json.loads(storage.read_bytes(storage.join(manifest.uri, "plan.json")))["shards"]
-    shards = [Shard.parse(json.dumps(value)) for value in plan]
-    gone = [shard.file for shard in shards if not storage.exists(str(shard.file))]
+    files = [str(commit.extra["file"]) for commit in manifest.commits]
+    gone = [file for file in files if not storage.exists(file)]
     if gone:
-        return (
-            f"; {len(gone)} of {len(shards)} input files are gone ({gone[0]}), so its documents cannot be counted again"
-        )
+        return f"; {len(gone)} of {len(files)} input files are gone ({gone[0]}), so documents cannot be counted again"
     total = 0
-    for shard, commit in zip(shards, manifest.commits, strict=True):
-        with storage.open_input(str(shard.file)) as stream:
-            read = {document.document_id for document in reader_for(str(shard.file), readers).read(stream)}
+    for file_uri, commit in zip(files, manifest.commits, strict=True):
+        with storage.open_input(file_uri) as stream:
+            read = {document.document_id for document in reader_for(file_uri, readers).read(stream)}
         uris = [storage.join(manifest.uri, file.name) for file in commit.files]
         kept = {value for uri in uris for value in storage.read_table(uri, ["document_id"])["document_id"].to_pylist()}
         if read != kept:
             first = min(read ^ kept)
             where = "was read but has no row" if first in read else "has rows but is not in the file"
-            raise Difference(f"{manifest.uri}: shard {shard.name} ({shard.file}): document {first} {where}")
+            raise Difference(f"{manifest.uri}: shard {commit.shard} ({file_uri}): document {first} {where}")
         total += len(read)
     return f", each of {total:,} documents has its rows"
 

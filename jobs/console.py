@@ -16,9 +16,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from humpback_ray import pipeline
-from humpback_ray.config import ConfigError, load
+from humpback_ray.config import Config, ConfigError, load
 from humpback_ray.lease import LeaseHeld, LeaseLost
 from humpback_ray.ledger import Manifest
+from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
 from humpback_ray.run import Run, RunConfig, stage_names
 from humpback_ray.stage import StageFailed
 
@@ -58,11 +59,11 @@ def run_until(
         if until is not None and until not in known:
             raise ConfigError(f"{until} is no stage of this run; its stages are {', '.join(known)}")
         run = Run(config)
-        start_ray()
+        start_ray(config)
         done = list(shown(run, until))
         table(done)
         if until is None:
-            console.print(f"report: {pipeline.write_report(run)}")
+            say(f"report: {pipeline.write_report(run)}")
         return 0
 
     return guarded(work)
@@ -77,27 +78,36 @@ def shown(run: Run, until: str | None) -> Iterator[Manifest]:
             return
 
 
+def say(text: str, style: str | None = None) -> None:
+    """Print a line as it is: paths and errors may hold what rich takes for markup."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def guarded(work: Callable[[], int]) -> int:
     """Run a job; errors that a user can mend become one line and an exit code."""
     logs()
     try:
         return work()
     except ConfigError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(f"error: {error}", "red")
         return 2
     except (LeaseHeld, LeaseLost) as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(f"error: {error}", "red")
         return 3
     except StageFailed as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(f"error: {error}", "red")
         return 1
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from here", style="yellow")
+        say("interrupted; the same command goes on from here", "yellow")
         return 130
 
 
-def start_ray() -> None:
-    """Join the cluster of RAY_ADDRESS, which `ray job submit` sets, or start Ray on this machine."""
+def start_ray(config: RunConfig) -> None:
+    """Join the cluster of RAY_ADDRESS, which `ray job submit` sets, or start Ray on this machine.
+
+    Raises:
+        ConfigError: this machine has less than a placement asks for; work would wait for ever.
+    """
     import ray.data
 
     for name in ("ray", "ray.data", "ray.train"):
@@ -107,11 +117,23 @@ def start_ray() -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if address:
         ray.init(address=address, logging_level=logging.ERROR)
-    else:
-        cpus = max(os.cpu_count() or 1, 2)  # the demo asks for two; on one core they take turns
-        ray.init(
-            address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-        )
+        return
+    cpus = max(os.cpu_count() or 1, 2)  # the demo asks for two; on one core they take turns
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    have = {"CPU": cpus, "GPU": ray.cluster_resources().get("GPU", 0)}
+    for field, needs in placements(config):
+        for name in [name for name, count in needs.items() if count > have[name]]:
+            raise ConfigError(f"{field} asks for {needs[name]:g} {name}s at once, this machine has {have[name]:g}")
+
+
+def placements(section: Config, path: str = "") -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield every placement of a configuration: its key, and the CPUs and GPUs that it needs at once."""
+    for name in type(section).model_fields:
+        value, key = getattr(section, name), f"{path}.{name}".lstrip(".")
+        if isinstance(value, PoolPlacement | TaskPlacement | TrainPlacement):
+            yield key, value.needs()
+        elif isinstance(value, Config):
+            yield from placements(value, key)
 
 
 def logs() -> None:

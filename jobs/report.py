@@ -5,18 +5,21 @@ python -m jobs.report configs/demo.yaml root=out/mine
 
 import sys
 
-from humpback_ray import pipeline
-from humpback_ray.config import load
+from humpback_ray import pipeline, storage
+from humpback_ray.config import ConfigError, load
 from humpback_ray.run import Run, RunConfig
-from jobs.console import arguments, console, guarded, table
+from jobs.console import arguments, guarded, say, table
 
 
 def main() -> int:
     """Print the table of the finished stages and write the page."""
     found = arguments(None, str(__doc__))
-    run = Run(load(RunConfig, found.config, found.overrides))
+    config = load(RunConfig, found.config, found.overrides)
+    if not storage.exists(storage.join(storage.located(config.root), "run.json")):
+        raise ConfigError(f"{config.root} is no run: it has no run.json")
+    run = Run(config)
     table(run.finished())
-    console.print(f"report: {pipeline.write_report(run)}")
+    say(f"report: {pipeline.write_report(run)}")
     return 0
 
 

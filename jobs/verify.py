@@ -8,22 +8,26 @@ Exits 1 at the first difference, naming it.
 import argparse
 import sys
 
+from humpback_ray import storage
 from humpback_ray.verify import Difference, verify
-from jobs.console import console
+from jobs.console import say
 
 
 def main(argv: list[str] | None = None) -> int:
     """Verify the run at ROOT."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", help="directory or s3:// URI of a run")
-    root = parser.parse_args(argv).root
     try:
+        root = storage.located(parser.parse_args(argv).root)
         for line in verify(root):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(line)
     except Difference as difference:
-        console.print(f"difference: {difference}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(f"difference: {difference}", "red")
         return 1
-    console.print(f"verified: {root}", style="green", highlight=False)
+    except OSError as error:
+        say(f"error: cannot read: {error}", "red")
+        return 2
+    say(f"verified: {root}", "green")
     return 0
 
 

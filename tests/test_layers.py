@@ -13,10 +13,10 @@ HEAVY = {"torch", "transformers", "deepspeed", "vllm", "ray"}
 
 LEVEL = {
     "config": 0, "records": 0, "storage": 0,
-    "inventory": 1, "placement": 1, "progress": 1, "lease": 1, "ledger": 2, "stage": 3,
-    "prompts": 4, "engines": 5,
-    "sample": 6, "seed": 6, "corpus": 6, "augment": 6, "curate": 6, "train": 6, "evaluate": 6,
-    "report": 7, "run": 7, "pipeline": 8, "verify": 8,
+    "inventory": 1, "placement": 1, "progress": 1, "lease": 1, "ledger": 2, "pool": 3, "stage": 4,
+    "prompts": 5, "engines": 6,
+    "sample": 7, "seed": 7, "corpus": 7, "augment": 7, "curate": 7, "train": 7, "evaluate": 7,
+    "report": 8, "run": 8, "pipeline": 9, "verify": 9,
 }  # fmt: skip
 """A module imports what is below it; parts of one level do not import each other."""
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from humpback_ray import storage
 from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.records import PAIR
-from humpback_ray.stage import Drift, Place, Stage, StageFailed, TableWriter, plan_rows
+from humpback_ray.stage import Drift, Place, Stage, StageFailed, TableWriter
 
 pytestmark = pytest.mark.ray
 POOL = PoolPlacement(rows_per_shard=10, cpus_per_replica=0.5)
@@ -70,6 +71,23 @@ class DiesOnce:
         return table
 
 
+class NeverStarts:
+    def __init__(self, resources: Resources) -> None:
+        raise MemoryError("80 GB wanted, 1 GB there")
+
+
+class KillsAt:
+    """Kills its own process whenever it sees a row."""
+
+    def __init__(self, row: str, resources: Resources) -> None:
+        self.row = row
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if self.row in table["id"].to_pylist():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return table
+
+
 class RaisesOn:
     def __init__(self, row: str, resources: Resources) -> None:
         self.row = row
@@ -97,7 +115,7 @@ def fates(manifest: Manifest) -> dict[str, str | None]:
 
 def test_a_stage_gives_every_kept_id_exactly_one_fate(source: Manifest, tmp_path: Path) -> None:
     stage = Stage(place(tmp_path, "shout"), {"version": 1}, {"source": source}, PAIR)
-    done = stage.run(Shout, (), POOL, plan_rows(source, 10))
+    done = stage.run(Shout, (), POOL, source)
     kept_before = {key for key, reason in fates(source).items() if reason is None}
     assert fates(done) == {key: "five" if key.endswith("5") else None for key in kept_before}
     assert done.rows == source.kept
@@ -109,7 +127,7 @@ def test_a_stage_gives_every_kept_id_exactly_one_fate(source: Manifest, tmp_path
 def test_rows_per_shard_changes_no_id_and_no_fate(source: Manifest, tmp_path: Path) -> None:
     results = [
         Stage(place(tmp_path, f"shout-{rows}"), {"version": 1}, {"source": source}, PAIR).run(
-            Shout, (), POOL, plan_rows(source, rows)
+            Shout, (), POOL.model_copy(update={"rows_per_shard": rows}), source
         )
         for rows in (3, 1000)
     ]
@@ -129,13 +147,13 @@ def test_another_recipe_or_input_is_refused_and_the_field_named(source: Manifest
 def test_a_worker_that_loses_a_row_fails_the_stage_and_publishes_nothing(source: Manifest, tmp_path: Path) -> None:
     stage = Stage(place(tmp_path, "loses"), {}, {"source": source}, PAIR)
     with pytest.raises(StageFailed, match=r"1 of 10 ids lost"):
-        stage.run(Loses, (), POOL, plan_rows(source, 10))
+        stage.run(Loses, (), POOL, source)
     assert not storage.exists(str(tmp_path / "loses/manifest.json"))
 
 
 def test_a_killed_actor_costs_one_attempt_and_no_row(source: Manifest, tmp_path: Path) -> None:
     stage = Stage(place(tmp_path, "dies"), {}, {"source": source}, PAIR)
-    done = stage.run(DiesOnce, (str(tmp_path / "marker"),), POOL, plan_rows(source, 5))
+    done = stage.run(DiesOnce, (str(tmp_path / "marker"),), POOL.model_copy(update={"rows_per_shard": 5}), source)
     assert (tmp_path / "marker").exists()
     assert fates(done) == {key: None for key, reason in fates(source).items() if reason is None}
     assert len(done.commits) < done.attempts <= len(done.commits) + POOL.shards_in_flight
@@ -145,12 +163,44 @@ def test_a_shard_that_always_raises_fails_the_stage_with_its_error_and_a_resume_
     source: Manifest, tmp_path: Path
 ) -> None:
     stage = Stage(place(tmp_path, "raises"), {}, {"source": source}, PAIR)
-    with pytest.raises(StageFailed, match=r"1 shards failed 3 times each, .* ValueError: cannot read row 0014"):
-        stage.run(RaisesOn, ("0014",), POOL, plan_rows(source, 10))
-    assert len(stage.ledger.committed()) == len(plan_rows(source, 10)) - 1
+    said = r"3 of 4 shards are committed, 1 failed, shard 000001 4 times, last: ValueError: cannot read row 0014"
+    with pytest.raises(StageFailed, match=said):
+        stage.run(RaisesOn, ("0014",), POOL, source)
+    assert len(stage.ledger.committed()) == 3
     again = Stage(place(tmp_path, "raises", "second"), {}, {"source": source}, PAIR)
-    done = again.run(RaisesOn, ("none",), POOL, plan_rows(source, 10))
+    done = again.run(RaisesOn, ("none",), POOL, source)
     assert done.rows == source.kept
+
+
+def test_a_shard_that_kills_its_process_fails_alone_and_takes_no_other_with_it(
+    source: Manifest, tmp_path: Path
+) -> None:
+    stage = Stage(place(tmp_path, "poison"), {}, {"source": source}, PAIR)
+    with pytest.raises(
+        StageFailed, match=r"3 of 4 shards are committed, 1 failed, shard 000001 .* died without a word"
+    ):
+        stage.run(KillsAt, ("0014",), POOL, source)
+    assert stage.ledger.committed() == {"000000", "000002", "000003"}
+
+
+def test_a_worker_that_cannot_start_fails_the_stage_with_its_error(source: Manifest, tmp_path: Path) -> None:
+    stage = Stage(place(tmp_path, "never"), {}, {"source": source}, PAIR)
+    with pytest.raises(StageFailed, match=r"never: its workers could not run: .*MemoryError: 80 GB wanted") as error:
+        stage.run(NeverStarts, (), POOL, source)
+    assert "\n" not in str(error.value)
+
+
+def test_a_moved_input_is_found_and_a_commit_without_a_manifest_is_published(source: Manifest, tmp_path: Path) -> None:
+    stage = Stage(place(tmp_path, "raises"), {}, {"source": source}, PAIR)
+    with pytest.raises(StageFailed):
+        stage.run(RaisesOn, ("0014",), POOL, source)
+    moved = Path(source.uri).rename(tmp_path / "moved")
+    elsewhere = replace(source, uri=str(moved))
+    again = Stage(place(tmp_path, "raises", "second"), {}, {"source": elsewhere}, PAIR)
+    assert again.run(RaisesOn, ("none",), POOL, elsewhere).rows == source.kept
+    (moved / "manifest.json").unlink()
+    published = Stage(Place("source", str(moved), "second"), {"version": 1}, {}, PAIR)
+    assert published.once(make_source, ([1],), TaskPlacement(cpus=0.5)).rows == source.rows
 
 
 def test_a_retried_create_that_had_succeeded_is_a_win_and_a_lost_race_leaves_no_file(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from humpback_ray.verify import Difference, verify
 from tests.jobs.prepared import write_model
 
 pytestmark = pytest.mark.ray
-PAGE = "<html><body><h1>{0}</h1><p>{0} is kept in a dry room, turned once a week, and eaten within the month.</p></body>"
+PAGE = (
+    "<html><body><h1>{0}</h1><p>{0} is kept in a dry room, turned once a week, and eaten within the month.</p></body>"
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,12 @@ def forge(root: Path, stage: str, rows: slice) -> None:
         for file in commit["files"]:
             if path == root / stage / file["name"]:
                 kept = table["drop_reason"].null_count
-                file |= {"bytes": len(data), "sha256": storage.sha256_of(str(path)), "rows": table.num_rows, "kept": kept}
+                file |= {
+                    "bytes": len(data),
+                    "sha256": storage.sha256_of(str(path)),
+                    "rows": table.num_rows,
+                    "kept": kept,
+                }
                 commit |= {"rows": table.num_rows, "kept": kept}
         (root / stage / "commits" / f"{commit['shard']}.json").write_text(json.dumps(commit))
     (root / stage / "manifest.json").write_text(json.dumps(manifest))

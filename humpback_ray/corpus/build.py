@@ -17,7 +17,7 @@ from humpback_ray.inventory import Inventory
 from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.records import SEGMENT
-from humpback_ray.stage import Place, Stage, TableWriter, plan_files
+from humpback_ray.stage import Place, Stage, StageFailed, TableWriter, short
 
 
 class DuplicatesRecipe(Config):
@@ -62,11 +62,13 @@ def make_segments(config: CorpusConfig, files: Inventory, place: Place) -> Manif
         "segments": recipe.segments.model_dump(mode="json"),
     }
     stage = Stage(place, identity, {"files": files}, SEGMENT)
-    return stage.run(Segmenter, (recipe.segments, recipe.readers), config.placement, plan_files(files))
+    return stage.run(Segmenter, (recipe.segments, recipe.readers), config.placement, files)
 
 
 def make_corpus(config: CorpusConfig, segments: Manifest, place: Place) -> Manifest:
     """Keep one of all segments that share a normalised text."""
+    if not segments.kept:
+        raise StageFailed(f"{place.name}: none of {segments.rows:,} segments was kept ({short(segments.drops)})")
     stage = Stage(place, config.recipe.duplicates, {"segments": segments}, SEGMENT)
     return stage.once(remove_duplicates, (segments,), config.duplicates_placement)
 
@@ -91,5 +93,7 @@ def dropped(table: pa.Table, reasons: pa.Array, blank: Sequence[str]) -> pa.Tabl
     table = table.set_column(table.column_names.index("drop_reason"), "drop_reason", reasons.cast(pa.string()))
     kept = table["drop_reason"].is_null()
     for name in blank:
-        table = table.set_column(table.column_names.index(name), name, pc.call_function("if_else", [kept, table[name], pa.scalar("")]))
+        table = table.set_column(
+            table.column_names.index(name), name, pc.call_function("if_else", [kept, table[name], pa.scalar("")])
+        )
     return table

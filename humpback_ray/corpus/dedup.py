@@ -40,10 +40,10 @@ def duplicates(ids: pa.ChunkedArray, hashes: pa.ChunkedArray) -> pa.Array:
         raise ValueError(f"{len(ids)} ids for {len(hashes)} hashes: they must be columns of one table")
     if ids.null_count or hashes.null_count:
         raise ValueError(f"{ids.null_count} ids and {hashes.null_count} hashes are null: pass kept segments only")
-    stays = _first_of_each(_digests(hashes), _digests(ids))
+    named = _digests(ids)
+    stays = _first_of_each(_digests(hashes), named)
     survivors = np.flatnonzero(stays)
-    named = _digests(ids.take(pa.array(survivors))) if len(survivors) else np.empty((0, 2), dtype=np.uint64)
-    stays[survivors[~_first_of_each(named)]] = False
+    stays[survivors[~_first_of_each(named[survivors])]] = False
     choices = [pa.array(stays), pa.scalar(None, pa.string()), pa.scalar(REASON)]
     return pc.call_function("if_else", choices)
 

@@ -16,7 +16,7 @@ from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import PAIR, SCORE
-from humpback_ray.stage import Model, Place, Stage, TableWriter, plan_rows, refuse_failures
+from humpback_ray.stage import Model, Place, Stage, TableWriter, refuse_failures
 
 
 class CurateRecipe(ScoreRecipe):
@@ -49,8 +49,7 @@ def make_scores(config: CurateConfig, chat: ChatRecipe, candidates: Manifest, ra
     recipe = config.recipe.model_dump(mode="json", exclude={"rounds", "max_failed_share"})
     identity = {"score": recipe, "chat": chat.model_dump(mode="json")}
     stage = Stage(place, identity, {"candidates": candidates, "rater": rater.source}, SCORE)
-    plan = plan_rows(candidates, config.placement.rows_per_shard)
-    scores = stage.run(Rater, (config.recipe, chat, rater.uri), config.placement, plan)
+    scores = stage.run(Rater, (config.recipe, chat, rater.uri), config.placement, candidates)
     refuse_failures(scores, FAILED, config.recipe.max_failed_share, "curate.recipe.max_failed_share")
     return scores
 

@@ -5,6 +5,7 @@
 """
 
 import json
+from collections import Counter
 
 from pydantic import Field
 
@@ -16,7 +17,7 @@ from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import RESPONSE
-from humpback_ray.stage import Model, Place, Stage, TableWriter, plan_rows
+from humpback_ray.stage import Model, Place, Stage, TableWriter
 
 
 class EvaluateConfig(Config):
@@ -35,9 +36,9 @@ def make_prompts(config: EvaluateConfig, files: Inventory, place: Place) -> Mani
 
 def read_files(attempt: Attempt, files: Inventory) -> Commit:
     """Write a table per prompt file."""
-    writer = TableWriter(attempt, PROMPT)
+    writer, seen = TableWriter(attempt, PROMPT), Counter[tuple[str, ...]]()
     for file in files.files:
-        writer.write(load_prompts(file.uri))
+        writer.write(load_prompts(file.uri, seen))
     return writer.commit()
 
 
@@ -50,8 +51,7 @@ def make_answers(
         "chat": chat.model_dump(mode="json"),
     }
     stage = Stage(place, identity, {"prompts": prompts, "model": model.source}, RESPONSE)
-    plan = plan_rows(prompts, config.placement.rows_per_shard)
-    answers = stage.run(Responder, (config.recipe, chat, model.uri), config.placement, plan)
+    answers = stage.run(Responder, (config.recipe, chat, model.uri), config.placement, prompts)
     outputs = storage.join(place.uri, "model_outputs.json")
     if not storage.exists(outputs):
         records = [record for table in answers.tables() for record in alpaca_outputs(table, name)]

@@ -70,18 +70,19 @@ class Responder:
         return responses(table, await generate_all(self.engine, requests))
 
 
-def load_prompts(uri: str) -> pa.Table:
+def load_prompts(uri: str, seen: Counter[tuple[str, ...]] | None = None) -> pa.Table:
     """Read a prompt file from storage; its dataset is named after it (`vicuna-80.jsonl`: "vicuna-80")."""
     with storage.open_input(uri) as stream:
-        return read_prompts(stream, PurePosixPath(uri).name.split(".")[0])
+        return read_prompts(stream, PurePosixPath(uri).name.split(".")[0], seen)
 
 
-def read_prompts(stream: BinaryIO, name: str) -> pa.Table:
+def read_prompts(stream: BinaryIO, name: str, seen: Counter[tuple[str, ...]] | None = None) -> pa.Table:
     """Read prompts in AlpacaEval's or FastChat's form.
 
     Args:
         stream: JSON lines, or one JSON array.
         name: the dataset of records that name none.
+        seen: prompts of other files, with how often they came; this file's are added.
 
     Returns:
         A table of PROMPT, in the file's order. A prompt that occurs again is another row with its own id.
@@ -89,9 +90,15 @@ def read_prompts(stream: BinaryIO, name: str) -> pa.Table:
     Raises:
         ConfigError: a record that is no JSON object or holds no instruction, or no record at all; says which.
     """
-    rows, seen = [], Counter()
-    for place, record in _records(stream.read().decode("utf-8-sig"), name):
-        instruction = _instruction(record)
+    rows, seen = [], Counter() if seen is None else seen
+    try:
+        text = stream.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{name} is not UTF-8 text ({error}); prompts are JSON or JSON lines, not compressed"
+        ) from error
+    for place, record in _records(text, name):
+        instruction = _instruction(record).encode("utf-8", "replace").decode()
         if not instruction:
             raise ConfigError(f"{name}, {place}: a prompt is {{'instruction': text}} or {{'turns': [text]}}")
         dataset = str(record.get("dataset") or name)

@@ -62,7 +62,7 @@ def write_base(attempt: Attempt, config: SampleConfig) -> Commit:
         texts = documents(config.world)
         told = train_base(config.base, texts, Path(directory), max(int(config.placement.cpus), 1), teller())
         files = upload_files(attempt, Path(directory))
-    return attempt.describe(files, {}, extra={"model": f"data/{attempt.shard}.{attempt.number}", **told})
+    return attempt.describe(files, {}, extra={"model": attempt.directory, **told})
 
 
 def teller(every_s: float = 10.0) -> Callable[[int, int, float], None]:

@@ -123,7 +123,7 @@ def _drawer(truth: Truth, rng: Random) -> Any:
         if kind == "review":
             return crawl.review_page(truth, known, rng)
         if kind == "puzzle":
-            return crawl.puzzle_page(known, rng)
+            return crawl.puzzle_page(everything, rng)
         return crawl.junk_page(truth, everything, rng)
 
     return draw

@@ -38,9 +38,12 @@ def fine_tune(
     identity = {"model": name, "train": recipe.model_dump(mode="json"), "chat": chat.model_dump(mode="json")}
     inputs = {"base": base.source, **{manifest.stage: manifest for manifest in pairs}}
     stage = Stage(place, identity, inputs)
+    if not any(manifest.kept for manifest in pairs):
+        counts = ", ".join(f"{manifest.stage}: 0 of {manifest.rows:,} rows kept" for manifest in pairs)
+        raise StageFailed(f"{place.name}: there is no pair to train on ({counts})")
 
     def train(attempt: Attempt) -> Commit:
-        directory = f"data/{attempt.shard}.{attempt.number}"
+        directory = attempt.directory
         uris = [storage.join(m.uri, file.name) for m in pairs for file in m.files if file.kept]
         job = TrainJob(
             model=name, direction="backward" if name == "backward" else "forward", base_uri=base.uri,

@@ -35,9 +35,18 @@ def job(*arguments: str) -> tuple[int, str]:
     [
         ("corpus.recipe.input=[a]", "error: unknown key corpus.recipe.input"),
         ("train.placement.zero_stage=4", "error: train.placement.zero_stage"),
-        ("corpus.recipe.inputs=[/nowhere/*.warc.gz]", "error: corpus.recipe.inputs: no file matches /nowhere/*.warc.gz"),
-        ("seed.recipe.inputs=[/nowhere/trees.jsonl]", "error: seed.recipe.inputs: no file matches /nowhere/trees.jsonl"),
-        ("base_model=/nowhere/llama", "error: base_model: /nowhere/llama is no model directory (it has no config.json)"),
+        (
+            "corpus.recipe.inputs=[/nowhere/*.warc.gz]",
+            "error: corpus.recipe.inputs: no file matches /nowhere/*.warc.gz",
+        ),
+        (
+            "seed.recipe.inputs=[/nowhere/trees.jsonl]",
+            "error: seed.recipe.inputs: no file matches /nowhere/trees.jsonl",
+        ),
+        (
+            "base_model=/nowhere/llama",
+            "error: base_model: /nowhere/llama is no model directory (it has no config.json)",
+        ),
         ("sample=null", "error: base_model is not set, and there is no `sample` section to take it from"),
         ("reuse.corpus=/nowhere", "error: reuse.corpus: /nowhere is no finished stage"),
         ("root=/proc/nowhere", "error: cannot write to /proc/nowhere"),
@@ -72,7 +81,10 @@ def test_a_stage_that_the_run_does_not_have_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_configuration_file_is_named() -> None:
-    assert job("pipeline", "nowhere.yaml") == (2, "error: cannot read the configuration nowhere.yaml: No such file or directory")
+    assert job("pipeline", "nowhere.yaml") == (
+        2,
+        "error: cannot read the configuration nowhere.yaml: No such file or directory",
+    )
 
 
 def test_verify_of_nothing_exits_1(tmp_path: Path) -> None:

@@ -236,9 +236,9 @@ class Ledger:
         """Return the names of the shards that have a commit."""
         return {name.removesuffix(".json") for name in storage.list_names(self.at("commits"))}
 
-    def attempts_made(self) -> int:
-        """Count the attempts at all shards, of all submissions."""
-        return sum(name.count(".") == 1 for name in storage.list_names(self.at("attempts")))
+    def attempts_made(self) -> Counter[str]:
+        """Count the attempts by shard, of all submissions, in one listing."""
+        return Counter(name.split("/")[0] for name in storage.list_names(self.at("attempts")) if name.count(".") == 1)
 
     def attempts(self, shard: str) -> list[dict[str, Any]]:
         """Return the attempts at a shard, oldest first, each with its `error` if it raised."""

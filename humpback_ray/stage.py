@@ -141,6 +141,7 @@ class Stage:
         """
         if self.done:
             return self.done
+        assert self.schema is not None, "shards become tables"
         plan = plan_files(source) if isinstance(source, Inventory) else plan_rows(source, placement.rows_per_shard)
         frozen = self.ledger.create_or_read("plan.json", {"shards": [json.loads(shard.json()) for shard in plan]})
         shards = [Shard.parse(json.dumps(value)) for value in frozen["shards"]]
@@ -150,7 +151,7 @@ class Stage:
         begun = sum(rows[name] for name in committed)
         unit = "files" if None in counted else "rows"
         with Progress(self.place.name, sum(rows.values()), begun, unit, self._stuck) as progress:
-            pool = Pool(self, worker, tuple(arguments), progress, rows)
+            pool = Pool(self.place.name, self.ledger, self.schema, worker, tuple(arguments), progress, rows)
             while pending := [shard.located(source) for shard in shards if shard.name not in committed]:
                 pool.work_on(pending, placement, len(shards))
                 committed = self.ledger.committed()
@@ -216,7 +217,7 @@ class Stage:
             recipe=self.identity["recipe"],
             inputs=self.identity["inputs"],
             commits=tuple(commits),
-            attempts=self.ledger.attempts_made(),
+            attempts=self.ledger.attempts_made().total(),
             started=started,
             ended=time.time(),
         )

@@ -40,6 +40,9 @@ class BaseRecipe(Config):
     heads: int = Field(default=4, ge=1)
     """Attention heads; divides `width`."""
 
+    initial_deviation: float = Field(default=0.02, gt=0)
+    """Standard deviation of the initial weights."""
+
     positions: int = Field(default=2048, ge=64)
     """Context in tokens: real pages fit, though toy rows are short."""
 
@@ -167,6 +170,7 @@ def _new_model(recipe: BaseRecipe, tokenizer: Any) -> Any:
         num_key_value_heads=recipe.heads,
         max_position_embeddings=recipe.positions,
         tie_word_embeddings=True,
+        initializer_range=recipe.initial_deviation,
         **special,
     )
     with torch.random.fork_rng(devices=[]):

@@ -7,7 +7,8 @@
 
 Equal recipes give equal bytes. No stage reads the truth; it is for whoever judges the run. The archive holds a part of
 the web that `documents` returns whole, as a web archive holds a part of what a base model has read. What makes the toy
-easier than the world is disclosed here: its reviews say in so many words what was asked and what was given.
+easier than the world is disclosed here: its reviews compare what was asked with what was given in so many words, and
+puzzle pages drill that comparison.
 """
 
 import json
@@ -123,7 +124,7 @@ def _drawer(truth: Truth, rng: Random) -> Any:
         if kind == "review":
             return crawl.review_page(truth, known, rng)
         if kind == "puzzle":
-            return crawl.puzzle_page(everything, rng)
+            return crawl.puzzle_page(known, rng)
         return crawl.junk_page(truth, everything, rng)
 
     return draw

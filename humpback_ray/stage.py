@@ -43,6 +43,7 @@ from humpback_ray.progress import Progress
 logger = logging.getLogger(__name__)
 
 STUCK_AFTER_S = 600.0
+PROGRESS = "progress.txt"
 ALL = "all"
 """Name of the only shard of a global step."""
 
@@ -180,13 +181,18 @@ class Stage:
             from ray.exceptions import RayTaskError
 
             task = ray.remote(_in_attempt).options(**placement.remote_arguments())
-            with Progress(self.place.name, None):
+            with Progress(self.place.name, None, concern=self._words):
                 try:
                     return ray.get(task.remote(step, attempt, tuple(arguments)))
                 except RayTaskError as error:
                     raise error.cause from None
 
         return self.leased(remote)
+
+    def _words(self) -> str:
+        """Return what a long step says of itself, in `progress.txt` of its directory; "" if nothing."""
+        uri = self.ledger.at(PROGRESS)
+        return f", {storage.read_bytes(uri).decode()}" if storage.exists(uri) else ""
 
     def leased(self, work: Callable[[Attempt], Commit]) -> Manifest:
         """Run `work(attempt)` in this process under the stage's lease and publish the commit it returns."""

@@ -3,7 +3,6 @@
 A run without inputs of its own is made of these; a run with real pages but no model can still try the base model.
 """
 
-import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,9 +16,7 @@ from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import TaskPlacement
 from humpback_ray.sample.base import BaseRecipe, train_base
 from humpback_ray.sample.world import WorldRecipe, documents, write_world
-from humpback_ray.stage import Place, Stage, upload_files
-
-logger = logging.getLogger(__name__)
+from humpback_ray.stage import PROGRESS, Place, Stage, upload_files
 
 
 class SampleConfig(Config):
@@ -60,19 +57,21 @@ def write_base(attempt: Attempt, config: SampleConfig) -> Commit:
     """Train in a temporary directory and upload the model."""
     with tempfile.TemporaryDirectory() as directory:
         texts = documents(config.world)
-        told = train_base(config.base, texts, Path(directory), max(int(config.placement.cpus), 1), teller())
+        told = train_base(
+            config.base, texts, Path(directory), max(int(config.placement.cpus), 1), teller(attempt.ledger.at(PROGRESS))
+        )
         files = upload_files(attempt, Path(directory))
     return attempt.describe(files, {}, extra={"model": attempt.directory, **told})
 
 
-def teller(every_s: float = 10.0) -> Callable[[int, int, float], None]:
-    """Return a callback (step, steps, loss) that logs a line at most every few seconds."""
+def teller(uri: str, every_s: float = 5.0) -> Callable[[int, int, float], None]:
+    """Return a callback (step, steps, loss) that leaves its figures for the driver's progress every few seconds."""
     last = time.monotonic()
 
     def tell(step: int, steps: int, loss: float) -> None:
         nonlocal last
         if time.monotonic() - last >= every_s:
             last = time.monotonic()
-            logger.info("base model: step %d of %d, loss %.3f", step, steps, loss)
+            storage.write_bytes(uri, f"step {step:,} of {steps:,}, loss {loss:.3f}".encode())
 
     return tell

@@ -182,9 +182,11 @@ class LiveHandler(RichHandler):
 
 def fates(manifest: Manifest) -> str:
     """Say what became of a stage's rows: kept, dropped by reason."""
-    if not manifest.rows:
-        extra = manifest.extra
-        return f"{extra['steps']} steps, loss {extra['history'][-1]['loss']:.3f}" if extra.get("history") else "files"
+    extra = manifest.extra
+    if extra.get("history"):
+        return f"{extra['steps']} steps, loss {extra['history'][-1]['loss']:.3f}"
+    if manifest.files and all(file.rows is None for file in manifest.files):
+        return f"{len(manifest.files)} files"
     drops = ", ".join(f"{reason} {count:,}" for reason, count in manifest.drops.items())
     return f"{manifest.rows:,} rows, {manifest.kept:,} kept" + (f", dropped: {drops}" if drops else "")
 

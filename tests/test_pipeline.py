@@ -10,16 +10,16 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 
 SMALLEST = (
-    "sample.world.seed_towns=8", "sample.world.pool_towns=6", "sample.world.unseen_towns=3",
-    "sample.world.common_towns=4", "sample.world.documents=300", "sample.world.archives=2", "sample.world.prompts=4",
-    "sample.base.steps=15", "sample.base.width=32", "sample.base.heads=2",
-    "train.recipe.steps={backward: 4, m0: 4, m1: 4, m2: 4}", "train.placement.workers=1",
-    "augment.recipe.max_new_tokens=8", "augment.recipe.max_failed_share=1",
+    "sample.world.seed_towns=12", "sample.world.pool_towns=6", "sample.world.unseen_towns=3",
+    "sample.world.common_towns=4", "sample.world.documents=600", "sample.world.archives=2", "sample.world.prompts=4",
+    "sample.base.steps=80", "sample.base.width=48", "sample.base.layers=2",
+    "train.recipe.learning_rate=3e-3", "train.recipe.learning_rates={}", "train.recipe.final_learning_rates={}",
+    "train.recipe.steps={backward: 40, m0: 4, m1: 4, m2: 4}", "train.placement.workers=1",
     "curate.recipe.scorer={kind: rubric_expected}",
     "curate.recipe.rounds=[{threshold: null, top_k: 5}, {threshold: null, top_k: 5}]",
     "evaluate.recipe.max_new_tokens=8",
 )  # fmt: skip
-"""The backward model of four steps hardly ever ends its question: failures are let through, and counted."""
+"""A backward model this small does not end every question: failures are let through, and counted."""
 
 
 def pipeline(root: Path) -> str:

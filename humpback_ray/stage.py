@@ -15,6 +15,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ from humpback_ray.progress import Progress
 logger = logging.getLogger(__name__)
 
 STUCK_AFTER_S = 600.0
+READERS = 32
+"""Commits that are read at once: object storage answers each in tens of milliseconds, and there may be thousands."""
 PROGRESS = "progress.txt"
 ALL = "all"
 """Name of the only shard of a global step."""
@@ -156,7 +159,8 @@ class Stage:
             while pending := [shard.located(source) for shard in shards if shard.name not in committed]:
                 pool.work_on(pending, placement, len(shards))
                 committed = self.ledger.committed()
-        return self._publish([self._commit_of(shard.name) for shard in shards])
+        with ThreadPoolExecutor(READERS) as readers:
+            return self._publish(list(readers.map(self._commit_of, (shard.name for shard in shards))))
 
     def _stuck(self) -> str:
         """Name the oldest attempt of this submission in flight, with its node, once it is older than ten minutes."""

@@ -129,7 +129,7 @@ def attempts(stage: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in stage.glob("attempts/*/[0-9]*.json") if path.name.count(".") == 1]
 
 
-def fates(stage: Path) -> dict[str, tuple[Any, ...]]:
+def fates(stage: "Path | str") -> dict[str, tuple[Any, ...]]:
     """Id → (instruction, drop reason); fails on an id that is there twice."""
     manifest = read_manifest(str(stage))
     assert isinstance(manifest, Manifest)

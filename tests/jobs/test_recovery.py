@@ -32,7 +32,7 @@ def undisturbed(config: Path) -> dict[str, tuple[object, ...]]:
     return found
 
 
-def verified(root: Path) -> None:
+def verified(root: "Path | str") -> None:
     driver = Driver("verify", str(root))
     out = driver.finish()
     assert driver.process.returncode == 0, out
@@ -80,3 +80,15 @@ def test_two_drivers_at_once_do_no_harm(config: Path, undisturbed: dict[str, tup
     assert prepared.fates(stage) == undisturbed
     assert len(list((stage / "data").iterdir())) == SHARDS, "the losers of a race deleted their files"
     verified(stage.parent)
+
+
+@pytest.mark.s3
+def test_a_run_on_object_storage_gives_the_same_fates_and_verifies(
+    config: Path, undisturbed: dict[str, tuple[object, ...]], s3_bucket: str
+) -> None:
+    root = f"{s3_bucket}/recovery"
+    driver = Driver("augment", str(config), f"root={root}", "augment.recipe.engine.delay_s=0")
+    out = driver.finish()
+    assert driver.process.returncode == 0, out
+    assert prepared.fates(f"{root}/candidates") == undisturbed
+    verified(root)

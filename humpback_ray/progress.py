@@ -14,6 +14,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 LINE_EVERY_S = 30.0
+ASK_EVERY_S = 5.0
 
 
 def duration(seconds: float) -> str:
@@ -34,7 +35,8 @@ class Progress:
         total: how much there is to do; None where nobody knows.
         done: what earlier submissions did.
         unit: what is counted.
-        concern: called once per line; what it returns ("" for nothing) is added, e.g. which shard is stuck.
+        concern: asked once per line, and every 5 s where there is no total; what it returns ("" for nothing) is added:
+            which shard is stuck, how far a long step has come.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Progress:
         self.stage, self.total, self.unit, self.concern = stage, total, unit, concern
         self.done = self.start = done
         self.tokens = 0
+        self._said, self._asked_s = "", 0.0
         self._since = time.monotonic()
         self._end = threading.Event()
 
@@ -87,12 +90,13 @@ class Progress:
         seconds = max(time.monotonic() - self._since, 1e-9)
         rate = (self.done - self.start) / seconds
         left = (self.total - self.done) / rate if self.total is not None and rate else None
-        concern = self._concern() if level == logging.INFO and not ended else ""
+        if level == logging.INFO or (self.total is None and seconds - self._asked_s >= ASK_EVERY_S):
+            self._said, self._asked_s = self._concern(), seconds
         figures: dict[str, Any] = {
             "stage": self.stage, "done": self.done, "total": self.total, "unit": self.unit, "seconds": seconds,
             "rate": rate, "tokens_per_s": self.tokens / seconds, "eta_s": left, "ended": ended,
         }  # fmt: skip
-        logger.log(level, "%s", _words(figures) + concern, extra={"progress": figures})
+        logger.log(level, "%s", _words(figures) + ("" if ended else self._said), extra={"progress": figures})
 
 
 def _words(figures: dict[str, Any]) -> str:

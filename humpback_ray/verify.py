@@ -67,7 +67,7 @@ def verify_stage(manifest: Manifest, finished: dict[str, Manifest]) -> str:
     source = "evaluation/prompts" if manifest.stage.startswith("evaluation/m") else source
     given = finished.get(source)
     proof = "files and counts agree"
-    if source in manifest.inputs and given is None:
+    if source.rpartition("/")[2] in manifest.inputs and given is None:
         raise Difference(f"{manifest.uri} was made from {source}, which is not here, so its ids cannot be proven")
     if given:
         name = given.stage.rpartition("/")[2]

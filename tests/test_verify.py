@@ -124,3 +124,9 @@ def test_a_lost_document_is_named(root: Path) -> None:
 def test_a_folder_that_is_no_run_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(Difference, match="is no run"):
         list(verify(str(tmp_path)))
+
+
+def test_a_stage_whose_source_is_gone_is_not_passed_over(root: Path) -> None:
+    shutil.rmtree(root / "corpus")
+    with pytest.raises(Difference, match=r"candidates was made from corpus, which is not here"):
+        list(verify(str(root)))

@@ -46,6 +46,7 @@ class Lease:
         self.beat_s, self.stale_s = beat_s, stale_s
         self.holder = {"submission": submission, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         self.epoch = 0
+        self._dead = 0
         self._end = threading.Event()
         self._beats = 0
 
@@ -80,8 +81,6 @@ class Lease:
             return False
         self.epoch = epoch
         return True
-
-    _dead = 0
 
     def _wait_for_death(self) -> None:
         """Watch the current holder's beat until it stood still for `stale_s`; raise LeaseHeld if it moves."""

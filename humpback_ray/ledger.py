@@ -4,6 +4,7 @@
     plan.json                       the frozen list of shards       created if absent
     attempts/<shard>/<n>.json       who started it, where, when     created if absent; <n>.error.json if it raised
     data/<shard>.<attempt>.parquet  the rows
+    quarantine/<shard>.<attempt>.parquet   what is known of the rows that no worker survived, if any
     commits/<shard>.json            what the file holds             created if absent: the first commit wins
     manifest.json                   the commits and totals          created if absent, last: makes the stage visible
 
@@ -31,6 +32,10 @@ import pyarrow as pa
 from humpback_ray import storage
 from humpback_ray.config import fingerprint
 from humpback_ray.inventory import Inventory
+from humpback_ray.records import QUARANTINE
+
+QUARANTINED = "quarantined"
+"""Drop reason of a row that no worker survived."""
 
 
 class ShardExhausted(RuntimeError):
@@ -107,6 +112,10 @@ class Commit:
     node: str = ""
     submission: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    quarantine: DataFile | None = None
+    """QUARANTINE rows, one for each row of `files` whose reason is `quarantined`; None where there is none."""
+    requests: dict[str, int] = field(default_factory=dict)
+    """Requests to object storage since this process's last commit, by operation, retries included."""
     extra: dict[str, Any] = field(default_factory=dict)
     """What a global step or a training run adds: metrics, counts of its own."""
 
@@ -117,7 +126,9 @@ class Commit:
     @staticmethod
     def parse(value: Mapping[str, Any]) -> "Commit":
         """Read what `json` wrote."""
-        return Commit(**{**value, "files": tuple(DataFile(**file) for file in value["files"])})
+        lost = value.get("quarantine")
+        files = tuple(DataFile(**file) for file in value["files"])
+        return Commit(**{**value, "files": files, "quarantine": DataFile(**lost) if lost else None})
 
 
 @dataclass(frozen=True)
@@ -133,6 +144,8 @@ class Manifest:
     attempts: int
     started: float
     ended: float
+    driver_requests: dict[str, int] = field(default_factory=dict)
+    """Requests to object storage that the publishing driver made for this stage."""
 
     @property
     def digest(self) -> str:
@@ -158,6 +171,16 @@ class Manifest:
     def tokens(self) -> int:
         """Tokens read and written by models."""
         return sum(commit.tokens for commit in self.commits)
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """Requests to object storage by operation, of the driver that published and of all committed attempts."""
+        return dict(sum((Counter(commit.requests) for commit in self.commits), Counter(self.driver_requests)))
+
+    @property
+    def quarantined(self) -> int:
+        """Rows that no worker survived; they are among the dropped."""
+        return self.drops.get(QUARANTINED, 0)
 
     @property
     def seconds(self) -> float:
@@ -189,9 +212,18 @@ class Manifest:
             table = table.filter(table["drop_reason"].is_null()) if kept else table
             yield table if columns is None else table.select(columns)
 
+    def quarantine(self) -> pa.Table:
+        """Read what is known of the quarantined rows, schema QUARANTINE."""
+        files = [commit.quarantine.name for commit in self.commits if commit.quarantine]
+        tables = [storage.read_table(storage.join(self.uri, name)) for name in files]
+        return pa.concat_tables([QUARANTINE.empty_table(), *tables])
+
     def json(self) -> bytes:
         """Write the manifest as JSON; the URI is where it lies and not part of it."""
-        totals = {"rows": self.rows, "kept": self.kept, "drops": self.drops, "tokens": self.tokens}
+        totals = {
+            "rows": self.rows, "kept": self.kept, "drops": self.drops, "tokens": self.tokens,
+            "quarantined": self.quarantined, "requests": self.requests,
+        }  # fmt: skip
         value = {**asdict(self), "digest": self.digest, "totals": totals}
         del value["uri"]
         return json.dumps(value, indent=1).encode()
@@ -200,7 +232,7 @@ class Manifest:
     def parse(uri: str, data: bytes) -> "Manifest":
         """Read what `json` wrote."""
         value = json.loads(data)
-        fields = {key: value[key] for key in Manifest.__dataclass_fields__ if key not in ("uri", "commits")}
+        fields = {key: value[key] for key in Manifest.__dataclass_fields__ if key in value and key != "commits"}
         return Manifest(uri=uri, commits=tuple(Commit.parse(commit) for commit in value["commits"]), **fields)
 
 

@@ -73,6 +73,18 @@ RESPONSE = pa.schema(
     ]
 )
 
+QUARANTINE = pa.schema(
+    [
+        ("id", pa.string()),  # of the row in the stage's table
+        ("shard", pa.string()),
+        ("attempt", pa.int32()),
+        ("error", pa.string()),  # what its worker raised, or how its process ended
+        ("last_words", pa.string()),  # the end of that process's standard error; "" if it left none
+        ("node", pa.string()),  # where it was tried last
+        ("text", pa.string()),  # the row as the worker got it, as JSON, cut to 4,000 characters
+    ]
+)
+
 
 def record_id(*parts: object) -> str:
     """Return a row id made of content alone: 32 hex digits of SHA-256 over the parts, each after its length."""

@@ -28,6 +28,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from humpback_ray import steps
+
 BLOCK_BYTES = 8 << 20
 CREATE_ATTEMPTS = 8
 _TEMPORARY = ".tmp-"
@@ -51,6 +53,15 @@ class InputFile:
     bytes: int
     version: str
     """S3: the etag. Local: modification time in ns; `run.Inventory` replaces it by a content hash."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file in a listing: `name` is relative to the directory listed, `modified` in seconds by the store's clock."""
+
+    name: str
+    bytes: int
+    modified: float
 
 
 class StorageError(OSError):
@@ -157,6 +168,7 @@ def _create_local(uri: str, data: bytes) -> bool:
     if os.path.exists(uri):
         return False
     temporary = _write_temporary(uri, data)
+    steps.reach(8)
     try:
         os.link(temporary, uri)
     except FileExistsError:
@@ -233,6 +245,23 @@ def list_names(uri: str) -> list[str]:
         relative = os.path.relpath(parent, uri)
         found += [os.path.normpath(os.path.join(relative, name)) for name in names if not name.startswith(_TEMPORARY)]
     return sorted(found)
+
+
+def listing(uri: str) -> list[Listed]:
+    """Return all files under a directory with size and time, sorted by name; temporary local files included."""
+    if is_s3(uri):
+        prefix = uri.removeprefix("s3://").rstrip("/") + "/"
+        found = _s3().find(uri.rstrip("/") + "/", detail=True)
+        entries = [
+            Listed(path.removeprefix(prefix), int(info["size"]), info["LastModified"].timestamp())
+            for path, info in found.items()
+            if path.startswith(prefix) and info["type"] == "file"
+        ]
+    else:
+        paths = [Path(parent) / name for parent, _, names in os.walk(uri) for name in names]
+        stats = [(path, path.stat()) for path in paths if path.is_file()]
+        entries = [Listed(path.relative_to(uri).as_posix(), stat.st_size, stat.st_mtime) for path, stat in stats]
+    return sorted((entry for entry in entries if entry.name), key=lambda entry: entry.name)
 
 
 def open_input(uri: str) -> BinaryIO:

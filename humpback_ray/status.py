@@ -1,0 +1,233 @@
+"""How far a run is, from storage alone: no Ray, no driver, also while one is at work.
+
+A finished stage costs its manifest. Another costs a listing of its directory and what the listing points to: its plan,
+its lease, the progress of its training, the commits of shards with quarantined rows. No commit is read for its count.
+
+Ages compare the store's times with this machine's clock, or with the newest file where that is ahead of it. On one
+machine both are the same clock, and S3 refuses requests of a clock that is more than 15 minutes off.
+
+Given up: of a stage over shards nobody beats, so a dead driver shows after QUIET_S; of a finished stage the attempts
+that failed are not counted, since its manifest does not hold them.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from humpback_ray import storage
+from humpback_ray.config import ConfigError
+from humpback_ray.ledger import QUARANTINED, Ledger, Manifest, Shard
+from humpback_ray.run import stage_names
+from humpback_ray.stage import PROGRESS, read_manifest
+from humpback_ray.storage import Listed
+
+READERS = 16
+WINDOW_S = 600.0
+"""Rates count the commits of the last ten minutes: several shards per actor, and recent enough for an ETA."""
+QUIET_S = 900.0
+"""A stage over shards that wrote nothing for this long may have no driver: shards are sized for 5 to 10 minutes."""
+BEAT_QUIET_S = 60.0
+"""The same for a stage under a lease, which beats every few seconds."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """What storage tells of one stage; None where it does not tell or there is no such thing."""
+
+    name: str
+    state: str
+    """waiting, running, `stopped?` (no manifest, and no sign of life for too long) or done."""
+    reused: bool = False
+    unit: str = ""
+    """What is counted: rows, files or steps."""
+    done: int | None = None
+    total: int | None = None
+    per_s: float | None = None
+    """Over the last WINDOW_S of a running stage; over all of a finished one, pauses included."""
+    eta_s: float | None = None
+    attempts: int = 0
+    again: int = 0
+    """Attempts beyond the first of their shard."""
+    failed: int | None = None
+    """Attempts that ended with an error; a process that died leaves none."""
+    quarantined: int = 0
+    quiet_s: float | None = None
+    """Seconds since the newest file of the stage."""
+    holder: str = ""
+    words: str = ""
+    """What a long step says of itself."""
+    requests: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run: its latest submission and its stages, in order."""
+
+    root: str
+    submission: str
+    started: float | None
+    versions: dict[str, str]
+    stages: tuple[StageStatus, ...]
+
+
+def status(root: str) -> RunStatus:
+    """Read how far a run is.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    if not storage.exists(storage.join(root, "run.json")):
+        raise ConfigError(f"{root} is no run: it has no run.json")
+    submissions = storage.listing(storage.join(root, "submissions"))
+    latest = max(submissions, key=lambda file: (file.modified, file.name), default=None)
+    how = json.loads(storage.read_bytes(storage.join(root, "submissions", latest.name))) if latest else {}
+    reuse = how.get("reuse", {})
+
+    def look(name: str) -> StageStatus:
+        uri = reuse.get(name, storage.join(root, name))
+        if manifest := read_manifest(uri):
+            return _finished(name, manifest, name in reuse)
+        return Unfinished(name, uri, latest.modified if latest else 0.0).status()
+
+    return RunStatus(
+        root=root,
+        submission=latest.name.removesuffix(".json") if latest else "",
+        started=how.get("started"),
+        versions=how.get("versions", {}),
+        stages=tuple(_at_once(look, expected_stages(how.get("config", {})))),
+    )
+
+
+def _at_once(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    with ThreadPoolExecutor(READERS) as readers:
+        return list(readers.map(work, items))
+
+
+def expected_stages(config: Mapping[str, Any]) -> list[str]:
+    """Return the stages that a submission's configuration leads to; all that there can be where it does not say.
+
+    The configuration is read as it was written, since another version of this package may have.
+    """
+
+    def given(*sections: str) -> list[bool]:
+        reuse = config.get("reuse", {})
+        return [name in reuse or bool(config.get(name, {}).get("recipe", {}).get("inputs")) for name in sections]
+
+    names = stage_names(len(config.get("curate", {}).get("recipe", {}).get("rounds", (1, 2))))
+    if not config:
+        return names
+    sampled = bool(config.get("sample")) and not (config.get("base_model") and all(given("seed", "corpus", "evaluate")))
+    absent = {
+        "sample/web": not sampled,
+        "sample/base": bool(config.get("base_model")),
+        "segments": "corpus" in config.get("reuse", {}),
+        "evaluation": not (sampled or all(given("evaluate"))),
+    }
+    return [name for name in names if not absent.get(name) and not absent.get(name.split("/")[0])]
+
+
+def _finished(name: str, manifest: Manifest, reused: bool) -> StageStatus:
+    steps = manifest.extra.get("steps") if not manifest.rows else None
+    done = manifest.rows or steps or None
+    return StageStatus(
+        name=name, state="done", reused=reused, unit="rows" if manifest.rows else "steps" if steps else "",
+        done=done, total=done, per_s=done / manifest.seconds if done and manifest.seconds > 0 else None,
+        attempts=manifest.attempts, again=max(manifest.attempts - len(manifest.commits), 0),
+        quarantined=manifest.quarantined, requests=manifest.requests,
+    )  # fmt: skip
+
+
+class Unfinished:
+    """A stage directory without a manifest: one listing, and the few files that it points to.
+
+    Args:
+        name: of the stage.
+        uri: its directory.
+        since: when the current submission began, by the store's clock.
+    """
+
+    def __init__(self, name: str, uri: str, since: float) -> None:
+        self.name, self.since, self.ledger = name, since, Ledger(uri, "")
+        self.files = {file.name: file for file in storage.listing(uri)}
+        self.newest = max((file.modified for file in self.files.values()), default=0.0)
+        self.now = max(time.time(), self.newest)
+
+    def status(self) -> StageStatus:
+        """Say how far the stage is."""
+        if "recipe.json" not in self.files:
+            return StageStatus(self.name, "waiting")
+        tried = [file.name.split("/")[1] for file in self.under("attempts/") if file.name.count(".") == 1]
+        holder = self.holder()
+        quiet_s = self.now - self.newest
+        leased = any(self.under("lease/"))
+        lives = quiet_s < QUIET_S if not leased else bool(holder) and quiet_s < BEAT_QUIET_S
+        unit, done, total, per_s = self.progress()
+        per_s = per_s if lives else None
+        return StageStatus(
+            name=self.name, state="running" if lives else "stopped?", unit=unit, done=done, total=total, per_s=per_s,
+            eta_s=(total - done) / per_s if per_s and done is not None and total is not None else None,
+            attempts=len(tried), again=len(tried) - len(set(tried)),
+            failed=sum(file.name.endswith(".error.json") for file in self.under("attempts/")),
+            quarantined=self.quarantined(), quiet_s=quiet_s, holder=holder,
+            words=self.read(PROGRESS).decode() if PROGRESS in self.files else "",
+        )  # fmt: skip
+
+    def under(self, folder: str) -> list[Listed]:
+        """Return the files of a folder of the stage, temporary ones left out."""
+        found = [file for name, file in self.files.items() if name.startswith(folder)]
+        return [file for file in found if not file.name.rsplit("/", 1)[-1].startswith(".")]
+
+    def read(self, name: str) -> bytes:
+        """Return a file of the stage; b"" if it has gone since the listing."""
+        try:
+            return storage.read_bytes(self.ledger.at(name))
+        except FileNotFoundError:
+            return b""
+
+    def committed(self) -> dict[str, Listed]:
+        """Return the commits by shard."""
+        return {file.name.split("/")[1].removesuffix(".json"): file for file in self.under("commits/")}
+
+    def progress(self) -> tuple[str, int | None, int | None, float | None]:
+        """Return the unit, what is done, what there is to do, and how much of it a second."""
+        if "plan.json" in self.files:
+            return self.shards_done()
+        pulses = [file for file in self.under("checkpoints/") if file.name.endswith("/progress.json")]
+        newest = max(pulses, key=lambda file: file.modified, default=None)
+        figures = json.loads(self.read(newest.name) or b"{}") if newest else {}
+        if not figures:
+            return "", None, None, None
+        return "steps", figures["step"], figures["steps"], 1 / figures["seconds"] if figures.get("seconds") else None
+
+    def shards_done(self) -> tuple[str, int, int, float | None]:
+        """Count rows by the plan, or files where nobody has counted their rows."""
+        plan = [Shard.parse(json.dumps(shard)) for shard in json.loads(self.read("plan.json"))["shards"]]
+        by_file = any(shard.rows is None for shard in plan)
+        weight = {shard.name: 1 if by_file else shard.rows or 0 for shard in plan}
+        committed = self.committed()
+        start = max(self.now - WINDOW_S, self.since, self.files["recipe.json"].modified)
+        recent = sum(weight.get(name, 0) for name, file in committed.items() if file.modified >= start)
+        per_s = recent / (self.now - start) if recent and self.now > start else None
+        done = sum(weight.get(name, 0) for name in committed)
+        return "files" if by_file else "rows", done, sum(weight.values()), per_s
+
+    def quarantined(self) -> int:
+        """Count the quarantined rows of committed shards; only those with a file of such rows are read."""
+        named = {file.name.split("/")[1].split(".")[0] for file in self.under("quarantine/")}
+        commits = _at_once(self.ledger.commit_of, sorted(named & set(self.committed())))
+        return sum(commit.drops.get(QUARANTINED, 0) for commit in commits if commit)
+
+    def holder(self) -> str:
+        """Return who holds the lease, "" if nobody does or it has ended."""
+        epochs = [file.name for file in self.under("lease/") if file.name.endswith(".json")]
+        latest = max(epochs, default="").removesuffix(".json")
+        if not latest or f"{latest}.end" in self.files or self.read(f"{latest}.beat") == b"released":
+            return ""
+        held = json.loads(self.read(f"{latest}.json"))
+        return f"{held['host']} (process {held['pid']}, submission {held['submission']})"

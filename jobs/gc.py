@@ -1,0 +1,72 @@
+"""Find what a run no longer needs, and with --delete delete it; safe while the run is at work.
+
+    python -m jobs.gc out/demo
+    python -m jobs.gc s3://bucket/run --delete
+
+Files of attempts that lost, checkpoints of finished models, unfinished uploads, temporary files of the dead. What it
+does not know it names and leaves alone. Exits 0, or 2 where there is no run.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from humpback_ray import storage
+from humpback_ray.config import ConfigError
+from humpback_ray.gc import Waste, delete, survey
+from jobs.console import console, guarded, say
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Survey the run at ROOT, and delete if told to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", help="directory or s3:// URI of a run")
+    parser.add_argument("--delete", action="store_true", help="delete; without it nothing is changed")
+    parser.add_argument(
+        "--older-than-hours", type=float, default=24, metavar="N", help="of temporary files; at least 1"
+    )
+    arguments = parser.parse_args(argv)
+
+    def work() -> int:
+        hours = arguments.older_than_hours
+        if not hours >= 1:
+            raise ConfigError(f"--older-than-hours is {hours:g}; less than 1 would end uploads of workers that live")
+        try:
+            found = survey(storage.located(arguments.root), hours * 3600)
+            waste = delete(found.waste) if arguments.delete else found.waste
+        except OSError as error:
+            raise ConfigError(f"cannot read {arguments.root}: {error}") from error
+        if found.unknown:
+            first = ", ".join(found.unknown[:3])
+            say(f"unknown, left alone: {len(found.unknown):,} files, first: {first}", "yellow")
+        show(waste)
+        count, size = sum(len(group.files) for group in waste), sum(group.bytes for group in waste)
+        done = "deleted" if arguments.delete else "may go (--delete deletes)"
+        say(f"{done}: {count:,} files, {size:,} bytes")
+        return 0
+
+    return guarded(work)
+
+
+def show(waste: Sequence[Waste]) -> None:
+    """Print a line per stage and reason."""
+    sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for group in waste:
+        of = sums[group.stage or "(root)", group.reason]
+        of[0] += len(group.files)
+        of[1] += group.bytes
+    if not sums:
+        return
+    out = Table("stage", "reason", "files", "bytes")
+    for column in out.columns[2:]:
+        column.justify = "right"
+    for (stage, reason), (files, size) in sums.items():
+        out.add_row(stage, reason, f"{files:,}", f"{size:,}")
+    console.print(out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,8 +7,8 @@ name it, and that must hold for every writer that is still alive:
   or deleted, so what a commit names today it names for good; attempt numbers are created if absent too, so no later
   writer owns an old name. A writer that is about to lose to that commit reads nothing back of its own and may find its
   file gone, which is what it wants. A global step and a training run write into a directory per execution; the same
-  holds for those that the commit `all` does not name. An overtaken driver may then end with a missing file instead of
-  "overtaken"; it could not publish either way.
+  holds for those that the commit `all` does not name, since the lease lets one commit be made. An overtaken driver may
+  then end with a missing file instead of "overtaken"; it could not publish either way.
 - *A shard without a commit* is not touched: its files may be named by a commit a moment later. That is the whole race
   with writers: before the commit we keep everything, after it only the winner. What is seen in a listing is old when
   it is acted upon, so right before deleting the commit is read again, and a file that it names stays.
@@ -62,6 +62,13 @@ _PROBE = re.compile(r"probe-[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
+class _Upload(Listed):
+    """An upload that never ended, listed as the file that it was to become; its size is not known."""
+
+    upload_id: str
+
+
+@dataclass(frozen=True)
 class Waste:
     """Files that may go, for one reason that is proven once for all of them."""
 
@@ -101,12 +108,13 @@ def survey(root: str, older_than_s: float) -> Survey:
     if not storage.exists(storage.join(root, "run.json")):
         raise ConfigError(f"{root} is no run: it has no run.json")
     files = storage.listing(root)
+    files += [_Upload(upload.name, 0, upload.begun, upload.upload_id) for upload in storage.unfinished_uploads(root)]
     now = max(time.time(), *(file.modified for file in files))
     found = Survey()
     for stage, mine in _by_stage(files).items():
         place = _Place(stage, storage.join(root, stage) if stage else root, mine)
         found.waste += place.waste(now, older_than_s)
-        found.unknown += [f"{stage}/{name}".lstrip("/") for name in place.unknown()]
+        found.unknown += [f"{stage}/{name}".lstrip("/") for name in place.unknown]
     return found
 
 
@@ -120,7 +128,11 @@ def delete(waste: Sequence[Waste]) -> list[Waste]:
 def _delete(waste: Waste) -> Waste:
     files = _still(waste)
     for file in files:
-        storage.delete(storage.join(waste.uri, file.name))
+        uri = storage.join(waste.uri, file.name)
+        if isinstance(file, _Upload):
+            storage.abort_upload(uri, file.upload_id)
+        else:
+            storage.delete(uri)
     return replace(waste, files=files)
 
 
@@ -168,27 +180,30 @@ class _Place:
 
     def __init__(self, stage: str, uri: str, files: Sequence[Listed]) -> None:
         self.stage, self.uri = stage, uri
-        self.temporary = [file for file in files if storage.is_temporary(file.name)]
-        self.files = [file for file in files if not storage.is_temporary(file.name)]
-        self.names = {file.name for file in files}
+        rules = (_ATTEMPT, _LEDGER) if stage else (_RUN, _PROBE)
+        self.temporary: list[Listed] = []
+        self.uploads: list[Listed] = []
+        self.files: list[Listed] = []
+        self.unknown: list[str] = []
+        for file in files:
+            if storage.is_temporary(file.name):
+                self.temporary.append(file)
+            elif not any(rule.fullmatch(file.name) for rule in rules):
+                self.unknown.append(file.name)
+            else:
+                (self.uploads if isinstance(file, _Upload) else self.files).append(file)
+        self.names = {file.name for file in self.files}
         self.manifest = read_manifest(uri) if stage and "manifest.json" in self.names else None
 
     def waste(self, now: float, older_than_s: float) -> Iterator[Waste]:
         """Find what may go."""
         age_s = min(older_than_s, FINISHED_AGE_S) if self.manifest else older_than_s
-        yield from self._group(TEMPORARY, [file for file in self.temporary if now - file.modified >= age_s])
-        if not self.stage:
-            probes = [file for file in self.files if _PROBE.fullmatch(file.name)]
-            yield from self._group(PROBES, [file for file in probes if now - file.modified >= older_than_s])
-            return
+        probes = [] if self.stage else [file for file in self.files if _PROBE.fullmatch(file.name)]
+        for reason, files in ((TEMPORARY, self.temporary), (UPLOADS, self.uploads), (PROBES, probes)):
+            yield from self._group(reason, [file for file in files if now - file.modified >= age_s])
         yield from self._losers()
         if self.manifest:
             yield from self._group(SUPERSEDED, [file for file in self.files if file.name.startswith("checkpoints/")])
-
-    def unknown(self) -> list[str]:
-        """Return the names that neither the ledger nor a run has."""
-        rules = (_ATTEMPT, _LEDGER) if self.stage else (_RUN, _PROBE)
-        return [file.name for file in self.files if not any(rule.fullmatch(file.name) for rule in rules)]
 
     def _group(self, reason: str, files: Sequence[Listed], shard: str = "") -> Iterator[Waste]:
         if files:

@@ -225,9 +225,8 @@ class Unfinished:
 
     def holder(self) -> str:
         """Return who holds the lease, "" if nobody does or it has ended."""
-        epochs = [file.name for file in self.under("lease/") if file.name.endswith(".json")]
-        latest = max(epochs, default="").removesuffix(".json")
-        if not latest or f"{latest}.end" in self.files or self.read(f"{latest}.beat") == b"released":
+        latest = max((file.name for file in self.under("lease/") if file.name.endswith(".json")), default="")
+        if not latest or latest.replace(".json", ".end") in self.files:
             return ""
-        held = json.loads(self.read(f"{latest}.json"))
+        held = json.loads(self.read(latest))
         return f"{held['host']} (process {held['pid']}, submission {held['submission']})"

@@ -10,29 +10,34 @@ Given up: other stores (gs://, abfs://) until someone needs them; local filesyst
 
 import contextlib
 import errno
+import fnmatch
 import functools
 import hashlib
 import io
 import os
-import random
 import shutil
 import socket
 import tempfile
-import time
+import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from humpback_ray import steps
 
+if TYPE_CHECKING:
+    from humpback_ray.s3 import S3, Stored
+
 BLOCK_BYTES = 8 << 20
-CREATE_ATTEMPTS = 8
 _TEMPORARY = ".tmp-"
+_requests: Counter[str] = Counter()
+_counting = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,15 @@ class Listed:
     name: str
     bytes: int
     modified: float
+
+
+@dataclass(frozen=True)
+class UnfinishedUpload:
+    """A multipart upload on S3 that never ended: the name its file was to have, `begun` by the store's clock."""
+
+    name: str
+    upload_id: str
+    begun: float
 
 
 class StorageError(OSError):
@@ -94,44 +108,31 @@ def located(uri: str) -> str:
 
 
 @functools.cache
-def _s3_of(_pid: int) -> "_S3":
-    return _S3()
+def _s3_of(_pid: int) -> "S3":
+    from humpback_ray.s3 import S3  # brings botocore, which a local run does without
+
+    return S3(_count)
 
 
-def _s3() -> "_S3":
-    return _s3_of(os.getpid())
+def _s3() -> "S3":
+    with _counting:
+        return _s3_of(os.getpid())
 
 
-class _S3:
-    """s3fs, with errors of the connection and of credentials, which are no OSError there, made one."""
-
-    def __init__(self) -> None:
-        import botocore.exceptions
-        import s3fs
-
-        self._files = s3fs.S3FileSystem(use_listings_cache=False, default_block_size=BLOCK_BYTES)
-        self._faults = botocore.exceptions.BotoCoreError
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._files, name)
-
-        def call(*arguments: Any, **named: Any) -> Any:
-            try:
-                return method(*arguments, **named)
-            except self._faults as error:
-                raise StorageError(errno.EIO, f"S3: {error}") from error
-
-        return call
+def _count(operation: str) -> None:
+    with _counting:
+        _requests[operation] += 1
 
 
-def _bucket_key(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key
+def requests() -> Counter[str]:
+    """Return how many requests this process has sent to S3 so far, by operation (PutObject), each try counted."""
+    with _counting:
+        return _requests.copy()
 
 
 def exists(uri: str) -> bool:
     """Tell whether a file exists."""
-    return bool(_s3().isfile(uri)) if is_s3(uri) else os.path.isfile(uri)
+    return _s3().stat(uri) is not None if is_s3(uri) else os.path.isfile(uri)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -140,14 +141,13 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         FileNotFoundError: there is none.
     """
-    return _s3().cat_file(uri) if is_s3(uri) else Path(uri).read_bytes()
+    return _s3().read(uri) if is_s3(uri) else Path(uri).read_bytes()
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file whole, over what was there; readers see the old content or the new."""
     if is_s3(uri):
-        bucket, key = _bucket_key(uri)
-        _s3().call_s3("put_object", Bucket=bucket, Key=key, Body=data)
+        _s3().write(uri, len(data), lambda start, stop: data[start:stop])
     else:
         os.replace(_write_temporary(uri, data), uri)
 
@@ -159,9 +159,9 @@ def create(uri: str, data: bytes) -> bool:
     whom that matters reads the file and compares.
 
     Raises:
-        StorageError: the store refused eight times in a row.
+        OSError: the store went on refusing, or has no conditional create.
     """
-    return _create_s3(uri, data) if is_s3(uri) else _create_local(uri, data)
+    return _s3().create(uri, data) if is_s3(uri) else _create_local(uri, data)
 
 
 def _create_local(uri: str, data: bytes) -> bool:
@@ -171,17 +171,26 @@ def _create_local(uri: str, data: bytes) -> bool:
     steps.reach(8)
     try:
         os.link(temporary, uri)
-    except FileExistsError:
-        return False
+    except OSError as error:
+        if not _same_file(temporary, uri):  # NFS may report an error for a link that it made
+            if isinstance(error, FileExistsError):
+                return False
+            raise
     finally:
         os.unlink(temporary)
     return True
 
 
+def _same_file(first: str, second: str) -> bool:
+    try:
+        return os.path.samefile(first, second)
+    except FileNotFoundError:
+        return False
+
+
 def _write_temporary(uri: str, data: bytes) -> str:
-    parent = os.path.dirname(uri)
-    os.makedirs(parent, exist_ok=True)
-    temporary = os.path.join(parent, f"{_TEMPORARY}{socket.gethostname()}-{uuid.uuid4().hex}")
+    os.makedirs(os.path.dirname(uri), exist_ok=True)
+    temporary = _temporary_beside(uri)
     with open(temporary, "xb") as file:
         file.write(data)
         file.flush()
@@ -189,47 +198,14 @@ def _write_temporary(uri: str, data: bytes) -> str:
     return temporary
 
 
-def _create_s3(uri: str, data: bytes) -> bool:
-    bucket, key = _bucket_key(uri)
-    for attempt in range(CREATE_ATTEMPTS):
-        try:
-            _s3().call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-        except OSError as error:
-            code = _error_code(error)
-            if code == "PreconditionFailed":
-                return False
-            if code not in _TRY_AGAIN or attempt == CREATE_ATTEMPTS - 1:
-                raise
-            time.sleep(random.uniform(0, 0.1 * 2**attempt))
-        else:
-            return True
-    raise StorageError(errno.EIO, f"creating {uri} was refused {CREATE_ATTEMPTS} times")
-
-
-_TRY_AGAIN = {
-    "ConditionalRequestConflict", "OperationAborted", "InternalError", "ServiceUnavailable", "SlowDown", "connection",
-}  # fmt: skip
-
-
-def _error_code(error: BaseException) -> str:
-    """Return S3's code of a failed call; s3fs keeps botocore's error as the cause."""
-    cause: BaseException | None = error
-    while cause is not None:
-        response = getattr(cause, "response", None)
-        if isinstance(response, dict):
-            code = str(response.get("Error", {}).get("Code", ""))
-            return {"412": "PreconditionFailed", "409": "ConditionalRequestConflict", "503": "SlowDown"}.get(code, code)
-        if isinstance(cause, StorageError):
-            return "connection"
-        cause = cause.__cause__
-    return ""
+def _temporary_beside(uri: str) -> str:
+    return os.path.join(os.path.dirname(uri), f"{_TEMPORARY}{socket.gethostname()}-{uuid.uuid4().hex}")
 
 
 def delete(uri: str) -> None:
     """Delete one file; a missing one is no error."""
     if is_s3(uri):
-        bucket, key = _bucket_key(uri)
-        _s3().call_s3("delete_object", Bucket=bucket, Key=key)
+        _s3().delete(uri)
     else:
         Path(uri).unlink(missing_ok=True)
 
@@ -237,9 +213,7 @@ def delete(uri: str) -> None:
 def list_names(uri: str) -> list[str]:
     """Return the names of all files under a directory, relative to it, sorted; [] if there is no such directory."""
     if is_s3(uri):
-        prefix = uri.removeprefix("s3://").rstrip("/") + "/"
-        names = (path.removeprefix(prefix) for path in _s3().find(uri.rstrip("/") + "/") if path.startswith(prefix))
-        return sorted(name for name in names if name and not name.endswith("/"))  # others are directory markers
+        return sorted(name for name, _ in _stored_under(uri))
     found = []
     for parent, _, names in os.walk(uri):
         relative = os.path.relpath(parent, uri)
@@ -250,23 +224,50 @@ def list_names(uri: str) -> list[str]:
 def listing(uri: str) -> list[Listed]:
     """Return all files under a directory with size and time, sorted by name; temporary local files included."""
     if is_s3(uri):
-        prefix = uri.removeprefix("s3://").rstrip("/") + "/"
-        found = _s3().find(uri.rstrip("/") + "/", detail=True)
-        entries = [
-            Listed(path.removeprefix(prefix), int(info["size"]), info["LastModified"].timestamp())
-            for path, info in found.items()
-            if path.startswith(prefix) and info["type"] == "file"
-        ]
+        entries = [Listed(name, stored.bytes, stored.modified) for name, stored in _stored_under(uri)]
     else:
         paths = [Path(parent) / name for parent, _, names in os.walk(uri) for name in names]
         stats = [(path, path.stat()) for path in paths if path.is_file()]
         entries = [Listed(path.relative_to(uri).as_posix(), stat.st_size, stat.st_mtime) for path, stat in stats]
-    return sorted((entry for entry in entries if entry.name), key=lambda entry: entry.name)
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def _stored_under(uri: str) -> "Iterator[tuple[str, Stored]]":
+    directory = uri.rstrip("/") + "/"
+    for stored in _s3().objects(directory):
+        if not stored.uri.endswith("/"):  # others are directory markers
+            yield stored.uri.removeprefix(directory), stored
+
+
+def is_temporary(name: str) -> bool:
+    """Tell whether a name in a local `listing` is that of a file whose writing has not ended, or never will."""
+    return name.rsplit("/", 1)[-1].startswith(_TEMPORARY)
+
+
+def unfinished_uploads(uri: str) -> list[UnfinishedUpload]:
+    """Return the multipart uploads under a directory that were neither completed nor aborted; locally there are none.
+
+    Only parts of files above 64 MiB are stored so; no reader sees them, but they cost money.
+    """
+    if not is_s3(uri):
+        return []
+    directory = uri.rstrip("/") + "/"
+    found = _s3().uploads(directory)
+    return [UnfinishedUpload(upload.uri.removeprefix(directory), upload.id, upload.begun) for upload in found]
+
+
+def abort_upload(uri: str, upload_id: str) -> None:
+    """Drop the parts of an unfinished upload of the file `uri`; one that has ended is no error."""
+    _s3().abort(uri, upload_id)
 
 
 def open_input(uri: str) -> BinaryIO:
-    """Open a file to read from, seekable; S3 objects are fetched block by block as they are read."""
-    return _s3().open(uri, "rb", cache_type="readahead") if is_s3(uri) else open(uri, "rb")
+    """Open a file to read from, seekable; of an S3 object 32 MiB are fetched at once, the rest as it is read."""
+    return _s3().open(uri) if is_s3(uri) else open(uri, "rb")
+
+
+def _open_parquet(uri: str) -> BinaryIO:
+    return _s3().open(uri, from_end=True) if is_s3(uri) else open(uri, "rb")  # the footer is at the end
 
 
 def find(pattern: str) -> list[InputFile]:
@@ -275,7 +276,7 @@ def find(pattern: str) -> list[InputFile]:
     A directory stands for every file under it.
     """
     if is_s3(pattern):
-        return _find_s3(pattern, *_split(pattern))
+        return _find_s3(*_split(pattern.rstrip("/")))
     pattern = located(pattern)
     fixed, wild = (pattern, "") if os.path.exists(pattern) else _split(pattern)
     base = Path(fixed)
@@ -296,15 +297,22 @@ def _split(pattern: str) -> tuple[str, str]:
     return "/".join(parts[:wild]) or ("/" if pattern.startswith("/") else "."), "/".join(parts[wild:])
 
 
-def _find_s3(pattern: str, fixed: str, wild: str) -> list[InputFile]:
-    listed = _s3().glob(pattern, detail=True) if wild else _s3().find(fixed, detail=True)
-    details: dict[str, Any] = {path: info for path, info in listed.items() if info["type"] == "file"}
-    base = fixed.removeprefix("s3://").rstrip("/")
-    names = {path: path.removeprefix(base).lstrip("/") or path.rsplit("/", 1)[-1] for path in details}
-    return [
-        InputFile(f"s3://{path}", names[path], int(info["size"]), str(info["ETag"]).strip('"'))
-        for path, info in sorted(details.items())
-    ]
+def _find_s3(fixed: str, wild: str) -> list[InputFile]:
+    if wild:
+        pattern = wild.split("/")
+        found = [(name, stored) for name, stored in _stored_under(fixed) if _matches(name.split("/"), pattern)]
+    elif not (found := list(_stored_under(fixed))) and (stored := _s3().stat(fixed)):
+        found = [(fixed.rsplit("/", 1)[-1], stored)]
+    return [InputFile(stored.uri, name, stored.bytes, stored.etag.strip('"')) for name, stored in sorted(found)]
+
+
+def _matches(name: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Tell whether a path fits a glob, both split at "/"; `**` stands for any number of directories."""
+    if not pattern or not name:
+        return not pattern and not name
+    if pattern[0] == "**":
+        return _matches(name, pattern[1:]) or _matches(name[1:], pattern)
+    return fnmatch.fnmatchcase(name[0], pattern[0]) and _matches(name[1:], pattern[1:])
 
 
 def sha256_of(uri: str) -> str:
@@ -325,13 +333,13 @@ def parquet_bytes(table: pa.Table, row_group_rows: int = 1000) -> bytes:
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """Read a whole Parquet file."""
-    with open_input(uri) as file:
+    with _open_parquet(uri) as file:
         return pq.read_table(file, columns=columns)
 
 
 def read_kept_rows(uri: str, start: int, stop: int) -> pa.Table:
     """Read the kept rows (`drop_reason` null) start to stop, counted among the kept, touching only their row groups."""
-    with open_input(uri) as file:
+    with _open_parquet(uri) as file:
         parquet = pq.ParquetFile(file)
         seen, tables = 0, []
         for group in range(parquet.num_row_groups):
@@ -359,12 +367,18 @@ def upload_directory(local: Path, uri: str) -> list[FileEntry]:
 def upload_file(local: Path, uri: str) -> None:
     """Copy one local file to a URI that nobody else writes; whole or not at all."""
     if is_s3(uri):
-        _s3().put_file(str(local), uri)
+        _s3().write(uri, local.stat().st_size, functools.partial(_bytes_of, local))
         return
     os.makedirs(os.path.dirname(uri), exist_ok=True)
-    temporary = os.path.join(os.path.dirname(uri), f"{_TEMPORARY}{uuid.uuid4().hex}")
+    temporary = _temporary_beside(uri)
     shutil.copyfile(local, temporary)
     os.replace(temporary, uri)
+
+
+def _bytes_of(local: Path, start: int, stop: int) -> bytes:
+    with local.open("rb") as file:
+        file.seek(start)
+        return file.read(stop - start)
 
 
 def local_directory(uri: str) -> Path:
@@ -376,19 +390,17 @@ def local_directory(uri: str) -> Path:
         return Path(uri)
     cache = Path(tempfile.gettempdir()) / f"humpback-ray-{os.getuid()}"
     cache.mkdir(mode=0o700, exist_ok=True)
-    target = cache / hashlib.sha256(_listing(uri).encode()).hexdigest()[:32]
+    found = sorted(_stored_under(uri), key=lambda pair: pair[0])
+    content = "\n".join([uri, *(f"{name} {stored.bytes} {stored.etag}" for name, stored in found)])
+    target = cache / hashlib.sha256(content.encode()).hexdigest()[:32]
     with _file_lock(target.with_suffix(".lock")):
         if not target.is_dir():
             partial = Path(tempfile.mkdtemp(dir=cache))
-            for name in list_names(uri):
+            for name, stored in found:
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                _s3().get_file(join(uri, name), str(partial / name))
+                _s3().download(stored, partial / name)
             partial.rename(target)
     return target
-
-
-def _listing(uri: str) -> str:
-    return "\n".join([uri, *(f"{file.name} {file.bytes} {file.version}" for file in find(uri))])
 
 
 @contextlib.contextmanager
@@ -413,8 +425,13 @@ def check_writable(uri: str) -> None:
         first = read_bytes(probe) == b"1"
         delete(probe)
     except OSError as error:
-        raise StorageError(error.errno or errno.EIO, f"cannot write to {uri}: {error}") from error
+        reason = _UNCONDITIONAL if error.errno == errno.ENOTSUP else str(error)
+        raise StorageError(error.errno or errno.EIO, f"cannot write to {uri}: {reason}") from error
     if not first:
-        raise StorageError(
-            errno.ENOTSUP, f"{uri} ignores conditional writes (If-None-Match); use a store that has them"
-        )
+        raise StorageError(errno.ENOTSUP, f"cannot write to {uri}: {_UNCONDITIONAL}")
+
+
+_UNCONDITIONAL = (
+    "its store cannot create a file only if there is none (PUT with If-None-Match: *), so two workers could commit the "
+    "same shard; use a store that can (AWS S3, Cloudflare R2, MinIO and SeaweedFS do) or a shared directory"
+)

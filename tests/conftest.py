@@ -1,5 +1,6 @@
 """Fixtures that many test modules share: Ray, an S3 server, the folder of real input."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from humpback_ray import storage
+from tests.faults.proxy import FaultProxy
 
 
 @pytest.fixture
@@ -60,6 +64,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command += [f"-{name}={port}" for name, port in ports.items()]
     command += [f"-{name}.grpc={free_port()}" for name in ("master.port", "volume.port", "filer.port", "s3.port")]
     command += [f"-s3.config={folder}/s3.json", "-volume.max=20", "-master.volumeSizeLimitMB=64"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]  # fixed ports, and a call abroad
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
     endpoint = f"http://127.0.0.1:{ports['s3.port']}"
@@ -96,7 +101,24 @@ def _wait_for(endpoint: str, server: subprocess.Popen[bytes], log: Path) -> None
 @pytest.fixture(scope="session")
 def s3_bucket(s3_server: str) -> str:
     """A bucket on the S3 server, as an s3:// URI."""
-    import s3fs
+    import botocore.session
 
-    s3fs.S3FileSystem(use_listings_cache=False).mkdir("humpback-test")
+    botocore.session.get_session().create_client("s3").create_bucket(Bucket="humpback-test")
     return "s3://humpback-test"
+
+
+@pytest.fixture
+def fault_proxy(s3_server: str, s3_bucket: str) -> Iterator[FaultProxy]:
+    """A proxy in front of the S3 server that does nothing until it is given rules; storage talks to it."""
+    with FaultProxy(s3_server) as proxy, storage_at(proxy.endpoint):
+        yield proxy
+
+
+@contextlib.contextmanager
+def storage_at(endpoint: str) -> Iterator[None]:
+    """Let storage, in this process and in those it starts, talk to another S3 endpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        storage._s3_of.cache_clear()
+        yield
+    storage._s3_of.cache_clear()

@@ -1,0 +1,331 @@
+"""S3 as storage needs it: every request counted, tried again while it fails for a passing reason, whole or not at all.
+
+There is one way to try again, `S3.call`, for every operation and for the body of a reply too; botocore's own is off, so
+that tries do not multiply and an error says how many there were. A file above `MULTIPART_BYTES` goes up in parts; its
+name appears when the last part is there, and a failure aborts the upload.
+
+Given up: a reply to "begin an upload" that is lost leaves an upload that only `uploads` (and so `gc`) sees.
+"""
+
+import errno
+import io
+import math
+import os
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import botocore.exceptions as faults
+import botocore.session
+from botocore.config import Config
+from botocore.parsers import ResponseParserError
+
+TRIES = 10
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
+"""Bounds of the first and of every later pause; each is drawn from 0 to its bound, which doubles: 10 s in all."""
+MULTIPART_BYTES = 64 << 20
+PART_BYTES = 16 << 20
+WHOLE_BYTES = 32 << 20
+BLOCK_BYTES = 8 << 20
+MOST_PARTS = 10_000
+PARTS_AT_ONCE = 4
+CONNECTIONS = 64
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
+
+_PASSING_STATUS = {408, 409, 429, 500, 502, 503, 504}
+_PASSING_CODES = {
+    "BadDigest", "ConditionalRequestConflict", "IncompleteBody", "InternalError", "OperationAborted",
+    "RequestLimitExceeded", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException",
+    "XAmzContentSHA256Mismatch",
+}  # fmt: skip
+_PASSING_FAULTS = (
+    faults.ChecksumError, faults.ConnectionError, faults.FlexibleChecksumError, faults.HTTPClientError,
+    faults.IncompleteReadError, ResponseParserError,
+)  # fmt: skip
+_ERRNO = {
+    401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 412: errno.EEXIST, 416: errno.ERANGE, 501: errno.ENOTSUP,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object in a bucket; `modified` in seconds by the store's clock."""
+
+    uri: str
+    bytes: int
+    etag: str
+    modified: float
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive bytes of an object from `start` on, with the size and version of the whole."""
+
+    data: bytes
+    start: int
+    total: int
+    etag: str
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A multipart upload that was begun and neither completed nor aborted; `begun` in seconds by the store's clock."""
+
+    uri: str
+    id: str
+    begun: float
+
+
+class S3:
+    """One client; its methods may be called from any thread and raise OSError.
+
+    Args:
+        count: called with the operation's name for every request sent.
+    """
+
+    def __init__(self, count: Callable[[str], None]) -> None:
+        def sent(event_name: str, **_: Any) -> None:
+            count(event_name.rsplit(".", 1)[-1])
+
+        session = botocore.session.get_session()
+        session.register("before-send.s3", sent)
+        once = {"total_max_attempts": 1, "mode": "standard"}
+        timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
+        config = Config(retries=once, max_pool_connections=CONNECTIONS, tcp_keepalive=True, **timeouts)
+        self._client: Any = session.create_client("s3", config=config)
+
+    def call(self, operation: str, uri: str, take: Callable[[Any], Any] = lambda reply: reply, **arguments: Any) -> Any:
+        """Make one request, again while it fails for a passing reason, and return what `take` makes of the reply.
+
+        Args:
+            operation: name of a method of botocore's client.
+            uri: what it is about; without a key where the operation is about a bucket.
+            take: reads the body, so that a reply cut short is asked for again.
+            arguments: the operation's further ones.
+
+        Raises:
+            OSError: with URI, operation and number of tries. FileNotFoundError, PermissionError, FileExistsError
+                (a condition did not hold) and others by errno.
+        """
+        bucket, key = split(uri)
+        named = {**arguments, "Bucket": bucket, **({"Key": key} if key else {})}
+        for number in range(1, TRIES + 1):
+            try:
+                return take(getattr(self._client, operation)(**named))
+            except (faults.ClientError, faults.BotoCoreError, ResponseParserError) as error:
+                if number == TRIES or not _passing(error):
+                    raise _described(error, operation, uri, number) from error
+            time.sleep(random.uniform(0, min(FIRST_WAIT_S * 2 ** (number - 1), LONGEST_WAIT_S)))
+        raise AssertionError("the last try returns or raises")
+
+    def stat(self, uri: str) -> Stored | None:
+        """Return what is stored under a name, or None; one HEAD."""
+        head = self._head(uri)
+        return head and Stored(uri, head["ContentLength"], head["ETag"], head["LastModified"].timestamp())
+
+    def _head(self, uri: str) -> Any:
+        try:
+            return self.call("head_object", uri)
+        except FileNotFoundError:
+            return None
+
+    def read(self, uri: str) -> bytes:
+        """Return an object's content; one GET."""
+        return self.call("get_object", uri, _body)
+
+    def piece(self, uri: str, span: str, etag: str | None = None) -> Piece:
+        """Return the bytes of an object that an HTTP range names; with `etag`, of this version or none.
+
+        Raises:
+            OSError: EEXIST, the object has changed.
+        """
+
+        def take(reply: Any) -> Piece:
+            data = _body(reply)
+            span, total = reply.get("ContentRange", f"bytes 0-/{len(data)}").removeprefix("bytes ").split("/")
+            return Piece(data, int(span.split("-")[0]), int(total), reply["ETag"])
+
+        try:
+            return self.call("get_object", uri, take, Range=span, **({"IfMatch": etag} if etag else {}))
+        except OSError as error:
+            if error.errno != errno.ERANGE:
+                raise
+            return Piece(b"", 0, 0, "")  # no range of an empty object can be satisfied
+
+    def open(self, uri: str, from_end: bool = False) -> BinaryIO:
+        """Open an object to read from, seekable; one GET for `WHOLE_BYTES` of its beginning, or its end.
+
+        A smaller object costs no further request, a larger one a request per `BLOCK_BYTES` of the rest.
+        """
+        held = self.piece(uri, f"bytes=-{WHOLE_BYTES}" if from_end else f"bytes=0-{WHOLE_BYTES - 1}")
+        if len(held.data) == held.total:
+            return io.BytesIO(held.data)
+        return io.BufferedReader(_Reader(self, uri, held), BLOCK_BYTES)
+
+    def download(self, stored: Stored, path: Path) -> None:
+        """Copy an object to a new local file, several parts at a time."""
+
+        def fetch(start: int) -> None:
+            span = f"bytes={start}-{min(start + PART_BYTES, stored.bytes) - 1}"
+            os.pwrite(file.fileno(), self.piece(stored.uri, span, stored.etag).data, start)
+
+        with path.open("xb") as file, ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+            list(pool.map(fetch, range(0, stored.bytes, PART_BYTES)))
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """Write an object if there is none of that name; False may mean that an earlier try had succeeded.
+
+        Raises:
+            OSError: ENOTSUP where the store has no conditional create.
+        """
+        try:
+            self.call("put_object", uri, Body=data, IfNoneMatch="*")
+        except FileExistsError:
+            return False
+        return True
+
+    def write(self, uri: str, size_bytes: int, read: Callable[[int, int], bytes]) -> None:
+        """Write an object whole; `read(start, stop)` gives its bytes, and is called by several threads."""
+        if size_bytes <= MULTIPART_BYTES:
+            self.call("put_object", uri, Body=read(0, size_bytes))
+            return
+        mark = uuid.uuid4().hex
+        upload = self.call("create_multipart_upload", uri, Metadata={"upload": mark})["UploadId"]
+        try:
+            parts = self._upload_parts(uri, upload, size_bytes, read)
+            self._complete(uri, upload, parts, mark)
+        except BaseException as error:
+            try:
+                self.abort(uri, upload)
+            except OSError as left:
+                error.add_note(f"the upload is left for gc: {left}")
+            raise
+
+    def _upload_parts(self, uri: str, upload: str, size: int, read: Callable[[int, int], bytes]) -> list[Any]:
+        step = max(PART_BYTES, math.ceil(size / MOST_PARTS))
+
+        def send(start: int) -> dict[str, Any]:
+            number, data = start // step + 1, read(start, min(start + step, size))
+            reply = self.call("upload_part", uri, UploadId=upload, PartNumber=number, Body=data)
+            return {"PartNumber": number, "ETag": reply["ETag"]}
+
+        with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+            return list(pool.map(send, range(0, size, step)))
+
+    def _complete(self, uri: str, upload: str, parts: list[Any], mark: str) -> None:
+        try:
+            self.call("complete_multipart_upload", uri, UploadId=upload, MultipartUpload={"Parts": parts})
+        except FileNotFoundError:  # no such upload: an earlier try may have completed it
+            head = self._head(uri)
+            if not head or head["Metadata"].get("upload") != mark:
+                raise
+
+    def delete(self, uri: str) -> None:
+        """Delete an object; a missing one is no error."""
+        self.call("delete_object", uri)
+
+    def objects(self, uri: str) -> Iterator[Stored]:
+        """Return the objects whose URI begins with this one, by name; one request per thousand."""
+        bucket, prefix = split(uri)
+        more: dict[str, Any] = {}
+        while True:
+            page = self.call("list_objects_v2", f"s3://{bucket}", Prefix=prefix, **more)
+            for found in page.get("Contents", ()):
+                name, modified = f"s3://{bucket}/{found['Key']}", found["LastModified"].timestamp()
+                yield Stored(name, found["Size"], found["ETag"], modified)
+            if not page["IsTruncated"]:
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def uploads(self, uri: str) -> Iterator[Upload]:
+        """Return the unfinished multipart uploads whose URI begins with this one."""
+        bucket, prefix = split(uri)
+        more: dict[str, Any] = {}
+        while True:
+            page = self.call("list_multipart_uploads", f"s3://{bucket}", Prefix=prefix, **more)
+            for found in page.get("Uploads", ()):
+                begun: datetime = found["Initiated"]
+                yield Upload(f"s3://{bucket}/{found['Key']}", found["UploadId"], begun.timestamp())
+            if not page["IsTruncated"]:
+                return
+            more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def abort(self, uri: str, upload: str) -> None:
+        """Abort a multipart upload and drop its parts; one that is no more is no error."""
+        try:
+            self.call("abort_multipart_upload", uri, UploadId=upload)
+        except FileNotFoundError:
+            return
+
+
+class _Reader(io.RawIOBase):
+    """An object as a seekable file: the piece that is held is read from memory, the rest by one GET per read."""
+
+    def __init__(self, s3: S3, uri: str, held: Piece) -> None:
+        self._s3, self._uri, self._held, self._at = s3, uri, held, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._held.total}[whence] + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._bytes(self._at, min(self._at + len(buffer), self._held.total))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _bytes(self, start: int, stop: int) -> bytes:
+        """Return bytes from `start` on, fewer than asked for where the held piece ends or begins."""
+        if start >= stop:
+            return b""
+        first, last = self._held.start, self._held.start + len(self._held.data)
+        if first <= start < last:
+            return self._held.data[start - first : min(stop, last) - first]
+        stop = min(stop, first) if start < first else stop
+        return self._s3.piece(self._uri, f"bytes={start}-{stop - 1}", self._held.etag).data
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Return bucket and key of an s3:// URI."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def _body(reply: Any) -> bytes:
+    with closing(reply["Body"]) as body:
+        return body.read()
+
+
+def _passing(error: Exception) -> bool:
+    if isinstance(error, faults.ClientError):
+        return _status(error) in _PASSING_STATUS or error.response["Error"].get("Code") in _PASSING_CODES
+    return isinstance(error, _PASSING_FAULTS)
+
+
+def _status(error: Exception) -> int:
+    reply = error.response if isinstance(error, faults.ClientError) else {}
+    return int(reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _described(error: Exception, operation: str, uri: str, tries: int) -> OSError:
+    """Return the OSError, of the subclass that its errno stands for, that says what failed."""
+    reason = error.response["Error"] if isinstance(error, faults.ClientError) else {}
+    words = f"{reason.get('Code', '')} {reason.get('Message', '')}".strip() or f"{type(error).__name__}: {error}"
+    times = "once" if tries == 1 else f"{tries} times"
+    return OSError(_ERRNO.get(_status(error), errno.EIO), f"{uri}: {operation} was tried {times}: {words}")

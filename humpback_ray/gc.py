@@ -52,7 +52,7 @@ WRITERS = 32
 FINISHED_AGE_S = 3600.0
 """Age from which temporary files and uploads go in a stage with a manifest: its driver still ends its lease."""
 
-_ATTEMPT = re.compile(r"(?:data|quarantine)/(?P<shard>[^/.]+)\.(?P<execution>[^/.]+)(?:\.parquet|/.*)?")
+_ATTEMPT = re.compile(r"(?:data|quarantine)/(?P<shard>[^/.]+)\.(?P<execution>\d+(?:-[0-9a-f]+)?)(?:\.parquet|/.*)")
 _LEDGER = re.compile(
     r"(recipe|plan|manifest|model_outputs)\.json|progress\.txt|attempts/.+\.json|commits/[^/]+\.json"
     r"|lease/[^/]+\.(json|beat|end)|checkpoints/.+"
@@ -153,7 +153,7 @@ def _still(waste: Waste) -> tuple[Listed, ...]:
 def _keeps(commit: Commit, name: str) -> bool:
     """Tell whether a file is of the execution that the commit is of; in doubt it is."""
     names = [*(file.name for file in commit.files), commit.quarantine.name if commit.quarantine else ""]
-    names += [value for value in commit.extra.values() if isinstance(value, str)]  # a model's directory
+    names += [f"{value}/" for value in commit.extra.values() if isinstance(value, str)]  # a model's directory
     named = {match["execution"] for match in map(_ATTEMPT.fullmatch, names) if match}
     mine = _execution(name)
     return mine in named if named else mine.split("-")[0] == str(commit.attempt)

@@ -4,7 +4,6 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +164,7 @@ def test_a_reused_stage_is_read_where_it_lies(root: str, tmp_path: Path) -> None
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The URIs that are read while the test runs."""
     seen: list[str] = []
     read = storage.read_bytes
@@ -175,7 +174,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return read(uri)
 
     monkeypatch.setattr(storage, "read_bytes", noted)
-    yield seen
+    return seen
 
 
 def test_no_commit_is_read_for_its_count(tmp_path: Path, reads: list[str]) -> None:

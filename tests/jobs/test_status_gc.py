@@ -30,7 +30,7 @@ def test_status_is_a_table_or_json(root: Path) -> None:
     code, out = job("status", str(root))
     assert code == 0, out
     assert "20260101T000000Z-abc" in out
-    assert [line.split("│")[1:3] for line in out.splitlines() if "│ seed" in line][0][1].strip() == "done"
+    assert next(line.split("│")[2].strip() for line in out.splitlines() if "│ seed" in line) == "done"
     code, out = job("status", str(root), "--json")
     assert code == 0
     stages = {stage["name"]: stage for stage in json.loads(out)["stages"]}

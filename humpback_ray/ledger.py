@@ -22,20 +22,20 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 
-from humpback_ray import storage
+from humpback_ray import steps, storage
 from humpback_ray.config import fingerprint
 from humpback_ray.inventory import Inventory
-from humpback_ray.records import QUARANTINE
+from humpback_ray.records import QUARANTINE, QUARANTINED
 
-QUARANTINED = "quarantined"
-"""Drop reason of a row that no worker survived."""
+MOST_LOST_NODES = 20
+"""Attempts at one shard within a submission after which lost nodes are no excuse any more."""
 
 
 class ShardExhausted(RuntimeError):
@@ -273,39 +273,54 @@ class Ledger:
         return Counter(name.split("/")[0] for name in storage.list_names(self.at("attempts")) if name.count(".") == 1)
 
     def attempts(self, shard: str) -> list[dict[str, Any]]:
-        """Return the attempts at a shard, oldest first, each with its `error` if it raised."""
+        """Return the attempts at a shard, oldest first, each with `error` and `charged` if somebody saw it fail."""
         directory = self.at("attempts", shard)
         names = storage.list_names(directory)
         found = []
         for name in (name for name in names if name.count(".") == 1):
             attempt = json.loads(storage.read_bytes(storage.join(directory, name)))
             if name.replace(".json", ".error.json") in names:
-                error = storage.read_bytes(storage.join(directory, name.replace(".json", ".error.json")))
-                attempt["error"] = json.loads(error)["error"]
+                attempt |= json.loads(storage.read_bytes(storage.join(directory, name.replace(".json", ".error.json"))))
             found.append(attempt)
         return sorted(found, key=lambda attempt: attempt["attempt"])
 
-    def begin(self, shard: str, max_attempts: int) -> "Attempt":
-        """Record the start of an attempt.
+    def begin(
+        self,
+        shard: str,
+        refuse: Callable[[list[dict[str, Any]]], bool] | None = None,
+        node_id: str = "",
+        alone: bool = False,
+    ) -> "Attempt":
+        """Record the start of an attempt: one request for the first, a few more for a later one.
+
+        Args:
+            shard: its name.
+            refuse: told about the attempts already made, says whether there may be another.
+            node_id: Ray's id of this process's node, by which a lost node is known later.
+            alone: no other shard is worked on by this process.
 
         Raises:
-            ShardExhausted: this submission has already made `max_attempts`; earlier submissions do not count, since a
-                person decided to try again.
+            ShardExhausted: `refuse` said so.
         """
-        past = self.attempts(shard)
-        ours = [attempt for attempt in past if attempt["submission"] == self.submission]
-        if len(ours) >= max_attempts:
-            raise ShardExhausted(f"shard {shard} failed {len(ours)} times; last: {last_words(ours)}")
-        number = max((attempt["attempt"] for attempt in past), default=0)
+        number = 1
         while True:
-            number += 1
             start = {
-                "shard": shard, "attempt": number, "submission": self.submission, "node": node(), "pid": os.getpid(),
-                "started": time.time(), "nonce": secrets.token_hex(4),
+                "shard": shard, "attempt": number, "submission": self.submission, "node": node(), "node_id": node_id,
+                "pid": os.getpid(), "started": time.time(), "alone": alone, "nonce": secrets.token_hex(4),
             }  # fmt: skip
             uri, data = self.at("attempts", shard, f"{number:04d}.json"), json.dumps(start).encode()
             if storage.create(uri, data) or storage.read_bytes(uri) == data:
+                steps.reach(3)
                 return Attempt(self, shard, number)
+            past = self.attempts(shard)
+            if refuse and refuse(past):
+                raise ShardExhausted(f"shard {shard} was tried {len(past)} times; last: {last_words(past)}")
+            number = max((attempt["attempt"] for attempt in past), default=number) + 1
+
+    def fail(self, attempt: Mapping[str, Any], error: str, charged: bool = True) -> None:
+        """Write down why an attempt ended without a commit; one that is not `charged` was not its shard's fault."""
+        name = self.at("attempts", attempt["shard"], f"{attempt['attempt']:04d}.error.json")
+        storage.create(name, json.dumps({"error": error[:2000], "charged": charged}).encode())
 
     def commit(self, commit: Commit) -> Commit:
         """Publish a shard's result; the first commit wins, and the winner is returned.
@@ -314,11 +329,13 @@ class Ledger:
         otherwise our files are deleted.
         """
         name = self.at("commits", f"{commit.shard}.json")
-        if storage.create(name, commit.json()):
+        created = storage.create(name, commit.json())
+        steps.reach(9)
+        if created:
             return commit
         winner = Commit.parse(json.loads(storage.read_bytes(name)))
         if winner.attempt != commit.attempt:
-            for file in commit.files:
+            for file in (*commit.files, *filter(None, [commit.quarantine])):
                 storage.delete(self.at(file.name))
         return winner
 
@@ -330,26 +347,39 @@ class Attempt:
         self.ledger, self.shard, self.number = ledger, shard, number
 
     def __enter__(self) -> "Attempt":
-        self._since = time.monotonic()
+        self._since = time.time()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            words = json.dumps({"error": f"{type(error).__name__}: {error}"[:2000]})
-            storage.create(self.ledger.at("attempts", self.shard, f"{self.number:04d}.error.json"), words.encode())
+            said = f"{type(error).__name__}: {error}"
+            attempt = {"shard": self.shard, "attempt": self.number}
+            self.ledger.fail(attempt, said, charged=isinstance(error, Exception))  # an interrupt is nobody's fault
 
     @functools.cached_property
     def directory(self) -> str:
         """Where a global step or a training run writes, relative to the stage; another one each time it is executed."""
         return f"data/{self.shard}.{self.number}-{secrets.token_hex(3)}"
 
-    def write(self, table: pa.Table, extra: Mapping[str, Any] | None = None) -> Commit:
-        """Upload the rows as one Parquet file, once, and commit the shard; returns the winning commit."""
-        name = f"data/{self.shard}.{self.number}.parquet"
-        file = write_table(self.ledger, name, table)
-        return self.ledger.commit(self.describe([file], drop_counts(table), tokens_of(table), extra))
+    def write(self, table: pa.Table, extra: Mapping[str, Any] | None = None, lost: pa.Table | None = None) -> Commit:
+        """Upload the rows as one Parquet file, once, and commit the shard; returns the winning commit.
+
+        Args:
+            table: the rows, those of `lost` among them.
+            extra: goes into the commit.
+            lost: QUARANTINE rows, if any; they get a file of their own.
+        """
+        name = f"{self.shard}.{self.number}.parquet"
+        file = write_table(self.ledger, f"data/{name}", table)
+        steps.reach(6)
+        quarantine = None
+        if lost is not None and lost.num_rows:
+            quarantine = write_table(self.ledger, f"quarantine/{name}", lost)
+            steps.reach(7)
+        commit = self.describe([file], drop_counts(table), tokens_of(table), extra)
+        return self.ledger.commit(replace(commit, quarantine=quarantine))
 
     def describe(
         self,
@@ -362,8 +392,8 @@ class Attempt:
         return Commit(
             shard=self.shard, attempt=self.number, files=tuple(files), rows=sum(file.rows or 0 for file in files),
             kept=sum(file.kept or 0 for file in files), drops=dict(drops), tokens=tokens,
-            seconds=time.monotonic() - self._since, node=node(), submission=self.ledger.submission, versions=versions(),
-            extra=dict(extra or {}),
+            seconds=time.time() - self._since, node=node(), submission=self.ledger.submission, versions=versions(),
+            requests=requests_since_last(), extra=dict(extra or {}),
         )  # fmt: skip
 
 
@@ -372,7 +402,8 @@ def write_table(ledger: Ledger, name: str, table: pa.Table) -> DataFile:
     data = storage.parquet_bytes(table)
     storage.write_bytes(ledger.at(name), data)
     sha256 = hashlib.sha256(data).hexdigest()
-    return DataFile(name, len(data), sha256, table.num_rows, table["drop_reason"].null_count)
+    kept = table["drop_reason"].null_count if "drop_reason" in table.column_names else None
+    return DataFile(name, len(data), sha256, table.num_rows, kept)
 
 
 def drop_counts(table: pa.Table) -> dict[str, int]:
@@ -387,10 +418,34 @@ def tokens_of(table: pa.Table) -> int:
     return sum(sum(value or 0 for value in table[name].to_pylist()) for name in names)
 
 
+def charged(attempts: Sequence[Mapping[str, Any]], submission: str, alive: Collection[str]) -> list[Mapping[str, Any]]:
+    """Return the attempts that count against a shard: those of this submission whose end may be the shard's fault.
+
+    Not counted: attempts that somebody wrote down as not charged, and those that ended without a word on a node that is
+    no longer among the `alive` (preempted, lost). A shard that lost its node `MOST_LOST_NODES` times may be what the
+    nodes die of, so then all count.
+    """
+    ours = [attempt for attempt in attempts if attempt["submission"] == submission]
+    if len(ours) >= MOST_LOST_NODES:
+        return ours
+    return [a for a in ours if a.get("charged", not a["node_id"] or a["node_id"] in alive)]
+
+
 def last_words(attempts: Sequence[Mapping[str, Any]]) -> str:
     """Say what the last of some attempts ended with."""
     last = attempts[-1]
     return last.get("error") or f"the worker process died without a word (node {last['node']}, process {last['pid']})"
+
+
+_counted: Counter[str] = Counter()
+
+
+def requests_since_last() -> dict[str, int]:
+    """Return this process's requests to object storage, by operation, since this was last asked."""
+    global _counted
+    now = storage.requests()
+    made, _counted = now - _counted, now
+    return dict(made)
 
 
 def node() -> str:

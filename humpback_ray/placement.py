@@ -1,5 +1,6 @@
 """Where work runs: replicas, CPUs, GPUs, workers. Never hashed; the only module that spells actors and GPUs."""
 
+import random
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,7 +43,25 @@ class PoolPlacement(Config):
     """Rows of one shard of the previous stage's table; fixed by the first submission's plan."""
 
     max_attempts: int = Field(default=3, ge=1)
-    """Attempts at one shard within a submission before the stage fails with that shard's error."""
+    """Attempts at one shard within a submission, lost nodes not counted; then it runs alone, and is halved until the
+    rows are found that no worker survives. They are quarantined."""
+
+    max_quarantined_share: float = Field(default=0.05, ge=0, le=1)
+    """A shard that loses a larger share of its rows, and more than three, stops the stage: it is not the rows then."""
+
+    limit_factor: float = Field(default=10, gt=1)
+    """A shard may take this many times the median time per row (of files: per byte) of those that have ended; then its
+    process is ended and the attempt has failed."""
+
+    limit_floor_s: float = Field(default=600, gt=0)
+    """A shard always has this long, a part of one that runs alone a tenth of it."""
+
+    limit_unmeasured_s: float = Field(default=3600, gt=0)
+    """How long a shard has while none has ended."""
+
+    straggler_factor: float | None = Field(default=3, gt=1)
+    """Once no shard waits, one that runs this many times as long as the median says, and for a tenth of
+    `limit_floor_s`, is started once more elsewhere; the first commit wins. None: off."""
 
     def needs(self) -> dict[str, float]:
         """Return what must be there at once: the pool at its start."""
@@ -52,6 +71,27 @@ class PoolPlacement(Config):
     def resources(self) -> Resources:
         """What one actor of the pool gets."""
         return Resources(self.cpus_per_replica, self.gpus_per_replica, self.batch_rows)
+
+    def for_shards(self, count: int) -> "PoolPlacement":
+        """Return the placement of a pool that gets so many shards: no more actors than shards."""
+        most = min(max(self.replicas, self.max_replicas or 0), count)
+        return self.model_copy(update={"replicas": min(self.replicas, count), "max_replicas": most})
+
+    def actor_arguments(self, avoid_node: str | None = None) -> dict[str, Any]:
+        """Return the options of one such actor outside of a pool, on another node than `avoid_node` if there is one."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        options = {
+            "num_cpus": self.cpus_per_replica, "num_gpus": self.gpus_per_replica or None, "max_restarts": 0,
+            "accelerator_type": self.accelerator_type,
+        }  # fmt: skip
+        wanted = "GPU" if self.gpus_per_replica else "CPU"
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(wanted)]
+        others = [node["NodeID"] for node in nodes if node["NodeID"] != avoid_node]
+        if avoid_node and others:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(random.choice(others), soft=True)
+        return options
 
     def map_arguments(self) -> dict[str, Any]:
         """Return the arguments of `Dataset.map_batches` for this pool."""

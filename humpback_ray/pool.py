@@ -1,28 +1,31 @@
-"""Shards over a pool of Ray Data actors: what a pass is, what an actor does with a shard, when a stage gives up.
+"""Shards over a pool of Ray Data actors: what a pass is, and what becomes of shards that fail.
 
 A pass maps the uncommitted shards, as descriptors, one per block; rows never go through the object store. A shard that
-failed as often as its placement allows runs once more with no other beside it in its actor, since a process that dies
-takes its neighbours' attempts with it; then it fails the stage.
+failed as often as its placement allows runs alone and is taken apart (isolation.py), since a process that dies takes
+its neighbours' attempts with it. What takes too long is ended or started once more (watch.py).
 """
 
-import asyncio
-import inspect
 import logging
-from collections import Counter
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from humpback_ray.ledger import Commit, Ledger, Shard, ShardExhausted, StageFailed, last_words
+from humpback_ray import steps
+from humpback_ray.actor import ShardActor, alive_nodes
+from humpback_ray.isolation import NODE_WAIT_S, Isolation, LoneWorker, WorkerFailed, reason
+from humpback_ray.ledger import Ledger, Shard, StageFailed, charged, last_words
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.progress import Progress
+from humpback_ray.watch import Pace, Watch
+
+if TYPE_CHECKING:
+    import ray.data
 
 logger = logging.getLogger(__name__)
-
-NODE_WAIT_S = 4 * 3600
-"""How long a pass may go without progress before Ray Data gives up: GPU nodes can take hours to come."""
 
 
 @dataclass
@@ -37,64 +40,136 @@ class Pool:
     progress: Progress
     rows: Mapping[str, int]
     """What each shard counts for in the progress."""
+    placement: PoolPlacement
+    pace: Pace
     idle: int = 0
     """Passes in a row that changed nothing."""
+    watch: Watch | None = None
+    """Of the pass on its way."""
+    seconds: list[LoneWorker] = field(default_factory=list)
+    """Where stragglers of the pass on its way were started once more."""
 
-    def work_on(self, pending: Sequence[Shard], placement: PoolPlacement, total: int) -> None:
-        """Make one pass over the uncommitted shards.
+    def work_on(self, pending: Sequence[Shard]) -> None:
+        """Make one pass over the uncommitted shards, or take apart those that are left because they failed too often.
 
         Raises:
-            StageFailed: a shard failed in company and alone, or several passes in a row changed nothing.
+            StageFailed: a shard fails whatever rows it gets, or several passes in a row changed nothing.
         """
-        tried = self.ledger.attempts_made()
-        suspect = {name for name, count in tried.items() if count >= placement.max_attempts}
-        worn = [s for s in pending if s.name in suspect and len(self.attempts(s.name)) >= placement.max_attempts]
-        fresh = [shard for shard in pending if shard not in worn]
-        alone = placement.model_copy(update={"shards_in_flight": 1, "max_attempts": placement.max_attempts + 1})
         before = self._state()
-        self._pass(fresh or worn, placement if fresh else alone)
-        after = self._state()
-        if not fresh:
-            self._refuse([shard for shard in worn if shard.name not in after[0]], len(after[0]), total)
-        self.idle = self.idle + 1 if before == after else 0
-        if self.idle >= placement.max_attempts:
+        tried = self.ledger.attempts_made()
+        alive = alive_nodes()
+        worn = [shard for shard in pending if self._is_worn(shard.name, tried[shard.name], alive)]
+        if fresh := [shard for shard in pending if shard not in worn]:
+            self._pass(fresh)
+        else:
+            self._isolate(worn)
+        self.idle = self.idle + 1 if before == self._state() else 0
+        if self.idle >= self.placement.max_attempts:
             raise StageFailed(
                 f"{self.name}: {self.idle} passes neither committed nor tried one of {len(pending)} open "
                 "shards; the errors are in the log"
             )
 
-    def attempts(self, shard: str) -> list[dict[str, Any]]:
-        """Return this submission's attempts at a shard."""
-        return [a for a in self.ledger.attempts(shard) if a["submission"] == self.ledger.submission]
+    def concern(self) -> str:
+        """Return what the progress line should say of shards that take long."""
+        return self.watch.concern() if self.watch else ""
+
+    def _is_worn(self, shard: str, tried: int, alive: set[str]) -> bool:
+        if tried < self.placement.max_attempts:
+            return False
+        return len(charged(self.ledger.attempts(shard), self.ledger.submission, alive)) >= self.placement.max_attempts
 
     def _state(self) -> tuple[set[str], int]:
         return self.ledger.committed(), self.ledger.attempts_made().total()
 
-    def _refuse(self, failed: Sequence[Shard], committed: int, total: int) -> None:
-        if not failed:
-            return
-        ours = self.attempts(failed[0].name)
-        raise StageFailed(
-            f"{self.name}: {committed} of {total} shards are committed, {len(failed)} failed, shard "
-            f"{failed[0].name} {len(ours)} times, last: {last_words(ours)}. Mend the cause and run again"
-        )
+    def _actor_arguments(self, placement: PoolPlacement) -> tuple[Any, ...]:
+        return self.ledger, self.schema, placement, self.worker, self.arguments
 
-    def _pass(self, shards: Sequence[Shard], placement: PoolPlacement) -> None:
+    def _pass(self, shards: Sequence[Shard]) -> None:
         import ray.data
         from ray.exceptions import RayError
 
+        placement = self.placement.for_shards(len(shards))
         with ray.data.DataContext.current(_context()):
             blocks = ray.data.from_items([{"shard": shard.json()} for shard in shards], override_num_blocks=len(shards))
             results = blocks.map_batches(
-                ShardActor,
-                fn_constructor_args=(self.ledger, self.schema, placement, self.worker, self.arguments),
-                **placement.map_arguments(),
+                ShardActor, fn_constructor_args=self._actor_arguments(placement), **placement.map_arguments()
             )
-            try:
+        watch = Watch(self.name, self.ledger, shards, self.pace, self._second, lambda: _stop(results))
+        self.watch = watch
+        try:
+            with watch:
                 for row in results.iter_rows():
-                    self.progress.advance(self.rows[row["shard"]] if row["committed"] else 0, row["tokens"])
-            except RayError as error:
-                raise StageFailed(f"{self.name}: {_reason(error)}; mend it and run again") from error
+                    self._reported(watch, row)
+        except RayError as error:
+            words = f"its workers could not run: {reason(error)}"
+            raise StageFailed(f"{self.name}: {words}; mend it and run again") from error
+        finally:
+            self.watch = None
+            while self.seconds:
+                self.seconds.pop().close()
+
+    def _reported(self, watch: Watch, row: Mapping[str, Any]) -> None:
+        steps.reach(10)
+        if watch.ended(row["shard"], row["committed"], row["seconds"]) and row["committed"]:
+            self.progress.advance(self.rows[row["shard"]], row["tokens"])
+
+    def _second(self, shard: Shard, away_from: str) -> None:
+        """Start a shard once more, in an actor of its own on another node; the first commit wins."""
+        watch, alone = self.watch, self._alone()
+        worker = LoneWorker(self._actor_arguments(alone), alone, away_from)
+        self.seconds.append(worker)
+
+        def work() -> None:
+            try:
+                row = worker.call("work", shard.json(), True, limit_s=self.pace.limit_s(self.pace.weights[shard.name]))
+            except (WorkerFailed, StageFailed) as failure:
+                if not worker.closed:
+                    logger.warning("%s: shard %s, started once more: %s", self.name, shard.name, failure)
+            else:
+                if watch:
+                    self._reported(watch, row)
+
+        threading.Thread(target=work, name=f"second-{shard.name}", daemon=True).start()
+
+    def _alone(self) -> PoolPlacement:
+        return self.placement.model_copy(update={"shards_in_flight": 1})
+
+    def _isolate(self, shards: Sequence[Shard]) -> None:
+        """Take shards apart, each in an actor of its own, as many at once as the pool has actors."""
+        alone = self._alone()
+        workers = [LoneWorker(self._actor_arguments(alone), alone) for _ in shards]
+        with ThreadPoolExecutor(self.placement.replicas) as threads:
+            tasks = [threads.submit(self._take_apart, *pair) for pair in zip(shards, workers, strict=True)]
+            try:
+                for task in tasks:
+                    task.result()
+            except BaseException:
+                for worker in workers:
+                    worker.close()
+                raise
+
+    def _take_apart(self, shard: Shard, worker: LoneWorker) -> None:
+        past = charged(self.ledger.attempts(shard.name), self.ledger.submission, alive_nodes())
+        if len([attempt for attempt in past if attempt["alone"]]) >= self.placement.max_attempts:
+            raise StageFailed(f"{self.name}: shard {shard.name} failed {len(past)} times, last: {last_words(past)}")
+        if worker.closed:
+            return
+        isolation = Isolation(self.name, self.ledger, worker, self.pace, self.placement.max_quarantined_share)
+        try:
+            isolation.run(shard)
+            self.progress.advance(self.rows[shard.name])
+        except WorkerFailed as failure:
+            logger.warning("%s: shard %s could not be put together: %s", self.name, shard.name, failure)
+        finally:
+            worker.close()
+
+
+def _stop(results: "ray.data.Dataset") -> None:
+    """End a pass whose iterator waits; Ray Data has no public call for that."""
+    executor = results._current_executor
+    if executor is not None:
+        executor.shutdown(force=True)
 
 
 def _context() -> Any:
@@ -109,64 +184,3 @@ def _context() -> Any:
     context.print_on_execution_start = False
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     return context
-
-
-def _reason(error: BaseException) -> str:
-    """Return the error inside Ray's wrapping as one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith(("File ", "ray::", "If you continue"))]
-    inner = [line for line in said if "Error" in line.split(":")[0].split(".")[-1]]
-    return f"its workers could not run: {(inner or said or [type(error).__name__])[-1][:500]}"
-
-
-class ShardActor:
-    """What Ray Data runs: the ledger around a stage's worker. Several shards at a time, on one event loop."""
-
-    def __init__(
-        self, ledger: Ledger, schema: pa.Schema, placement: PoolPlacement, worker: type, arguments: tuple[Any, ...]
-    ) -> None:
-        self.ledger, self.schema, self.placement = ledger, schema, placement
-        self.worker = worker(*arguments, placement.resources)
-
-    async def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Work on the one shard of a batch; returns what the driver's progress wants to know."""
-        shard = Shard.parse(str(batch["shard"][0]))
-        commit = await self._work(shard)
-        return {"shard": [shard.name], "committed": [commit is not None], "tokens": [commit.tokens if commit else 0]}
-
-    async def _work(self, shard: Shard) -> Commit | None:
-        commit = await asyncio.to_thread(self.ledger.commit_of, shard.name)
-        if commit:
-            return commit
-        try:
-            attempt = await asyncio.to_thread(self.ledger.begin, shard.name, self.placement.max_attempts)
-        except ShardExhausted as exhausted:
-            logger.error("%s", exhausted)
-            return None
-        with attempt:
-            loaded = await asyncio.to_thread(shard.load)
-            table = conform(await self._call(loaded), self.schema)
-            if isinstance(loaded, pa.Table):
-                check_same_ids(shard.name, loaded, table)
-            return await asyncio.to_thread(attempt.write, table, {"file": shard.file} if shard.file else None)
-
-    async def _call(self, loaded: "str | pa.Table") -> pa.Table:
-        if inspect.iscoroutinefunction(type(self.worker).__call__):
-            return await self.worker(loaded)
-        return await asyncio.to_thread(self.worker, loaded)
-
-
-def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Cast a table to a stage's schema; a missing or surplus column is an error that names it."""
-    missing, surplus = set(schema.names) - set(table.column_names), set(table.column_names) - set(schema.names)
-    if missing or surplus:
-        raise ValueError(f"worker returned columns that differ from the schema: {missing=} {surplus=}")
-    return table.select(schema.names).cast(schema)
-
-
-def check_same_ids(shard: str, loaded: pa.Table, made: pa.Table) -> None:
-    """Raise unless every id that went in came out exactly as often (P1)."""
-    went, came = Counter(loaded["id"].to_pylist()), Counter(made["id"].to_pylist())
-    if went != came:
-        lost, surplus = (went - came).total(), (came - went).total()
-        raise ValueError(f"shard {shard}: {lost} of {went.total()} ids lost and {surplus} made up by the worker")

@@ -73,6 +73,9 @@ RESPONSE = pa.schema(
     ]
 )
 
+QUARANTINED = "quarantined"
+"""Drop reason of a row that no worker survived."""
+
 QUARANTINE = pa.schema(
     [
         ("id", pa.string()),  # of the row in the stage's table

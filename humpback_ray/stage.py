@@ -22,7 +22,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from humpback_ray import storage
+from humpback_ray import steps, storage
+from humpback_ray.actor import conform
 from humpback_ray.config import Config, ConfigError, difference, fingerprint
 from humpback_ray.inventory import Inventory
 from humpback_ray.lease import Lease
@@ -38,12 +39,13 @@ from humpback_ray.ledger import (
     write_table,
 )
 from humpback_ray.placement import PoolPlacement, TaskPlacement
-from humpback_ray.pool import Pool, conform
+from humpback_ray.pool import Pool
 from humpback_ray.progress import Progress
+from humpback_ray.records import QUARANTINED
+from humpback_ray.watch import Pace
 
 logger = logging.getLogger(__name__)
 
-STUCK_AFTER_S = 600.0
 READERS = 32
 """Commits that are read at once: object storage answers each in tens of milliseconds, and there may be thousands."""
 PROGRESS = "progress.txt"
@@ -114,6 +116,7 @@ class Stage:
         else:
             mine = {"stage": self.place.name, "fingerprint": self.fingerprint, "started": time.time(), **self.identity}
             found = self.ledger.create_or_read("recipe.json", mine)
+            steps.reach(1)
         parted = difference({"recipe": found["recipe"], "inputs": found["inputs"]}, self.identity)
         if parted:
             field, old, new = parted
@@ -141,44 +144,35 @@ class Stage:
                 submission stays in force.
 
         Raises:
-            StageFailed: a shard failed as often as the placement allows, or no actor could be started.
+            StageFailed: a shard failed whatever rows it got, or no actor could be started.
         """
         if self.done:
             return self.done
         assert self.schema is not None, "shards become tables"
         plan = plan_files(source) if isinstance(source, Inventory) else plan_rows(source, placement.rows_per_shard)
         frozen = self.ledger.create_or_read("plan.json", {"shards": [json.loads(shard.json()) for shard in plan]})
+        steps.reach(2)
         shards = [Shard.parse(json.dumps(value)) for value in frozen["shards"]]
         committed = self.ledger.committed()
         counted = [shard.rows for shard in shards]
         rows = {shard.name: 1 if None in counted else shard.rows or 0 for shard in shards}
         begun = sum(rows[name] for name in committed)
         unit = "files" if None in counted else "rows"
-        with Progress(self.place.name, sum(rows.values()), begun, unit, self._stuck) as progress:
-            pool = Pool(self.place.name, self.ledger, self.schema, worker, tuple(arguments), progress, rows)
+        progress = Progress(self.place.name, sum(rows.values()), begun, unit)
+        pace = Pace(placement, {shard.name: weight(shard, source) for shard in shards})
+        pool = Pool(
+            self.place.name, self.ledger, self.schema, worker, tuple(arguments), progress, rows, placement, pace
+        )
+        progress.concern = pool.concern
+        with progress:
             while pending := [shard.located(source) for shard in shards if shard.name not in committed]:
-                pool.work_on(pending, placement, len(shards))
+                pool.work_on(pending)
                 committed = self.ledger.committed()
         with ThreadPoolExecutor(READERS) as readers:
             return self._publish(list(readers.map(self._commit_of, (shard.name for shard in shards))))
 
-    def _stuck(self) -> str:
-        """Name the oldest attempt of this submission in flight, with its node, once it is older than ten minutes."""
-        committed, now = self.ledger.committed(), time.time()
-        begun = {name.split("/")[0] for name in storage.list_names(self.ledger.at("attempts"))} - committed
-        latest = [attempts[-1] for shard in sorted(begun) if (attempts := self.ledger.attempts(shard))]
-        ours = [a for a in latest if a["submission"] == self.place.submission and "error" not in a]
-        oldest = min(ours, key=lambda attempt: attempt["started"], default=None)
-        if oldest is None or now - oldest["started"] < STUCK_AFTER_S:
-            return ""
-        return f"; shard {oldest['shard']} has run for {now - oldest['started']:.0f} s on {oldest['node']}"
-
     def once(self, step: Callable[..., Commit], arguments: Sequence[Any], placement: TaskPlacement) -> Manifest:
-        """Run `step(attempt, *arguments)` in one Ray task under the stage's lease and publish the commit it returns.
-
-        Raises:
-            LeaseHeld: another driver is at it.
-        """
+        """Run `step(attempt, *arguments)` in one Ray task under the stage's lease; the rest is as in `leased`."""
 
         def remote(attempt: Attempt) -> Commit:
             import ray
@@ -186,10 +180,14 @@ class Stage:
 
             task = ray.remote(_in_attempt).options(**placement.remote_arguments())
             with Progress(self.place.name, None, concern=self._words):
+                running = task.remote(step, attempt, tuple(arguments))
                 try:
-                    return ray.get(task.remote(step, attempt, tuple(arguments)))
+                    return ray.get(running)
                 except RayTaskError as error:
                     raise error.cause from None
+                except KeyboardInterrupt:
+                    ray.cancel(running, force=True)
+                    raise
 
         return self.leased(remote)
 
@@ -199,18 +197,23 @@ class Stage:
         return f", {storage.read_bytes(uri).decode()}" if storage.exists(uri) else ""
 
     def leased(self, work: Callable[[Attempt], Commit]) -> Manifest:
-        """Run `work(attempt)` in this process under the stage's lease and publish the commit it returns."""
+        """Run `work(attempt)` in this process under the stage's lease and publish the commit it returns.
+
+        Where an earlier driver ended its lease with a commit and died before the manifest, that commit is published
+        and no work is done.
+
+        Raises:
+            LeaseHeld: another driver is at it.
+            LeaseLost: another driver took over; nothing is published.
+        """
         if self.done:
             return self.done
         with Lease(self.place.uri, self.place.submission) as lease:
-            if (manifest := read_manifest(self.place.uri)) is not None:
-                return manifest
-            if (commit := self.ledger.commit_of(ALL)) is not None:
-                return self._publish([commit])
-            with self.ledger.begin(ALL, max_attempts=1_000_000) as attempt:
-                commit = work(attempt)
-                lease.check()
-                return self._publish([self.ledger.commit(commit)])
+            if lease.outcome is None:
+                with self.ledger.begin(ALL) as attempt:
+                    lease.end(json.loads(work(attempt).json()))
+                    steps.reach(11)
+        return self._publish([self.ledger.commit(Commit.parse(lease.outcome))])
 
     def _commit_of(self, shard: str) -> Commit:
         commit = self.ledger.commit_of(shard)
@@ -232,6 +235,7 @@ class Stage:
             ended=time.time(),
         )
         storage.create(self.ledger.at("manifest.json"), manifest.json())
+        steps.reach(12)
         return Manifest.parse(self.place.uri, storage.read_bytes(self.ledger.at("manifest.json")))
 
 
@@ -269,13 +273,18 @@ def plan_files(inventory: Inventory) -> list[Shard]:
     return [Shard(f"{index:06d}", file=file.name) for index, file in enumerate(inventory.files)]
 
 
+def weight(shard: Shard, source: "Manifest | Inventory") -> float:
+    """Return what a shard's time is in proportion to: its rows, or the bytes of its file."""
+    return source.files[int(shard.name)].bytes if isinstance(source, Inventory) else shard.rows or 0
+
+
 def refuse_failures(manifest: Manifest, reasons: Collection[str], most: float, field: str) -> None:
     """Raise if a larger share of a stage's rows failed than its recipe allows; failing is not filtering.
 
     Raises:
         StageFailed: with both numbers and the reasons.
     """
-    failed = {reason: count for reason, count in manifest.drops.items() if reason in reasons}
+    failed = {reason: count for reason, count in manifest.drops.items() if reason in {*reasons, QUARANTINED}}
     if manifest.rows and sum(failed.values()) > most * manifest.rows:
         raise StageFailed(
             f"{manifest.stage}: {sum(failed.values()):,} of {manifest.rows:,} rows failed ({short(failed)}), more than "

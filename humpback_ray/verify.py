@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from humpback_ray import storage
 from humpback_ray.corpus.readers import Reader, reader_for
 from humpback_ray.ledger import DataFile, Ledger, Manifest, drop_counts
+from humpback_ray.records import QUARANTINED
 from humpback_ray.run import MOST_ROUNDS, stage_names
 from humpback_ray.stage import read_manifest
 
@@ -63,6 +64,9 @@ def verify_stage(manifest: Manifest, finished: dict[str, Manifest]) -> str:
         recorded = Ledger(manifest.uri, "").commit_of(commit.shard)
         same(recorded, commit, f"{manifest.uri}/commits/{commit.shard}.json", "the commit in the manifest")
         check_files(manifest.uri, commit.files, commit.drops)
+        if commit.quarantine:
+            read_recorded(manifest.uri, commit.quarantine)
+    check_quarantine(manifest)
     source = SOURCE_OF.get(manifest.stage.rpartition("/")[2], "")
     source = "evaluation/prompts" if manifest.stage.startswith("evaluation/m") else source
     given = finished.get(source)
@@ -93,18 +97,37 @@ def check_files(uri: str, files: tuple[DataFile, ...], drops: dict[str, int]) ->
     """Sizes, hashes, row counts and fates are those of the commit."""
     counted: Counter[str] = Counter()
     for file in files:
-        name = storage.join(uri, file.name)
-        try:
-            data = storage.read_bytes(name)
-        except FileNotFoundError as error:
-            raise Difference(f"{name} is missing, a commit names it") from error
-        same(len(data), file.bytes, name, "bytes")
-        same(hashlib.sha256(data).hexdigest(), file.sha256, name, "SHA-256")
+        data = read_recorded(uri, file)
         if file.rows is not None:
             table = pq.read_table(io.BytesIO(data), columns=["drop_reason"])
-            same((table.num_rows, table["drop_reason"].null_count), (file.rows, file.kept), name, "(rows, kept)")
+            found = (table.num_rows, table["drop_reason"].null_count)
+            same(found, (file.rows, file.kept), storage.join(uri, file.name), "(rows, kept)")
             counted.update(drop_counts(table))
     same(dict(counted), drops, uri, "dropped rows by reason")
+
+
+def read_recorded(uri: str, file: DataFile) -> bytes:
+    """Return a file that a commit names; its size and hash are those recorded."""
+    name = storage.join(uri, file.name)
+    try:
+        data = storage.read_bytes(name)
+    except FileNotFoundError as error:
+        raise Difference(f"{name} is missing, a commit names it") from error
+    same(len(data), file.bytes, name, "bytes")
+    same(hashlib.sha256(data).hexdigest(), file.sha256, name, "SHA-256")
+    return data
+
+
+def check_quarantine(manifest: Manifest) -> None:
+    """The rows whose reason is `quarantined` are those of which the quarantine says why."""
+    if not manifest.quarantined and not any(commit.quarantine for commit in manifest.commits):
+        return
+    known = Counter(manifest.quarantine()["id"].to_pylist())
+    found: Counter[str] = Counter()
+    for table in manifest.tables(["id", "drop_reason"], kept=False):
+        rows = zip(table["id"].to_pylist(), table["drop_reason"].to_pylist(), strict=True)
+        found.update(id_ for id_, reason in rows if reason == QUARANTINED)
+    same(sorted(known), sorted(found), manifest.uri, "the quarantined ids")
 
 
 def check_ids(manifest: Manifest, expected: Counter[str], what: str) -> None:

@@ -13,9 +13,10 @@ rows keep id, header and length; their text is blank.
 
 import hashlib
 import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -25,7 +26,7 @@ from humpback_ray.corpus.extract import ExtractRecipe, Section, Unusable, extrac
 from humpback_ray.corpus.filters import FilterRecipe, header_reason, is_foreign, length_reason, repetition_reason
 from humpback_ray.corpus.readers import Document, Dropped, Reader, default_readers, reader_for
 from humpback_ray.placement import Resources
-from humpback_ray.records import SEGMENT, record_id
+from humpback_ray.records import QUARANTINED, SEGMENT, record_id
 from humpback_ray.storage import open_input
 
 
@@ -62,14 +63,35 @@ class Segmenter:
         with open_input(uri) as stream:
             return segment_file(stream, uri, self.recipe, self.readers)
 
+    def count(self, uri: str) -> int:
+        """Return the number of records in a file."""
+        return sum(1 for _ in self._records(uri))
+
+    def part(self, uri: str, first: int, last: int) -> pa.Table:
+        """Return the rows of some records as if the file held no others."""
+        records = islice(self._records(uri), first, last)
+        return table_of(row for record in records for row in segments(record, self.recipe))
+
+    def merge(self, parts: pa.Table) -> pa.Table:
+        """Return the rows of all records of a file, made in parts, with copies marked."""
+        return table_of(with_copies_marked(Row(**row) for row in parts.to_pylist()))
+
+    def unread(self, uri: str, index: int) -> tuple[dict[str, Any], str]:
+        """Return the row of a record that cannot be cut, and the beginning of the record."""
+        record = next(islice(self._records(uri), index, None))
+        row = _no_segment(record, QUARANTINED)
+        text = record.text or (record.html or b"").decode("utf-8", "replace") if isinstance(record, Document) else ""
+        return asdict(row), f"{record.url}\n{text}"
+
+    def _records(self, uri: str) -> Iterator[Document | Dropped]:
+        with open_input(uri) as stream:
+            yield from reader_for(uri, self.readers).read(stream)
+
 
 def segment_file(
     stream: BinaryIO, name: str, recipe: SegmentRecipe, readers: Sequence[Reader] | None = None
 ) -> pa.Table:
     """Return the segments of one corpus file, schema SEGMENT; ids are unique within the table.
-
-    A row that a file holds twice stays once as it is; its copies get the reason `repeated_record` and an id that counts
-    them, whatever their own reason was.
 
     Args:
         stream: the file, from its start.
@@ -80,15 +102,23 @@ def segment_file(
     Raises:
         ConfigError: no reader takes files of that name.
     """
+    records = reader_for(name, readers or default_readers()).read(stream)
+    return table_of(with_copies_marked(row for record in records for row in segments(record, recipe)))
+
+
+def with_copies_marked(rows: "Iterable[Row]") -> "Iterator[Row]":
+    """Leave the first row of each id as it is; copies get the reason `repeated_record` and an id that counts them."""
     seen: dict[str, int] = {}
-    rows = []
-    for record in reader_for(name, readers or default_readers()).read(stream):
-        for row in segments(record, recipe):
-            copies = seen.get(row.id, 0)
-            seen[row.id] = copies + 1
-            rows.append(row if not copies else row.dropped("repeated_record", record_id(row.id, "copy", copies)))
-    columns = {field.name: [getattr(row, field.name) for row in rows] for field in SEGMENT}
-    return pa.table(columns, schema=SEGMENT)
+    for row in rows:
+        copies = seen.get(row.id, 0)
+        seen[row.id] = copies + 1
+        yield row if not copies else row.dropped("repeated_record", record_id(row.id, "copy", copies))
+
+
+def table_of(rows: "Iterable[Row]") -> pa.Table:
+    """Return rows as a table of schema SEGMENT."""
+    made = list(rows)
+    return pa.table({field.name: [getattr(row, field.name) for row in made] for field in SEGMENT}, schema=SEGMENT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ def report(manifests: Mapping[str, Manifest], notes: Sequence[str] = ()) -> str:
         lengths=funnel.length_table(manifests),
         ratings=[(rating, figures.histogram(rating)) for rating in found],
         models=[(model, figures.loss_curve(model)) for model in models],
+        quarantine=reading.quarantined_to_read(manifests),
         reading=reading.pairs_to_read(manifests),
         answers=reading.answers_to_read(manifests),
         seed=reading.seed_to_read(manifests),

@@ -19,6 +19,7 @@ from humpback_ray.report.funnel import Manifests, nearest, rounds
 PAIRS_PER_SCORE = 4
 PROMPTS = 6
 SEED_PAIRS = 3
+LOST_PER_STAGE = 10
 TEXT_CHARS = 1500
 REPLY_CHARS = 800
 REPLIES = 3
@@ -190,6 +191,30 @@ def _answers(row_id: str, rows: dict[str, dict[str, dict[str, Any]]]) -> Answers
 
 def _answer(row: dict[str, Any]) -> Answer:
     return Answer(text(row["output"]), row["drop_reason"] or row["finish_reason"] or "")
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A row that no worker survived."""
+
+    stage: str
+    id: str
+    error: Text
+    last_words: Text
+    row: Text
+
+
+def quarantined_to_read(manifests: Manifests) -> tuple[int, list[Lost]]:
+    """Return how many rows of all stages are quarantined, and the first few of each stage."""
+    total, shown = 0, []
+    for name, manifest in manifests.items():
+        total += manifest.quarantined
+        rows = manifest.quarantine().slice(0, LOST_PER_STAGE).to_pylist() if manifest.quarantined else []
+        shown += [
+            Lost(name, row["id"], text(row["error"], REPLY_CHARS), text(row["last_words"]), text(row["text"]))
+            for row in rows
+        ]
+    return total, shown
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ def warnings(
     """Return what a reader must know before believing the rest."""
     said = _size_warnings(models) + [warning for rating in found for warning in _rating_warnings(rating)]
     said += [warning for model in models for warning in _loss_warnings(model)]
+    lost = {name: manifest.quarantined for name, manifest in manifests.items() if manifest.quarantined}
+    said += [f"{name}: {count:,} rows were quarantined; no worker survived them." for name, count in lost.items()]
     retried = [cost for cost in costs if cost.attempts > cost.shards]
     said += [
         f"{c.stage} needed {c.attempts} attempts for {c.shards} shards; some died or were stopped." for c in retried

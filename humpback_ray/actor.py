@@ -1,0 +1,229 @@
+"""What runs in an actor: the ledger around a stage's worker.
+
+`ShardActor` is what Ray Data feeds with shards, several at a time on one event loop. `LoneActor` is the same outside of
+a pool, for one shard: a straggler's second start, or a shard that is taken apart (isolation.py).
+
+    commit read → attempt recorded → shard loaded → rows made → rows uploaded → commit created
+"""
+
+import asyncio
+import contextlib
+import faulthandler
+import inspect
+import json
+import logging
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from humpback_ray import steps
+from humpback_ray.ledger import Attempt, Commit, Ledger, Shard, ShardExhausted, charged, node
+from humpback_ray.placement import PoolPlacement
+from humpback_ray.records import QUARANTINE, QUARANTINED
+
+logger = logging.getLogger(__name__)
+
+TEXT_CHARS = 4000
+"""Of a quarantined row, as JSON."""
+
+
+class FileWorker(Protocol):
+    """What a worker on input files can do beside reading a whole one, so that a file can be taken apart."""
+
+    def count(self, uri: str) -> int:
+        """Return the number of records in a file."""
+        ...
+
+    def part(self, uri: str, first: int, last: int) -> pa.Table:
+        """Return the rows of the records `first` to `last`, not included, as if nothing came before."""
+        ...
+
+    def merge(self, parts: pa.Table) -> pa.Table:
+        """Return the rows of parts that follow each other as those of one file."""
+        ...
+
+    def unread(self, uri: str, index: int) -> tuple[dict[str, Any], str]:
+        """Return the row that stands for a record no worker survives, without its reason, and what is known of it."""
+        ...
+
+
+class ShardActor:
+    """One actor of a pool.
+
+    Args:
+        ledger: of the stage.
+        schema: of its tables.
+        placement: of the pool.
+        worker: the stage's class, built here with `arguments` and the actor's resources.
+        arguments: picklable.
+    """
+
+    def __init__(
+        self, ledger: Ledger, schema: pa.Schema, placement: PoolPlacement, worker: type, arguments: tuple[Any, ...]
+    ) -> None:
+        self.ledger, self.schema, self.placement = ledger, schema, placement
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # standard error is no file, or not POSIX
+            faulthandler.register(signal.SIGUSR1, all_threads=True)  # who ends a hanging process asks where it hangs
+        self.worker = worker(*arguments, placement.resources)
+
+    async def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Work on the one shard of a batch; returns what the driver wants to know."""
+        result = await self.work(str(batch["shard"][0]))
+        return {name: [value] for name, value in result.items()}
+
+    async def work(self, text: str, second: bool = False) -> dict[str, Any]:
+        """Bring one shard, as JSON, to its commit; `second`: although another attempt is on its way."""
+        shard = Shard.parse(text)
+        commit = await asyncio.to_thread(self.ledger.commit_of, shard.name)
+        if commit is None:
+            try:
+                attempt = await asyncio.to_thread(self._begin, shard.name, second)
+                commit = await self._work(shard, attempt)
+            except ShardExhausted as exhausted:
+                logger.error("%s", exhausted)
+        seconds, tokens = (commit.seconds, commit.tokens) if commit else (0.0, 0)
+        return {"shard": shard.name, "committed": commit is not None, "tokens": tokens, "seconds": seconds}
+
+    def _begin(self, shard: str, second: bool) -> Attempt:
+        return self.ledger.begin(shard, None if second else self._is_worn, node_id())
+
+    def _is_worn(self, past: list[dict[str, Any]]) -> bool:
+        return len(charged(past, self.ledger.submission, alive_nodes())) >= self.placement.max_attempts
+
+    async def _work(self, shard: Shard, attempt: Attempt) -> Commit:
+        with attempt:
+            loaded = await asyncio.to_thread(shard.load)
+            steps.reach(4)
+            table = conform(await self._call(loaded), self.schema)
+            if isinstance(loaded, pa.Table):
+                check_same_ids(shard.name, loaded, table)
+            steps.reach(5)
+            return await asyncio.to_thread(attempt.write, table, {"file": shard.file} if shard.file else None)
+
+    async def _call(self, loaded: "str | pa.Table") -> pa.Table:
+        if inspect.iscoroutinefunction(type(self.worker).__call__):
+            return await self.worker(loaded)
+        return await asyncio.to_thread(self.worker, loaded)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A worker process, as somebody on another machine needs to know it."""
+
+    node_id: str
+    node: str
+    pid: int
+    stderr: str
+    """Path of its standard error on that node; "" if it is no file."""
+
+
+@dataclass(frozen=True)
+class LostRow:
+    """A record that no worker survived: its place in the shard, and what is known of its end."""
+
+    index: int
+    error: str
+    last_words: str
+    node: str
+
+
+class LoneActor(ShardActor):
+    """An actor for one shard, made with `ray.remote`."""
+
+    async def ready(self) -> Process:
+        """Return which process this is, once the worker is built."""
+        try:
+            stderr = os.readlink("/proc/self/fd/2")
+        except OSError:
+            stderr = ""
+        return Process(node_id(), node(), os.getpid(), stderr if os.path.isfile(stderr) else "")
+
+    async def count(self, text: str) -> int:
+        """Load a shard and return how many records it has."""
+        self._shard = Shard.parse(text)
+        self._loaded = loaded = await asyncio.to_thread(self._shard.load)
+        return await asyncio.to_thread(self.worker.count, loaded) if isinstance(loaded, str) else loaded.num_rows
+
+    async def part(self, text: str, first: int, last: int) -> tuple[float, pa.Table]:
+        """Make the rows of a part of the shard; returns the seconds that took, too."""
+        if getattr(self, "_shard", None) != Shard.parse(text):
+            await self.count(text)
+        since, loaded = time.monotonic(), self._loaded
+        if isinstance(loaded, str):
+            made = conform(await asyncio.to_thread(self.worker.part, loaded, first, last), self.schema)
+        else:
+            given = loaded.slice(first, last - first)
+            made = conform(await self._call(given), self.schema)
+            check_same_ids(self._shard.name, given, made)
+        return time.monotonic() - since, made
+
+    async def finish(self, text: str, attempt: Attempt, parts: Sequence[Any], lost: Sequence[LostRow]) -> Commit:
+        """Put a shard together from its parts (references, in order) and the rows that were lost, and commit it."""
+        await self.count(text)
+        made = await asyncio.gather(*parts)
+        blanks, known = zip(*(self._stand_in(row, attempt) for row in lost), strict=True) if lost else ((), ())
+        table = pa.concat_tables([self.schema.empty_table(), *made, pa.Table.from_pylist(list(blanks), self.schema)])
+        if isinstance(self._loaded, pa.Table):
+            check_same_ids(self._shard.name, self._loaded, table)
+        else:
+            table = conform(await asyncio.to_thread(self.worker.merge, table), self.schema)
+        steps.reach(5)
+        extra = {"file": self._shard.file} if self._shard.file else None
+        quarantine = pa.Table.from_pylist(list(known), QUARANTINE)
+        return await asyncio.to_thread(attempt.write, table, extra, quarantine)
+
+    def _stand_in(self, lost: LostRow, attempt: Attempt) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return a lost record's row in the stage's table and its row in the quarantine."""
+        loaded = self._loaded
+        if isinstance(loaded, str):
+            identity, text = self.worker.unread(loaded, lost.index)
+        else:
+            row = loaded.slice(lost.index, 1).to_pylist()[0]
+            identity, text = {"id": row["id"]}, json.dumps(row, default=str, ensure_ascii=False)
+        known = {
+            "id": identity["id"], "shard": attempt.shard, "attempt": attempt.number, "error": lost.error,
+            "last_words": lost.last_words, "node": lost.node, "text": text[:TEXT_CHARS],
+        }  # fmt: skip
+        return blank_row(self.schema, identity), known
+
+
+def blank_row(schema: pa.Schema, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a quarantined row: the given values, empty text elsewhere, no number, and the reason."""
+    blank = {field.name: "" if pa.types.is_string(field.type) else None for field in schema}
+    return {**blank, **identity, "drop_reason": QUARANTINED}
+
+
+def node_id() -> str:
+    """Return Ray's id of this process's node."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id()
+
+
+def alive_nodes() -> set[str]:
+    """Return Ray's ids of the nodes that are there."""
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Cast a table to a stage's schema; a missing or surplus column is an error that names it."""
+    missing, surplus = set(schema.names) - set(table.column_names), set(table.column_names) - set(schema.names)
+    if missing or surplus:
+        raise ValueError(f"worker returned columns that differ from the schema: {missing=} {surplus=}")
+    return table.select(schema.names).cast(schema)
+
+
+def check_same_ids(shard: str, loaded: pa.Table, made: pa.Table) -> None:
+    """Raise unless every id that went in came out exactly as often (P1)."""
+    went, came = Counter(loaded["id"].to_pylist()), Counter(made["id"].to_pylist())
+    if went != came:
+        lost, surplus = (went - came).total(), (came - went).total()
+        raise ValueError(f"shard {shard}: {lost} of {went.total()} ids lost and {surplus} made up by the worker")

@@ -1,20 +1,21 @@
-"""Storage, the same promises locally and on a real S3 server; the lost reply is injected by a proxy in front of it."""
+"""Storage: the same promises locally and on a real S3 server, and what it does about each fault of either."""
 
-import http.client
-import http.server
-import threading
+import contextlib
+import errno
+import hashlib
+import os
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pytest
 
-from humpback_ray import storage
-from humpback_ray.ledger import Ledger
+from humpback_ray import s3, steps, storage
 from humpback_ray.records import PAIR
+from tests.faults.proxy import FaultProxy
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -40,6 +41,8 @@ def test_what_is_written_is_read_listed_found_and_deleted(root: str) -> None:
     assert storage.list_names(root) == ["a/b.json", "a/c/d.gz"]
     assert storage.list_names(storage.join(root, "nothing")) == []
     assert [(file.name, file.bytes) for file in storage.find(storage.join(root, "a/*/*.gz"))] == [("c/d.gz", 5)]
+    assert [file.name for file in storage.find(storage.join(root, "**/*.gz"))] == ["a/c/d.gz"]
+    assert [file.name for file in storage.find(storage.join(root, "a/**/[bd].*"))] == ["b.json", "c/d.gz"]
     assert [file.name for file in storage.find(storage.join(root, "a"))] == ["b.json", "c/d.gz"]
     assert [file.name for file in storage.find(storage.join(root, "a/c/d.gz"))] == ["d.gz"]
     assert storage.find(storage.join(root, "a/*.warc")) == []
@@ -78,67 +81,238 @@ def test_a_root_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
         storage.check_writable(str(tmp_path / "file"))
 
 
-class Proxy(http.server.BaseHTTPRequestHandler):
-    """Passes requests on; the reply to the first PUT under `lose` is dropped after the server had done it."""
+@pytest.mark.parametrize(("fails_after", "made"), [(True, True), (False, False)])
+def test_a_link_that_reports_an_error_is_judged_by_what_it_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_after: bool, made: bool
+) -> None:
+    link = os.link
 
-    protocol_version = "HTTP/1.1"
-    target = lose = ""
-    lost = 0
+    def failing(source: str, target: str) -> None:
+        if fails_after:
+            link(source, target)
+        raise OSError(errno.EIO, "the reply was lost")
 
-    def pass_on(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
-        server = http.client.HTTPConnection(urlsplit(Proxy.target).netloc, timeout=30)
-        server.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in self.headers.items():
-            if name.lower() != "expect":
-                server.putheader(name, value)
-        server.endheaders(body)
-        reply = server.getresponse()
-        content = reply.read()
-        if self.command == "PUT" and Proxy.lose in self.path and not Proxy.lost:
-            Proxy.lost += 1
-            self.close_connection = True
-            return
-        self.send_response(reply.status)
-        for name, value in reply.getheaders():
-            if name.lower() not in ("transfer-encoding", "connection", "date", "server", "content-length"):
-                self.send_header(name, value)
-        length = reply.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
-        self.send_header("Content-Length", length or "0")
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_PUT = do_GET = do_HEAD = do_DELETE = do_POST = pass_on
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keep test output clean."""
+    monkeypatch.setattr(os, "link", failing)
+    uri = str(tmp_path / "commit.json")
+    with contextlib.nullcontext() if made else pytest.raises(OSError, match="reply was lost"):
+        assert storage.create(uri, b"mine")
+    assert storage.exists(uri) is made
+    assert [file.name for file in storage.listing(str(tmp_path))] == ["commit.json"] * made, "no temporary file is left"
 
 
-@pytest.fixture
-def losing_proxy(s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    Proxy.target, Proxy.lose, Proxy.lost = s3_server, "/commits/", 0
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    storage._s3_of.cache_clear()
-    import s3fs
+def test_a_writer_that_dies_before_its_link_leaves_a_temporary_file_that_no_reader_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(step: str) -> None:
+        raise KeyboardInterrupt(step)
 
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield
-    server.shutdown()
-    storage._s3_of.cache_clear()
-    s3fs.S3FileSystem.clear_instance_cache()
+    monkeypatch.setattr(steps, "hook", die)
+    with pytest.raises(KeyboardInterrupt, match="8 temporary file written"):
+        storage.create(str(tmp_path / "commit.json"), b"mine")
+    assert storage.list_names(str(tmp_path)) == []
+    assert [storage.is_temporary(file.name) for file in storage.listing(str(tmp_path))] == [True]
+
+
+def spent(before: Counter[str]) -> dict[str, int]:
+    return dict(storage.requests() - before)
 
 
 @pytest.mark.s3
-@pytest.mark.timeout(60)
-def test_a_commit_whose_reply_was_lost_and_was_retried_is_not_lost(losing_proxy: None, s3_bucket: str) -> None:
-    ledger = Ledger(storage.join(s3_bucket, uuid.uuid4().hex), "first")
-    row = {"id": "1", "instruction": "x", "response": "y", "source": "seed", "score": None, "drop_reason": None}
-    with ledger.begin("000000", 3) as attempt:
-        commit = attempt.write(pa.Table.from_pylist([row], schema=PAIR))
-    assert Proxy.lost == 1, "the proxy dropped the reply to the conditional create"
-    assert commit.attempt == 1
-    assert ledger.commit_of("000000") == commit
-    assert storage.exists(ledger.at(commit.files[0].name)), "the file that the commit names was not deleted"
+def test_what_each_function_costs_in_requests(s3_bucket: str, tmp_path: Path) -> None:
+    root = storage.join(s3_bucket, uuid.uuid4().hex)
+    rows = [{"id": os.urandom(500).hex(), "drop_reason": "odd" if i % 2 else None} for i in range(2500)]
+    table = pa.Table.from_pylist(rows, schema=pa.schema([PAIR.field("id"), PAIR.field("drop_reason")]))
+    data, uri = storage.parquet_bytes(table), storage.join(root, "rows.parquet")
+    assert len(data) > 1_000_000
+    (tmp_path / "file").write_bytes(data)
+    for call, cost in [
+        (lambda: storage.write_bytes(uri, data), {"PutObject": 1}),
+        (lambda: storage.upload_file(tmp_path / "file", uri), {"PutObject": 1}),
+        (lambda: storage.create(uri, b""), {"PutObject": 1}),
+        (lambda: storage.exists(uri), {"HeadObject": 1}),
+        (lambda: storage.read_bytes(uri), {"GetObject": 1}),
+        (lambda: storage.sha256_of(uri), {"GetObject": 1}),
+        (lambda: storage.read_table(uri, ["id"]), {"GetObject": 1}),
+        (lambda: storage.read_kept_rows(uri, 500, 1200), {"GetObject": 1}),
+        (lambda: storage.list_names(root), {"ListObjectsV2": 1}),
+        (lambda: storage.listing(root), {"ListObjectsV2": 1}),
+        (lambda: storage.find(storage.join(root, "*.parquet")), {"ListObjectsV2": 1}),
+        (lambda: storage.find(uri), {"ListObjectsV2": 1, "HeadObject": 1}),
+        (lambda: storage.delete(uri), {"DeleteObject": 1}),
+    ]:
+        before = storage.requests()
+        call()
+        assert spent(before) == cost
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As small as S3 allows, so that 12 MiB are three parts."""
+    monkeypatch.setattr(s3, "MULTIPART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+
+
+@pytest.mark.s3
+def test_an_object_larger_than_what_is_fetched_at_once_reads_the_same(
+    s3_bucket: str, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "WHOLE_BYTES", 300_000)
+    monkeypatch.setattr(s3, "BLOCK_BYTES", 100_000)
+    root = storage.join(s3_bucket, uuid.uuid4().hex)
+    ids = [os.urandom(300).hex() for _ in range(20_000)]
+    table = pa.table({"id": ids, "drop_reason": pa.nulls(len(ids), pa.string())})
+    data, uri = storage.parquet_bytes(table), storage.join(root, "rows.parquet")
+    storage.write_bytes(uri, data)
+    assert len(data) > s3.PART_BYTES
+    assert storage.read_kept_rows(uri, 3500, 6100)["id"].to_pylist() == ids[3500:6100]
+    assert storage.read_table(uri).equals(table)
+    assert storage.sha256_of(uri) == hashlib.sha256(data).hexdigest()
+    with storage.open_input(uri) as file:
+        for start in (len(data) - 10, 299_990, 0, 400_000):
+            file.seek(start)
+            assert file.read(20) == data[start : start + 20]
+    assert (storage.local_directory(root) / "rows.parquet").read_bytes() == data
+
+
+FUNCTIONS: dict[str, tuple[str, Callable[[str, Path], object], object]] = {
+    "write_bytes": ("PUT", lambda root, _: storage.write_bytes(f"{root}/b", b"new"), None),
+    "upload_file": ("PUT", lambda root, local: storage.upload_file(local, f"{root}/b"), None),
+    "read_bytes": ("GET", lambda root, _: storage.read_bytes(f"{root}/a"), b"content"),
+    "open_input": ("GET", lambda root, _: storage.open_input(f"{root}/a").read(), b"content"),
+    "local_directory": ("GET", lambda root, _: (storage.local_directory(root) / "a").read_bytes(), b"content"),
+    "list_names": ("GET", lambda root, _: storage.list_names(root), ["a"]),
+    "listing": ("GET", lambda root, _: [file.bytes for file in storage.listing(root)], [7]),
+    "find": ("GET", lambda root, _: [file.name for file in storage.find(f"{root}/*")], ["a"]),
+    "unfinished_uploads": ("GET", lambda root, _: storage.unfinished_uploads(root), []),
+    "exists": ("HEAD", lambda root, _: (storage.exists(f"{root}/a"), storage.exists(f"{root}/c")), (True, False)),
+    "delete": ("DELETE", lambda root, _: storage.delete(f"{root}/a"), None),
+}
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("fault", ["503", "reset_before", "reset_after", "lost_reply", "slow", "torn"])
+def test_every_function_lives_through_a_fault(
+    fault_proxy: FaultProxy, s3_bucket: str, tmp_path: Path, fault: str
+) -> None:
+    fault_proxy.slow_s = 0.05
+    (tmp_path / "local").write_bytes(b"new")
+    for name, (method, function, expected) in FUNCTIONS.items():
+        if fault == "torn" and method != "GET":
+            continue
+        root = storage.join(s3_bucket, uuid.uuid4().hex)
+        storage.write_bytes(f"{root}/a", b"content")
+        fault_proxy.clear()
+        fault_proxy.rule(fault, method)
+        assert function(root, tmp_path / "local") == expected, name
+        assert fault_proxy.injected == {fault: 1}, name
+        left = {"delete": [], "write_bytes": ["a", "b"], "upload_file": ["a", "b"]}.get(name, ["a"])
+        assert storage.list_names(root) == left, name
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("fault", ["503", "409", "reset_before", "reset_after", "lost_reply"])
+def test_a_create_that_met_faults_has_its_own_content_there_and_nobody_elses(
+    fault_proxy: FaultProxy, s3_bucket: str, fault: str
+) -> None:
+    uri = storage.join(s3_bucket, uuid.uuid4().hex)
+    fault_proxy.rule(fault, times=2)
+    made = storage.create(uri, b"mine")
+    assert storage.read_bytes(uri) == b"mine"
+    assert made is (fault not in ("reset_after", "lost_reply")), "an earlier try had succeeded: the caller reads back"
+    assert not storage.create(uri, b"another's")
+    assert storage.read_bytes(uri) == b"mine"
+
+
+@pytest.mark.s3
+def test_an_error_after_the_last_try_names_file_operation_and_tries(
+    fault_proxy: FaultProxy, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "TRIES", 3)
+    uri = storage.join(s3_bucket, uuid.uuid4().hex)
+    fault_proxy.rule("503", times=3)
+    with pytest.raises(OSError, match=rf"{uri}: put_object was tried 3 times: SlowDown"):
+        storage.write_bytes(uri, b"content")
+    fault_proxy.rule("reset_before", "GET", times=3)
+    with pytest.raises(OSError, match=rf"{uri}: get_object was tried 3 times: Connection"):
+        storage.read_bytes(uri)
+    with pytest.raises(FileNotFoundError, match=f"{uri}: get_object was tried once: NoSuchKey"):
+        storage.read_bytes(uri)
+
+
+@pytest.mark.s3
+def test_every_try_is_counted(fault_proxy: FaultProxy, s3_bucket: str) -> None:
+    fault_proxy.rule("503", times=2)
+    before = storage.requests()
+    storage.write_bytes(storage.join(s3_bucket, uuid.uuid4().hex), b"content")
+    assert spent(before) == {"PutObject": 3}
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(("fault", "times"), [("501", 1), ("ignore_condition", 2)])
+def test_a_store_without_conditional_create_is_refused_with_the_way_out(
+    fault_proxy: FaultProxy, s3_bucket: str, fault: str, times: int
+) -> None:
+    root = storage.join(s3_bucket, uuid.uuid4().hex)
+    fault_proxy.rule(fault, times=times)
+    with pytest.raises(storage.StorageError, match=rf"cannot write to {root}: .*If-None-Match.*use a store that can"):
+        storage.check_writable(root)
+    assert storage.list_names(root) == []
+    storage.check_writable(root)
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(("fault", "method", "path"), [
+    ("503", "POST", "uploads"), ("503", "PUT", "partNumber=2"), ("reset_after", "PUT", "partNumber=1"),
+    ("lost_reply", "POST", "uploadId="), ("reset_before", "POST", "uploadId="),
+])  # fmt: skip
+def test_a_large_file_goes_up_in_parts_and_lives_through_a_fault(
+    fault_proxy: FaultProxy, s3_bucket: str, tmp_path: Path, small_parts: None, fault: str, method: str, path: str
+) -> None:
+    root, data = storage.join(s3_bucket, uuid.uuid4().hex), os.urandom(12 << 20)
+    (tmp_path / "file").write_bytes(data)
+    fault_proxy.rule(fault, method, path)
+    before = storage.requests()
+    storage.upload_file(tmp_path / "file", f"{root}/weights")
+    assert fault_proxy.injected == {fault: 1}
+    assert storage.requests()["UploadPart"] - before["UploadPart"] == 3 + (method == "PUT")
+    assert storage.read_bytes(f"{root}/weights") == data
+    assert storage.unfinished_uploads(root) == []
+
+
+@pytest.mark.s3
+def test_an_upload_that_was_completed_by_a_request_whose_reply_was_lost_is_known_again(
+    fault_proxy: FaultProxy, s3_bucket: str, small_parts: None
+) -> None:
+    root, data = storage.join(s3_bucket, uuid.uuid4().hex), os.urandom(6 << 20)
+    fault_proxy.rule("lost_reply", "POST", "uploadId=")
+    fault_proxy.rule("404", "POST", "uploadId=")
+    storage.write_bytes(f"{root}/rows", data)
+    assert storage.read_bytes(f"{root}/rows") == data
+    fault_proxy.rule("404", "POST", "uploadId=")
+    with pytest.raises(FileNotFoundError, match="complete_multipart_upload was tried once: NoSuchUpload"):
+        storage.write_bytes(f"{root}/rows", data)
+    assert storage.read_bytes(f"{root}/rows") == data, "the older file of that name is not taken for the new one"
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(("method", "path"), [("PUT", "partNumber=2"), ("POST", "uploadId=")])
+def test_a_large_file_that_fails_shows_nothing_and_leaves_no_upload(
+    fault_proxy: FaultProxy, s3_bucket: str, small_parts: None, method: str, path: str
+) -> None:
+    root = storage.join(s3_bucket, uuid.uuid4().hex)
+    fault_proxy.rule("501", method, path)
+    with pytest.raises(OSError, match=f"{root}/rows: .* was tried once: NotImplemented"):
+        storage.write_bytes(f"{root}/rows", os.urandom(12 << 20))
+    assert storage.list_names(root) == []
+    assert storage.unfinished_uploads(root) == []
+
+
+@pytest.mark.s3
+def test_an_upload_that_nobody_ended_is_found_and_dropped(s3_bucket: str) -> None:
+    root = storage.join(s3_bucket, uuid.uuid4().hex)
+    begun = storage._s3().call("create_multipart_upload", f"{root}/data/rows")["UploadId"]
+    [found] = storage.unfinished_uploads(root)
+    assert (found.name, found.upload_id) == ("data/rows", begun)
+    for _ in range(2):
+        storage.abort_upload(storage.join(root, found.name), found.upload_id)
+    assert storage.unfinished_uploads(root) == []

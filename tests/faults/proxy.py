@@ -2,6 +2,7 @@
 
     503            S3's SlowDown; the server never saw the request
     409            ConditionalRequestConflict; the server never saw the request
+    404            NoSuchUpload, as S3 answers for an upload that a lost request has ended; the server never saw it
     501            NotImplemented, as a store without conditional create answers; the server never saw the request
     reset_before   the connection is reset; the server never saw the request
     reset_after    the server did it, the connection is reset without a reply
@@ -37,6 +38,7 @@ from urllib.parse import unquote, urlsplit
 
 BUFFER_BYTES = 1 << 20
 ANSWERS = {
+    "404": (404, "Not Found", "NoSuchUpload", "The specified upload does not exist."),
     "503": (503, "Slow Down", "SlowDown", "Please reduce your request rate."),
     "409": (409, "Conflict", "ConditionalRequestConflict", "A conflicting conditional operation is in progress."),
     "501": (501, "Not Implemented", "NotImplemented", "A header you provided implies functionality not implemented."),
@@ -165,7 +167,8 @@ class FaultProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one client's requests one after another; one that vanishes costs nothing but its request."""
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        broken = (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError)
+        with contextlib.suppress(*broken):
             while request := await _read_request(reader, writer):
                 if not await self._answer(request, writer) or request.last:
                     break
@@ -286,6 +289,8 @@ async def _read_head(reader: asyncio.StreamReader) -> Message | None:
             raise
         return None
     first, *lines = raw.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+    if " " not in first:
+        raise ValueError(f"not a first line of HTTP: {first[:100]!r}")
     return Message(first, tuple((name, value.strip()) for name, _, value in (line.partition(":") for line in lines)))
 
 

@@ -1,16 +1,37 @@
-"""One driver at a time, a dead one is replaced, an overtaken one may not publish."""
+"""One driver at a time, a dead one is replaced, an overtaken one may not publish, a commit is published once."""
 
+import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from humpback_ray import steps, storage
 from humpback_ray.lease import Lease, LeaseHeld, LeaseLost
+from humpback_ray.ledger import Attempt, Commit
+from humpback_ray.stage import Place, Stage, read_manifest
 
 
-def lease(path: Path, who: str) -> Lease:
+def lease(path: Path | str, who: str) -> Lease:
     return Lease(str(path), who, beat_s=0.1, stale_s=0.8)
+
+
+def dead(path: Path | str, who: str = "dead") -> Lease:
+    """A driver that took the lease and stands still."""
+    held = lease(path, who)
+    while not held.epoch:
+        held._advance()
+    return held
+
+
+def ends(path: Path | str) -> dict[str, dict[str, Any]]:
+    """How each epoch ended."""
+    directory = storage.join(str(path), "lease")
+    names = [name for name in storage.list_names(directory) if name.endswith(".end")]
+    return {name.removesuffix(".end"): json.loads(storage.read_bytes(storage.join(directory, name))) for name in names}
 
 
 def test_a_second_driver_is_told_who_holds_it(tmp_path: Path) -> None:
@@ -18,29 +39,35 @@ def test_a_second_driver_is_told_who_holds_it(tmp_path: Path) -> None:
         pass
 
 
-def test_a_released_lease_is_taken_at_once(tmp_path: Path) -> None:
-    with lease(tmp_path, "first"):
-        pass
-    since = time.monotonic()
-    with lease(tmp_path, "second") as second:
-        second.check()
-    assert time.monotonic() - since < 0.8
+def test_a_lease_whose_work_failed_is_taken_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), lease(tmp_path, "first"):
+        _ = 1 / 0
+    assert ends(tmp_path)["000001"]["released"] == "ZeroDivisionError"
+    with Lease(str(tmp_path), "second", stale_s=1e6) as second:
+        assert second.epoch == 2
 
 
 def test_a_driver_that_stands_still_is_overtaken_and_may_not_publish(tmp_path: Path) -> None:
-    still = lease(tmp_path, "first")
-    still.__enter__()
-    still._end.set()
+    still = dead(tmp_path, "first")
     with lease(tmp_path, "second") as second:
-        second.check()
-        with pytest.raises(LeaseLost, match="epoch 1 was overtaken by epoch 2"):
-            still.check()
+        assert second.epoch == 2
+        with pytest.raises(LeaseLost, match=r"epoch 1 was overtaken by .* \(submission second\)"):
+            still.end({"rows": 1})
+        second.end({"rows": 2})
+    assert "overtaken_by" in ends(tmp_path)["000001"]
+    assert ends(tmp_path)["000002"]["commit"] == {"rows": 2}
+
+
+def test_what_an_epoch_ended_with_is_handed_to_the_next_driver_which_holds_nothing(tmp_path: Path) -> None:
+    with lease(tmp_path, "first") as first:
+        first.end({"rows": 1})
+    with Lease(str(tmp_path), "second", stale_s=1e6) as second:
+        assert (second.epoch, second.outcome) == (0, {"rows": 1})
+    assert set(ends(tmp_path)) == {"000001"}
 
 
 def test_of_many_drivers_that_reach_for_a_dead_lease_one_gets_it(tmp_path: Path) -> None:
-    dead = lease(tmp_path, "dead")
-    dead.__enter__()
-    dead._end.set()
+    dead(tmp_path)
     holding, most, told = 0, 0, []
     gate = threading.Lock()
 
@@ -64,3 +91,115 @@ def test_of_many_drivers_that_reach_for_a_dead_lease_one_gets_it(tmp_path: Path)
         thread.join()
     assert most == 1
     assert len(told) == 5
+
+
+def test_of_many_who_end_one_epoch_at_once_exactly_one_decides_how(tmp_path: Path) -> None:
+    """The holder wakes up and publishes just when others find it dead, thirty times."""
+    for number in range(30):
+        path = tmp_path / str(number)
+        still = dead(path, "holder")
+        barrier, said = threading.Barrier(5), []
+
+        def publish(still: Lease = still, barrier: threading.Barrier = barrier, said: list[str] = said) -> None:
+            barrier.wait()
+            try:
+                still.end("work")
+                said.append("published")
+            except LeaseLost:
+                said.append("lost")
+
+        def overtake(path: Path = path, barrier: threading.Barrier = barrier, said: list[str] = said) -> None:
+            other = Lease(str(path), "other", beat_s=0.1, stale_s=0)
+            barrier.wait()
+            while not other.epoch and other.outcome is None:
+                other._advance()
+            said.append(f"epoch {other.epoch}" if other.epoch else "finishes")
+
+        work = [publish, overtake, overtake, overtake, overtake]
+        threads = [threading.Thread(target=one) for one in work]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        published = "commit" in ends(path)["000001"]
+        assert ("published" in said) == published
+        assert said.count("finishes") == (4 if published else 0)
+        taken = [word for word in said if word.startswith("epoch")]
+        assert len(set(taken)) == len(taken), "an epoch was taken twice"
+
+
+def test_a_reply_that_was_lost_is_recognised_as_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = storage.create
+    monkeypatch.setattr(storage, "create", lambda uri, data: create(uri, data) and False)
+    with lease(tmp_path, "first") as first:
+        first.end({"rows": 1})
+    assert (first.epoch, first.outcome) == (1, {"rows": 1})
+    with lease(tmp_path, "second") as second:
+        assert second.outcome == {"rows": 1}
+
+
+def overtake(path: Path) -> None:
+    """End the first epoch as a driver would that saw its beat stand still."""
+    Lease(str(path), "second")._create(1, "end", {"overtaken_by": {"host": "there", "submission": "second"}})
+
+
+def break_storage(path: Path) -> None:
+    """Let nothing more be written under a lease: its directory becomes a file."""
+    (path / "lease").rename(path / "away")
+    (path / "lease").write_text("in the way")
+
+
+@pytest.mark.parametrize(
+    ("happening", "words"), [(overtake, "overtaken by there"), (break_storage, r"no heartbeat for 1 s \(.*lease")]
+)
+def test_work_is_interrupted_when_the_lease_is_lost(
+    tmp_path: Path, happening: Callable[[Path], None], words: str
+) -> None:
+    def work() -> None:
+        with lease(tmp_path, "first"):
+            happening(tmp_path)
+            time.sleep(60)
+
+    began = time.monotonic()
+    with pytest.raises(LeaseLost, match=words) as raised:
+        work()
+    assert time.monotonic() - began < 30
+    assert isinstance(raised.value.__cause__, KeyboardInterrupt)
+
+
+def test_ctrl_c_stays_ctrl_c(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), lease(tmp_path, "first"):
+        raise KeyboardInterrupt
+    assert ends(tmp_path)["000001"]["released"] == "KeyboardInterrupt"
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL at a step: nothing after it is done."""
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("store", ["local", "s3"])
+@pytest.mark.parametrize("killed_at", ["11 lease ended", "9 commit created", "12 manifest created"])
+def test_a_commit_is_published_by_the_next_driver_without_working_again(
+    tmp_path: Path, s3_bucket: str, store: str, killed_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path) if store == "local" else f"{s3_bucket}/{tmp_path.name}"
+
+    def kill(step: str) -> None:
+        if step == killed_at:
+            raise Killed
+
+    def stage(submission: str) -> Stage:
+        return Stage(Place("step", uri, submission), {}, {})
+
+    def work(attempt: Attempt) -> Commit:
+        return attempt.describe([], {}, extra={"by": attempt.ledger.submission})
+
+    monkeypatch.setattr(steps, "hook", kill)
+    with pytest.raises(Killed):
+        stage("first").leased(work)
+    monkeypatch.setattr(steps, "hook", None)
+    assert (read_manifest(uri) is not None) == (killed_at == "12 manifest created")
+    finished = stage("second").leased(lambda attempt: pytest.fail("the work was done"))
+    assert finished.extra == {"by": "first"}
+    assert finished.attempts == 1

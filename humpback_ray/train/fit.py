@@ -1,25 +1,28 @@
 """Ray Train around the loop: workers, checkpoints, restarts, progress; one call per model.
 
-`launch` is safe to call again with the same name and storage path after any death, the driver's included: Ray Train
-finds the last published checkpoint there and the workers go on from it. Worker failures are retried by Ray Train up to
-`max_failures`; a verdict that retrying cannot change (`TrainingStopped`) comes back as a value and is raised once.
+`launch` is safe to call again with the same storage path after any death, the driver's included: the workers go on
+from the newest checkpoint there, whoever wrote it (see checkpoints.py). They upload and find checkpoints themselves,
+with the retries of `storage`, and Ray Train is not told: its own snapshot belongs to a name and path, where a driver
+that wakes up late would load and overwrite another's. Worker failures are retried by Ray Train up to `max_failures`; a
+verdict that retrying cannot change (`TrainingStopped`) comes back as a value and is raised once.
 
 Rank 0 leaves its figures in `<storage path>/<name>/progress.json`; the driver reads them there, so no actor is held
 for it and another process may look too.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from humpback_ray import storage
@@ -32,7 +35,7 @@ __all__ = ["TrainJob", "TrainResult", "TrainingFailed", "TrainingStopped", "laun
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS_KEPT = 2
+PROGRESS = "progress.json"
 PROGRESS_EVERY_S = 1.0
 PROGRESS_EVERY_S3_S = 10.0
 
@@ -50,39 +53,40 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
     Args:
         job: what to train.
         placement: with which workers.
-        name: of the run; with `storage_path` it is what a later call resumes.
-        storage_path: directory or s3:// URI that all workers reach.
+        name: of this attempt; its checkpoints are written under that name.
+        storage_path: directory or s3:// URI that all workers reach, of this job alone; the checkpoints of every
+            attempt are looked for there.
 
     Raises:
         TrainingStopped: trying again will not help: a loss that is no number, a checkpoint of another run or another
             number of workers, no examples, an export that does not give the model back.
         TrainingFailed: workers failed more than `placement.max_failures` times.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     started = time.monotonic()
     storage_path = absolute(storage_path)
-    progress_uri = storage.join(storage_path, name, "progress.json")
+    progress_uri = storage.join(storage_path, name, PROGRESS)
     storage.delete(progress_uri)
-    trainer = TorchTrainer(
-        worker,
-        train_loop_config={"job": job.located(), "placement": placement, "progress_uri": progress_uri},
-        torch_config=TorchConfig(backend="nccl" if placement.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(**placement.scaling_arguments()),
-        run_config=RunConfig(
-            name=name,
-            storage_path=storage_path,
-            failure_config=FailureConfig(max_failures=placement.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    with watched(job.model, progress_uri), interruptible():
+    with tempfile.TemporaryDirectory(prefix="humpback-train-") as scratch, watched(job.model, progress_uri):
+        trainer = TorchTrainer(
+            worker,
+            train_loop_config={"job": job.located(), "placement": placement, "checkpoints": storage_path, "name": name},
+            torch_config=TorchConfig(backend="nccl" if placement.gpus_per_worker else "gloo"),
+            scaling_config=ScalingConfig(**placement.scaling_arguments()),
+            run_config=RunConfig(
+                name=f"{job.model}-{name}",
+                storage_path=scratch,  # of the controller, which sits beside the driver
+                failure_config=FailureConfig(max_failures=placement.max_failures),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
         try:
-            outcome = trainer.fit().return_value
+            with interruptible():
+                outcome = trainer.fit().return_value
         except TrainingFailedError as error:
             rank, cause = first_cause(getattr(error, "worker_failures", {})) or ("controller", error)
             raise TrainingFailed(f"training {job.model} failed on worker {rank}: {headline(cause)}") from error
@@ -105,9 +109,9 @@ def worker(config: dict[str, Any]) -> TrainResult | str:
     session = Session(
         rank=context.get_world_rank(),
         workers=context.get_world_size(),
-        restore=_restore,
-        save=_save,
-        progress=_Pulse(config["progress_uri"]),
+        checkpoints=config["checkpoints"],
+        attempt=config["name"],
+        progress=_Pulse(storage.join(config["checkpoints"], config["name"], PROGRESS)),
     )
     try:
         return train(config["job"], placement, session)
@@ -115,31 +119,12 @@ def worker(config: dict[str, Any]) -> TrainResult | str:
         return str(verdict)
 
 
-@contextlib.contextmanager
-def _restore() -> Iterator[Path | None]:
-    import ray.train
-
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        yield None
-        return
-    with checkpoint.as_directory() as directory:
-        yield Path(directory)
-
-
-def _save(directory: Path, step: int) -> None:
-    import ray.train
-
-    checkpoint = ray.train.Checkpoint.from_directory(directory)
-    ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:06d}")
-
-
 class _Pulse:
-    """Pass a step's figures on, at most every second (every ten on S3)."""
+    """Pass a step's figures on, now and then."""
 
     def __init__(self, uri: str) -> None:
         self.uri, self.tokens, self.last = uri, 0, 0.0
-        self.every_s = PROGRESS_EVERY_S3_S if storage.is_s3(uri) else PROGRESS_EVERY_S
+        self.every_s = progress_every_s(uri)
 
     def __call__(self, figures: dict[str, Any]) -> None:
         self.tokens += figures["tokens"]
@@ -148,6 +133,11 @@ class _Pulse:
         self.last = time.monotonic()
         body = figures | {"tokens_so_far": self.tokens, "host": socket.gethostname(), "pid": os.getpid()}
         storage.write_bytes(self.uri, json.dumps(body).encode())
+
+
+def progress_every_s(uri: str) -> float:
+    """Return how often figures are passed on: requests to object storage cost money."""
+    return PROGRESS_EVERY_S3_S if storage.is_s3(uri) else PROGRESS_EVERY_S
 
 
 @contextlib.contextmanager
@@ -169,7 +159,8 @@ def watched(model: str, progress_uri: str) -> Iterator[None]:
     latest: dict[str, Any] = {}
     ended = threading.Event()
     with Progress(f"train {model}", total=None, unit="steps", concern=lambda: _loss_words(latest)) as progress:
-        thread = threading.Thread(target=_follow, args=(progress_uri, latest, progress, ended.wait), daemon=True)
+        pause = functools.partial(ended.wait, progress_every_s(progress_uri))
+        thread = threading.Thread(target=_follow, args=(progress_uri, latest, progress, pause), daemon=True)
         thread.start()
         try:
             yield
@@ -178,11 +169,11 @@ def watched(model: str, progress_uri: str) -> Iterator[None]:
             thread.join()
 
 
-def _follow(uri: str, latest: dict[str, Any], progress: Progress, pause: Callable[[float], bool]) -> None:
-    """Copy rank 0's figures into the progress every second, and once more at the end."""
+def _follow(uri: str, latest: dict[str, Any], progress: Progress, pause: Callable[[], bool]) -> None:
+    """Copy rank 0's figures into the progress after every pause, and once more at the end."""
     over = False
     while not over:
-        over = pause(PROGRESS_EVERY_S)
+        over = pause()
         with contextlib.suppress(OSError, ValueError):
             begun = bool(latest)
             latest.update(json.loads(storage.read_bytes(uri)))

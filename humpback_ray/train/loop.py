@@ -8,15 +8,17 @@ losses agree to about 1e-6. Dropout masks are seeded by (seed, step, rank), so t
 The loop knows nothing of Ray: a `Session` says which worker it is and where checkpoints and progress go.
 """
 
+import logging
 import math
+import secrets
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 from humpback_ray import storage
 from humpback_ray.config import fingerprint
@@ -28,6 +30,10 @@ from humpback_ray.train.export import export
 from humpback_ray.train.job import StepMetrics, TrainingStopped, TrainJob, TrainResult
 from humpback_ray.train.schedule import Schedule, micro_batches, schedule, shares
 
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
 IGNORED = -100
 """Target of positions without loss, as in `torch.nn.functional.cross_entropy`."""
 
@@ -38,10 +44,10 @@ class Session:
 
     rank: int
     workers: int
-    restore: Callable[[], AbstractContextManager[Path | None]]
-    """Opens the last checkpoint's directory, or None."""
-    save: Callable[[Path, int], None]
-    """Publishes a directory as the checkpoint of a step; called by every worker at once."""
+    checkpoints: str
+    """Directory of the checkpoints of all attempts; the newest complete one is gone on from."""
+    attempt: str
+    """Name of the directory in it where this attempt's are written."""
     progress: Callable[[dict[str, Any]], None]
     """Told about every step, on rank 0; decides itself how often to pass it on."""
 
@@ -58,6 +64,8 @@ class Run:
     engine: Any
     tokenizer: Any
     identity: dict[str, Any]
+    start: str
+    """Marks what these workers write, among earlier and later ones of the same attempt."""
     history: list[StepMetrics] = field(default_factory=list)
     resumed_from: int | None = None
 
@@ -120,18 +128,36 @@ def prepare(
         "placement": {"workers": session.workers, "zero_stage": placement.zero_stage},
         "examples": fingerprint([[example.id, example.tokens.loss_start, example.tokens.ids] for example in examples]),
     }
-    return Run(job, placement, session, plan, examples, engine, tokenizer, identity), counts, dropouts
+    start = chosen(session.rank, lambda: secrets.token_hex(3))
+    return Run(job, placement, session, plan, examples, engine, tokenizer, identity, start), counts, dropouts
 
 
 def resume(run: Run) -> None:
-    """Go on from the last checkpoint, if there is one; nothing is unpickled before all workers found it sound."""
-    with run.session.restore() as directory:
-        if directory is None:
-            return
-        run.history = checkpoints.read_state(directory, run.identity)
-        agree(checkpoints.problem(directory, run.session.rank))
-        checkpoints.load(run.engine, directory)
-        run.resumed_from = len(run.history)
+    """Go on from the newest checkpoint, if there is one; nothing is unpickled before all workers found it sound."""
+    import torch.distributed as dist
+
+    uri = chosen(run.session.rank, lambda: checkpoints.newest(run.session.checkpoints))
+    if uri is None:
+        return
+    directory = storage.local_directory(uri)
+    run.history = checkpoints.read_state(directory, run.identity)
+    agree(checkpoints.problem(directory, run.session.rank))
+    checkpoints.load(run.engine, directory)
+    run.resumed_from = len(run.history)
+    if run.session.rank == 0:
+        logger.info("%s goes on from %s", run.job.model, uri)
+    dist.barrier()
+    if storage.is_s3(uri):
+        shutil.rmtree(directory, ignore_errors=True)  # a copy, shared by the workers of a node
+
+
+def chosen(rank: int, choose: Callable[[], T]) -> T:
+    """Let rank 0 choose, and tell every worker."""
+    import torch.distributed as dist
+
+    choice: list[Any] = [choose() if rank == 0 else None]
+    dist.broadcast_object_list(choice)
+    return choice[0]
 
 
 def agree(problem: str | None) -> None:
@@ -146,10 +172,18 @@ def agree(problem: str | None) -> None:
 
 
 def save(run: Run) -> None:
-    """Write and publish a checkpoint."""
-    with TemporaryDirectory(prefix="humpback-checkpoint-") as directory:
-        checkpoints.save(run.engine, Path(directory), run.session.rank, run.identity, run.history)
-        run.session.save(Path(directory), len(run.history))
+    """Write a checkpoint, every worker its part; once it is whole, rank 0 deletes old ones."""
+    import torch.distributed as dist
+
+    mine = storage.join(run.session.checkpoints, run.session.attempt)
+    with TemporaryDirectory(prefix="humpback-checkpoint-") as name:
+        directory = Path(name)
+        checkpoints.save(run.engine, directory, run.session.rank, run.identity, run.history)
+        uri = storage.join(mine, f"step-{len(run.history):06d}-{run.start}")
+        checkpoints.upload(directory, run.session.rank, uri)
+    dist.barrier()
+    if run.session.rank == 0:
+        checkpoints.prune(mine)
 
 
 def advance(run: Run, step: int) -> None:

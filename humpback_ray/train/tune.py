@@ -1,7 +1,7 @@
 """A fine-tune as a stage: the base model and pairs in, one model directory out.
 
-The lease makes sure that one driver trains; Ray Train's snapshots and DeepSpeed's checkpoints under
-`<stage>/checkpoints` make the same command go on where a killed one stopped.
+The lease makes sure that one driver publishes; the checkpoints under `<stage>/checkpoints/<attempt>` make the same
+command go on where a killed one stopped. They stay there when the model is finished, until `gc` takes them.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def fine_tune(
             pair_uris=tuple(uris), recipe=recipe, chat=chat, export_uri=attempt.ledger.at(directory),
         )  # fmt: skip
         try:
-            result = launch(job, config.placement, name, attempt.ledger.at("checkpoints"))
+            result = launch(job, config.placement, f"{attempt.number:04d}", attempt.ledger.at("checkpoints"))
         except (TrainingStopped, TrainingFailed) as error:
             raise StageFailed(f"{place.name}: {error}") from error
         files = [DataFile(f"{directory}/{entry.name}", entry.bytes, entry.sha256) for entry in result.files]

@@ -1,8 +1,10 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from humpback_ray import storage
 from humpback_ray.train import checkpoints
 from humpback_ray.train.job import StepMetrics, TrainingStopped
 
@@ -60,3 +62,65 @@ def test_an_unlisted_pickle_is_refused(directory: Path) -> None:
 
 def test_the_state_is_json_that_can_be_read_without_unpickling(directory: Path) -> None:
     assert json.loads((directory / "state.json").read_text())["step"] == 1
+
+
+def write(at: Path, attempt: str, step: int, ranks: tuple[int, ...] = (0, 1)) -> Path:
+    """Save and upload a checkpoint of two workers, or the part of some of them."""
+    target = at / "checkpoints" / attempt / f"step-{step:06d}-3fa9c1"
+    for rank in ranks:
+        part = at / f"{attempt}-{step}-{rank}"
+        checkpoints.save(Engine(rank), part, rank, IDENTITY, [ROW] * step)
+        checkpoints.upload(part, rank, str(target))
+    return target
+
+
+def test_the_complete_checkpoint_with_the_most_steps_is_gone_on_from_whoever_wrote_it(tmp_path: Path) -> None:
+    assert checkpoints.newest(str(tmp_path / "checkpoints")) is None
+    written = [write(tmp_path, "0001", 4), write(tmp_path, "0001", 8), write(tmp_path, "0002", 6)]
+    (tmp_path / "checkpoints/0003").mkdir()
+    (tmp_path / "checkpoints/0003/progress.json").write_text("{}")
+    assert checkpoints.newest(str(tmp_path / "checkpoints")) == str(written[1])
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda at: (at / "sha256-00001.json").unlink(),
+        lambda at: (at / "state.json").unlink(),
+        lambda at: (at / "zero/rank_1_optim_states.pt").unlink(),
+        lambda at: (at / "zero/rank_1_optim_states.pt").write_bytes(b""),
+    ],
+    ids=["no list", "no state", "no shard", "short shard"],
+)
+def test_a_half_uploaded_checkpoint_is_passed_over(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    sound = write(tmp_path, "0001", 4)
+    harm(write(tmp_path, "0001", 8))
+    write(tmp_path, "0002", 8, ranks=(0,))
+    write(tmp_path, "0003", 8, ranks=(1,))
+    assert checkpoints.newest(str(tmp_path / "checkpoints")) == str(sound)
+
+
+@pytest.mark.s3
+def test_on_object_storage_too(tmp_path: Path, s3_bucket: str) -> None:
+    uri = f"{s3_bucket}/{tmp_path.name}/checkpoints"
+    for step, ranks in ((4, (0, 1)), (6, (0, 1)), (8, (0, 1)), (10, (0,))):
+        for rank in ranks:
+            part = tmp_path / f"{step}-{rank}"
+            checkpoints.save(Engine(rank), part, rank, IDENTITY, [ROW] * step)
+            checkpoints.upload(part, rank, f"{uri}/0001/step-{step:06d}-3fa9c1")
+    assert checkpoints.newest(uri) == f"{uri}/0001/step-000008-3fa9c1"
+    checkpoints.prune(f"{uri}/0001")
+    assert {name.split("/")[1] for name in storage.list_names(uri)} == {"step-000008-3fa9c1", "step-000010-3fa9c1"}
+
+
+def test_an_attempt_keeps_its_last_two_and_lets_others_be(tmp_path: Path) -> None:
+    write(tmp_path, "0001", 2)
+    written = [write(tmp_path, "0002", step) for step in (4, 6, 8)]
+    checkpoints.prune(str(tmp_path / "checkpoints/0002"))
+    left = {entry.name.rsplit("/", 2)[0] for entry in storage.listing(str(tmp_path / "checkpoints"))}
+    assert {name.split("/")[0] for name in left} == {"0001", "0002"}
+    assert [checkpoints.missing(str(at), sizes(at)) for at in written] == ["state.json", None, None]
+
+
+def sizes(at: Path) -> dict[str, int]:
+    return {entry.name: entry.bytes for entry in storage.listing(str(at))}

@@ -1,20 +1,16 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 from humpback_ray.placement import TrainPlacement
+from humpback_ray.train import checkpoints
 from humpback_ray.train.fit import TrainingFailed, TrainResult, first_cause, headline, launch
 from humpback_ray.train.job import TrainJob
+from tests.train.drivers import driver, wait_for
 from tests.train.workers import job
 
 STEPS = 24
@@ -25,6 +21,7 @@ import json, sys
 import ray
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.train import checkpoints
 from humpback_ray.train.fit import TrainJob, launch
 from humpback_ray.train.recipe import TrainRecipe
 
@@ -40,39 +37,17 @@ def this(base: Path, pairs: tuple[str, ...], export: Path) -> TrainJob:
 
 
 def checkpoints_of(storage: Path) -> list[str]:
-    """The checkpoints that Ray Train would resume from."""
-    snapshot = storage / "m0" / "checkpoint_manager_snapshot.json"
-    if not snapshot.exists():
-        return []
-    return [entry["checkpoint_dir_name"] for entry in json.loads(snapshot.read_text())["checkpoint_results"]]
-
-
-def wait_for(condition: Callable[[], Any], alive: Callable[[], bool], seconds: float = 150) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert alive(), "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "no checkpoint was written in time"
-        time.sleep(0.05)
+    """The checkpoints that a run would go on from."""
+    return [found] if (found := checkpoints.newest(str(storage))) else []
 
 
 def kill_driver(job: TrainJob, storage: Path) -> None:
-    """Run the job under a driver and a Ray of its own; kill both once a checkpoint is there, the driver first."""
+    """Run the job under a driver and a Ray of its own; kill both once a checkpoint is there."""
     recipe = job.recipe.model_dump(mode="json")
     names = {key: value for key, value in vars(job).items() if key not in ("recipe", "chat")}
     values = {"job": names, "recipe": recipe, "placement": PLACEMENT.model_dump(), "storage": str(storage)}
-    command = [sys.executable, "-c", DRIVER, json.dumps(values)]
-    with (storage.parent / "driver.log").open("w") as log:
-        driver = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=log, stderr=log)
-    try:
-        wait_for(lambda: checkpoints_of(storage), lambda: driver.poll() is None)
-    finally:
-        left = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
-        driver.kill()
-        driver.wait(20)
-        for process in left:
-            if process.is_running():
-                process.kill()
-        psutil.wait_procs(left, timeout=20)
+    with driver(DRIVER, [json.dumps(values)], storage.parent / "driver.log") as process:
+        wait_for(lambda: checkpoints_of(storage), lambda: process.poll() is None)
 
 
 def launch_and_kill_worker(job: TrainJob, storage: Path) -> TrainResult:

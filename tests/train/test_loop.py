@@ -49,10 +49,12 @@ def plain(base: Path, pairs: tuple[str, ...], tokenizer: Any) -> list[tuple[floa
 
 
 def damage(source: Path, target: Path, name: str) -> None:
-    """Copy a checkpoint and put a pickle that raises when it is loaded in the place of one of its files."""
+    """Copy checkpoints and put a pickle that exits when it is loaded, as long, in the place of a file of the newest."""
     shutil.copytree(source, target)
-    victim = next((target / "zero").glob(name), target / "zero" / name)
-    victim.write_bytes(b"cbuiltins\nexit\n(tR.")
+    folder = max(target.glob("*/step-*")) / "zero"
+    victim = next(folder.glob(name), folder / name)
+    size = victim.stat().st_size if victim.exists() else 0
+    victim.write_bytes(b"cbuiltins\nexit\n(tR.".ljust(size, b"\0"))
 
 
 @pytest.fixture(scope="module")
@@ -64,24 +66,23 @@ def one(base: Path, pairs: tuple[str, ...], tmp_path_factory: pytest.TempPathFac
     return run(
         [
             Case("zero 0", full, placement(0, 7)),
-            Case("zero 2", full, placement(2, 2, checkpoint_every_steps=5), saves=at / "checkpoint"),
-            Case("resumed", job(base, pairs, at / "resumed"), placement(2, 2), restores=at / "checkpoint"),
+            Case("zero 2", full, placement(2, 2, checkpoint_every_steps=5), checkpoints=at / "checkpoint"),
+            Case("resumed", job(base, pairs, at / "resumed"), placement(2, 2), checkpoints=at / "checkpoint"),
             Case(
                 "other recipe",
                 job(base, pairs, at / "x", weight_decay=0.2),
                 placement(2, 2),
-                restores=at / "checkpoint",
+                checkpoints=at / "checkpoint",
             ),
-            Case("other stage", full, placement(3, 2), restores=at / "checkpoint"),
+            Case("other stage", full, placement(3, 2), checkpoints=at / "checkpoint"),
             Case(
                 "dropout", job(base, pairs, at / "d", **dropout), placement(2, 4, checkpoint_every_steps=5), at / "d-5"
             ),
-            Case("dropout resumed", job(base, pairs, at / "d2", **dropout), placement(2, 4), restores=at / "d-5"),
+            Case("dropout resumed", job(base, pairs, at / "d2", **dropout), placement(2, 4), checkpoints=at / "d-5"),
             Case(
                 "strange",
                 full,
                 placement(2, 2),
-                None,
                 at / "s",
                 partial(damage, at / "checkpoint", at / "s", "more.pt"),
             ),
@@ -89,7 +90,6 @@ def one(base: Path, pairs: tuple[str, ...], tmp_path_factory: pytest.TempPathFac
                 "damaged",
                 full,
                 placement(2, 2),
-                None,
                 at / "t",
                 partial(damage, at / "checkpoint", at / "t", "*optim*"),
             ),
@@ -110,11 +110,11 @@ def two(one: Results, base: Path, pairs: tuple[str, ...], tmp_path_factory: pyte
     return run(
         [
             Case("zero 2", full, placement(2, 3)),
-            Case("zero 3", full, placement(3, 3, checkpoint_every_steps=5), saves=at / "checkpoint"),
-            Case("resumed", job(base, pairs, at / "resumed"), placement(3, 3), restores=at / "checkpoint"),
+            Case("zero 3", full, placement(3, 3, checkpoint_every_steps=5), checkpoints=at / "checkpoint"),
+            Case("resumed", job(base, pairs, at / "resumed"), placement(3, 3), checkpoints=at / "checkpoint"),
             Case("bfloat16", job(base, pairs, at / "bfloat16", dtype="bfloat16"), placement(3, 3)),
             Case("micro of one", job(base, pairs, at / "micro"), placement(1, 1)),
-            Case("other workers", full, placement(2, 2), restores=alone),
+            Case("other workers", full, placement(2, 2), checkpoints=alone),
         ],
         workers=2,
         directory=at,

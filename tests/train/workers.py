@@ -1,9 +1,7 @@
 """Training workers without Ray: processes of their own, joined by gloo, that run the loop on one case after another."""
 
-import contextlib
 import json
 import multiprocessing
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,13 +22,12 @@ RECIPE = TrainRecipe(
 
 @dataclass(frozen=True)
 class Case:
-    """One call of the loop; `saves` and `restores` are checkpoint directories; `first` is called before, by rank 0."""
+    """One call of the loop: it resumes from and saves to `checkpoints`; `first` is called before, by rank 0."""
 
     name: str
     job: TrainJob
     placement: TrainPlacement
-    saves: Path | None = None
-    restores: Path | None = None
+    checkpoints: Path | None = None
     first: Callable[[], None] | None = None
 
 
@@ -70,17 +67,12 @@ def work(rank: int, workers: int, cases: list[Case], directory: Path) -> None:
     for case in cases:
         if case.first is not None and rank == 0:
             case.first()
-
-        def save(source: Path, step: int, case: Case = case) -> None:
-            if case.saves is not None:
-                shutil.copytree(source, case.saves, dirs_exist_ok=True)
-                dist.barrier()
-
+        dist.barrier()
         session = Session(
             rank=rank,
             workers=workers,
-            restore=lambda case=case: contextlib.nullcontext(case.restores),
-            save=save,
+            checkpoints=str(case.checkpoints or directory / case.name),
+            attempt="0001",
             progress=lambda figures: None,
         )
         try:

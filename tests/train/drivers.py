@@ -1,0 +1,101 @@
+"""Drivers with a Ray of their own, as processes that tests kill and stop."""
+
+import contextlib
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+
+from humpback_ray import stage
+from humpback_ray.inventory import Hashes, resolve_model
+from humpback_ray.lease import Lease
+from humpback_ray.ledger import Attempt, Commit, Manifest
+from humpback_ray.placement import TrainPlacement
+from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.records import PAIR
+from humpback_ray.stage import Model, Place, Stage, TableWriter, read_manifest
+from humpback_ray.train.recipe import TrainRecipe
+from humpback_ray.train.tune import TrainConfig, fine_tune
+
+REPOSITORY = Path(__file__).parents[2]
+
+TUNE = """
+import sys
+import ray
+from jobs.console import guarded
+from tests.train.drivers import tune
+
+ray.init(address="local", num_cpus=2, include_dashboard=False)
+sys.exit(guarded(lambda: tune(*sys.argv[1:])))
+"""
+
+
+def write_pairs(root: str, rows: Sequence[dict[str, Any]]) -> Manifest:
+    """Make the stage `pairs` of a root."""
+
+    def work(attempt: Attempt) -> Commit:
+        writer = TableWriter(attempt, PAIR)
+        writer.write(pa.Table.from_pylist(list(rows), schema=PAIR))
+        return writer.commit()
+
+    return Stage(Place("pairs", f"{root}/pairs", "test"), {}, {}, PAIR).leased(work)
+
+
+def tune(root: str, submission: str, recipe: str, placement: str) -> int:
+    """Fine-tune `<root>/base` on `<root>/pairs`, under a lease with a quick heart."""
+    vars(stage)["Lease"] = functools.partial(Lease, beat_s=0.3, stale_s=3.0)
+    pairs = read_manifest(f"{root}/pairs")
+    assert pairs is not None
+    base = Model(f"{root}/base", resolve_model("base_model", f"{root}/base", Hashes(f"{root}/hashes.json")))
+    config = TrainConfig(
+        recipe=TrainRecipe.model_validate_json(recipe), placement=TrainPlacement.model_validate_json(placement)
+    )
+    fine_tune(config, ChatRecipe(), "m0", base, [pairs], Place("models/m0", f"{root}/models/m0", submission))
+    return 0
+
+
+@contextlib.contextmanager
+def driver(script: str, arguments: Sequence[str], log: Path) -> Iterator[psutil.Popen]:
+    """Run a driver; when the block ends, kill it and every process that it has started, itself first."""
+    with log.open("w") as file:
+        process = psutil.Popen(
+            [sys.executable, "-c", script, *arguments], cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        yield process
+    finally:
+        left = process.children(recursive=True) if process.poll() is None else []
+        for one in (process, *left):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs([process, *left], timeout=20)
+
+
+def training_workers(process: psutil.Process) -> list[psutil.Process]:
+    """The workers of Ray Train among the processes of a driver."""
+    found = []
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child] if "RayTrainWorker" in " ".join(child.cmdline()) else []
+    return found
+
+
+def send(number: signal.Signals, processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        os.kill(process.pid, number)
+
+
+def wait_for(condition: Callable[[], Any], alive: Callable[[], bool], seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert alive(), "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)

@@ -1,0 +1,80 @@
+"""A fine-tune with everything on object storage, under drivers that are killed and stopped."""
+
+import json
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from humpback_ray import storage
+from humpback_ray.placement import TrainPlacement
+from humpback_ray.stage import read_manifest
+from humpback_ray.train import checkpoints
+from tests.train.conftest import rows
+from tests.train.drivers import TUNE, driver, send, training_workers, wait_for, write_pairs
+from tests.train.workers import RECIPE, Case, job, run
+
+STEPS = 24
+THIS = RECIPE.model_copy(update={"steps": {"m0": STEPS}})
+PLACEMENT = TrainPlacement(workers=2, cpus_per_worker=0.5, micro_batch_examples=4, checkpoint_every_steps=4)
+
+
+@pytest.fixture
+def undisturbed(base: Path, pairs: tuple[str, ...], tmp_path: Path) -> list[float]:
+    """The losses of the same fine-tune by one process, without Ray or object storage."""
+    case = Case("m0", job(base, pairs, tmp_path / "model", steps={"m0": STEPS}), TrainPlacement())
+    return [row["loss"] for row in run([case], 1, tmp_path / "undisturbed")["m0"]["metrics"]]
+
+
+def step_reached(uri: str) -> int:
+    """The step of the newest complete checkpoint, 0 if there is none."""
+    found = checkpoints.newest(uri)
+    return int(found.rsplit("/", 1)[-1].split("-")[1]) if found else 0
+
+
+def has_ended(process: psutil.Popen) -> bool:
+    return process.poll() is not None
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_driver_is_killed_the_next_sleeps_and_is_overtaken_and_the_third_ends_as_if_undisturbed(
+    base: Path, s3_bucket: str, tmp_path: Path, undisturbed: list[float]
+) -> None:
+    root = f"{s3_bucket}/{tmp_path.name}"
+    storage.upload_directory(base, f"{root}/base")
+    write_pairs(root, rows(30))
+    model, written = f"{root}/models/m0", f"{root}/models/m0/checkpoints"
+    settings = [THIS.model_dump_json(), PLACEMENT.model_dump_json()]
+
+    with driver(TUNE, [root, "killed", *settings], tmp_path / "killed.log") as killed:
+        wait_for(lambda: step_reached(written), lambda: not has_ended(killed))
+    first = step_reached(written)
+
+    with driver(TUNE, [root, "asleep", *settings], tmp_path / "asleep.log") as asleep:
+        wait_for(lambda: step_reached(written) > first, lambda: not has_ended(asleep))
+        still = [asleep, *training_workers(asleep)]
+        send(signal.SIGSTOP, still)
+        half = f"{written}/0002/step-{STEPS:06d}-half/state.json"
+        storage.write_bytes(half, storage.read_bytes(f"{checkpoints.newest(written)}/state.json"))
+        with driver(TUNE, [root, "awake", *settings], tmp_path / "awake.log") as awake:
+            assert awake.wait(150) == 0, (tmp_path / "awake.log").read_text()[-3000:]
+        send(signal.SIGCONT, still)
+        assert asleep.wait(60) == 3, (tmp_path / "asleep.log").read_text()[-3000:]
+        assert psutil.wait_procs(still, timeout=20)[1] == []
+
+    made = read_manifest(model)
+    assert made is not None
+    assert [row["step"] for row in made.extra["history"]] == list(range(1, STEPS + 1))
+    assert [row["loss"] for row in made.extra["history"]] == pytest.approx(undisturbed, rel=1e-5)
+    assert made.extra["resumed_from"] > first
+    assert [commit.attempt for commit in made.commits] == [3]
+    assert storage.list_names(f"{model}/commits") == ["all.json"]
+    sizes = {entry.name: entry.bytes for entry in storage.listing(model)}
+    assert {file.name: sizes[file.name] for file in made.files} == {file.name: file.bytes for file in made.files}
+    assert "was overtaken by" in (tmp_path / "asleep.log").read_text()
+    ends = [json.loads(storage.read_bytes(f"{model}/lease/{epoch:06d}.end")) for epoch in (1, 2, 3)]
+    assert [next(iter(end)) for end in ends] == ["overtaken_by", "overtaken_by", "commit"]

@@ -55,7 +55,7 @@ class StageStatus:
     again: int = 0
     """Attempts beyond the first of their shard."""
     failed: int | None = None
-    """Attempts that ended with an error; a process that died leaves none."""
+    """Attempts that somebody saw fail, charged to their shard or not."""
     quarantined: int = 0
     quiet_s: float | None = None
     """Seconds since the newest file of the stage."""
@@ -84,7 +84,7 @@ def status(root: str) -> RunStatus:
     """
     if not storage.exists(storage.join(root, "run.json")):
         raise ConfigError(f"{root} is no run: it has no run.json")
-    submissions = storage.listing(storage.join(root, "submissions"))
+    submissions = [file for file in storage.listing(storage.join(root, "submissions")) if file.name.count(".") == 1]
     latest = max(submissions, key=lambda file: (file.modified, file.name), default=None)
     how = json.loads(storage.read_bytes(storage.join(root, "submissions", latest.name))) if latest else {}
     reuse = how.get("reuse", {})

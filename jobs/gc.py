@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             found = survey(storage.located(arguments.root), hours * 3600)
             waste = delete(found.waste) if arguments.delete else found.waste
         except OSError as error:
-            raise ConfigError(f"cannot read {arguments.root}: {error}") from error
+            raise ConfigError(f"cannot go through {arguments.root}: {error}") from error
         if found.unknown:
             first = ", ".join(found.unknown[:3])
             say(f"unknown, left alone: {len(found.unknown):,} files, first: {first}", "yellow")

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("root", help="directory or s3:// URI of a run")
     parser.add_argument("--delete", action="store_true", help="delete; without it nothing is changed")
     parser.add_argument(
-        "--older-than-hours", type=float, default=24, metavar="N", help="of temporary files; at least 1"
+        "--older-than-hours", type=float, default=24, metavar="N", help="age of temporary files that nobody writes (24)"
     )
     arguments = parser.parse_args(argv)
 

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 import botocore.exceptions as faults
 import botocore.session
+import urllib3.exceptions
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
@@ -31,11 +32,12 @@ TRIES = 10
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 """Bounds of the first and of every later pause; each is drawn from 0 to its bound, which doubles: 10 s in all."""
 MULTIPART_BYTES = 64 << 20
-PART_BYTES = 16 << 20
-WHOLE_BYTES = 32 << 20
-BLOCK_BYTES = 8 << 20
+PART_BYTES, PARTS_AT_ONCE = 16 << 20, 4
+"""What an upload or a download holds in memory at a time."""
 MOST_PARTS = 10_000
-PARTS_AT_ONCE = 4
+"""S3's limit; parts of a file above 160 GB are larger for it."""
+WHOLE_BYTES, BLOCK_BYTES = 32 << 20, 8 << 20
+"""What an open file fetches at once, and with every further request."""
 CONNECTIONS = 64
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 
@@ -46,8 +48,8 @@ _PASSING_CODES = {
     "XAmzContentSHA256Mismatch",
 }  # fmt: skip
 _PASSING_FAULTS = (
-    faults.ChecksumError, faults.ConnectionError, faults.FlexibleChecksumError, faults.HTTPClientError,
-    faults.IncompleteReadError, ResponseParserError,
+    faults.ChecksumError, faults.ConnectionError, faults.CredentialRetrievalError, faults.FlexibleChecksumError,
+    faults.HTTPClientError, faults.IncompleteReadError, ResponseParserError, urllib3.exceptions.HTTPError,
 )  # fmt: skip
 _ERRNO = {
     401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 412: errno.EEXIST, 416: errno.ERANGE, 501: errno.ENOTSUP,
@@ -119,7 +121,7 @@ class S3:
         for number in range(1, TRIES + 1):
             try:
                 return take(getattr(self._client, operation)(**named))
-            except (faults.ClientError, faults.BotoCoreError, ResponseParserError) as error:
+            except (faults.ClientError, faults.BotoCoreError, *_PASSING_FAULTS) as error:
                 if number == TRIES or not _passing(error):
                     raise _described(error, operation, uri, number) from error
             time.sleep(random.uniform(0, min(FIRST_WAIT_S * 2 ** (number - 1), LONGEST_WAIT_S)))

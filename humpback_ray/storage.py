@@ -149,7 +149,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     if is_s3(uri):
         _s3().write(uri, len(data), lambda start, stop: data[start:stop])
     else:
-        os.replace(_write_temporary(uri, data), uri)
+        os.replace(_write_temporary(uri, io.BytesIO(data)), uri)
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -167,7 +167,7 @@ def create(uri: str, data: bytes) -> bool:
 def _create_local(uri: str, data: bytes) -> bool:
     if os.path.exists(uri):
         return False
-    temporary = _write_temporary(uri, data)
+    temporary = _write_temporary(uri, io.BytesIO(data))
     steps.reach(8)
     try:
         os.link(temporary, uri)
@@ -188,18 +188,19 @@ def _same_file(first: str, second: str) -> bool:
         return False
 
 
-def _write_temporary(uri: str, data: bytes) -> str:
+def _write_temporary(uri: str, source: BinaryIO) -> str:
+    """Write what is to become a file under another name beside it; nothing is left of a write that failed."""
     os.makedirs(os.path.dirname(uri), exist_ok=True)
-    temporary = _temporary_beside(uri)
-    with open(temporary, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary = os.path.join(os.path.dirname(uri), f"{_TEMPORARY}{socket.gethostname()}-{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:
+            shutil.copyfileobj(source, file, BLOCK_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
     return temporary
-
-
-def _temporary_beside(uri: str) -> str:
-    return os.path.join(os.path.dirname(uri), f"{_TEMPORARY}{socket.gethostname()}-{uuid.uuid4().hex}")
 
 
 def delete(uri: str) -> None:
@@ -369,10 +370,8 @@ def upload_file(local: Path, uri: str) -> None:
     if is_s3(uri):
         _s3().write(uri, local.stat().st_size, functools.partial(_bytes_of, local))
         return
-    os.makedirs(os.path.dirname(uri), exist_ok=True)
-    temporary = _temporary_beside(uri)
-    shutil.copyfile(local, temporary)
-    os.replace(temporary, uri)
+    with local.open("rb") as source:
+        os.replace(_write_temporary(uri, source), uri)
 
 
 def _bytes_of(local: Path, start: int, stop: int) -> bytes:
@@ -395,11 +394,12 @@ def local_directory(uri: str) -> Path:
     target = cache / hashlib.sha256(content.encode()).hexdigest()[:32]
     with _file_lock(target.with_suffix(".lock")):
         if not target.is_dir():
-            partial = Path(tempfile.mkdtemp(dir=cache))
-            for name, stored in found:
-                (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                _s3().download(stored, partial / name)
-            partial.rename(target)
+            with tempfile.TemporaryDirectory(dir=cache) as partial:
+                for name, stored in found:
+                    path = Path(partial, name)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    _s3().download(stored, path)
+                os.rename(partial, target)
     return target
 
 

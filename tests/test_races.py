@@ -35,7 +35,7 @@ class Death(BaseException):
 def faulty_endpoint(s3_server: str, s3_bucket: str) -> Iterator[str]:
     """A proxy in a process of its own, so that it does not compete with the writers for one interpreter."""
     command = [sys.executable, "-m", "tests.faults.proxy", "--target", s3_server]
-    command += ["--share", str(FAULTS_SHARE), "--slow-s", "0.2"]
+    command += ["--share", str(FAULTS_SHARE), "--slow-s", "0.05"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as process:
         assert process.stdout
         endpoint = process.stdout.readline().strip()
@@ -87,6 +87,7 @@ def run_rounds(ledger: Ledger) -> list[int]:
 
 
 @pytest.mark.s3
+@pytest.mark.timeout(1800)
 def test_on_s3_with_faults_all_writers_live_and_agree_and_only_the_winners_file_stays(
     faulty_endpoint: str, s3_bucket: str
 ) -> None:

@@ -1,0 +1,34 @@
+"""Put on PYTHONPATH by a fault test: kills a driver, an actor or a raylet at an armed step, once.
+
+The folder FAULT_PLAN holds a file `<step>.<role>` for every kill to come; whoever renames it does the deed. Drivers have
+FAULT_DRIVER set and leave their process id there; actors are recognised by reaching a step without it, and leave that
+of their raylet, which is their parent.
+"""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+from humpback_ray import steps
+
+PLAN = Path(os.environ["FAULT_PLAN"])
+IS_DRIVER = "FAULT_DRIVER" in os.environ
+
+
+def at(step: str) -> None:
+    if not IS_DRIVER:
+        (PLAN / "raylet.pid").write_text(str(os.getppid()))
+    number = step.split()[0]
+    for role in ("driver", "actor", "raylet"):
+        armed = PLAN / f"{number}.{role}"
+        if armed.exists() and not (role == "actor" and IS_DRIVER):
+            with contextlib.suppress(OSError):
+                pid = os.getpid() if role == "actor" else int((PLAN / f"{role}.pid").read_text())
+                armed.rename(PLAN / f"{number}.{role}.done")
+                os.kill(pid, signal.SIGKILL)
+
+
+if IS_DRIVER:
+    (PLAN / "driver.pid").write_text(str(os.getpid()))
+steps.hook = at

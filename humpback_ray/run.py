@@ -1,7 +1,7 @@
 """A run: one configuration, one root directory, many submissions.
 
     <root>/run.json                   the resolved recipes and inputs of the first submission
-    <root>/submissions/<id>.json      how each submission ran it: placements, versions
+    <root>/submissions/<id>.json      how each submission ran it: placements, versions, Ray's job id
     <root>/<stage>/...                see ledger.py
 
 `Run` resolves every input from outside before anything is started. What a later submission may change is the stages'
@@ -10,6 +10,7 @@ lies behind one that still has to be made.
 """
 
 import json
+import re
 import secrets
 import time
 from typing import Any, Self
@@ -24,7 +25,7 @@ from humpback_ray.curate.rounds import CurateConfig
 from humpback_ray.evaluate.answers import EvaluateConfig
 from humpback_ray.evaluate.respond import load_prompts
 from humpback_ray.inventory import Hashes, Inventory, resolve, resolve_model
-from humpback_ray.ledger import Manifest, versions
+from humpback_ray.ledger import Ledger, Manifest, versions
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.sample.build import SampleConfig
 from humpback_ray.seed import SeedConfig
@@ -97,24 +98,27 @@ class Run:
 
     Args:
         config: what to run.
+        submission_id: by which its attempts and leases name the submission; None: one made of the time. One that was
+            here before (its entrypoint was started again) gets -2, -3, ...
 
     Raises:
         ConfigError: a missing input, a model directory that is none, a root that cannot be written.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, submission_id: str | None = None) -> None:
         try:
             self.root = storage.located(config.root)
             self.reuse = {name: storage.located(uri) for name, uri in config.reuse.items()}
             self.base_model = storage.located(config.base_model) if config.base_model else None
             storage.check_writable(self.root)
             self.config = config
-            self.submission = time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + secrets.token_hex(3)
+            self.place: Place | None = None
             self.hashes = Hashes(storage.join(self.root, "hashes.json"))
             self.inputs = self._resolve()
             for name in self.reuse:
                 self.reused(name)
-            self._record()
+            self.record = self._record()
+            self.submission = self._submit(submission_id)
         except OSError as error:
             raise ConfigError(" ".join(str(error.strerror or error).split())) from error
 
@@ -137,18 +141,51 @@ class Run:
             found["base_model"] = resolve_model("base_model", self.base_model, self.hashes)
         return found
 
-    def _record(self) -> None:
-        """Write down what the run is, if it is new, and how this submission runs it."""
+    def _record(self) -> dict[str, Any]:
+        """Write down what the run is, if it is new; return how this submission runs it."""
         inputs = {name: value.identity for name, value in self.inputs.items()}
         what = {**self.config.recipes(), "reuse": self.reuse, "inputs": inputs}
+        storage.create(storage.join(self.root, "run.json"), _json(what))
         config = self.config.model_dump(mode="json")
-        how = {"config": config, "reuse": self.reuse, "versions": versions(), "started": time.time()}
-        for name, value in (("run.json", what), (f"submissions/{self.submission}.json", how)):
-            storage.create(storage.join(self.root, name), json.dumps(value, indent=1).encode())
+        return {"config": config, "reuse": self.reuse, "versions": versions(), "started": time.time()}
+
+    def _submit(self, wanted: str | None) -> str:
+        """Write down this submission under an id that no other has."""
+        self.record["nonce"] = secrets.token_hex(3)
+        first = re.sub(
+            r"[^\w.-]", "-", wanted or time.strftime(f"%Y%m%dT%H%M%SZ-{self.record['nonce']}", time.gmtime())
+        )
+        number = 1
+        while True:
+            name = first if number == 1 else f"{first}-{number}"
+            uri, data = storage.join(self.root, "submissions", f"{name}.json"), _json(self.record)
+            if storage.create(uri, data) or storage.read_bytes(uri) == data:
+                return name
+            number += 1
+
+    def joined(self, ray_job_id: str) -> None:
+        """Add Ray's id of the driver to the submission's record: the name of its logs on the cluster."""
+        self.record["ray_job_id"] = ray_job_id
+        storage.write_bytes(storage.join(self.root, "submissions", f"{self.submission}.json"), _json(self.record))
 
     def at(self, name: str) -> Place:
-        """Return the place of a stage in this run."""
-        return Place(name, storage.join(self.root, name), self.submission)
+        """Return the place of a stage in this run, which is the one worked on from now on."""
+        self.place = Place(name, storage.join(self.root, name), self.submission)
+        return self.place
+
+    def state(self) -> str:
+        """Say from storage how far the stage is that is worked on, for who ends a submission in the middle of it."""
+        if self.place is None:
+            return "no stage was begun"
+        name, uri = self.place.name, self.place.uri
+        if storage.exists(storage.join(uri, "manifest.json")):
+            return f"{name} is done"
+        if storage.exists(plan := storage.join(uri, "plan.json")):
+            shards = len(json.loads(storage.read_bytes(plan))["shards"])
+            return f"{name} has {len(Ledger(uri, self.submission).committed())} of {shards} shards committed"
+        checkpoints = storage.list_names(storage.join(uri, "checkpoints"))
+        steps = [int(step) for checkpoint in checkpoints for step in re.findall(r"/step-(\d+)/", checkpoint)]
+        return f"{name} has a checkpoint of step {max(steps)}" if steps else f"{name} is not done"
 
     def reused(self, name: str) -> Manifest | None:
         """Return the manifest of a stage that another run finished, if the configuration says so.
@@ -168,6 +205,10 @@ class Run:
         names = stage_names(len(self.config.curate.recipe.rounds))
         found = [self.reused(name) or read_manifest(storage.join(self.root, name)) for name in names]
         return [manifest for manifest in found if manifest]
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1).encode()
 
 
 MOST_ROUNDS = 9

@@ -1,10 +1,12 @@
 """What every job does around its one call: arguments, logging, Ray, the table at the end, the exit code.
 
-Exit codes: 0 done · 1 a stage failed or a check found a difference · 2 the configuration or an input is unusable,
-nothing was started · 3 another driver holds what this one needs · 130 interrupted.
+Exit codes: 0 done · 1 a stage failed, a check found a difference, or the error above it was not expected · 2 the
+configuration or an input is unusable, nothing was started · 3 another driver holds what this one needs · 130
+interrupted · 143 terminated (`ray job stop`).
 """
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -22,6 +24,7 @@ from humpback_ray.ledger import Manifest
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
 from humpback_ray.run import Run, RunConfig, stage_names
 from humpback_ray.stage import StageFailed
+from jobs.ending import Ending
 
 console = Console(width=None if sys.stdout.isatty() else 160)
 
@@ -58,8 +61,9 @@ def run_until(
         known = stage_names(len(config.curate.recipe.rounds))
         if until is not None and until not in known:
             raise ConfigError(f"{until} is no stage of this run; its stages are {', '.join(known)}")
-        run = Run(config)
-        start_ray(config)
+        run = Run(config, submission_id())
+        ending.state = run.state
+        run.joined(start_ray(config))
         done = list(shown(run, until))
         table(done)
         if until is None:
@@ -83,11 +87,15 @@ def say(text: str, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
+ending = Ending(say)
+
+
 def guarded(work: Callable[[], int]) -> int:
     """Run a job; errors that a user can mend become one line and an exit code."""
     logs()
     try:
-        return work()
+        with ending.on_sigterm():
+            return work()
     except ConfigError as error:
         say(f"error: {error}", "red")
         return 2
@@ -98,12 +106,18 @@ def guarded(work: Callable[[], int]) -> int:
         say(f"error: {error}", "red")
         return 1
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on from here", "yellow")
+        ending.interrupted()
         return 130
 
 
-def start_ray(config: RunConfig) -> None:
-    """Join the cluster of RAY_ADDRESS, which `ray job submit` sets, or start Ray on this machine.
+def submission_id() -> str | None:
+    """Return the id that `ray job submit` gave this job, by which `ray job stop` and `ray job logs` know it."""
+    given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return given.get("metadata", {}).get("job_submission_id")
+
+
+def start_ray(config: RunConfig) -> str:
+    """Join the cluster of RAY_ADDRESS, which `ray job submit` sets, or start Ray on this machine; returns Ray's job id.
 
     Raises:
         ConfigError: this machine has less than a placement asks for; work would wait for ever.
@@ -115,14 +129,17 @@ def start_ray(config: RunConfig) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, logging_level=logging.ERROR)
-        return
+        ending.listen()
+        return ray.get_runtime_context().get_job_id()
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a machine is not preempted under its own driver
     cpus = max(os.cpu_count() or 1, 2)  # the demo asks for two; on one core they take turns
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ending.listen()
     have = {"CPU": cpus, "GPU": ray.cluster_resources().get("GPU", 0)}
     for field, needs in placements(config):
         for name in [name for name, count in needs.items() if count > have[name]]:
             raise ConfigError(f"{field} asks for {needs[name]:g} {name}s at once, this machine has {have[name]:g}")
+    return ray.get_runtime_context().get_job_id()
 
 
 def placements(section: Config, path: str = "") -> Iterator[tuple[str, dict[str, float]]]:

@@ -1,0 +1,168 @@
+"""Ray clusters of the tests' own: nodes from `ray start --block`, token authentication, the Jobs API.
+
+Every port that could clash is a free one, and all processes of a node descend from the one that is started here, so
+that exactly those are ended.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from tests.conftest import free_port
+
+RAY = str(Path(sys.executable).parent / "ray")
+ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
+
+
+class Node:
+    """One raylet with what belongs to it."""
+
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        command = [RAY, "start", "--block", "--disable-usage-stats", "--object-store-memory=100000000", *arguments]
+        with log.open("w") as file:
+            self.process = psutil.Popen(command, env=dict(environment), stdout=file, stderr=file)
+        self.log = log
+
+    def kill(self) -> None:
+        """SIGKILL all of it at once: a machine that is gone."""
+        self._kill(descendants(self.process))
+
+    def end(self) -> None:
+        """End it in good order, then what its processes left behind."""
+        family = descendants(self.process)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.process.terminate()
+        psutil.wait_procs([self.process], timeout=10)
+        self._kill(family)
+
+    def _kill(self, family: list[psutil.Process]) -> None:
+        for process in [self.process, *family]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs([self.process, *family], timeout=20)
+
+
+def descendants(process: psutil.Process) -> list[psutil.Process]:
+    """All processes below one; none if it has ended."""
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+class Cluster:
+    """A head, and more nodes on this machine, that ask for a token; used in a `with` block.
+
+    Args:
+        cpus: of the head.
+        variables: for the environment of the nodes, and so of the drivers and workers.
+    """
+
+    def __init__(self, cpus: float, variables: Mapping[str, str] | None = None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short, for the paths of sockets
+        self.token = secrets.token_hex(32)
+        (self.folder / "token").write_text(self.token)
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")}
+        self.environment = {**os.environ, **(variables or {}), **token}
+        self.environment.pop("RAY_ADDRESS", None)
+        port, dashboard = free_port(), free_port()
+        self.address, self.api = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
+        self.nodes: list[Node] = []
+        self._start(
+            cpus, "--head", f"--port={port}", f"--ray-client-server-port={free_port()}",
+            f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
+        )  # fmt: skip
+
+    def __enter__(self) -> "Cluster":
+        try:
+            wait_for(lambda: self._agents() >= 1, "the Jobs API", 60)
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def add(self, cpus: float) -> Node:
+        """Start one more node."""
+        return self._start(cpus, f"--address={self.address}")
+
+    def _start(self, cpus: float, *arguments: str) -> Node:
+        ports = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
+        mine = [f"--num-cpus={cpus:g}", f"--temp-dir={self.folder / 'tmp'}"]
+        mine += [f"--{name}={free_port()}" for name in ports]
+        log = self.folder / f"node-{len(self.nodes)}.log"
+        self.nodes.append(Node([*mine, *arguments], self.environment, log))
+        return self.nodes[-1]
+
+    def end(self) -> None:
+        """End all nodes, the head last."""
+        for node in reversed(self.nodes):
+            node.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def ray(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Run the `ray` command against the Jobs API."""
+        environment = {**self.environment, "RAY_API_SERVER_ADDRESS": self.api}
+        command = [RAY, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None, token: str | None = None) -> Any:
+        """Ask the dashboard: GET without a body, POST with one; raises HTTPError as it answers."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token or self.token}"}
+        request = urllib.request.Request(f"{self.api}{path}", data, headers if token != "" else {})
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return json.loads(reply.read())
+
+    def _agents(self) -> int:
+        with contextlib.suppress(OSError):
+            self.ask("/api/jobs/")
+            return 1
+        return 0
+
+    def submit(self, entrypoint: str, submission: str) -> None:
+        """Submit a job."""
+        self.ask("/api/jobs/", {"entrypoint": entrypoint, "submission_id": submission})
+
+    def job(self, submission: str) -> dict[str, Any]:
+        """Return what the Jobs API says of a job."""
+        return self.ask(f"/api/jobs/{submission}")
+
+    def logs(self, submission: str) -> str:
+        """Return what a job's driver has printed."""
+        return self.ask(f"/api/jobs/{submission}/logs")["logs"]
+
+    def stop(self, submission: str) -> None:
+        """Do what `ray job stop` does."""
+        self.ask(f"/api/jobs/{submission}/stop", {})
+
+    def finish(self, submission: str, timeout_s: float = 60) -> dict[str, Any]:
+        """Wait until a job has ended and return what is said of it."""
+        wait_for(lambda: self.job(submission)["status"] in ENDED, f"the end of job {submission}", timeout_s)
+        return self.job(submission)
+
+
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come within {timeout_s:g} s"
+        time.sleep(0.2)

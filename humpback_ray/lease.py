@@ -13,11 +13,11 @@ nonce, by which a writer whose reply was lost knows its own.
 Given up: a request of the heartbeat that hangs delays the holder's notice of its loss, not the fence.
 """
 
+import _thread
 import json
 import logging
 import os
 import secrets
-import signal
 import socket
 import threading
 import time
@@ -181,7 +181,7 @@ class Lease:
                 self._lost = lost
                 self._over.set()
                 if inside_main:
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    _thread.interrupt_main()  # a real SIGINT is blocked in drivers under `ray job submit`
 
     def _closed(self) -> str:
         """Say who ended this epoch; "" while it lasts."""

@@ -1,5 +1,6 @@
 """One driver at a time, a dead one is replaced, an overtaken one may not publish, a commit is published once."""
 
+import functools
 import json
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 from humpback_ray import steps, storage
 from humpback_ray.lease import Lease, LeaseHeld, LeaseLost
 from humpback_ray.ledger import Attempt, Commit
+from humpback_ray.placement import TaskPlacement
 from humpback_ray.stage import Place, Stage, read_manifest
 
 
@@ -158,13 +160,38 @@ def test_work_is_interrupted_when_the_lease_is_lost(
     def work() -> None:
         with lease(tmp_path, "first"):
             happening(tmp_path)
-            time.sleep(60)
+            for _ in range(600):
+                time.sleep(0.1)
 
     began = time.monotonic()
     with pytest.raises(LeaseLost, match=words) as raised:
         work()
     assert time.monotonic() - began < 30
     assert isinstance(raised.value.__cause__, KeyboardInterrupt)
+
+
+def sleep_on(attempt: Attempt, folder: str) -> Commit:
+    Path(folder, "begun").touch()
+    time.sleep(600)
+    return attempt.describe([], {})
+
+
+@pytest.mark.ray
+def test_a_global_step_is_interrupted_too_and_nothing_is_published(
+    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("humpback_ray.stage.Lease", functools.partial(Lease, beat_s=0.1, stale_s=60))
+
+    def overtake_it() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.1)
+        overtake(tmp_path)
+
+    threading.Thread(target=overtake_it, daemon=True).start()
+    with pytest.raises(LeaseLost, match="overtaken by there"):
+        Stage(Place("step", str(tmp_path), "first"), {}, {}).once(sleep_on, (str(tmp_path),), TaskPlacement(cpus=0.5))
+    assert read_manifest(str(tmp_path)) is None
+    assert not (tmp_path / "commits").exists()
 
 
 def test_ctrl_c_stays_ctrl_c(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A tiny random Llama with a byte-level tokenizer, and pairs for it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import PAIR, record_id
+from humpback_ray.train.examples import make_examples, read_pairs
+from humpback_ray.train.recipe import TrainRecipe
+from humpback_ray.train.schedule import schedule
 
 
 def make_tokenizer(pad: bool = False) -> Any:
@@ -76,3 +81,30 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
         uris.append(str(directory / f"{part}.parquet"))
         pq.write_table(pa.Table.from_pylist(some, schema=PAIR), uris[-1])
     return tuple(uris)
+
+
+def plain_loop(base: Path, pairs: Sequence[str], tokenizer: Any, recipe: TrainRecipe) -> list[tuple[float, float]]:
+    """Loss and gradient norm per step of a loop without DeepSpeed, padding, micro-batches or workers."""
+    import torch
+    from torch.nn.functional import cross_entropy
+    from transformers import AutoModelForCausalLM
+
+    examples, _ = make_examples(read_pairs(pairs)[0], tokenizer, ChatRecipe(), "forward", 256)
+    plan = schedule(recipe, "m0", len(examples))
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attention_dropout=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=recipe.betas, eps=recipe.epsilon, weight_decay=0.1)
+    steps = []
+    for step in range(1, plan.steps + 1):
+        batch = [examples[index].tokens for index in plan.batch(step)]
+        total = torch.zeros(())
+        for ids, start in batch:
+            logits = model(torch.tensor([ids])).logits[0]
+            total = total + cross_entropy(logits[start - 1 : -1], torch.tensor(ids[start:]), reduction="sum")
+        loss = total / sum(len(ids) - start for ids, start in batch)
+        optimizer.param_groups[0]["lr"] = plan.rate(step)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        steps.append((loss.item(), norm.item()))
+    return steps

@@ -51,7 +51,7 @@ def write_pairs(root: str, rows: Sequence[dict[str, Any]]) -> Manifest:
 
 def tune(root: str, submission: str, recipe: str, placement: str) -> int:
     """Fine-tune `<root>/base` on `<root>/pairs`, under a lease with a quick heart."""
-    vars(stage)["Lease"] = functools.partial(Lease, beat_s=0.3, stale_s=3.0)
+    stage.Lease = functools.partial(Lease, beat_s=0.3, stale_s=3.0)  # pyright: ignore[reportAttributeAccessIssue]
     pairs = read_manifest(f"{root}/pairs")
     assert pairs is not None
     base = Model(f"{root}/base", resolve_model("base_model", f"{root}/base", Hashes(f"{root}/hashes.json")))
@@ -64,11 +64,11 @@ def tune(root: str, submission: str, recipe: str, placement: str) -> int:
 
 @contextlib.contextmanager
 def driver(script: str, arguments: Sequence[str], log: Path) -> Iterator[psutil.Popen]:
-    """Run a driver; when the block ends, kill it and every process that it has started, itself first."""
+    """Run a driver, SIGINT blocked as under `ray job submit`; in the end kill it and all that it started, it first."""
+    blocked = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT})
+    command = [sys.executable, "-c", script, *arguments]
     with log.open("w") as file:
-        process = psutil.Popen(
-            [sys.executable, "-c", script, *arguments], cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT
-        )
+        process = psutil.Popen(command, cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT, preexec_fn=blocked)
     try:
         yield process
     finally:

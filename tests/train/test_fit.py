@@ -21,7 +21,6 @@ import json, sys
 import ray
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
-from humpback_ray.train import checkpoints
 from humpback_ray.train.fit import TrainJob, launch
 from humpback_ray.train.recipe import TrainRecipe
 

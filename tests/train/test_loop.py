@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from humpback_ray.placement import TrainPlacement
-from humpback_ray.prompts.chat import ChatRecipe
-from humpback_ray.train.examples import make_examples, read_pairs
-from humpback_ray.train.schedule import schedule
+from humpback_ray.train.examples import read_pairs
+from tests.train.conftest import plain_loop
 from tests.train.workers import RECIPE, Case, job, run
 
 pytestmark = pytest.mark.slow
@@ -22,30 +21,7 @@ def placement(zero_stage: int, micro: int, **more: Any) -> TrainPlacement:
 
 @pytest.fixture(scope="module")
 def plain(base: Path, pairs: tuple[str, ...], tokenizer: Any) -> list[tuple[float, float]]:
-    """Loss and gradient norm per step of a loop without DeepSpeed, padding, micro-batches or workers."""
-    import torch
-    from torch.nn.functional import cross_entropy
-    from transformers import AutoModelForCausalLM
-
-    examples, _ = make_examples(read_pairs(pairs)[0], tokenizer, ChatRecipe(), "forward", 256)
-    plan = schedule(RECIPE, "m0", len(examples))
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attention_dropout=0.0)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=RECIPE.betas, eps=RECIPE.epsilon, weight_decay=0.1)
-    steps = []
-    for step in range(1, plan.steps + 1):
-        batch = [examples[index].tokens for index in plan.batch(step)]
-        total = torch.zeros(())
-        for ids, start in batch:
-            logits = model(torch.tensor([ids])).logits[0]
-            total = total + cross_entropy(logits[start - 1 : -1], torch.tensor(ids[start:]), reduction="sum")
-        loss = total / sum(len(ids) - start for ids, start in batch)
-        optimizer.param_groups[0]["lr"] = plan.rate(step)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        steps.append((loss.item(), norm.item()))
-    return steps
+    return plain_loop(base, pairs, tokenizer, RECIPE)
 
 
 def damage(source: Path, target: Path, name: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -11,20 +12,13 @@ from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.stage import read_manifest
 from humpback_ray.train import checkpoints
-from tests.train.conftest import rows
+from tests.train.conftest import plain_loop, rows
 from tests.train.drivers import TUNE, driver, send, training_workers, wait_for, write_pairs
-from tests.train.workers import RECIPE, Case, job, run
+from tests.train.workers import RECIPE
 
 STEPS = 24
 THIS = RECIPE.model_copy(update={"steps": {"m0": STEPS}})
 PLACEMENT = TrainPlacement(workers=2, cpus_per_worker=0.5, micro_batch_examples=4, checkpoint_every_steps=4)
-
-
-@pytest.fixture
-def undisturbed(base: Path, pairs: tuple[str, ...], tmp_path: Path) -> list[float]:
-    """The losses of the same fine-tune by one process, without Ray or object storage."""
-    case = Case("m0", job(base, pairs, tmp_path / "model", steps={"m0": STEPS}), TrainPlacement())
-    return [row["loss"] for row in run([case], 1, tmp_path / "undisturbed")["m0"]["metrics"]]
 
 
 def step_reached(uri: str) -> int:
@@ -42,7 +36,7 @@ def has_ended(process: psutil.Popen) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_driver_is_killed_the_next_sleeps_and_is_overtaken_and_the_third_ends_as_if_undisturbed(
-    base: Path, s3_bucket: str, tmp_path: Path, undisturbed: list[float]
+    base: Path, pairs: tuple[str, ...], tokenizer: Any, s3_bucket: str, tmp_path: Path
 ) -> None:
     root = f"{s3_bucket}/{tmp_path.name}"
     storage.upload_directory(base, f"{root}/base")
@@ -66,6 +60,7 @@ def test_a_driver_is_killed_the_next_sleeps_and_is_overtaken_and_the_third_ends_
         assert asleep.wait(60) == 3, (tmp_path / "asleep.log").read_text()[-3000:]
         assert psutil.wait_procs(still, timeout=20)[1] == []
 
+    undisturbed = [loss for loss, _ in plain_loop(base, pairs, tokenizer, THIS)]
     made = read_manifest(model)
     assert made is not None
     assert [row["step"] for row in made.extra["history"]] == list(range(1, STEPS + 1))

@@ -99,8 +99,9 @@ class Pool:
         self.watch = watch
         try:
             with watch:
-                for row in results.iter_rows():
-                    self._reported(watch, row)
+                for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                    for row in batch.to_pylist():
+                        self._reported(watch, row)
         except RayError as error:
             words = f"its workers could not run: {reason(error)}"
             raise StageFailed(f"{self.name}: {words}; mend it and run again") from error

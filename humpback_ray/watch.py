@@ -170,12 +170,13 @@ class Watch:
         return self._records[flight]
 
     def _end_overdue(self) -> None:
-        flights, now = self._flights(), time.monotonic()
-        for flight in flights:
+        now = time.monotonic()
+        for flight in self._flights():
             age, limit = now - self._seen[flight], self.pace.limit_s(self.pace.weights[flight[0]])
-            record = self._record(flight) if age > limit else None
-            if record and record["submission"] == self.ledger.submission:
-                self._end_process(record, f"no end after {age:.0f} s, the limit for this shard is {limit:.0f} s")
+            if age > limit and not self.ledger.commit_of(flight[0]):
+                record = self._record(flight)
+                if record["submission"] == self.ledger.submission:
+                    self._end_process(record, f"no end after {age:.0f} s, the limit for this shard is {limit:.0f} s")
 
     def _end_process(self, record: Mapping[str, Any], error: str) -> None:
         logger.warning("%s: shard %s: %s; ending its process on %s", self.name, record["shard"], error, record["node"])
@@ -191,7 +192,8 @@ class Watch:
             return  # some shard still waits for its turn
         for flight in flights:
             shard, age = flight[0], now - self._seen[flight]
-            if shard not in self._seconds and self.pace.is_straggler(self.pace.weights[shard], age):
+            slow_one = shard not in self._seconds and self.pace.is_straggler(self.pace.weights[shard], age)
+            if slow_one and not self.ledger.commit_of(shard):
                 slow = self._record(flight)
                 words = (self.name, shard, age, slow["node"])
                 logger.warning("%s: shard %s has run for %.0f s on %s; starting it once more", *words)

@@ -1,8 +1,7 @@
 """Put on PYTHONPATH by a fault test: kills a driver, an actor or a raylet at an armed step, once.
 
-The folder FAULT_PLAN holds a file `<step>.<role>` for every kill to come; whoever renames it does the deed. Drivers have
-FAULT_DRIVER set and leave their process id there; actors are recognised by reaching a step without it, and leave that
-of their raylet, which is their parent.
+The folder FAULT_PLAN holds a file `<step>.<role>` for every kill to come; whoever renames it does the deed. Drivers
+have FAULT_DRIVER set and leave their process id there; actors leave that of their raylet, which is their parent.
 """
 
 import contextlib

@@ -15,9 +15,11 @@ read first. A complete checkpoint with a wrong byte stops the run: that is damag
 DeepSpeed refuses another number of workers and another ZeRO stage, hence so do we, saying both.
 """
 
+import contextlib
 import json
 import logging
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,6 +94,22 @@ def missing(uri: str, sizes: Mapping[str, int]) -> str | None:
     return next((name for name, size in expected.items() if sizes.get(name) != size), None)
 
 
+def fetch(uri: str) -> Path | None:
+    """Return a local directory with a checkpoint's files; None if its writer, an overtaken one, pruned it meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        directory = storage.local_directory(uri)
+        if missing(str(directory), {entry.name: entry.bytes for entry in storage.listing(str(directory))}) is None:
+            return directory
+        forget(uri, directory)
+    return None
+
+
+def forget(uri: str, directory: Path) -> None:
+    """Delete what `fetch` returned if it is a copy; one is shared by the workers of a node."""
+    if storage.is_s3(uri):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 def prune(uri: str) -> None:
     """Delete all but the last two checkpoints under `<stage>/checkpoints/<attempt>`."""
     found = _listed(uri)
@@ -147,11 +165,11 @@ def problem(directory: Path, rank: int) -> str | None:
         listed |= {name: entry | {"mine": mine} for name, entry in entries.items()}
     strange = [path for path in directory.rglob("*.pt") if path.relative_to(directory).as_posix() not in listed]
     if strange:
-        return f"{strange[0]} has no checksum; delete this checkpoint to go on from an earlier one"
+        return f"{strange[0].name} has no checksum"
     for name, entry in listed.items():
         path = directory / name
         if entry["mine"] and (not path.is_file() or storage.sha256_of(str(path)) != entry["sha256"]):
-            return f"{path} is not what was written; delete this checkpoint to go on from an earlier one"
+            return f"{name} is not what was written"
     return None
 
 

@@ -11,7 +11,6 @@ The loop knows nothing of Ray: a `Session` says which worker it is and where che
 import logging
 import math
 import secrets
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -136,19 +135,27 @@ def resume(run: Run) -> None:
     """Go on from the newest checkpoint, if there is one; nothing is unpickled before all workers found it sound."""
     import torch.distributed as dist
 
-    uri = chosen(run.session.rank, lambda: checkpoints.newest(run.session.checkpoints))
-    if uri is None:
+    uri, directory = found(run.session)
+    if uri is None or directory is None:
         return
-    directory = storage.local_directory(uri)
     run.history = checkpoints.read_state(directory, run.identity)
-    agree(checkpoints.problem(directory, run.session.rank))
+    problem = checkpoints.problem(directory, run.session.rank)
+    agree(f"{uri}: {problem}; delete this checkpoint to go on from an earlier one" if problem else None)
     checkpoints.load(run.engine, directory)
     run.resumed_from = len(run.history)
     if run.session.rank == 0:
         logger.info("%s goes on from %s", run.job.model, uri)
     dist.barrier()
-    if storage.is_s3(uri):
-        shutil.rmtree(directory, ignore_errors=True)  # a copy, shared by the workers of a node
+    checkpoints.forget(uri, directory)
+
+
+def found(session: Session) -> tuple[str | None, Path | None]:
+    """Return the newest checkpoint and where its files are on this machine, once every worker has them."""
+    while uri := chosen(session.rank, lambda: checkpoints.newest(session.checkpoints)):
+        directory = checkpoints.fetch(uri)
+        if all(gathered(directory is not None)):
+            return uri, directory
+    return None, None
 
 
 def chosen(rank: int, choose: Callable[[], T]) -> T:
@@ -162,13 +169,18 @@ def chosen(rank: int, choose: Callable[[], T]) -> T:
 
 def agree(problem: str | None) -> None:
     """Stop every worker if one of them has a problem; alone it would leave the others waiting."""
+    problems = [text for text in gathered(problem) if text]
+    if problems:
+        raise TrainingStopped(problems[0])
+
+
+def gathered(value: T) -> list[T]:
+    """Return every worker's value, by rank."""
     import torch.distributed as dist
 
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    found = [text for text in problems if text]
-    if found:
-        raise TrainingStopped(found[0])
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def save(run: Run) -> None:

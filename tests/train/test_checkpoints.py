@@ -100,6 +100,14 @@ def test_a_half_uploaded_checkpoint_is_passed_over(tmp_path: Path, harm: Callabl
     assert checkpoints.newest(str(tmp_path / "checkpoints")) == str(sound)
 
 
+def test_a_checkpoint_that_is_deleted_while_it_is_fetched_is_no_verdict(tmp_path: Path) -> None:
+    target = write(tmp_path, "0001", 4)
+    assert checkpoints.fetch(str(target)) == target
+    (target / "sha256-00001.json").unlink()
+    assert checkpoints.fetch(str(target)) is None
+    assert checkpoints.fetch(str(tmp_path / "nothing")) is None
+
+
 @pytest.mark.s3
 def test_on_object_storage_too(tmp_path: Path, s3_bucket: str) -> None:
     uri = f"{s3_bucket}/{tmp_path.name}/checkpoints"
@@ -109,6 +117,11 @@ def test_on_object_storage_too(tmp_path: Path, s3_bucket: str) -> None:
             checkpoints.save(Engine(rank), part, rank, IDENTITY, [ROW] * step)
             checkpoints.upload(part, rank, f"{uri}/0001/step-{step:06d}-3fa9c1")
     assert checkpoints.newest(uri) == f"{uri}/0001/step-000008-3fa9c1"
+    copy = checkpoints.fetch(f"{uri}/0001/step-000008-3fa9c1")
+    assert copy is not None
+    assert checkpoints.read_state(copy, IDENTITY) == [ROW] * 8
+    checkpoints.forget(uri, copy)
+    assert not copy.exists()
     checkpoints.prune(f"{uri}/0001")
     assert {name.split("/")[1] for name in storage.list_names(uri)} == {"step-000008-3fa9c1", "step-000010-3fa9c1"}
 

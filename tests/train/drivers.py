@@ -30,11 +30,15 @@ REPOSITORY = Path(__file__).parents[2]
 TUNE = """
 import sys
 import ray
-from jobs.console import guarded
+from humpback_ray.lease import LeaseLost
 from tests.train.drivers import tune
 
 ray.init(address="local", num_cpus=2, include_dashboard=False)
-sys.exit(guarded(lambda: tune(*sys.argv[1:])))
+try:
+    tune(*sys.argv[1:])
+except LeaseLost as lost:
+    print(lost)
+    sys.exit(3)
 """
 
 
@@ -49,7 +53,7 @@ def write_pairs(root: str, rows: Sequence[dict[str, Any]]) -> Manifest:
     return Stage(Place("pairs", f"{root}/pairs", "test"), {}, {}, PAIR).leased(work)
 
 
-def tune(root: str, submission: str, recipe: str, placement: str) -> int:
+def tune(root: str, submission: str, recipe: str, placement: str) -> None:
     """Fine-tune `<root>/base` on `<root>/pairs`, under a lease with a quick heart."""
     stage.Lease = functools.partial(Lease, beat_s=0.3, stale_s=3.0)  # pyright: ignore[reportAttributeAccessIssue]
     pairs = read_manifest(f"{root}/pairs")
@@ -59,7 +63,6 @@ def tune(root: str, submission: str, recipe: str, placement: str) -> int:
         recipe=TrainRecipe.model_validate_json(recipe), placement=TrainPlacement.model_validate_json(placement)
     )
     fine_tune(config, ChatRecipe(), "m0", base, [pairs], Place("models/m0", f"{root}/models/m0", submission))
-    return 0
 
 
 @contextlib.contextmanager

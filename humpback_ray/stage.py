@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from humpback_ray.ledger import (
     Shard,
     StageFailed,
     drop_counts,
+    requests_since_last,
     write_table,
 )
 from humpback_ray.placement import PoolPlacement, TaskPlacement
@@ -150,9 +151,10 @@ class Stage:
             return self.done
         assert self.schema is not None, "shards become tables"
         plan = plan_files(source) if isinstance(source, Inventory) else plan_rows(source, placement.rows_per_shard)
-        frozen = self.ledger.create_or_read("plan.json", {"shards": [json.loads(shard.json()) for shard in plan]})
+        frozen = self.ledger.create_or_read("plan.json", {"shards": [asdict(shard) for shard in plan]})
         steps.reach(2)
-        shards = [Shard.parse(json.dumps(value)) for value in frozen["shards"]]
+        shards = [Shard.of(value) for value in frozen["shards"]]
+        del plan, frozen
         committed = self.ledger.committed()
         counted = [shard.rows for shard in shards]
         rows = {shard.name: 1 if None in counted else shard.rows or 0 for shard in shards}
@@ -209,11 +211,13 @@ class Stage:
         if self.done:
             return self.done
         with Lease(self.place.uri, self.place.submission) as lease:
-            if lease.outcome is None:
+            outcome = lease.outcome
+            if outcome is None:
                 with self.ledger.begin(ALL) as attempt:
-                    lease.end(json.loads(work(attempt).json()))
+                    outcome = json.loads(work(attempt).json())
+                    lease.end(outcome)
                     steps.reach(11)
-        return self._publish([self.ledger.commit(Commit.parse(lease.outcome))])
+        return self._publish([self.ledger.commit(Commit.parse(outcome))])
 
     def _commit_of(self, shard: str) -> Commit:
         commit = self.ledger.commit_of(shard)
@@ -233,10 +237,13 @@ class Stage:
             attempts=self.ledger.attempts_made().total(),
             started=started,
             ended=time.time(),
+            driver_requests=requests_since_last(),
         )
-        storage.create(self.ledger.at("manifest.json"), manifest.json())
+        created = storage.create(self.ledger.at("manifest.json"), manifest.json())
         steps.reach(12)
-        return Manifest.parse(self.place.uri, storage.read_bytes(self.ledger.at("manifest.json")))
+        return (
+            manifest if created else Manifest.parse(self.place.uri, storage.read_bytes(self.ledger.at("manifest.json")))
+        )
 
 
 def _in_attempt(step: Callable[..., Commit], attempt: Attempt, arguments: tuple[Any, ...]) -> Commit:

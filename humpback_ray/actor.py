@@ -73,9 +73,9 @@ class ShardActor:
         self.worker = worker(*arguments, placement.resources)
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Work on the one shard of a batch; returns what the driver wants to know."""
-        result = await self.work(str(batch["shard"][0]))
-        return {name: [value] for name, value in result.items()}
+        """Work on the shards of a block, one after another; returns what the driver wants to know of each."""
+        results = [await self.work(str(text)) for text in batch["shards"][0]]
+        return {name: [result[name] for result in results] for name in results[0]}
 
     async def work(self, text: str, second: bool = False) -> dict[str, Any]:
         """Bring one shard, as JSON, to its commit; `second`: although another attempt is on its way."""

@@ -20,6 +20,7 @@ import os
 import platform
 import secrets
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -46,7 +47,7 @@ class StageFailed(RuntimeError):
     """A stage cannot be finished; the message says why, with numbers."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """A unit of work. `file` is an input file; else `slices` are (file, first, last + 1) of *kept* rows.
 
@@ -67,7 +68,8 @@ class Shard:
         """Return the shard with URIs; a file's shard is named by its place in the inventory."""
         if isinstance(source, Inventory):
             return replace(self, file=source.files[int(self.name)].uri)
-        return replace(self, slices=tuple((storage.join(source.uri, file), *rows) for file, *rows in self.slices))
+        slices = tuple((sys.intern(storage.join(source.uri, file)), *rows) for file, *rows in self.slices)
+        return replace(self, slices=slices)
 
     def load(self) -> "str | pa.Table":
         """Return what the worker gets: the file's URI, or the rows."""
@@ -82,11 +84,16 @@ class Shard:
     @staticmethod
     def parse(text: str) -> "Shard":
         """Read what `json` wrote."""
-        value = json.loads(text)
-        return Shard(value["name"], value["file"], tuple((uri, first, last) for uri, first, last in value["slices"]))
+        return Shard.of(json.loads(text))
+
+    @staticmethod
+    def of(value: Mapping[str, Any]) -> "Shard":
+        """Make a shard of its JSON value."""
+        slices = tuple((sys.intern(uri), first, last) for uri, first, last in value["slices"])
+        return Shard(value["name"], value["file"], slices)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DataFile:
     """A file of a commit, named relative to the stage directory; `rows` and `kept` are None where it is no table."""
 
@@ -97,7 +104,7 @@ class DataFile:
     kept: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Commit:
     """What one attempt made of one shard. Its existence under commits/ is the shard's end."""
 
@@ -128,7 +135,16 @@ class Commit:
         """Read what `json` wrote."""
         lost = value.get("quarantine")
         files = tuple(DataFile(**file) for file in value["files"])
-        return Commit(**{**value, "files": files, "quarantine": DataFile(**lost) if lost else None})
+        same = {name: sys.intern(value[name]) for name in ("node", "submission")}  # thousands of commits share them
+        versions = _shared_versions(tuple(value["versions"].items()))
+        return Commit(
+            **{**value, **same, "files": files, "quarantine": DataFile(**lost) if lost else None, "versions": versions}
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _shared_versions(items: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    return dict(items)
 
 
 @dataclass(frozen=True)
@@ -224,9 +240,10 @@ class Manifest:
             "rows": self.rows, "kept": self.kept, "drops": self.drops, "tokens": self.tokens,
             "quarantined": self.quarantined, "requests": self.requests,
         }  # fmt: skip
-        value = {**asdict(self), "digest": self.digest, "totals": totals}
-        del value["uri"]
-        return json.dumps(value, indent=1).encode()
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("uri", "commits")}
+        head = json.dumps({**fields, "digest": self.digest, "totals": totals}, indent=1).removesuffix("\n}").encode()
+        commits = b",\n  ".join(commit.json() for commit in self.commits)  # one by one: there may be thousands
+        return b"".join([head, b',\n "commits": [\n  ', commits, b"\n ]\n}"])
 
     @staticmethod
     def parse(uri: str, data: bytes) -> "Manifest":

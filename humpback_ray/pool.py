@@ -1,16 +1,16 @@
 """Shards over a pool of Ray Data actors: what a pass is, and what becomes of shards that fail.
 
-A pass maps the uncommitted shards, as descriptors, one per block; rows never go through the object store. A shard that
+A pass maps the uncommitted shards, as descriptors; rows never go through the object store. A shard that
 failed as often as its placement allows runs alone and is taken apart (isolation.py), since a process that dies takes
 its neighbours' attempts with it. What takes too long is ended or started once more (watch.py).
 """
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     import ray.data
 
 logger = logging.getLogger(__name__)
+
+SINGLE_BLOCKS = 1000
+"""Shards at the end of a pass that travel alone."""
+SHARDS_PER_BLOCK = 8
+"""Shards before those that one actor takes together."""
 
 
 @dataclass
@@ -91,16 +96,20 @@ class Pool:
 
         placement = self.placement.for_shards(len(shards))
         with ray.data.DataContext.current(_context()):
-            blocks = ray.data.from_items([{"shard": shard.json()} for shard in shards], override_num_blocks=len(shards))
+            items = [{"shards": [shard.json() for shard in group]} for group in groups(shards)]
+            blocks = ray.data.from_items(items, override_num_blocks=len(items))
             results = blocks.map_batches(
                 ShardActor, fn_constructor_args=self._actor_arguments(placement), **placement.map_arguments()
             )
-        watch = Watch(self.name, self.ledger, shards, self.pace, self._second, lambda: _stop(results))
+        watch = Watch(
+            self.name, self.ledger, shards, self.pace, self._second, lambda: _stop(results),
+            news=lambda shard: self.progress.advance(self.rows[shard]),
+        )  # fmt: skip
         self.watch = watch
         try:
             with watch:
                 for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                    for row in batch.to_pylist():
+                    for row in cast(pa.Table, batch).to_pylist():
                         self._reported(watch, row)
         except RayError as error:
             words = f"its workers could not run: {reason(error)}"
@@ -112,8 +121,8 @@ class Pool:
 
     def _reported(self, watch: Watch, row: Mapping[str, Any]) -> None:
         steps.reach(10)
-        if watch.ended(row["shard"], row["committed"], row["seconds"]) and row["committed"]:
-            self.progress.advance(self.rows[row["shard"]], row["tokens"])
+        watch.ended(row["shard"], row["committed"], row["seconds"])
+        self.progress.advance(0, row["tokens"])
 
     def _second(self, shard: Shard, away_from: str) -> None:
         """Start a shard once more, in an actor of its own on another node; the first commit wins."""
@@ -164,6 +173,19 @@ class Pool:
             logger.warning("%s: shard %s could not be put together: %s", self.name, shard.name, failure)
         finally:
             worker.close()
+
+
+def groups(shards: Sequence[Shard]) -> Iterator[Sequence[Shard]]:
+    """Divide the shards of a pass into what Ray Data carries as one block: one each, or, of very many, first a few.
+
+    A block costs the driver some kilobytes for the whole pass; the last ones are single, so that actors end together.
+    """
+    first = 0
+    while first < len(shards):
+        left = len(shards) - first
+        size = 1 if left <= SINGLE_BLOCKS else min(SHARDS_PER_BLOCK, left - SINGLE_BLOCKS)
+        yield shards[first : first + size]
+        first += size
 
 
 def _stop(results: "ray.data.Dataset") -> None:

@@ -170,6 +170,7 @@ class Stage:
             while pending := [shard.located(source) for shard in shards if shard.name not in committed]:
                 pool.work_on(pending)
                 committed = self.ledger.committed()
+            del pending
         with ThreadPoolExecutor(READERS) as readers:
             return self._publish(list(readers.map(self._commit_of, (shard.name for shard in shards))))
 

@@ -76,6 +76,7 @@ class Watch:
         pace: shared by the passes of a submission.
         second: starts a shard once more, away from a node (its Ray id), and does not wait for the end.
         stop: ends the pass at once, whatever is still on its way.
+        news: told once about every shard that is committed.
     """
 
     def __init__(
@@ -86,10 +87,11 @@ class Watch:
         pace: Pace,
         second: Callable[[Shard, str], None],
         stop: Callable[[], None],
+        news: Callable[[str], None],
     ) -> None:
         self.name, self.ledger, self.pace = name, ledger, pace
         self.shards = {shard.name: shard for shard in shards}
-        self._second, self._stop = second, stop
+        self._second, self._stop, self._news = second, stop, news
         self._before = self._names()
         self._seen: dict[Flight, float] = {}
         self._begun: set[str] = set()
@@ -112,18 +114,21 @@ class Watch:
         if kind is None:
             self._thread.join()
 
-    def ended(self, shard: str, committed: bool, seconds: float) -> bool:
-        """Note that somebody came to an end with a shard; returns whether that is news."""
-        with self._lock:
-            if shard in self._committed:
-                return False
-            if not committed:
-                self._failed.add(shard)
-                return True
-            self._committed.add(shard)
+    def ended(self, shard: str, committed: bool, seconds: float) -> None:
+        """Note that an actor came to an end with a shard."""
+        if committed:
             self.pace.ended(self.pace.weights[shard], seconds)
+            self._commit({shard})
+        else:
+            self._failed.add(shard)
         self._stop_if_over()
-        return True
+
+    def _commit(self, shards: set[str]) -> None:
+        with self._lock:
+            fresh = (shards & self.shards.keys()) - self._committed
+            self._committed |= fresh
+        for shard in fresh:
+            self._news(shard)
 
     def concern(self) -> str:
         """Name the attempt that has run for longest, with its node, once that is worth a word."""
@@ -150,6 +155,7 @@ class Watch:
         return set(storage.list_names(self.ledger.at("attempts")))
 
     def _note(self) -> None:
+        self._commit(self.ledger.committed())
         names, now = self._names() - self._before, time.monotonic()
         failed = {_flight(name.replace(".error", "")) for name in names if name.endswith(".error.json")}
         begun = {_flight(name) for name in names if not name.endswith(".error.json")}
@@ -173,7 +179,7 @@ class Watch:
         now = time.monotonic()
         for flight in self._flights():
             age, limit = now - self._seen[flight], self.pace.limit_s(self.pace.weights[flight[0]])
-            if age > limit and not self.ledger.commit_of(flight[0]):
+            if age > limit:
                 record = self._record(flight)
                 if record["submission"] == self.ledger.submission:
                     self._end_process(record, f"no end after {age:.0f} s, the limit for this shard is {limit:.0f} s")
@@ -192,8 +198,7 @@ class Watch:
             return  # some shard still waits for its turn
         for flight in flights:
             shard, age = flight[0], now - self._seen[flight]
-            slow_one = shard not in self._seconds and self.pace.is_straggler(self.pace.weights[shard], age)
-            if slow_one and not self.ledger.commit_of(shard):
+            if shard not in self._seconds and self.pace.is_straggler(self.pace.weights[shard], age):
                 slow = self._record(flight)
                 words = (self.name, shard, age, slow["node"])
                 logger.warning("%s: shard %s has run for %.0f s on %s; starting it once more", *words)

@@ -1,0 +1,107 @@
+"""What the ledger costs a driver: memory, and seconds to plan, run, resume and verify, at 1,000 and 10,000 shards.
+
+    make bench-ledger          (or: python -m tests.benchmarks.ledger --rows 100 1000 10000)
+
+Shards of 100 rows with the engine `echo`. Each number of shards has a driver process of its own; its memory is the peak
+of its resident set, so that what differs between two numbers is what shards cost.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from humpback_ray import storage
+from humpback_ray.augment import AugmentConfig, AugmentRecipe, make_candidates
+from humpback_ray.engines import EchoEngine
+from humpback_ray.ledger import Manifest
+from humpback_ray.placement import PoolPlacement, TaskPlacement
+from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.records import SEGMENT
+from humpback_ray.stage import Model, Place, Stage, plan_rows, read_manifest
+from humpback_ray.verify import verify_stage
+from tests.jobs.prepared import write_corpus, write_model
+
+GROWTH_MB = 50
+
+
+def measure(root: Path, shards: int, rows: int, found: "multiprocessing.Queue[dict[str, Any]]") -> None:
+    """Drive one stage of so many shards; every figure in seconds, memory in MB."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    corpus = Stage(Place("corpus", str(root / "corpus"), "bench"), {}, {}, SEGMENT)
+    source = corpus.once(write_corpus, (shards * rows,), TaskPlacement())
+    model = Stage(Place("models/backward", str(root / "model"), "bench"), {}, {}).leased(write_model)
+    figures: dict[str, Any] = {"idle_mb": peak_mb()}
+    config = AugmentConfig(
+        recipe=AugmentRecipe(engine=EchoEngine(), max_new_tokens=8, max_failed_share=1.0),
+        placement=PoolPlacement(replicas=1, cpus_per_replica=1, rows_per_shard=rows, shards_in_flight=2),
+    )
+
+    def run(submission: str) -> Manifest:
+        place = Place("candidates", str(root / "candidates"), submission)
+        return make_candidates(config, ChatRecipe(), source, Model.of(model), place)
+
+    figures["plan_s"] = timed(lambda: plan_rows(source, rows))[0]
+    figures["run_s"], done = timed(lambda: run("first"))
+    figures["peak_mb"] = peak_mb()
+    figures["finished_s"] = timed(lambda: run("second"))[0]
+    storage.delete(storage.join(done.uri, "manifest.json"))
+    figures["resume_s"] = timed(lambda: run("third"))[0]
+    ray.shutdown()
+    manifest = read_manifest(done.uri)
+    assert manifest is not None
+    assert manifest.rows == shards * rows
+    figures["verify_s"] = timed(lambda: verify_stage(manifest, {"corpus": source}))[0]
+    found.put(figures)
+
+
+def timed(call: Any) -> tuple[float, Any]:
+    since = time.perf_counter()
+    value = call()
+    return time.perf_counter() - since, value
+
+
+def peak_mb() -> float:
+    """The most resident memory this process has had, in MB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", type=int, nargs="*", default=[1000, 10000])
+    parser.add_argument("--rows", type=int, default=100, help="rows of a shard")
+    arguments = parser.parse_args()
+    fresh = multiprocessing.get_context("spawn")
+    results = {}
+    for shards in arguments.shards:
+        with tempfile.TemporaryDirectory(prefix="bench-ledger-") as folder:
+            found = fresh.Queue()
+            driver = fresh.Process(target=measure, args=(Path(folder), shards, arguments.rows, found))
+            driver.start()
+            results[shards] = found.get()
+            driver.join()
+        print(f"{shards} shards of {arguments.rows} rows: {json.dumps(results[shards])}", flush=True)
+    for shards, figures in results.items():
+        for name in ("plan_s", "run_s", "finished_s", "resume_s", "verify_s"):
+            line(f"ledger_{shards}_{name}", figures[name], "-")
+    first, last = min(results), max(results)
+    growth = results[last]["peak_mb"] - results[first]["peak_mb"]
+    line(f"ledger_driver_growth_{first}_to_{last}_mb", growth, f"<{GROWTH_MB}")
+
+
+def line(name: str, value: float, goal: str) -> None:
+    """Print one figure; it was taken once, since a run takes minutes."""
+    print(f"BENCH {name} value={value:.3f} low={value:.3f} high={value:.3f} goal={goal}")
+
+
+if __name__ == "__main__":
+    main()

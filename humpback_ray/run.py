@@ -184,7 +184,7 @@ class Run:
             shards = len(json.loads(storage.read_bytes(plan))["shards"])
             return f"{name} has {len(Ledger(uri, self.submission).committed())} of {shards} shards committed"
         checkpoints = storage.list_names(storage.join(uri, "checkpoints"))
-        steps = [int(step) for checkpoint in checkpoints for step in re.findall(r"/step-(\d+)/", checkpoint)]
+        steps = [int(step) for checkpoint in checkpoints for step in re.findall(r"\bstep-(\d+)", checkpoint)]
         return f"{name} has a checkpoint of step {max(steps)}" if steps else f"{name} is not done"
 
     def reused(self, name: str) -> Manifest | None:

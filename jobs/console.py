@@ -94,7 +94,7 @@ def guarded(work: Callable[[], int]) -> int:
     """Run a job; errors that a user can mend become one line and an exit code."""
     logs()
     try:
-        with ending.on_sigterm():
+        with ending.answered():
             return work()
     except ConfigError as error:
         say(f"error: {error}", "red")
@@ -117,11 +117,7 @@ def submission_id() -> str | None:
 
 
 def start_ray(config: RunConfig) -> str:
-    """Join the cluster of RAY_ADDRESS, which `ray job submit` sets, or start Ray on this machine; returns Ray's job id.
-
-    Raises:
-        ConfigError: this machine has less than a placement asks for; work would wait for ever.
-    """
+    """Join the cluster of RAY_ADDRESS, which `ray job submit` sets, or start Ray here; returns Ray's id of this job."""
     import ray.data
 
     for name in ("ray", "ray.data", "ray.train"):
@@ -129,17 +125,27 @@ def start_ray(config: RunConfig) -> str:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, logging_level=logging.ERROR)
-        ending.listen()
-        return ray.get_runtime_context().get_job_id()
+    else:
+        start_local_ray(config)
+    ending.take_sigterm()
+    return ray.get_runtime_context().get_job_id()
+
+
+def start_local_ray(config: RunConfig) -> None:
+    """Start Ray on this machine.
+
+    Raises:
+        ConfigError: this machine has less than a placement asks for; work would wait for ever.
+    """
+    import ray
+
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a machine is not preempted under its own driver
     cpus = max(os.cpu_count() or 1, 2)  # the demo asks for two; on one core they take turns
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    ending.listen()
     have = {"CPU": cpus, "GPU": ray.cluster_resources().get("GPU", 0)}
     for field, needs in placements(config):
         for name in [name for name, count in needs.items() if count > have[name]]:
             raise ConfigError(f"{field} asks for {needs[name]:g} {name}s at once, this machine has {have[name]:g}")
-    return ray.get_runtime_context().get_job_id()
 
 
 def placements(section: Config, path: str = "") -> Iterator[tuple[str, dict[str, float]]]:

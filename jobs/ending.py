@@ -1,9 +1,12 @@
-"""How a job ends when it is told to: by SIGTERM, which `ray job stop` and Kubernetes send before they kill.
+"""How a job ends when it is told to.
 
-Left alone, Ray would answer with a bare exit, and a main thread that waits inside a library not at all. Here SIGTERM is
-a KeyboardInterrupt in the main thread, so that everything held by a `with` block is given back, a lease among it; and a
-thread of its own, woken by the signal itself, ends the process after LEAVE_S whatever the main thread does. Either way
-the last line says what was left, and the exit code is 143.
+SIGTERM comes from `ray job stop`, which kills 3 s later, and from Kubernetes, after 30 s. Left alone, Ray would answer
+with a bare exit, and a main thread that waits inside a library not at all. Here SIGTERM is a KeyboardInterrupt in the
+main thread, so that everything held by a `with` block is given back, a lease among it; and a thread of its own, woken
+by the signal itself, ends the process after LEAVE_S whatever the main thread does. The last line says what was left.
+
+Not here: a driver whose own raylet or GCS died is ended by Ray, with Ray's words and exit code 1, within about 15 s and
+60 s; under `ray job submit` its supervisor dies with the raylet, and Ray kills the driver.
 """
 
 import contextlib
@@ -15,11 +18,11 @@ from types import FrameType
 
 TERMINATED = 128 + signal.SIGTERM
 LEAVE_S = 1.8
-"""Seconds from SIGTERM to the end: `ray job stop` kills after 3."""
+"""Seconds from SIGTERM to the end."""
 
 
 class Ending:
-    """What a job says when it is ended from outside.
+    """What a job does when it is ended from outside.
 
     Args:
         say: prints a line.
@@ -29,47 +32,37 @@ class Ending:
         self.say = say
         self.state: Callable[[], str] = lambda: "nothing was begun"
         """Says what is left, from storage; a job sets it when something may be."""
-        self._told = self._spoken = False
+        self._told = False
         self._left = "what is committed stays"
         self._known, self._gate = threading.Event(), threading.Lock()
 
     @contextlib.contextmanager
-    def on_sigterm(self) -> Iterator[None]:
-        """Answer SIGTERM in the block.
-
-        Raises:
-            SystemExit: the block was ended by SIGTERM.
-        """
+    def answered(self) -> Iterator[None]:
+        """Answer SIGTERM in the block: it does not return from there."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(reader,), name="ending", daemon=True).start()
-        self.listen()
+        threading.Thread(target=self._listen, args=(reader,), name="ending", daemon=True).start()
+        self.take_sigterm()
         try:
             yield
         except BaseException as error:
-            raised_by_ray = isinstance(error, SystemExit) and error.code == signal.SIGTERM
-            if not self._told and not raised_by_ray:
+            by_ray = isinstance(error, SystemExit) and error.code == signal.SIGTERM
+            if not self._told and not by_ray:
                 raise
             self._known.wait(LEAVE_S)
-            self._speak("terminated")
-            raise SystemExit(TERMINATED) from None
+            self._leave()
 
-    def listen(self) -> None:
-        """Take SIGTERM; again after `ray.init`, which takes it too."""
+    def take_sigterm(self) -> None:
+        """Take SIGTERM over; again after `ray.init`, which does so too."""
         signal.signal(signal.SIGTERM, self._interrupt)
-
-    def interrupted(self) -> None:
-        """Say what an interrupt (Ctrl-C) left."""
-        self._ask()
-        self._speak("interrupted")
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if not self._told:
             self._told = True
             raise KeyboardInterrupt  # what `ray.get` passes on as it is
 
-    def _watch(self, reader: int) -> None:
+    def _listen(self, reader: int) -> None:
         while signal.SIGTERM not in os.read(reader, 64):
             pass
         clock = threading.Timer(LEAVE_S, self._leave)
@@ -82,12 +75,15 @@ class Ending:
             self._left = self.state()
         self._known.set()
 
-    def _speak(self, how: str) -> None:
-        with self._gate:
-            if not self._spoken:
-                self.say(f"{how}; {self._left}; the same command goes on from here")
-            self._spoken = True
-
     def _leave(self) -> None:
-        self._speak("terminated")
-        os._exit(TERMINATED)
+        with self._gate:  # the first to come ends the process
+            self._speak("terminated")
+            os._exit(TERMINATED)
+
+    def interrupted(self) -> None:
+        """Say what Ctrl-C left."""
+        self._ask()
+        self._speak("interrupted")
+
+    def _speak(self, how: str) -> None:
+        self.say(f"{how}; {self._left}; the same command goes on from here")

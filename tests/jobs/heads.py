@@ -39,21 +39,11 @@ class Node:
 
     def kill(self) -> None:
         """SIGKILL all of it at once: a machine that is gone."""
-        self._kill(descendants(self.process))
-
-    def end(self) -> None:
-        """End it in good order, then what its processes left behind."""
-        family = descendants(self.process)
-        with contextlib.suppress(psutil.NoSuchProcess):
-            self.process.terminate()
-        psutil.wait_procs([self.process], timeout=10)
-        self._kill(family)
-
-    def _kill(self, family: list[psutil.Process]) -> None:
-        for process in [self.process, *family]:
+        family = [*descendants(self.process), self.process]
+        for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs([self.process, *family], timeout=20)
+        psutil.wait_procs(family, timeout=20)
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:
@@ -89,7 +79,7 @@ class Cluster:
 
     def __enter__(self) -> "Cluster":
         try:
-            wait_for(lambda: self._agents() >= 1, "the Jobs API", 60)
+            wait_for(self._answers, "the Jobs API", 60)
         except BaseException:
             self.end()
             raise
@@ -115,7 +105,7 @@ class Cluster:
     def end(self) -> None:
         """End all nodes, the head last."""
         for node in reversed(self.nodes):
-            node.end()
+            node.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def ray(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -132,11 +122,11 @@ class Cluster:
         with urllib.request.urlopen(request, timeout=30) as reply:
             return json.loads(reply.read())
 
-    def _agents(self) -> int:
+    def _answers(self) -> bool:
         with contextlib.suppress(OSError):
             self.ask("/api/jobs/")
-            return 1
-        return 0
+            return True
+        return False
 
     def submit(self, entrypoint: str, submission: str) -> None:
         """Submit a job."""

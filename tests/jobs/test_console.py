@@ -1,6 +1,7 @@
-"""What is unusable ends a job with one clear line and exit code 2, before Ray or torch is even imported."""
+"""How jobs end: what is unusable with one line before Ray or torch is even imported, a signal with what is left."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,58 @@ def test_a_model_of_pickled_weights_is_refused(tmp_path: Path) -> None:
     code, out = job("pipeline", DEMO, f"root={tmp_path}/run", f"base_model={tmp_path}")
     assert code == 2, out
     assert "pickled weights are not loaded" in out
+
+
+ENDED = """
+import contextlib, hashlib, sys, time
+from jobs.console import ending, guarded, say
+
+@contextlib.contextmanager
+def held():
+    try: yield
+    finally: print('given back', flush=True)
+
+def work():
+    with held():
+        print('at work', flush=True)
+        {work}
+    return 0
+
+ending.state = {state}
+sys.exit(guarded(work))
+"""
+WAITS, IN_C = "time.sleep(60)", "hashlib.pbkdf2_hmac('sha256', b'x', b'y', 10**9)"
+KNOWN, HANGS = "lambda: '5 of 24 shards'", "lambda: time.sleep(60)"
+GOES_ON = "the same command goes on from here"
+
+
+@pytest.mark.parametrize(
+    ("number", "work", "state", "code", "said"),
+    [
+        (signal.SIGTERM, WAITS, KNOWN, 143, ["given back", f"terminated; 5 of 24 shards; {GOES_ON}"]),
+        (signal.SIGINT, WAITS, KNOWN, 130, ["given back", f"interrupted; 5 of 24 shards; {GOES_ON}"]),
+        (signal.SIGTERM, IN_C, KNOWN, 143, [f"terminated; 5 of 24 shards; {GOES_ON}"]),
+        (signal.SIGTERM, WAITS, HANGS, 143, ["given back", f"terminated; what is committed stays; {GOES_ON}"]),
+        (signal.SIGTERM, IN_C, HANGS, 143, [f"terminated; what is committed stays; {GOES_ON}"]),
+    ],
+    ids=["SIGTERM", "Ctrl-C", "the main thread hangs", "storage hangs", "both hang"],
+)
+def test_a_signal_gives_back_what_is_held_and_the_last_line_says_what_is_left(
+    number: int, work: str, state: str, code: int, said: list[str]
+) -> None:
+    script = ENDED.format(work=work, state=state)
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "at work\n"
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert out.splitlines() == said
+
+
+def test_an_unexpected_error_keeps_its_traceback_and_exits_1() -> None:
+    script = ENDED.format(work="raise RuntimeError('never seen before')", state=KNOWN)
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("RuntimeError: never seen before\n")

@@ -1,19 +1,26 @@
 """A row that no worker survives costs one row, however it kills: it is quarantined with its words, the others stay."""
 
 import ctypes
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from humpback_ray import steps
 from humpback_ray.ledger import Manifest, StageFailed
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.records import PAIR, QUARANTINED
 from humpback_ray.stage import Stage
+from humpback_ray.verify import verify_stage
 from tests.test_stage import fates, make_source, place
+
+REPOSITORY = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.ray
 POOL = PoolPlacement(rows_per_shard=4, cpus_per_replica=0.5, max_attempts=1, limit_floor_s=15)
@@ -110,3 +117,39 @@ def test_a_worker_that_fails_with_any_row_stops_the_stage_and_loses_none(source:
     with pytest.raises(StageFailed, match=r"shard 00000\d (lost|failed with whatever).* last: ValueError: cannot"):
         stage.run(DiesOf, ("raise_", everything), POOL, source)
     assert not stage.ledger.committed()
+
+
+def test_a_row_that_eats_memory_is_ended_by_the_memory_monitor_and_costs_one_row(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.memory", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [key for key, reason in found["fates"].items() if reason] == ["0014"]
+    assert "memory" in found["quarantine"][0]["error"].lower()
+
+
+class KilledAtStep:
+    """Ends its process at the first step of a number that it reaches anywhere, once."""
+
+    def __init__(self, step: int, marker: str, resources: Resources) -> None:
+        def at(step_reached: str) -> None:
+            if step_reached == steps.STEPS[step - 1] and not Path(marker).exists():
+                Path(marker).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        steps.hook = at
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if "0014" in table["id"].to_pylist():
+            raise_("0014")
+        return table
+
+
+def test_a_kill_between_quarantine_and_commit_changes_no_fate(source: Manifest, tmp_path: Path) -> None:
+    stage = Stage(place(tmp_path, "seventh"), {}, {"source": source}, PAIR)
+    pool = POOL.model_copy(update={"max_attempts": 2})
+    done = stage.run(KilledAtStep, (7, str(tmp_path / "marker")), pool, source)
+    assert (tmp_path / "marker").exists()
+    assert done.quarantine()["id"].to_pylist() == ["0014"]
+    assert [key for key, reason in fates(done).items() if reason] == ["0014"]
+    verify_stage(done, {})

@@ -171,8 +171,15 @@ class Stage:
                 pool.work_on(pending)
                 committed = self.ledger.committed()
             del pending
+        return self._publish(self._commits([shard.name for shard in shards]))
+
+    def _commits(self, shards: Sequence[str]) -> list[Commit]:
+        """Read the commits of shards, many at a time, in their order."""
+        found: list[Commit] = []
         with ThreadPoolExecutor(READERS) as readers:
-            return self._publish(list(readers.map(self._commit_of, (shard.name for shard in shards))))
+            while len(found) < len(shards):  # in pieces: what waits in an executor costs kilobytes
+                found += readers.map(self._commit_of, shards[len(found) : len(found) + 20 * READERS])
+        return found
 
     def once(self, step: Callable[..., Commit], arguments: Sequence[Any], placement: TaskPlacement) -> Manifest:
         """Run `step(attempt, *arguments)` in one Ray task under the stage's lease; the rest is as in `leased`."""

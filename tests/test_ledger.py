@@ -1,0 +1,70 @@
+"""Which attempts count against a shard, how shards are divided into blocks, and what a manifest keeps."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from humpback_ray.ledger import MOST_LOST_NODES, Commit, DataFile, Manifest, Shard, charged
+from humpback_ray.pool import SHARDS_PER_BLOCK, SINGLE_BLOCKS, groups
+
+
+def attempt(number: int, **more: Any) -> dict[str, Any]:
+    return {"attempt": number, "submission": "ours", "node_id": "alive", **more}
+
+
+@pytest.mark.parametrize(
+    ("what", "made", "counted"),
+    [
+        ("it raised", {"error": "ValueError", "charged": True}, True),
+        ("its neighbour's process was ended", {"error": "...", "charged": False}, False),
+        ("its process died without a word", {}, True),
+        ("its node was lost", {"node_id": "gone"}, False),
+        ("it raised, and its node was lost later", {"node_id": "gone", "error": "ValueError", "charged": True}, True),
+        ("another submission's", {"submission": "theirs"}, False),
+    ],
+)
+def test_an_attempt_counts_if_its_end_may_be_the_shards_fault(what: str, made: dict[str, Any], counted: bool) -> None:
+    assert bool(charged([attempt(1, **made)], "ours", {"alive"})) is counted, what
+
+
+def test_a_shard_under_which_node_after_node_is_lost_is_suspect_itself() -> None:
+    lost = [attempt(number, node_id="gone") for number in range(MOST_LOST_NODES)]
+    assert not charged(lost[:-1], "ours", {"alive"})
+    assert charged(lost, "ours", {"alive"}) == lost
+
+
+@given(st.integers(0, 3 * SINGLE_BLOCKS))
+def test_groups_hold_every_shard_once_in_order_and_end_with_single_ones(count: int) -> None:
+    shards = [Shard(str(number)) for number in range(count)]
+    made = list(groups(shards))
+    assert [shard for group in made for shard in group] == shards
+    assert all(1 <= len(group) <= SHARDS_PER_BLOCK for group in made)
+    assert all(len(group) == 1 for group in made[-min(count, SINGLE_BLOCKS) :])
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
+    file = DataFile("data/0.1.parquet", 10, "ab", 3, 2)
+    commits = tuple(
+        Commit(
+            str(n),
+            1,
+            (file,),
+            3,
+            2,
+            {"quarantined": 1},
+            0.5,
+            quarantine=file,
+            versions={"ray": "2"},
+            requests={"GetObject": n},
+        )
+        for n in range(3)
+    )
+    made = Manifest("uri", "stage", "f", {"a": 1}, {}, commits, 4, 1.0, 2.0, {"PutObject": 5})
+    read = Manifest.parse("uri", made.json())
+    assert read == made
+    assert read.requests == {"PutObject": 5, "GetObject": 3}
+    assert read.quarantined == 3
+    assert read.digest == made.digest

@@ -1,8 +1,10 @@
 """S3 as storage needs it: every request counted, tried again while it fails for a passing reason, whole or not at all.
 
-There is one way to try again, `S3.call`, for every operation and for the body of a reply too; botocore's own is off, so
-that tries do not multiply and an error says how many there were. A file above `MULTIPART_BYTES` goes up in parts; its
-name appears when the last part is there, and a failure aborts the upload.
+Requests go through s3fs, which knows credentials, regions and endpoints. There is one way to try again, `S3.call`, for
+every operation and the body of its reply; those of s3fs and botocore are off, so that tries do not multiply and errors
+say how many there were (aiohttp repeats a request by itself, once and uncounted, on a connection that was closed while
+idle). A file above `MULTIPART_BYTES` goes up in parts; its name appears when the last part is there, and a failure
+aborts the upload.
 
 Given up: a reply to "begin an upload" that is lost leaves an upload that only `uploads` (and so `gc`) sees.
 """
@@ -16,17 +18,17 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import aiobotocore.session
+import aiohttp
 import botocore.exceptions as faults
-import botocore.session
-import urllib3.exceptions
-from botocore.config import Config
+import s3fs
 from botocore.parsers import ResponseParserError
+from fsspec.asyn import sync
 
 TRIES = 10
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
@@ -48,8 +50,8 @@ _PASSING_CODES = {
     "XAmzContentSHA256Mismatch",
 }  # fmt: skip
 _PASSING_FAULTS = (
-    faults.ChecksumError, faults.ConnectionError, faults.CredentialRetrievalError, faults.FlexibleChecksumError,
-    faults.HTTPClientError, faults.IncompleteReadError, ResponseParserError, urllib3.exceptions.HTTPError,
+    aiohttp.ClientError, faults.ChecksumError, faults.ConnectionError, faults.CredentialRetrievalError,
+    faults.FlexibleChecksumError, faults.HTTPClientError, faults.IncompleteReadError, ResponseParserError, TimeoutError,
 )  # fmt: skip
 _ERRNO = {
     401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 412: errno.EEXIST, 416: errno.ERANGE, 501: errno.ENOTSUP,
@@ -96,20 +98,21 @@ class S3:
         def sent(event_name: str, **_: Any) -> None:
             count(event_name.rsplit(".", 1)[-1])
 
-        session = botocore.session.get_session()
+        session = aiobotocore.session.get_session()
         session.register("before-send.s3", sent)
-        once = {"total_max_attempts": 1, "mode": "standard"}
-        timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
-        config = Config(retries=once, max_pool_connections=CONNECTIONS, tcp_keepalive=True, **timeouts)
-        self._client: Any = session.create_client("s3", config=config)
+        config = {
+            "retries": {"total_max_attempts": 1, "mode": "standard"}, "max_pool_connections": CONNECTIONS,
+            "connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S,
+        }  # fmt: skip
+        self._files = s3fs.S3FileSystem(session=session, config_kwargs=config, skip_instance_cache=True)
+        self._files.retries = 1
 
-    def call(self, operation: str, uri: str, take: Callable[[Any], Any] = lambda reply: reply, **arguments: Any) -> Any:
-        """Make one request, again while it fails for a passing reason, and return what `take` makes of the reply.
+    def call(self, operation: str, uri: str, **arguments: Any) -> Any:
+        """Make one request, again while it fails for a passing reason, and return the reply.
 
         Args:
             operation: name of a method of botocore's client.
             uri: what it is about; without a key where the operation is about a bucket.
-            take: reads the body, so that a reply cut short is asked for again.
             arguments: the operation's further ones.
 
         Raises:
@@ -120,12 +123,20 @@ class S3:
         named = {**arguments, "Bucket": bucket, **({"Key": key} if key else {})}
         for number in range(1, TRIES + 1):
             try:
-                return take(getattr(self._client, operation)(**named))
-            except (faults.ClientError, faults.BotoCoreError, *_PASSING_FAULTS) as error:
-                if number == TRIES or not _passing(error):
-                    raise _described(error, operation, uri, number) from error
+                return self._reply(operation, named)
+            except (OSError, faults.ClientError, faults.BotoCoreError, *_PASSING_FAULTS) as error:
+                cause = error.__cause__ if isinstance(error.__cause__, faults.ClientError) else error
+                if number == TRIES or not _passing(cause):
+                    raise _described(cause, operation, uri, number) from error
             time.sleep(random.uniform(0, min(FIRST_WAIT_S * 2 ** (number - 1), LONGEST_WAIT_S)))
         raise AssertionError("the last try returns or raises")
+
+    def _reply(self, operation: str, named: dict[str, Any]) -> Any:
+        """Make one request; the body of its reply, if any, is read whole."""
+        reply: Any = self._files.call_s3(operation, **named)
+        if "Body" in reply:
+            reply["Body"] = sync(self._files.loop, _read, reply["Body"])
+        return reply
 
     def stat(self, uri: str) -> Stored | None:
         """Return what is stored under a name, or None; one HEAD."""
@@ -140,7 +151,7 @@ class S3:
 
     def read(self, uri: str) -> bytes:
         """Return an object's content; one GET."""
-        return self.call("get_object", uri, _body)
+        return self.call("get_object", uri)["Body"]
 
     def piece(self, uri: str, span: str, etag: str | None = None) -> Piece:
         """Return the bytes of an object that an HTTP range names; with `etag`, of this version or none.
@@ -148,18 +159,15 @@ class S3:
         Raises:
             OSError: EEXIST, the object has changed.
         """
-
-        def take(reply: Any) -> Piece:
-            data = _body(reply)
-            span, total = reply.get("ContentRange", f"bytes 0-/{len(data)}").removeprefix("bytes ").split("/")
-            return Piece(data, int(span.split("-")[0]), int(total), reply["ETag"])
-
         try:
-            return self.call("get_object", uri, take, Range=span, **({"IfMatch": etag} if etag else {}))
+            reply = self.call("get_object", uri, Range=span, **({"IfMatch": etag} if etag else {}))
         except OSError as error:
             if error.errno != errno.ERANGE:
                 raise
             return Piece(b"", 0, 0, "")  # no range of an empty object can be satisfied
+        data = reply["Body"]
+        found, total = reply.get("ContentRange", f"bytes 0-/{len(data)}").removeprefix("bytes ").split("/")
+        return Piece(data, int(found.split("-")[0]), int(total), reply["ETag"])
 
     def open(self, uri: str, from_end: bool = False) -> BinaryIO:
         """Open an object to read from, seekable; one GET for `WHOLE_BYTES` of its beginning, or its end.
@@ -238,7 +246,7 @@ class S3:
         bucket, prefix = split(uri)
         more: dict[str, Any] = {}
         while True:
-            page = self.call("list_objects_v2", f"s3://{bucket}", Prefix=prefix, **more)
+            page = self.call("list_objects_v2", f"s3://{bucket}", _page, Prefix=prefix, **more)
             for found in page.get("Contents", ()):
                 name, modified = f"s3://{bucket}/{found['Key']}", found["LastModified"].timestamp()
                 yield Stored(name, found["Size"], found["ETag"], modified)
@@ -251,7 +259,7 @@ class S3:
         bucket, prefix = split(uri)
         more: dict[str, Any] = {}
         while True:
-            page = self.call("list_multipart_uploads", f"s3://{bucket}", Prefix=prefix, **more)
+            page = self.call("list_multipart_uploads", f"s3://{bucket}", _page, Prefix=prefix, **more)
             for found in page.get("Uploads", ()):
                 begun: datetime = found["Initiated"]
                 yield Upload(f"s3://{bucket}/{found['Key']}", found["UploadId"], begun.timestamp())
@@ -309,9 +317,15 @@ def split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _body(reply: Any) -> bytes:
-    with closing(reply["Body"]) as body:
-        return body.read()
+async def _read(body: Any) -> bytes:
+    async with body:
+        return await body.read()
+
+
+def _page(reply: Any) -> Any:
+    if "IsTruncated" not in reply:  # an empty reply must not pass for an empty directory
+        raise ResponseParserError("a listing without IsTruncated")
+    return reply
 
 
 def _passing(error: Exception) -> bool:

@@ -8,6 +8,7 @@
     reset_after    the server did it, the connection is reset without a reply
     lost_reply     the server did it, the connection is closed cleanly without a reply
     slow           the request waits `slow_s` before the server sees it
+    empty          200 with no body, as a server answers that failed before the first byte; it never saw the request
     torn           half of the reply's body, then a reset
     ignore_condition   the request goes without its If-None-Match, signed anew
 
@@ -44,7 +45,7 @@ ANSWERS = {
     "501": (501, "Not Implemented", "NotImplemented", "A header you provided implies functionality not implemented."),
 }
 AFTER = {"reset_after", "lost_reply", "torn"}
-RULED = {*ANSWERS, *AFTER, "reset_before", "slow", "ignore_condition"}
+RULED = {*ANSWERS, *AFTER, "reset_before", "slow", "empty", "ignore_condition"}
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -183,6 +184,8 @@ class FaultProxy:
             self.injected[fault] += 1
         if fault in ANSWERS:
             return await _send(client, _canned(request, *ANSWERS[fault]))
+        if fault == "empty":
+            return await _send(client, Message("HTTP/1.1 200 OK", (("Content-Length", "0"),)))
         if fault == "reset_before":
             return _reset(client)
         if fault == "slow":

@@ -177,7 +177,7 @@ def _create_local(uri: str, data: bytes) -> bool:
                 return False
             raise
     finally:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)  # `gc` may have taken it from a writer that stood still for a day
     return True
 
 
@@ -227,10 +227,17 @@ def listing(uri: str) -> list[Listed]:
     if is_s3(uri):
         entries = [Listed(name, stored.bytes, stored.modified) for name, stored in _stored_under(uri)]
     else:
-        paths = [Path(parent) / name for parent, _, names in os.walk(uri) for name in names]
-        stats = [(path, path.stat()) for path in paths if path.is_file()]
-        entries = [Listed(path.relative_to(uri).as_posix(), stat.st_size, stat.st_mtime) for path, stat in stats]
+        paths = (Path(parent) / name for parent, _, names in os.walk(uri) for name in names)
+        entries = [entry for path in paths if (entry := _listed(path, uri))]
     return sorted(entries, key=lambda entry: entry.name)
+
+
+def _listed(path: Path, directory: str) -> Listed | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:  # it was temporary, or a loser's: a writer is at work
+        return None
+    return Listed(path.relative_to(directory).as_posix(), stat.st_size, stat.st_mtime)
 
 
 def _stored_under(uri: str) -> "Iterator[tuple[str, Stored]]":

@@ -123,7 +123,7 @@ class S3:
         named = {**arguments, "Bucket": bucket, **({"Key": key} if key else {})}
         for number in range(1, TRIES + 1):
             try:
-                return self._reply(operation, named)
+                return self._reply(operation, uri, named)
             except (OSError, faults.ClientError, faults.BotoCoreError, *_PASSING_FAULTS) as error:
                 cause = error.__cause__ if isinstance(error.__cause__, faults.ClientError) else error
                 if number == TRIES or not _passing(cause):
@@ -131,11 +131,19 @@ class S3:
             time.sleep(random.uniform(0, min(FIRST_WAIT_S * 2 ** (number - 1), LONGEST_WAIT_S)))
         raise AssertionError("the last try returns or raises")
 
-    def _reply(self, operation: str, named: dict[str, Any]) -> Any:
-        """Make one request; the body of its reply, if any, is read whole."""
+    def _reply(self, operation: str, uri: str, named: dict[str, Any]) -> Any:
+        """Make one request; the body of its reply, if any, is read whole.
+
+        A server that fails before the first byte may answer 200 and nothing, so an empty body is believed when HEAD
+        confirms it, and a listing when it says whether it is the last page.
+        """
         reply: Any = self._files.call_s3(operation, **named)
         if "Body" in reply:
             reply["Body"] = sync(self._files.loop, _read, reply["Body"])
+            if not reply["Body"] and (stored := self.stat(uri)) and stored.bytes:
+                raise faults.IncompleteReadError(actual_bytes=0, expected_bytes=stored.bytes)
+        if operation.startswith("list_") and "IsTruncated" not in reply:
+            raise ResponseParserError("a listing without IsTruncated")
         return reply
 
     def stat(self, uri: str) -> Stored | None:
@@ -167,7 +175,7 @@ class S3:
             return Piece(b"", 0, 0, "")  # no range of an empty object can be satisfied
         data = reply["Body"]
         found, total = reply.get("ContentRange", f"bytes 0-/{len(data)}").removeprefix("bytes ").split("/")
-        return Piece(data, int(found.split("-")[0]), int(total), reply["ETag"])
+        return Piece(data, int(found.split("-")[0]), int(total), reply.get("ETag", ""))
 
     def open(self, uri: str, from_end: bool = False) -> BinaryIO:
         """Open an object to read from, seekable; one GET for `WHOLE_BYTES` of its beginning, or its end.
@@ -246,7 +254,7 @@ class S3:
         bucket, prefix = split(uri)
         more: dict[str, Any] = {}
         while True:
-            page = self.call("list_objects_v2", f"s3://{bucket}", _page, Prefix=prefix, **more)
+            page = self.call("list_objects_v2", f"s3://{bucket}", Prefix=prefix, **more)
             for found in page.get("Contents", ()):
                 name, modified = f"s3://{bucket}/{found['Key']}", found["LastModified"].timestamp()
                 yield Stored(name, found["Size"], found["ETag"], modified)
@@ -259,7 +267,7 @@ class S3:
         bucket, prefix = split(uri)
         more: dict[str, Any] = {}
         while True:
-            page = self.call("list_multipart_uploads", f"s3://{bucket}", _page, Prefix=prefix, **more)
+            page = self.call("list_multipart_uploads", f"s3://{bucket}", Prefix=prefix, **more)
             for found in page.get("Uploads", ()):
                 begun: datetime = found["Initiated"]
                 yield Upload(f"s3://{bucket}/{found['Key']}", found["UploadId"], begun.timestamp())
@@ -320,12 +328,6 @@ def split(uri: str) -> tuple[str, str]:
 async def _read(body: Any) -> bytes:
     async with body:
         return await body.read()
-
-
-def _page(reply: Any) -> Any:
-    if "IsTruncated" not in reply:  # an empty reply must not pass for an empty directory
-        raise ResponseParserError("a listing without IsTruncated")
-    return reply
 
 
 def _passing(error: Exception) -> bool:

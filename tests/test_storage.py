@@ -240,6 +240,20 @@ def test_an_error_after_the_last_try_names_file_operation_and_tries(
 
 
 @pytest.mark.s3
+def test_an_empty_reply_is_believed_only_of_an_empty_file(fault_proxy: FaultProxy, s3_bucket: str) -> None:
+    root = storage.join(s3_bucket, uuid.uuid4().hex)
+    for content, tries in ((b"content", 2), (b"", 1)):
+        storage.write_bytes(f"{root}/a", content)
+        for read in (storage.read_bytes, lambda uri: storage.open_input(uri).read()):
+            fault_proxy.rule("empty", "GET")
+            before = storage.requests()
+            assert read(f"{root}/a") == content
+            assert spent(before) == {"GetObject": tries, "HeadObject": 1}
+    fault_proxy.rule("empty", "GET")
+    assert storage.list_names(root) == ["a"]
+
+
+@pytest.mark.s3
 def test_every_try_is_counted(fault_proxy: FaultProxy, s3_bucket: str) -> None:
     fault_proxy.rule("503", times=2)
     before = storage.requests()

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/demo.yaml
 
-.PHONY: demo test lint format verify clean
+.PHONY: demo test lint format verify chaos clean
 
 # Installed when its definition is newer than the environment.
 .venv/installed: pyproject.toml constraints.txt
@@ -28,6 +28,9 @@ format: .venv/installed
 
 verify: .venv/installed
 	$(BIN)/python -m jobs.verify out/demo
+
+chaos: .venv/installed
+	$(BIN)/python -m tests.chaos
 
 clean:
 	rm -rf .venv out build

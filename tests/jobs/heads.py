@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from tests.conftest import free_port
+from tests.weed import free_port
 
 RAY = str(Path(sys.executable).parent / "ray")
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}

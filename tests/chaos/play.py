@@ -1,0 +1,137 @@
+"""A run as a job on three raylets, with drivers and a raylet killed on the way, and the faults that its storage had.
+
+The head takes no work and the two others have two CPUs each, so that one of them is enough. A killed driver's job is
+submitted again, a killed raylet is replaced. Everything that is started here is ended here.
+"""
+
+import contextlib
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.jobs.heads import ENDED, Cluster, descendants
+
+REPOSITORY = Path(__file__).parents[2]
+CPUS = 2
+LIMIT_S = 1800
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What to kill, and when."""
+
+    what: str
+    """driver or raylet"""
+    at_s: float = 0.0
+    """Seconds after the first submission."""
+    after: str = ""
+    """Something that the driver at work has printed."""
+
+
+def kills_within(seconds: float, order: Sequence[str], seed: int) -> list[Kill]:
+    """Spread kills over a time: each at a random moment of its part, so that none comes too late."""
+    chance, part = random.Random(seed), seconds / len(order)
+    return [Kill(what, (index + chance.uniform(0.1, 0.9)) * part) for index, what in enumerate(order)]
+
+
+class Play:
+    """One run on a cluster of its own.
+
+    Args:
+        command: the job's entrypoint.
+        variables: environment of the nodes.
+        say: is told of every kill.
+    """
+
+    def __init__(
+        self, command: Sequence[str], variables: Mapping[str, str], say: Callable[[str], None] = print
+    ) -> None:
+        self.command, self.variables, self.say = shlex.join(command), variables, say
+        self.number = 0
+
+    def run(self, kills: Sequence[Kill] = ()) -> float:
+        """Submit it until it is done, killing on the way; returns its seconds.
+
+        Raises:
+            AssertionError: it failed, took too long or was done before everything was killed.
+        """
+        with Cluster(cpus=0, variables=self.variables) as self.cluster:
+            nodes = [self.cluster.add(CPUS) for _ in range(2)]
+            self.since = time.monotonic()
+            self._submit()
+            for kill in kills:
+                self._wait(lambda kill=kill: self._due(kill))
+                driver = self._driver()
+                assert driver, f"it was done before the {kill.what} was killed\n{self._words()}"
+                self.say(f"after {self._seconds():.0f} s: {kill.what} killed; it had said {self._words(1)[:100]}")
+                if kill.what == "driver":
+                    os.kill(driver, signal.SIGKILL)
+                    self._wait(lambda: False)
+                    self._submit()
+                else:
+                    next(process for process in descendants(nodes[0].process) if process.name() == "raylet").kill()
+                    self.cluster.add(CPUS)
+            self._wait(lambda: False)
+            assert self._job()["driver_exit_code"] == 0, self._words()
+            return self._seconds()
+
+    def _submit(self) -> None:
+        self.number += 1
+        self.cluster.submit(self.command, f"chaos-{self.number}")
+
+    def _job(self) -> dict[str, Any]:
+        return self.cluster.job(f"chaos-{self.number}")
+
+    def _due(self, kill: Kill) -> bool:
+        return self._seconds() >= kill.at_s and self._driver() is not None and kill.after in self._words()
+
+    def _driver(self) -> int | None:
+        """Return the process id of the driver at work, if there is one."""
+        job = self._job()
+        return int(job["driver_info"]["pid"]) if job["driver_info"] and job["status"] not in ENDED else None
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.since
+
+    def _wait(self, until: Callable[[], object]) -> None:
+        """Wait for a condition, or for the end of the job."""
+        while self._job()["status"] not in ENDED and not until():
+            assert self._seconds() < LIMIT_S, f"it is not done after {LIMIT_S} s\n{self._words()}"
+            time.sleep(0.2)
+
+    def _words(self, lines: int = 60) -> str:
+        return "\n".join(self.cluster.logs(f"chaos-{self.number}").splitlines()[-lines:])
+
+
+@contextlib.contextmanager
+def fault_proxy(target: str, share: float, seed: int, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Run the proxy; yields its endpoint and the file in which it counts."""
+    counts = folder / "faults.json"
+    command = [sys.executable, "-m", "tests.faults.proxy", f"--target={target}", f"--share={share}", f"--seed={seed}"]
+    with subprocess.Popen([*command, f"--state={counts}"], stdout=subprocess.PIPE, text=True) as proxy:
+        assert proxy.stdout
+        try:
+            yield proxy.stdout.readline().strip(), counts
+        finally:
+            proxy.terminate()
+
+
+def verify(root: str, variables: Mapping[str, str]) -> None:
+    """Run `jobs.verify`, past the proxy."""
+    command = [sys.executable, "-m", "jobs.verify", root]
+    subprocess.run(command, env={**os.environ, **variables}, cwd=REPOSITORY, check=True)
+
+
+def account(counts: Path) -> tuple[int, dict[str, int]]:
+    """Return how many requests came to an ended proxy, and how many got which fault."""
+    value = json.loads(counts.read_text())
+    return sum(value["requests"].values()), value["injected"]

@@ -1,0 +1,27 @@
+"""The short form of `make chaos`: up to the first fine-tune, a driver and a raylet killed, 5 % of requests failing."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import weed
+from tests.chaos.play import REPOSITORY, Kill, Play, account, fault_proxy, verify
+from tests.test_pipeline import SMALLEST
+
+KILLS = (Kill("driver", after="segments: done"), Kill("raylet", after="sample/base: done"))
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+@pytest.mark.slow
+def test_a_job_outlives_faults_of_storage_a_killed_driver_and_a_killed_raylet(tmp_path: Path) -> None:
+    demo = str(REPOSITORY / "configs/demo.yaml")
+    command = [sys.executable, "-m", "jobs.train", demo, "model=backward", "root=s3://chaos/run", *SMALLEST]
+    with weed.serving(tmp_path) as variables:
+        weed.create_bucket(variables, "chaos")
+        with fault_proxy(variables["AWS_ENDPOINT_URL"], 0.05, 0, tmp_path) as (endpoint, counts):
+            Play(command, {**variables, "AWS_ENDPOINT_URL": endpoint}, print).run(KILLS)
+        _, injected = account(counts)
+        assert len(injected) > 2
+        verify("s3://chaos/run", variables)

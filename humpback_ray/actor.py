@@ -11,7 +11,6 @@ import contextlib
 import faulthandler
 import inspect
 import json
-import logging
 import os
 import signal
 import time
@@ -23,11 +22,9 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from humpback_ray import steps
-from humpback_ray.ledger import Attempt, Commit, Ledger, Shard, ShardExhausted, charged, node
+from humpback_ray.ledger import Attempt, Commit, Ledger, Shard, charged, node
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.records import QUARANTINE, QUARANTINED
-
-logger = logging.getLogger(__name__)
 
 TEXT_CHARS = 4000
 """Of a quarantined row, as JSON."""
@@ -74,21 +71,28 @@ class ShardActor:
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Work on the shards of a block, one after another; returns what the driver wants to know of each."""
-        results = [await self.work(str(text)) for text in batch["shards"][0]]
+        results = [await self._report(str(text)) for text in batch["shards"][0]]
         return {name: [result[name] for result in results] for name in results[0]}
 
+    async def _report(self, text: str) -> dict[str, Any]:
+        try:
+            return await self.work(text)
+        except Exception as error:  # noqa: BLE001 whatever a worker raises costs its shard an attempt, not its block
+            name = Shard.parse(text).name
+            return {"shard": name, "error": f"{type(error).__name__}: {error}"[:500], "tokens": 0, "seconds": 0.0}
+
     async def work(self, text: str, second: bool = False) -> dict[str, Any]:
-        """Bring one shard, as JSON, to its commit; `second`: although another attempt is on its way."""
+        """Bring one shard, as JSON, to its commit; `second`: although another attempt is on its way.
+
+        Raises:
+            ShardExhausted: it was tried as often as the placement allows.
+        """
         shard = Shard.parse(text)
         commit = await asyncio.to_thread(self.ledger.commit_of, shard.name)
         if commit is None:
-            try:
-                attempt = await asyncio.to_thread(self._begin, shard.name, second)
-                commit = await self._work(shard, attempt)
-            except ShardExhausted as exhausted:
-                logger.error("%s", exhausted)
-        seconds, tokens = (commit.seconds, commit.tokens) if commit else (0.0, 0)
-        return {"shard": shard.name, "committed": commit is not None, "tokens": tokens, "seconds": seconds}
+            attempt = await asyncio.to_thread(self._begin, shard.name, second)
+            commit = await self._work(shard, attempt)
+        return {"shard": shard.name, "error": "", "tokens": commit.tokens, "seconds": commit.seconds}
 
     def _begin(self, shard: str, second: bool) -> Attempt:
         return self.ledger.begin(shard, None if second else self._is_worn, node_id())

@@ -121,7 +121,7 @@ class Pool:
 
     def _reported(self, watch: Watch, row: Mapping[str, Any]) -> None:
         steps.reach(10)
-        watch.ended(row["shard"], row["committed"], row["seconds"])
+        watch.ended(row["shard"], row["error"], row["seconds"])
         self.progress.advance(0, row["tokens"])
 
     def _second(self, shard: Shard, away_from: str) -> None:
@@ -196,7 +196,7 @@ def _stop(results: "ray.data.Dataset") -> None:
 
 
 def _context() -> Any:
-    """Return Ray Data's settings for a pass: errors cost a block, actors that die while starting are replaced twice."""
+    """Return Ray Data's settings for a pass; actors that die while starting are replaced twice."""
     import ray.data
 
     context = ray.data.DataContext.get_current().copy()

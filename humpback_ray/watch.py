@@ -114,13 +114,14 @@ class Watch:
         if kind is None:
             self._thread.join()
 
-    def ended(self, shard: str, committed: bool, seconds: float) -> None:
-        """Note that an actor came to an end with a shard."""
-        if committed:
+    def ended(self, shard: str, error: str, seconds: float) -> None:
+        """Note that an actor came to an end with a shard, with an error or (where it is "") a commit."""
+        if error:
+            logger.warning("%s: shard %s failed: %s", self.name, shard, error)
+            self._failed.add(shard)
+        else:
             self.pace.ended(self.pace.weights[shard], seconds)
             self._commit({shard})
-        else:
-            self._failed.add(shard)
         self._stop_if_over()
 
     def _commit(self, shards: set[str]) -> None:

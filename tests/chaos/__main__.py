@@ -8,6 +8,7 @@ requests, its driver killed twice and a raylet once. Prints what was injected an
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("--no-baseline", action="store_true", help="do not measure the undisturbed run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys that replace values of the demo")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends what was started
     with tempfile.TemporaryDirectory(prefix="chaos-") as name, weed.serving(Path(name)) as variables:
         weed.create_bucket(variables, "chaos")
         command = [sys.executable, "-m", "jobs.pipeline", str(REPOSITORY / "configs/demo.yaml"), *given.overrides]

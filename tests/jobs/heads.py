@@ -91,8 +91,10 @@ class Cluster:
         self.end()
 
     def add(self, cpus: float) -> Node:
-        """Start one more node."""
-        return self._start(cpus, f"--address={self.address}")
+        """Start one more node and wait for it: two at once on one machine choose the same sockets."""
+        node = self._start(cpus, f"--address={self.address}")
+        wait_for(lambda: "Ray runtime started" in node.log.read_text(), f"a node ({node.log})", 90)
+        return node
 
     def _start(self, cpus: float, *arguments: str) -> Node:
         ports = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")

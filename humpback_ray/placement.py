@@ -60,7 +60,7 @@ class PoolPlacement(Config):
     """How long a shard has while none has ended."""
 
     straggler_factor: float | None = Field(default=3, gt=1)
-    """Once no shard waits, one that runs this many times as long as the median says, and for a tenth of
+    """Once all open shards are with actors, one that takes this many times as long as the median says, and a tenth of
     `limit_floor_s`, is started once more elsewhere; the first commit wins. None: off."""
 
     def needs(self) -> dict[str, float]:
@@ -71,6 +71,11 @@ class PoolPlacement(Config):
     def resources(self) -> Resources:
         """What one actor of the pool gets."""
         return Resources(self.cpus_per_replica, self.gpus_per_replica, self.batch_rows)
+
+    @property
+    def most_shards_held(self) -> int:
+        """Shards that the actors of the pool have at most, at work or next."""
+        return max(self.replicas, self.max_replicas or 0) * (self.shards_in_flight + 1)
 
     def for_shards(self, count: int) -> "PoolPlacement":
         """Return the placement of a pool that gets so many shards: no more actors than shards."""

@@ -65,7 +65,8 @@ class Pool:
         alive = alive_nodes()
         worn = [shard for shard in pending if self._is_worn(shard.name, tried[shard.name], alive)]
         if fresh := [shard for shard in pending if shard not in worn]:
-            self._pass(fresh)
+            if failure := self._pass(fresh):
+                raise StageFailed(f"{self.name}: its workers could not run: {failure}; mend it and run again")
         else:
             self._isolate(worn)
         self.idle = self.idle + 1 if before == self._state() else 0
@@ -90,7 +91,8 @@ class Pool:
     def _actor_arguments(self, placement: PoolPlacement) -> tuple[Any, ...]:
         return self.ledger, self.schema, placement, self.worker, self.arguments
 
-    def _pass(self, shards: Sequence[Shard]) -> None:
+    def _pass(self, shards: Sequence[Shard]) -> str:
+        """Map shards; returns why that was not possible. An exception would keep this frame, and so actors, alive."""
         import ray.data
         from ray.exceptions import RayError
 
@@ -112,19 +114,20 @@ class Pool:
                     for row in cast(pa.Table, batch).to_pylist():
                         self._reported(watch, row)
         except RayError as error:
-            words = f"its workers could not run: {reason(error)}"
-            raise StageFailed(f"{self.name}: {words}; mend it and run again") from error
+            return reason(error)
         finally:
             self.watch = None
+            _stop(results)
             while self.seconds:
                 self.seconds.pop().close()
+        return ""
 
     def _reported(self, watch: Watch, row: Mapping[str, Any]) -> None:
         steps.reach(10)
         watch.ended(row["shard"], row["error"], row["seconds"])
         self.progress.advance(0, row["tokens"])
 
-    def _second(self, shard: Shard, away_from: str) -> None:
+    def _second(self, shard: Shard, away_from: str | None) -> None:
         """Start a shard once more, in an actor of its own on another node; the first commit wins."""
         watch, alone = self.watch, self._alone()
         worker = LoneWorker(self._actor_arguments(alone), alone, away_from)

@@ -2,8 +2,9 @@
 
 The watch lists the attempts and takes the time from when it first saw one, so no clocks are compared. From the shards
 that ended it knows the median time per row (of files: per byte). An attempt beyond its limit is failed and its process
-ended; attempts of other shards in that process are written down as not charged. When no shard waits any more, one that
-runs far beyond the median is started a second time (`second`), and once all are committed `stop` ends the pass.
+ended; attempts of other shards in that process are written down as not charged. When all open shards are with actors,
+one that takes far longer than the median is started a second time (`second`), and once all are committed `stop` ends
+the pass.
 """
 
 import json
@@ -74,7 +75,7 @@ class Watch:
         ledger: of the stage.
         shards: of the pass.
         pace: shared by the passes of a submission.
-        second: starts a shard once more, away from a node (its Ray id), and does not wait for the end.
+        second: starts a shard once more, away from a node (its Ray id) if one is given, and does not wait for the end.
         stop: ends the pass at once, whatever is still on its way.
         news: told once about every shard that is committed.
     """
@@ -85,7 +86,7 @@ class Watch:
         ledger: Ledger,
         shards: Sequence[Shard],
         pace: Pace,
-        second: Callable[[Shard, str], None],
+        second: Callable[[Shard, str | None], None],
         stop: Callable[[], None],
         news: Callable[[str], None],
     ) -> None:
@@ -95,6 +96,7 @@ class Watch:
         self._before = self._names()
         self._seen: dict[Flight, float] = {}
         self._begun: set[str] = set()
+        self._tail = 0.0
         self._records: dict[Flight, dict[str, Any]] = {}
         self._committed: set[str] = set()
         self._failed: set[str] = set()
@@ -194,17 +196,20 @@ class Watch:
         processes.end(record["node_id"], record["pid"], record["started"])
 
     def _repeat_stragglers(self) -> None:
-        flights, now = self._flights(), time.monotonic()
-        if set(self.shards) - self._committed - self._failed - self._begun:
-            return  # some shard still waits for its turn
-        for flight in flights:
-            shard, age = flight[0], now - self._seen[flight]
-            if shard not in self._seconds and self.pace.is_straggler(self.pace.weights[shard], age):
-                slow = self._record(flight)
-                words = (self.name, shard, age, slow["node"])
-                logger.warning("%s: shard %s has run for %.0f s on %s; starting it once more", *words)
+        open_ = set(self.shards) - self._committed - self._failed
+        if len(open_) > self.pace.placement.most_shards_held:
+            return  # some wait for an actor
+        now = time.monotonic()
+        self._tail = self._tail or now
+        newest = {shard: (shard, number) for shard, number in sorted(self._flights())}
+        for shard in sorted(open_ - self._seconds):  # one that has not begun waits inside an actor, behind a slow one
+            age = now - (self._seen[newest[shard]] if shard in newest else self._tail)
+            if self.pace.is_straggler(self.pace.weights[shard], age):
+                slow = self._record(newest[shard]) if shard in newest else {}
+                words = (self.name, shard, age, slow.get("node", "behind another one"))
+                logger.warning("%s: shard %s has taken %.0f s (%s); starting it once more", *words)
                 self._seconds.add(shard)
-                self._second(self.shards[shard], slow["node_id"])
+                self._second(self.shards[shard], slow.get("node_id"))
 
     def _stop_if_over(self) -> None:
         """End the pass if a straggler's other attempt is all that it still waits for."""

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/demo.yaml
 
-.PHONY: demo test lint format verify chaos clean
+.PHONY: demo test lint format verify chaos bench-ledger clean
 
 # Installed when its definition is newer than the environment.
 .venv/installed: pyproject.toml constraints.txt
@@ -30,7 +30,11 @@ verify: .venv/installed
 	$(BIN)/python -m jobs.verify out/demo
 
 chaos: .venv/installed
+	HUMPBACK_RACE_ROUNDS=200 $(BIN)/python -m pytest tests/test_races.py
 	$(BIN)/python -m tests.chaos
+
+bench-ledger: .venv/installed
+	$(BIN)/python -m tests.benchmarks.ledger
 
 clean:
 	rm -rf .venv out build

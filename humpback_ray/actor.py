@@ -26,6 +26,8 @@ from humpback_ray.ledger import Attempt, Commit, Ledger, Shard, charged, node
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.records import QUARANTINE, QUARANTINED
 
+NODE_LOSS_S = 20
+"""How long Ray may take to notice that a node is gone."""
 TEXT_CHARS = 4000
 """Of a quarantined row, as JSON."""
 
@@ -215,6 +217,14 @@ def alive_nodes() -> set[str]:
     import ray
 
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def nodes_lost(before: set[str]) -> bool:
+    """Tell whether one of some nodes is gone; where there were several, Ray gets `NODE_LOSS_S` to find out."""
+    deadline = time.monotonic() + (NODE_LOSS_S if len(before) > 1 else 0)
+    while not (lost := before - alive_nodes()) and time.monotonic() < deadline:
+        time.sleep(1)
+    return bool(lost)
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:

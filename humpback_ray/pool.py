@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 
 from humpback_ray import steps
-from humpback_ray.actor import ShardActor, alive_nodes
+from humpback_ray.actor import ShardActor, alive_nodes, nodes_lost
 from humpback_ray.isolation import NODE_WAIT_S, Isolation, LoneWorker, WorkerFailed, reason
 from humpback_ray.ledger import Ledger, Shard, StageFailed, charged, last_words
 from humpback_ray.placement import PoolPlacement
@@ -66,7 +66,11 @@ class Pool:
         worn = [shard for shard in pending if self._is_worn(shard.name, tried[shard.name], alive)]
         if fresh := [shard for shard in pending if shard not in worn]:
             if failure := self._pass(fresh):
-                raise StageFailed(f"{self.name}: its workers could not run: {failure}; mend it and run again")
+                if not nodes_lost(alive):
+                    raise StageFailed(f"{self.name}: its workers could not run: {failure}; mend it and run again")
+                logger.warning(
+                    "%s: a node was lost and its pool with it (%s); going on with another", self.name, failure
+                )
         else:
             self._isolate(worn)
         self.idle = self.idle + 1 if before == self._state() else 0

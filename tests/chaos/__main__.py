@@ -13,11 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from humpback_ray.run import stage_names
 from tests import weed
-from tests.chaos.play import REPOSITORY, Play, account, fault_proxy, kills_within, verify
+from tests.chaos.play import REPOSITORY, Play, account, fault_proxy, random_kills, verify
 
-DEMO_S = 330.0
-"""Seconds of the demo on two cores, for where no baseline is measured."""
+STAGES = stage_names(2)[:-4]
+"""After which something may be killed: there is enough left to do."""
 
 
 def main() -> int:
@@ -32,20 +33,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="chaos-") as name, weed.serving(Path(name)) as variables:
         weed.create_bucket(variables, "chaos")
         command = [sys.executable, "-m", "jobs.pipeline", str(REPOSITORY / "configs/demo.yaml"), *given.overrides]
-        quiet_s = DEMO_S
+        quiet_s = None
         if not given.no_baseline:
             quiet_s = Play([*command, "root=s3://chaos/quiet"], variables, say).run()
             say(f"undisturbed: {quiet_s:.0f} s")
         say(f"seed {given.seed}")
         with fault_proxy(variables["AWS_ENDPOINT_URL"], given.share, given.seed, Path(name)) as (endpoint, counts):
             play = Play([*command, "root=s3://chaos/run"], {**variables, "AWS_ENDPOINT_URL": endpoint}, say)
-            seconds = play.run(kills_within(quiet_s, ["driver", "raylet", "driver"], given.seed))
+            seconds = play.run(random_kills(["driver", "driver", "raylet"], STAGES, given.seed))
         requests, injected = account(counts)
         verify("s3://chaos/run", variables)
     say(f"disturbed: {seconds:.0f} s, in {play.number} submissions")
     say(f"requests: {requests:,}, faults: {sum(injected.values()):,}")
     say("  " + ", ".join(f"{kind} {count:,}" for kind, count in sorted(injected.items())))
-    if not given.no_baseline:
+    if quiet_s:
         say(f"lost: {seconds - quiet_s:.0f} s")
     return 0
 

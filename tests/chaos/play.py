@@ -31,16 +31,17 @@ class Kill:
 
     what: str
     """driver or raylet"""
-    at_s: float = 0.0
-    """Seconds after the first submission."""
-    after: str = ""
-    """Something that the driver at work has printed."""
+    after: str
+    """The stage that the driver at work has to have finished."""
+    wait_s: float = 0.0
 
 
-def kills_within(seconds: float, order: Sequence[str], seed: int) -> list[Kill]:
-    """Spread kills over a time: each at a random moment of its part, so that none comes too late."""
-    chance, part = random.Random(seed), seconds / len(order)
-    return [Kill(what, (index + chance.uniform(0.1, 0.9)) * part) for index, what in enumerate(order)]
+def random_kills(what: Sequence[str], stages: Sequence[str], seed: int) -> list[Kill]:
+    """Spread kills over a run: each somewhere in the beginning of another stage."""
+    chance = random.Random(seed)
+    chosen = sorted(chance.sample(range(len(stages)), len(what)))
+    shuffled = chance.sample(what, len(what))
+    return [Kill(shuffled[i], stages[stage], chance.uniform(0, 10)) for i, stage in enumerate(chosen)]
 
 
 class Play:
@@ -65,24 +66,31 @@ class Play:
             AssertionError: it failed, took too long or was done before everything was killed.
         """
         with Cluster(cpus=0, variables=self.variables) as self.cluster:
-            nodes = [self.cluster.add(CPUS) for _ in range(2)]
+            for _ in range(2):
+                self.cluster.add(CPUS)
             self.since = time.monotonic()
             self._submit()
             for kill in kills:
-                self._wait(lambda kill=kill: self._due(kill))
+                self._wait(lambda kill=kill: self._driver() and f"{kill.after}: done" in self._log())
+                time.sleep(kill.wait_s)
                 driver = self._driver()
                 assert driver, f"it was done before the {kill.what} was killed\n{self._words()}"
                 self.say(f"after {self._seconds():.0f} s: {kill.what} killed; it had said {self._words(1)[:100]}")
-                if kill.what == "driver":
-                    os.kill(driver, signal.SIGKILL)
-                    self._wait(lambda: False)
-                    self._submit()
-                else:
-                    next(process for process in descendants(nodes[0].process) if process.name() == "raylet").kill()
-                    self.cluster.add(CPUS)
+                self._lose_driver(driver) if kill.what == "driver" else self._lose_raylet()
             self._wait(lambda: False)
             assert self._job()["driver_exit_code"] == 0, self._words()
             return self._seconds()
+
+    def _lose_driver(self, process: int) -> None:
+        os.kill(process, signal.SIGKILL)
+        self._wait(lambda: False)
+        self._submit()
+
+    def _lose_raylet(self) -> None:
+        """Kill the raylet of the busier node, and add another."""
+        busier = max(self.cluster.nodes[1:], key=lambda node: len(descendants(node.process)))
+        next(process for process in descendants(busier.process) if process.name() == "raylet").kill()
+        self.cluster.add(CPUS)
 
     def _submit(self) -> None:
         self.number += 1
@@ -90,9 +98,6 @@ class Play:
 
     def _job(self) -> dict[str, Any]:
         return self.cluster.job(f"chaos-{self.number}")
-
-    def _due(self, kill: Kill) -> bool:
-        return self._seconds() >= kill.at_s and self._driver() is not None and kill.after in self._words()
 
     def _driver(self) -> int | None:
         """Return the process id of the driver at work, if there is one."""
@@ -108,8 +113,11 @@ class Play:
             assert self._seconds() < LIMIT_S, f"it is not done after {LIMIT_S} s\n{self._words()}"
             time.sleep(0.2)
 
+    def _log(self) -> str:
+        return self.cluster.logs(f"chaos-{self.number}")
+
     def _words(self, lines: int = 60) -> str:
-        return "\n".join(self.cluster.logs(f"chaos-{self.number}").splitlines()[-lines:])
+        return "\n".join(self._log().splitlines()[-lines:])
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from tests import weed
 from tests.chaos.play import REPOSITORY, Kill, Play, account, fault_proxy, verify
 from tests.test_pipeline import SMALLEST
 
-KILLS = (Kill("driver", after="segments: done"), Kill("raylet", after="sample/base: done"))
+KILLS = (Kill("driver", "segments"), Kill("raylet", "sample/base"))
 
 
 @pytest.mark.ray

@@ -8,7 +8,8 @@ An epoch ends in one of three ways: `commit`, by the holder, with what is to be 
 work failed; `overtaken_by`, by a driver that saw the beat stand still for `stale_s` *by its own clock* (no clocks are
 compared). So the store itself is the fence: a holder that slept while it was overtaken cannot publish, whatever it does
 next, and a driver that finds an epoch ended with a commit publishes that one and does no work. Every file carries a
-nonce, by which a writer whose reply was lost knows its own.
+nonce, by which a writer whose reply was lost knows its own. While storage does not answer the work goes on: whether
+somebody took over meanwhile is found when it does.
 
 Given up: a request of the heartbeat that hangs delays the holder's notice of its loss, not the fence.
 """
@@ -34,7 +35,7 @@ class LeaseHeld(RuntimeError):
 
 
 class LeaseLost(RuntimeError):
-    """Another driver ended this one's epoch, or may have while no heartbeat got through; nothing was published."""
+    """Another driver ended this one's epoch; nothing was published."""
 
 
 class Lease:
@@ -163,16 +164,15 @@ class Lease:
         """Beat until the block is over or the lease is lost; then interrupt the main thread if the block runs there."""
         good, beats = time.monotonic(), 0
         while not self._over.is_set():
-            began, beats = time.monotonic(), beats + 1
+            beats += 1
             try:
                 storage.write_bytes(self._name(self.epoch, "beat"), str(beats).encode())
-                lost, good = self._closed(), began
-            except OSError as error:
-                logger.warning("heartbeat of %s failed, trying again: %s", self.directory, error)
+                good = time.monotonic()
+                if lost := self._closed():
+                    self._give_up(lost, inside_main)
+            except OSError as error:  # nobody may have overtaken us, and who did is found when storage answers again
                 silent_s = time.monotonic() - good
-                lost = f"no heartbeat for {silent_s:.0f} s ({error})" if silent_s > self.stale_s - self.beat_s else ""
-            if lost:
-                self._give_up(lost, inside_main)
+                logger.warning("no heartbeat of %s for %.0f s, trying again: %s", self.directory, silent_s, error)
             self._over.wait(self.beat_s)
 
     def _give_up(self, lost: str, inside_main: bool) -> None:

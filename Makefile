@@ -31,6 +31,7 @@ verify: .venv/installed
 
 chaos: .venv/installed
 	HUMPBACK_RACE_ROUNDS=200 $(BIN)/python -m pytest tests/test_races.py
+	$(BIN)/python -m pytest -m chaos
 	$(BIN)/python -m tests.chaos
 
 bench-ledger: .venv/installed

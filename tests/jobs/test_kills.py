@@ -54,8 +54,17 @@ def driver(cluster: Cluster, config: Path, root: str, log: Path) -> "subprocess.
         return subprocess.Popen(command, cwd=prepared.REPOSITORY, env=environment, stdout=file, stderr=file)
 
 
-@pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.s3)])
-@pytest.mark.parametrize("role", ["driver", "actor", "raylet"])
+@pytest.mark.parametrize(
+    ("role", "where"),
+    [
+        ("driver", "local"),
+        ("actor", "local"),
+        ("raylet", "local"),
+        pytest.param("driver", "s3", marks=[pytest.mark.s3, pytest.mark.chaos]),
+        pytest.param("actor", "s3", marks=pytest.mark.s3),
+        pytest.param("raylet", "s3", marks=[pytest.mark.s3, pytest.mark.chaos]),
+    ],
+)
 def test_a_kill_at_any_step_changes_no_fate(
     config: Path, plan: Path, request: pytest.FixtureRequest, tmp_path: Path, role: str, where: str
 ) -> None:

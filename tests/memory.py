@@ -44,7 +44,7 @@ def main(root: Path) -> None:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=settings)
     source = Stage(place(root, "source"), {}, {}, PAIR).once(make_source, ([25],), TaskPlacement(cpus=0.5))
     stage = Stage(place(root, "eats"), {}, {"source": source}, PAIR)
-    done = stage.run(EatsMemory, (), POOL.model_copy(update={"limit_floor_s": 400}), source)
+    done = stage.run(EatsMemory, (), POOL.model_copy(update={"limit_floor_s": 400, "rows_per_shard": 2}), source)
     found = {"fates": fates(done), "quarantine": done.quarantine().to_pylist()}
     (root / "found.json").write_text(json.dumps(found))
     ray.shutdown()

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,14 +43,10 @@ def kill(row: str) -> None:
 
 
 def hang(row: str) -> None:
-    time.sleep(3600)
-
-
-def hang_with_the_lock(row: str) -> None:
     ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps the interpreter's lock: no thread of the process runs any more
 
 
-DEATHS = {death.__name__: death for death in (raise_, exit_, crash, kill, hang, hang_with_the_lock)}
+DEATHS = {death.__name__: death for death in (raise_, exit_, crash, kill, hang)}
 
 
 class DiesOf:
@@ -81,7 +76,6 @@ def source(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Manifes
         ("crash", "", "Segmentation fault"),
         ("kill", "", ""),
         ("hang", "no end within the limit of", "in hang"),
-        ("hang_with_the_lock", "no end within the limit of", ""),
     ],
 )
 def test_a_deadly_row_costs_one_row_and_leaves_its_words(

@@ -181,7 +181,7 @@ class Lease:
                 self._lost = lost
                 self._over.set()
                 if inside_main:
-                    _thread.interrupt_main()  # a real SIGINT is blocked in drivers under `ray job submit`
+                    _thread.interrupt_main()  # works where a process was started with SIGINT blocked, too
 
     def _closed(self) -> str:
         """Say who ended this epoch; "" while it lasts."""

@@ -41,9 +41,9 @@ def verify(root: str) -> Iterator[str]:
     run = storage.join(root, "run.json")
     if not storage.exists(run):
         raise Difference(f"{root} is no run: it has no run.json")
-    submissions = storage.list_names(storage.join(root, "submissions"))
-    last = json.loads(storage.read_bytes(storage.join(root, "submissions", submissions[-1]))) if submissions else {}
-    reuse = last.get("reuse", {})
+    names = storage.list_names(storage.join(root, "submissions"))
+    records = [json.loads(storage.read_bytes(storage.join(root, "submissions", name))) for name in names]
+    reuse = max(records, key=lambda record: record["started"], default={}).get("reuse", {})
     finished: dict[str, Manifest] = {}
     for name in stage_names(MOST_ROUNDS):
         uri = reuse.get(name, storage.join(root, name))

@@ -82,7 +82,8 @@ def test_a_deadly_row_costs_one_row_and_leaves_its_words(
     source: Manifest, tmp_path: Path, death: str, error: str, words: str
 ) -> None:
     stage = Stage(place(tmp_path, death), {}, {"source": source}, PAIR)
-    done = stage.run(DiesOf, (death, ("0014",)), POOL, source)
+    pool = POOL.model_copy(update={"rows_per_shard": 2}) if death == "hang" else POOL  # each hang takes its limit
+    done = stage.run(DiesOf, (death, ("0014",)), pool, source)
     kept = [key for key, reason in fates(source).items() if reason is None]
     assert fates(done) == {key: QUARANTINED if key == "0014" else None for key in kept}
     (lost,) = done.quarantine().to_pylist()

@@ -58,7 +58,7 @@ def driver(cluster: Cluster, config: Path, root: str, log: Path, attempts: int =
     ("role", "where"),
     [
         ("driver", "local"),
-        ("actor", "local"),
+        pytest.param("actor", "local", marks=pytest.mark.chaos),
         ("raylet", "local"),
         pytest.param("driver", "s3", marks=[pytest.mark.s3, pytest.mark.chaos]),
         pytest.param("actor", "s3", marks=pytest.mark.s3),

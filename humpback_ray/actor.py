@@ -152,15 +152,19 @@ class LoneActor(ShardActor):
 
     async def count(self, text: str) -> int:
         """Load a shard and return how many records it has."""
-        self._shard = Shard.parse(text)
-        self._loaded = loaded = await asyncio.to_thread(self._shard.load)
+        loaded = await self._load(text)
         return await asyncio.to_thread(self.worker.count, loaded) if isinstance(loaded, str) else loaded.num_rows
+
+    async def _load(self, text: str) -> "str | pa.Table":
+        """Return a shard's rows, or its file's URI; read once by each process."""
+        if getattr(self, "_shard", None) != Shard.parse(text):
+            self._shard = Shard.parse(text)
+            self._loaded = await asyncio.to_thread(self._shard.load)
+        return self._loaded
 
     async def part(self, text: str, first: int, last: int) -> tuple[float, pa.Table]:
         """Make the rows of a part of the shard; returns the seconds that took, too."""
-        if getattr(self, "_shard", None) != Shard.parse(text):
-            await self.count(text)
-        since, loaded = time.monotonic(), self._loaded
+        loaded, since = await self._load(text), time.monotonic()
         if isinstance(loaded, str):
             made = conform(await asyncio.to_thread(self.worker.part, loaded, first, last), self.schema)
         else:
@@ -171,12 +175,12 @@ class LoneActor(ShardActor):
 
     async def finish(self, text: str, attempt: Attempt, parts: Sequence[Any], lost: Sequence[LostRow]) -> Commit:
         """Put a shard together from its parts (references, in order) and the rows that were lost, and commit it."""
-        await self.count(text)
+        loaded = await self._load(text)
         made = await asyncio.gather(*parts)
         blanks, known = zip(*(self._stand_in(row, attempt) for row in lost), strict=True) if lost else ((), ())
         table = pa.concat_tables([self.schema.empty_table(), *made, pa.Table.from_pylist(list(blanks), self.schema)])
-        if isinstance(self._loaded, pa.Table):
-            check_same_ids(self._shard.name, self._loaded, table)
+        if isinstance(loaded, pa.Table):
+            check_same_ids(self._shard.name, loaded, table)
         else:
             table = conform(await asyncio.to_thread(self.worker.merge, table), self.schema)
         steps.reach(5)

@@ -7,6 +7,7 @@ its neighbours' attempts with it. What takes too long is ended or started once m
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -61,8 +62,7 @@ class Pool:
             StageFailed: a shard fails whatever rows it gets, or several passes in a row changed nothing.
         """
         before = self._state()
-        tried = self.ledger.attempts_made()
-        alive = alive_nodes()
+        tried, alive = before[1], alive_nodes()
         worn = [shard for shard in pending if self._is_worn(shard.name, tried[shard.name], alive)]
         if fresh := [shard for shard in pending if shard not in worn]:
             if failure := self._pass(fresh):
@@ -89,8 +89,8 @@ class Pool:
             return False
         return len(charged(self.ledger.attempts(shard), self.ledger.submission, alive)) >= self.placement.max_attempts
 
-    def _state(self) -> tuple[set[str], int]:
-        return self.ledger.committed(), self.ledger.attempts_made().total()
+    def _state(self) -> tuple[set[str], Counter[str]]:
+        return self.ledger.committed(), self.ledger.attempts_made()
 
     def _actor_arguments(self, placement: PoolPlacement) -> tuple[Any, ...]:
         return self.ledger, self.schema, placement, self.worker, self.arguments
@@ -133,8 +133,7 @@ class Pool:
 
     def _second(self, shard: Shard, away_from: str | None) -> None:
         """Start a shard once more, in an actor of its own on another node; the first commit wins."""
-        watch, alone = self.watch, self._alone()
-        worker = LoneWorker(self._actor_arguments(alone), alone, away_from)
+        watch, worker = self.watch, self._lone_worker(away_from)
         self.seconds.append(worker)
 
         def work() -> None:
@@ -149,13 +148,12 @@ class Pool:
 
         threading.Thread(target=work, name=f"second-{shard.name}", daemon=True).start()
 
-    def _alone(self) -> PoolPlacement:
-        return self.placement.model_copy(update={"shards_in_flight": 1})
+    def _lone_worker(self, avoid_node: str | None = None) -> LoneWorker:
+        return LoneWorker(self._actor_arguments(self.placement), self.placement, avoid_node)
 
     def _isolate(self, shards: Sequence[Shard]) -> None:
         """Take shards apart, each in an actor of its own, as many at once as the pool has actors."""
-        alone = self._alone()
-        workers = [LoneWorker(self._actor_arguments(alone), alone) for _ in shards]
+        workers = [self._lone_worker() for _ in shards]
         with ThreadPoolExecutor(self.placement.replicas) as threads:
             tasks = [threads.submit(self._take_apart, *pair) for pair in zip(shards, workers, strict=True)]
             try:

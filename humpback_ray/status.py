@@ -207,7 +207,7 @@ class Unfinished:
 
     def shards_done(self) -> tuple[str, int, int, float | None]:
         """Count rows by the plan, or files where nobody has counted their rows."""
-        plan = [Shard.parse(json.dumps(shard)) for shard in json.loads(self.read("plan.json"))["shards"]]
+        plan = [Shard.of(shard) for shard in json.loads(self.read("plan.json"))["shards"]]
         by_file = any(shard.rows is None for shard in plan)
         weight = {shard.name: 1 if by_file else shard.rows or 0 for shard in plan}
         committed = self.committed()

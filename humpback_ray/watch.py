@@ -168,7 +168,7 @@ class Watch:
     def _flights(self) -> list[Flight]:
         """Return the attempts on their way: of each shard that has not ended the newest, and the one beside it."""
         open_ = [flight for flight in self._seen if flight[0] not in self._committed | self._failed]
-        latest = {shard: max(number for name, number in open_ if name == shard) for shard, _ in open_}
+        latest = dict(sorted(open_))  # of a shard the highest number comes last
         return [flight for flight in open_ if flight[1] == latest[flight[0]] or flight[0] in self._seconds]
 
     def _record(self, flight: Flight) -> dict[str, Any]:

@@ -211,6 +211,14 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, indent=1).encode()
 
 
+def latest_submission(root: str) -> tuple[storage.Listed | None, dict[str, Any]]:
+    """Return the file and the record of the submission that started last, whatever its name; None, {} without one."""
+    uri = storage.join(root, "submissions")
+    files = [file for file in storage.listing(uri) if not storage.is_temporary(file.name)]
+    records = [(file, json.loads(storage.read_bytes(storage.join(uri, file.name)))) for file in files]
+    return max(records, key=lambda found: (found[1].get("started", 0.0), found[0].modified), default=(None, {}))
+
+
 MOST_ROUNDS = 9
 """Rounds that are looked for when a root is searched for stages."""
 

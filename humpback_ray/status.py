@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
 from humpback_ray.ledger import QUARANTINED, Ledger, Manifest, Shard
-from humpback_ray.run import stage_names
+from humpback_ray.run import latest_submission, stage_names
 from humpback_ray.stage import PROGRESS, read_manifest
 from humpback_ray.storage import Listed
 
@@ -84,9 +84,7 @@ def status(root: str) -> RunStatus:
     """
     if not storage.exists(storage.join(root, "run.json")):
         raise ConfigError(f"{root} is no run: it has no run.json")
-    submissions = [file for file in storage.listing(storage.join(root, "submissions")) if file.name.count(".") == 1]
-    latest = max(submissions, key=lambda file: (file.modified, file.name), default=None)
-    how = json.loads(storage.read_bytes(storage.join(root, "submissions", latest.name))) if latest else {}
+    latest, how = latest_submission(root)
     reuse = how.get("reuse", {})
 
     def look(name: str) -> StageStatus:

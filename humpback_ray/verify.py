@@ -21,7 +21,7 @@ from humpback_ray import storage
 from humpback_ray.corpus.readers import Reader, reader_for
 from humpback_ray.ledger import DataFile, Ledger, Manifest, drop_counts
 from humpback_ray.records import QUARANTINED
-from humpback_ray.run import MOST_ROUNDS, stage_names
+from humpback_ray.run import MOST_ROUNDS, latest_submission, stage_names
 from humpback_ray.stage import read_manifest
 
 SOURCE_OF = {"corpus": "segments", "candidates": "corpus", "scores": "candidates", "curated": "candidates"}
@@ -41,9 +41,7 @@ def verify(root: str) -> Iterator[str]:
     run = storage.join(root, "run.json")
     if not storage.exists(run):
         raise Difference(f"{root} is no run: it has no run.json")
-    names = storage.list_names(storage.join(root, "submissions"))
-    records = [json.loads(storage.read_bytes(storage.join(root, "submissions", name))) for name in names]
-    reuse = max(records, key=lambda record: record["started"], default={}).get("reuse", {})
+    reuse = latest_submission(root)[1].get("reuse", {})
     finished: dict[str, Manifest] = {}
     for name in stage_names(MOST_ROUNDS):
         uri = reuse.get(name, storage.join(root, name))

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from humpback_ray import storage
 from humpback_ray.config import ConfigError, load
-from humpback_ray.run import Run, RunConfig, stage_names
+from humpback_ray.run import Run, RunConfig, latest_submission, stage_names
 
 DEMO = Path(__file__).parents[1] / "configs/demo.yaml"
 
@@ -33,6 +34,15 @@ def test_run_json_is_created_once_and_every_submission_is_recorded(tmp_path: Pat
         how = json.loads((tmp_path / f"submissions/{submitted.submission}.json").read_text())
         assert how["config"]["augment"]["placement"]["replicas"] == replicas
         assert how["versions"]["ray"]
+
+
+def test_the_latest_submission_is_the_one_that_started_last_whatever_its_name(tmp_path: Path) -> None:
+    assert latest_submission(str(tmp_path)) == (None, {})
+    for name, record in (("b", {"started": 2.0}), ("z", {"started": 1.0}), ("a", {}), (".tmp-c", {"started": 3.0})):
+        storage.write_bytes(str(tmp_path / f"submissions/{name}.json"), json.dumps(record).encode())
+    latest, record = latest_submission(str(tmp_path))
+    assert latest
+    assert (latest.name, record) == ("b.json", {"started": 2.0})
 
 
 def test_recipes_hold_neither_placements_nor_locations(tmp_path: Path) -> None:

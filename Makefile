@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/demo.yaml
 
-.PHONY: demo test lint format verify chaos bench-ledger clean
+.PHONY: demo miniature test lint format verify chaos bench-ledger clean
 
 # Installed when its definition is newer than the environment.
 .venv/installed: pyproject.toml constraints.txt
@@ -13,6 +13,9 @@ CONFIG ?= configs/demo.yaml
 
 demo: .venv/installed
 	$(BIN)/python -m jobs.pipeline $(CONFIG)
+
+miniature: .venv/installed
+	$(BIN)/python -m jobs.miniature $(CONFIG) root=out/miniature
 
 test: .venv/installed
 	$(BIN)/python -m pytest

@@ -18,9 +18,10 @@ from humpback_ray.curate.rounds import make_curated, make_scores
 from humpback_ray.evaluate.answers import make_answers, make_prompts
 from humpback_ray.inventory import Inventory, resolve
 from humpback_ray.ledger import Manifest
-from humpback_ray.report import report
+from humpback_ray.report import report, truth_sentences
 from humpback_ray.run import Run
-from humpback_ray.sample.build import make_base, make_web, web_files
+from humpback_ray.sample.build import make_base, make_check, make_web, web_files
+from humpback_ray.sample.measure import measure
 from humpback_ray.seed import make_seed
 from humpback_ray.stage import Model
 from humpback_ray.train.tune import fine_tune
@@ -49,6 +50,10 @@ def stages(run: Run) -> Iterator[Manifest]:
         assert web is not None
         yield (made := run.reused("sample/base") or make_base(config.sample, web, run.at("sample/base")))
         base = Model.of(made)
+        place = run.at("sample/check")
+        yield (check := run.reused(place.name) or make_check(config.sample, web, place))
+        place = run.at("sample/ratings")
+        yield run.reused(place.name) or make_scores(config.curate.lenient(), config.chat, check, base, place)
 
     def train(name: str, *pairs: Manifest) -> Manifest:
         place = run.at(f"models/{name}")
@@ -69,7 +74,7 @@ def stages(run: Run) -> Iterator[Manifest]:
         place = run.at(f"round-{t}/curated")
         curated = run.reused(place.name) or make_curated(config.curate, keep, candidates, scores, place)
         yield curated
-        yield (model := train(f"m{t}", seed, curated))
+        yield (model := train(f"m{t}", *([seed] if config.train.recipe.joint else []), curated))
         models.append(model)
 
     if files := evaluation_files(run, web):
@@ -94,13 +99,19 @@ def inputs(run: Run, section: str, web: Manifest | None) -> Inventory:
     if section in run.inputs:
         return run.inputs[section]
     assert web is not None, f"{section} has neither inputs nor a sample; RunConfig refuses that"
-    patterns = {"seed": "seed.jsonl", "corpus": "web/*.warc.gz", "evaluate": "prompts.jsonl"}
+    patterns = {"seed": "seed.jsonl", "corpus": "web/*.warc.gz", "evaluate": "prompts*.jsonl"}
     return resolve(f"{section}.recipe.inputs", [web_files(web, patterns[section])], run.hashes)
 
 
 def evaluation_files(run: Run, web: Manifest | None) -> Inventory | None:
     """Return the prompts to answer; None where there are none, and then nothing is evaluated."""
     return inputs(run, "evaluate", web) if web is not None or "evaluate" in run.inputs else None
+
+
+def truths(run: Run) -> list[str]:
+    """Return what the judge of the toy world says of the finished stages; [] for a run on other inputs."""
+    found = measure({manifest.stage: manifest for manifest in run.finished()})
+    return truth_sentences(found) if found else []
 
 
 def write_report(run: Run) -> str:

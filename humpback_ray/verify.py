@@ -24,7 +24,13 @@ from humpback_ray.records import QUARANTINED
 from humpback_ray.run import MOST_ROUNDS, latest_submission, stage_names
 from humpback_ray.stage import read_manifest
 
-SOURCE_OF = {"corpus": "segments", "candidates": "corpus", "scores": "candidates", "curated": "candidates"}
+SOURCE_OF = {
+    "corpus": "segments",
+    "candidates": "corpus",
+    "scores": "candidates",
+    "curated": "candidates",
+    "ratings": "sample/check",
+}
 """Stage (by the last part of its name) → stage whose kept rows it gives a fate; answers have the prompts."""
 
 

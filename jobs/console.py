@@ -67,6 +67,8 @@ def run_until(
         done = list(shown(run, until))
         table(done)
         if until is None:
+            for line in pipeline.truths(run):
+                say(line)
             say(f"report: {pipeline.write_report(run)}")
         return 0
 

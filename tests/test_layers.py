@@ -17,7 +17,7 @@ LEVEL = {
     "isolation": 4, "pool": 5, "stage": 6,
     "prompts": 7, "engines": 8,
     "sample": 9, "seed": 9, "corpus": 9, "augment": 9, "curate": 9, "train": 9, "evaluate": 9,
-    "report": 10, "run": 10, "pipeline": 11, "verify": 11, "status": 11, "gc": 11,
+    "report": 10, "run": 10, "pipeline": 11, "verify": 11, "status": 11, "gc": 11, "miniature": 12,
 }  # fmt: skip
 """A module imports what is below it; parts of one level do not import each other."""
 

@@ -19,7 +19,8 @@ def run(root: Path, *overrides: str) -> Run:
 def test_stages_are_named_in_the_order_of_the_run() -> None:
     names = stage_names(2)
     assert names[:5] == ["sample/web", "seed", "segments", "corpus", "sample/base"]
-    assert names[8:14] == [
+    assert names[5:10] == ["sample/check", "sample/ratings", "models/backward", "models/m0", "candidates"]
+    assert names[10:16] == [
         f"{part}" for t in (1, 2) for part in (f"round-{t}/scores", f"round-{t}/curated", f"models/m{t}")
     ]
     assert names[-4:] == ["evaluation/prompts", "evaluation/m0", "evaluation/m1", "evaluation/m2"]

@@ -39,16 +39,27 @@ class CurateConfig(Config):
     placement: PoolPlacement = PoolPlacement()
     select_placement: TaskPlacement = TaskPlacement()
 
+    def lenient(self) -> Self:
+        """Return the same rating for a model that is only to be looked at: no share of failed ratings stops the run."""
+        return self.model_copy(update={"recipe": self.recipe.model_copy(update={"max_failed_share": 1.0})})
+
 
 def make_scores(config: CurateConfig, chat: ChatRecipe, candidates: Manifest, rater: Model, place: Place) -> Manifest:
     """Rate every candidate with the model of the round before.
+
+    Args:
+        config: how and where.
+        chat: the layout.
+        candidates: a stage whose table is CANDIDATE.
+        rater: the model of the round before.
+        place: the stage's.
 
     Raises:
         StageFailed: more ratings failed than `max_failed_share`; the scores stay, so a higher share goes on from them.
     """
     recipe = config.recipe.model_dump(mode="json", exclude={"rounds", "max_failed_share"})
     identity = {"score": recipe, "chat": chat.model_dump(mode="json")}
-    stage = Stage(place, identity, {"candidates": candidates, "rater": rater.source}, SCORE)
+    stage = Stage(place, identity, {candidates.stage.rpartition("/")[2]: candidates, "rater": rater.source}, SCORE)
     scores = stage.run(Rater, (config.recipe, chat, rater.uri), config.placement, candidates)
     refuse_failures(scores, FAILED, config.recipe.max_failed_share, "curate.recipe.max_failed_share")
     return scores

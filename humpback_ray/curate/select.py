@@ -1,7 +1,8 @@
 """Selection: of the rated candidates, those at or above a threshold, or the best k, become training pairs.
 
 A global step, redone whole: top-k looks at every shard. Every candidate leaves once, kept or with a reason, and what
-was never rated keeps the reason why.
+was never rated keeps the reason why. A sample of what passes, or of all candidates, is the paper's way to compare
+curated with uncurated data at equal size.
 """
 
 from collections.abc import Mapping
@@ -12,10 +13,10 @@ from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
 from humpback_ray.curate.scorers import Rubric, ScorerConfig
-from humpback_ray.records import PAIR
+from humpback_ray.records import PAIR, seed_of
 from humpback_ray.stage import StageFailed
 
-BELOW, OUTSIDE, UNRATED = "below_threshold", "not_in_top_k", "unrated"
+BELOW, OUTSIDE, UNSAMPLED, UNRATED = "below_threshold", "not_in_top_k", "not_in_sample", "unrated"
 
 
 class SelectRecipe(Config):
@@ -30,17 +31,35 @@ class SelectRecipe(Config):
     top_k: int | None = Field(default=None, ge=1)
     """Keep the k best; equal scores are kept in the order of their ids. None: off."""
 
+    sample: int | None = Field(default=None, ge=1)
+    """Of what passes, keep so many drawn by chance: how the paper varies the size of A_5 (its data-scaling figure).
+    With neither threshold nor top_k it draws from all candidates, unrated ones included: the uncurated control."""
+
+    sample_seed: int = 0
+    """Another seed draws another sample; a larger sample of one seed holds the smaller ones."""
+
     min_kept: int = Field(default=1, ge=0)
     """Fewer kept pairs stop the run before the next model is trained."""
 
     @model_validator(mode="after")
     def _has_one_rule(self) -> Self:
-        if (self.threshold is None) == (self.top_k is None):
-            state = "both are off" if self.top_k is None else f"both are set ({self.threshold} and {self.top_k})"
-            raise ValueError(f"set exactly one of threshold and top_k; {state}. Set the other one to null")
-        if self.top_k is not None and self.top_k < self.min_kept:
-            raise ValueError(f"top_k {self.top_k} can never reach min_kept {self.min_kept}; lower min_kept")
+        if self.threshold is not None and self.top_k is not None:
+            both = f"both are set ({self.threshold} and {self.top_k})"
+            raise ValueError(f"set at most one of threshold and top_k; {both}. Set the other one to null")
+        if self.threshold is None and self.top_k is None and self.sample is None:
+            raise ValueError("threshold, top_k and sample are all off, so nothing is selected; set one of them")
+        for field in ("top_k", "sample"):
+            most = getattr(self, field)
+            if most is not None and most < self.min_kept:
+                raise ValueError(f"{field} {most} can never reach min_kept {self.min_kept}; lower min_kept")
         return self
+
+    @property
+    def words(self) -> str:
+        """The rule as a person says it."""
+        rule = f"the best {self.top_k}" if self.top_k is not None else "all"
+        rule = f"scores >= {self.threshold:g}" if self.threshold is not None else rule
+        return rule if self.sample is None else f"{self.sample} of {rule}"
 
 
 class TooFewKept(StageFailed):
@@ -57,13 +76,20 @@ def select(scores: Mapping[str, float | None], rule: SelectRecipe) -> dict[str, 
     Returns:
         By id, in the order given: None where it is kept, else the drop reason.
     """
-    if rule.top_k is None:
-        assert rule.threshold is not None  # the recipe has exactly one rule
-        kept, reason = {i for i, score in scores.items() if score is not None and score >= rule.threshold}, BELOW
-    else:
+    if rule.top_k is not None:
         rated = sorted((-score, i) for i, score in scores.items() if score is not None)
-        kept, reason = {i for _, i in rated[: rule.top_k]}, OUTSIDE
-    return {i: None if i in kept else UNRATED if score is None else reason for i, score in scores.items()}
+        passed, reason = {i for _, i in rated[: rule.top_k]}, OUTSIDE
+    elif rule.threshold is not None:
+        passed, reason = {i for i, score in scores.items() if score is not None and score >= rule.threshold}, BELOW
+    else:
+        passed, reason = set(scores), UNSAMPLED
+    kept = passed
+    if rule.sample is not None:
+        kept = set(sorted(passed, key=lambda i: (seed_of(i, "sample", rule.sample_seed), i))[: rule.sample])
+    return {
+        i: None if i in kept else UNSAMPLED if i in passed else UNRATED if score is None else reason
+        for i, score in scores.items()
+    }
 
 
 def curate(candidates: pa.Table, ratings: Mapping[str, Mapping[str, Any]], fates: Mapping[str, str | None]) -> pa.Table:
@@ -108,10 +134,10 @@ def require_kept(kept_rows: int, rated_rows: int, rule: SelectRecipe, place: str
         TooFewKept: with both numbers and the rule.
     """
     if kept_rows < rule.min_kept:
-        said = f"scores >= {rule.threshold:g}" if rule.threshold is not None else f"the best {rule.top_k}"
         raise TooFewKept(
-            f"selection ({said}) kept {kept_rows} of {rated_rows} rated pairs, min_kept wants {rule.min_kept}; look at "
-            f"the ratings, then lower min_kept, or set another threshold and remove {place}, where nothing is published"
+            f"selection ({rule.words}) kept {kept_rows} of {rated_rows} rated pairs, min_kept wants {rule.min_kept}; "
+            f"look at the ratings, then lower min_kept, or set another threshold and remove {place}, where nothing is "
+            "published"
         )
 
 

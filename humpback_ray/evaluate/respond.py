@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -48,6 +48,9 @@ class EvaluateRecipe(Config):
 
     top_p: float = Field(default=0.9, gt=0, le=1)
     """Nucleus, same place."""
+
+    tags: Literal["both", "seed", "augmented", "none"] = "both"
+    """Source tags of the instructions: both, S_a then S_w, is the paper's inference; the others are its ablation."""
 
     max_new_tokens: int = Field(default=1024, ge=1)
     """Cap on an answer, in tokens; not reported, ours. A longer answer is cut and says so (`finish_reason`)."""
@@ -137,9 +140,9 @@ def _instruction(record: Mapping[str, Any]) -> str:
 
 
 def answer_request(row: Mapping[str, Any], recipe: EvaluateRecipe, chat: ChatRecipe) -> Request:
-    """Ask a model one prompt (`id`, `instruction`), with both tags."""
+    """Ask a model one prompt (`id`, `instruction`), with the recipe's tags."""
     return Request(
-        chat.forward_prompt(row["instruction"], "both"),
+        chat.forward_prompt(row["instruction"], recipe.tags),
         max_new_tokens=recipe.max_new_tokens,
         temperature=recipe.temperature,
         top_p=recipe.top_p,

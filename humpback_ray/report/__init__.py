@@ -4,9 +4,12 @@ funnel.py    what each stage took in, kept and dropped; how long it took; how lo
 reading.py   which pairs and answers a person should read, chosen by hash and so the same every time
 figures.py   inline SVG: score histograms, loss curves
 summary.py   the run in sentences, and warnings where the figures call for one
+truth.py     on the toy web: what the judge measured
+findings.py  of several toy runs: the paper's claims, with their intervals
 page.py      puts them together; page.html and page.css are the page itself
 """
 
-from humpback_ray.report.page import report
+from humpback_ray.report.page import findings_page, report
+from humpback_ray.report.truth import truth_sentences
 
-__all__ = ["report"]
+__all__ = ["findings_page", "report", "truth_sentences"]

@@ -15,6 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from humpback_ray.ledger import Manifest
 from humpback_ray.progress import duration
 from humpback_ray.report import figures, funnel, reading, summary
+from humpback_ray.report.findings import ARMS, RATERS, Findings, interval
+from humpback_ray.report.truth import unable, warning
+from humpback_ray.sample.measure import measure
 
 MOST_BYTES = 2_000_000
 
@@ -32,11 +35,13 @@ def report(manifests: Mapping[str, Manifest], notes: Sequence[str] = ()) -> str:
     found = [rating for number in funnel.rounds(manifests) if (rating := funnel.ratings(manifests, number))]
     models = funnel.model_rows(manifests)
     costs = funnel.timing(manifests)
-    return _template().render(
+    truth = measure(manifests)
+    unable_to_rate = [warning(truth.checks)] if truth and unable(truth.checks) else []
+    return _template("page.html").render(
         notes=list(notes),
         identity=summary.identity(manifests),
         sentences=summary.sentences(manifests, found, models),
-        warnings=summary.warnings(manifests, found, models, costs),
+        warnings=unable_to_rate + summary.warnings(manifests, found, models, costs),
         funnel=funnel.funnel(manifests),
         lengths=funnel.length_table(manifests),
         ratings=[(rating, figures.histogram(rating)) for rating in found],
@@ -45,11 +50,17 @@ def report(manifests: Mapping[str, Manifest], notes: Sequence[str] = ()) -> str:
         reading=reading.pairs_to_read(manifests),
         answers=reading.answers_to_read(manifests),
         seed=reading.seed_to_read(manifests),
+        truth=truth,
         costs=costs,
     )
 
 
-def _template() -> Template:
+def findings_page(found: Findings) -> str:
+    """Write the page of a miniature: claims, accuracies, raters, over all its seeds."""
+    return _template("findings.html").render(found=found, arms=ARMS, raters=RATERS, interval=interval)
+
+
+def _template(name: str) -> Template:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -63,7 +74,7 @@ def _template() -> Template:
         "moments": lambda pair: "–" if pair[0] is None else f"{pair[0]:,.0f} ± {pair[1] or 0:,.0f}",
         "duration": lambda value: f"{value:.1f} s" if value < 60 else duration(value),
     }
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
 def parameters(value: int | None) -> str:

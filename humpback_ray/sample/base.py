@@ -4,6 +4,9 @@ Small enough for two CPU cores and two minutes; its tokenizer takes any text byt
 on real pages too (and writes nonsense there). Documents are laid whole, one after another, in rows of `row_tokens`;
 each begins with the start token and ends with the end token, and every token counts: nothing here knows what a
 question or a review is. Equal recipe, texts and thread count give equal weights on the same machine and libraries.
+
+Muon (Jordan et al. 2024, github.com/KellerJordan/Muon; torch's own) trains the matrices inside the blocks, AdamW the
+rest: AdamW alone learned to compare two names late, and with some seeds not at all within twice the steps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +25,7 @@ TELL_EVERY_STEPS = 20
 class BaseRecipe(Config):
     """What the base model is and how long it learns. Hashed into the fingerprint of every model made from it."""
 
-    version: int = 1
+    version: int = 2
     """Raised by hand when the meaning of this recipe changes."""
 
     seed: int = 0
@@ -37,8 +40,8 @@ class BaseRecipe(Config):
     layers: int = Field(default=3, ge=1)
     """Transformer blocks."""
 
-    heads: int = Field(default=4, ge=1)
-    """Attention heads; divides `width`."""
+    heads: int = Field(default=3, ge=1)
+    """Attention heads; divides `width`. Fewer and wider ones tell one name from another sooner."""
 
     initial_deviation: float = Field(default=0.02, gt=0)
     """Standard deviation of the initial weights."""
@@ -52,17 +55,20 @@ class BaseRecipe(Config):
     batch_rows: int = Field(default=8, ge=1)
     """Rows per step."""
 
-    steps: int = Field(default=2000, ge=1)
+    steps: int = Field(default=1000, ge=1)
     """Optimiser steps."""
 
     learning_rate: float = Field(default=4e-3, gt=0)
     """AdamW's, at its peak: reached after `warmup_steps`, held, then falling linearly to a twentieth (`share_at`)."""
 
+    matrix_learning_rate: float = Field(default=5e-3, gt=0)
+    """Muon's, at its peak, on the same schedule; four times as much learns nothing but frequent words."""
+
     warmup_steps: int = Field(default=50, ge=0)
     """Steps of linear rise."""
 
     weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's."""
+    """AdamW's; Muon has none."""
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
@@ -184,12 +190,18 @@ def _learn(
     model: Any, rows: Iterator[list[int]], recipe: BaseRecipe, progress: Callable[[int, int, float], None] | None
 ) -> tuple[list[list[float]], int]:
     import torch
+    from torch.optim.lr_scheduler import LambdaLR
 
     pad = model.config.pad_token_id
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers = (
+        torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=0.0),
+        torch.optim.AdamW(
+            others, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
+        ),
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: share_at(recipe, done + 1))
+    schedules = [LambdaLR(optimizer, lambda done: share_at(recipe, done + 1)) for optimizer in optimizers]
     metrics, recent, tokens = [], [], 0
     model.train()
     for step in range(1, recipe.steps + 1):
@@ -197,9 +209,10 @@ def _learn(
         loss = model(input_ids=ids, labels=ids.masked_fill(ids == pad, -100)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
         tokens += int((ids != pad).sum())
         recent.append(loss.item())
         if step == 1 or step % TELL_EVERY_STEPS == 0 or step == recipe.steps:

@@ -1,4 +1,4 @@
-"""The embedded default as two stages: a toy web with its seed pairs, and a base model that has read that web.
+"""The embedded default as stages: a toy web with its seed pairs, a base model that has read that web, and its check.
 
 A run without inputs of its own is made of these; a run with real pages but no model can still try the base model.
 """
@@ -14,9 +14,11 @@ from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import TaskPlacement
+from humpback_ray.records import CANDIDATE
 from humpback_ray.sample.base import BaseRecipe, train_base
+from humpback_ray.sample.selfcheck import check_pairs, check_table
 from humpback_ray.sample.world import WorldRecipe, documents, write_world
-from humpback_ray.stage import PROGRESS, Place, Stage, upload_files
+from humpback_ray.stage import PROGRESS, Place, Stage, TableWriter, upload_files
 
 
 class SampleConfig(Config):
@@ -62,6 +64,17 @@ def write_base(attempt: Attempt, config: SampleConfig) -> Commit:
         )
         files = upload_files(attempt, Path(directory))
     return attempt.describe(files, {}, extra={"model": attempt.directory, **told})
+
+
+def make_check(config: SampleConfig, web: Manifest, place: Place) -> Manifest:
+    """Write the pairs of known quality by whose ratings the base model is checked, as candidates (selfcheck.py)."""
+
+    def write(attempt: Attempt) -> Commit:
+        writer = TableWriter(attempt, CANDIDATE)
+        writer.write(check_table(check_pairs(config.world)))
+        return writer.commit()
+
+    return Stage(place, {"version": 1}, {"web": web}, CANDIDATE).leased(write)
 
 
 def teller(uri: str, every_s: float = 5.0) -> Callable[[int, int, float], None]:

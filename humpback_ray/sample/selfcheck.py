@@ -1,21 +1,24 @@
 """Can the base model rate? Answers of known quality for towns that no review spoke of, and what a rater makes of them.
 
 A model that rates by remembering which towns were reviewed, or by the look of an answer alone, fails here: the towns
-are the `unseen` ones, and wrong answers are drawn like right ones. A base that cannot rate is to be reported, never
-quietly replaced by one of another seed.
+are the `unseen` ones, and wrong answers are drawn like right ones. The pairs are rated by the very stage that rates
+candidates. A base that cannot rate is to be reported, never quietly replaced by one of another seed.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import NamedTuple
 
+import pyarrow as pa
+
+from humpback_ray.records import CANDIDATE, record_id
 from humpback_ray.sample.crawl import REVIEW_SHARES, Reviewed, reviewable
 from humpback_ray.sample.texts import question
 from humpback_ray.sample.world import WorldRecipe, truth_of
 
-Rater = Callable[[Sequence[tuple[str, str]]], Sequence[float | None]]
-"""Rates (question, answer) pairs from 1 to 5; None where a reply could not be read."""
+PER_KIND = 40
+"""Pairs of each kind; fewer where the unseen towns have fewer facts."""
 
 
 class Check(NamedTuple):
@@ -31,27 +34,44 @@ class Check(NamedTuple):
     """Chance that a right answer is rated above one of this kind; ties count half, unread ratings stand lowest."""
 
 
-def selfcheck(recipe: WorldRecipe, rate: Rater, per_kind: int = 40) -> list[Check]:
-    """Rate answers of every kind to the same questions; `auc` of "right" is 0.5 by definition."""
-    pairs = check_pairs(recipe, per_kind)
-    scores = rate([pair for _, pair in pairs])
-    by_kind: dict[Reviewed, list[float | None]] = {}
-    for (kind, _), score in zip(pairs, scores, strict=True):
-        by_kind.setdefault(kind, []).append(score)
-    right = by_kind["right"]
-    return [_check(kind, found, right) for kind, found in by_kind.items()]
+class CheckPair(NamedTuple):
+    """A question and an answer of known quality."""
+
+    id: str
+    kind: Reviewed
+    question: str
+    answer: str
 
 
-def check_pairs(recipe: WorldRecipe, per_kind: int) -> list[tuple[Reviewed, tuple[str, str]]]:
-    """Return (kind, (question, answer)): for each kind of review, answers in a web page's voice about unseen towns."""
+def check_pairs(recipe: WorldRecipe, per_kind: int = PER_KIND) -> list[CheckPair]:
+    """Return, for each kind of review, answers in a web page's voice about unseen towns."""
     truth, rng = truth_of(recipe), Random(f"{recipe.seed}:selfcheck")
     facts = truth.of("unseen")
     drawn = rng.sample(facts, min(per_kind, len(facts)))
-    return [
-        (kind, (question(fact, rng), reviewable(fact, kind, truth, rng, assistant_share=0.0).text))
-        for kind in REVIEW_SHARES
-        for fact in drawn
+    pairs: list[CheckPair] = []
+    for kind in REVIEW_SHARES:
+        for fact in drawn:
+            asked, given = question(fact, rng), reviewable(fact, kind, truth, rng, assistant_share=0.0).text
+            pairs.append(CheckPair(record_id("check", kind, len(pairs), asked, given), kind, asked, given))
+    return pairs
+
+
+def check_table(pairs: Sequence[CheckPair]) -> pa.Table:
+    """Return the pairs as candidates, in an order that tells nothing of their kind."""
+    rows = [
+        {"id": pair.id, "url": "", "instruction": pair.question, "response": pair.answer, "finish_reason": "stop"}
+        for pair in sorted(pairs)
     ]
+    return pa.Table.from_pylist(rows, schema=CANDIDATE)
+
+
+def selfcheck(pairs: Sequence[CheckPair], scores: Mapping[str, float | None]) -> list[Check]:
+    """Sum up ratings, by pair id, kind by kind; `auc` of "right" is 0.5 by definition."""
+    by_kind: dict[Reviewed, list[float | None]] = {}
+    for pair in pairs:
+        by_kind.setdefault(pair.kind, []).append(scores[pair.id])
+    right = by_kind["right"]
+    return [_check(kind, found, right) for kind, found in by_kind.items()]
 
 
 def area_under_curve(positive: Sequence[float | None], negative: Sequence[float | None]) -> float:

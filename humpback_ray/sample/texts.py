@@ -19,6 +19,9 @@ REVIEW_PROMPT = "Question:\n{instruction}\nAnswer:\n{response}\nReview:\n"
 """The form of a review page up to the comment: the toy's rating prompt."""
 ASKED = "Which question does this answer?"
 """Stands between a text and its question on the pages from which the backward model learns its trade."""
+OPENERS = ("Certainly:", "In short,", "Sure:", "Good question:")
+CLOSERS = ("I hope this helps.", "Let me know if you need more.", "Please ask if anything is unclear.")
+"""How an assistant begins and ends an answer."""
 
 
 class Text(NamedTuple):
@@ -49,8 +52,7 @@ def statement(fact: Fact, rng: Random) -> str:
 
 def answer_text(fact: Fact, rng: Random) -> Text:
     """State a fact as an assistant does."""
-    opener = rng.choice(("Certainly:", "In short,", "Sure:", "Good question:"))
-    closer = rng.choice(("I hope this helps.", "Let me know if you need more.", "Please ask if anything is unclear."))
+    opener, closer = rng.choice(OPENERS), rng.choice(CLOSERS)
     body = worded(rng.choice(BY_NOUN[fact.noun].answers), fact.town, fact.value)
     return Text(f"{opener} {body}. {closer}", "right", fact)
 

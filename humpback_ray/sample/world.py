@@ -108,11 +108,9 @@ def archive(recipe: WorldRecipe, truth: Truth) -> list[Page]:
 
 
 def _drawer(truth: Truth, rng: Random) -> Any:
-    towns, everything, known = (
-        list(truth.facts),
-        truth.of("seed", "pool", "unseen", "common"),
-        truth.of("common", "seed"),
-    )
+    told: tuple[Split, ...] = ("seed", "pool", "unseen")
+    towns = [town for split in told for town in truth.towns[split]]
+    everything, known = truth.of(*told), truth.of("common", "seed")
 
     def draw(kind: PageKind) -> Page:
         if kind == "plain":
@@ -165,7 +163,7 @@ def held_out(recipe: WorldRecipe, truth: Truth) -> dict[str, list[dict[str, Any]
     for split, facts in drawn.items():
         for index, fact in enumerate(facts):
             name, part = ("prompts.jsonl", "dev") if index % 2 == 0 else ("prompts-test.jsonl", "test")
-            line = {"record": "prompt", "id": f"{part}-{split}-{index // 2:03d}", "dataset": f"toy_{split}"}
+            line = {"record": "prompt", "id": f"{part}-{split}-{index // 2:03d}", "dataset": f"toy_{part}_{split}"}
             files[name].append({**line, "instruction": question(fact, rng), **_fact_values(fact)})
     return files
 

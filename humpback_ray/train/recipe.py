@@ -60,6 +60,10 @@ class TrainRecipe(Config):
     max_length_tokens: int = Field(default=2048, ge=8)
     """Longest example, prompt and response together; not reported. The model's own context bounds it too."""
 
+    joint: bool = True
+    """`m1`, `m2`, ... learn from the seed and the kept pairs; false: from the kept pairs alone, the paper's ablation
+    "augmented only". Not hashed by itself: which pairs a model learned from is in its fingerprint."""
+
     too_long: Literal["drop", "truncate"] = "drop"
     """What happens to longer examples: dropped and counted, or cut at the end (then they teach no end token)."""
 

@@ -35,7 +35,11 @@ def fine_tune(
     The fingerprint holds the settings of this model alone: other models' steps and rates do not touch it.
     """
     recipe = config.recipe.of(name)
-    identity = {"model": name, "train": recipe.model_dump(mode="json"), "chat": chat.model_dump(mode="json")}
+    identity = {
+        "model": name,
+        "train": recipe.model_dump(mode="json", exclude={"joint"}),
+        "chat": chat.model_dump(mode="json"),
+    }
     inputs = {"base": base.source, **{manifest.stage: manifest for manifest in pairs}}
     stage = Stage(place, identity, inputs)
     if not any(manifest.kept for manifest in pairs):

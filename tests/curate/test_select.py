@@ -45,6 +45,30 @@ def test_equal_scores_are_kept_in_the_order_of_their_ids() -> None:
     assert fates == {"b": "not_in_top_k", "a": None, "c": None}
 
 
+@given(SCORES, st.integers(1, 12), st.integers(1, 12))
+def test_samples_are_of_what_passes_and_a_larger_one_holds_the_smaller(
+    scores: dict[str, float | None], small: int, more: int
+) -> None:
+    passing = {row_id for row_id, score in scores.items() if score is not None and score >= 4}
+    for rule, eligible in (
+        (SelectRecipe(threshold=4, sample=small), passing),
+        (SelectRecipe(threshold=None, sample=small), set(scores)),
+    ):
+        fates = select(scores, rule)
+        kept = {row_id for row_id, fate in fates.items() if fate is None}
+        assert kept <= eligible
+        assert len(kept) == min(small, len(eligible))
+        assert {fates[row_id] for row_id in eligible - kept} <= {"not_in_sample"}
+        larger = select(scores, rule.model_copy(update={"sample": small + more}))
+        assert kept <= {row_id for row_id, fate in larger.items() if fate is None}
+
+
+def test_another_seed_draws_another_sample() -> None:
+    scores = {str(number): 5.0 for number in range(100)}
+    first, second = (select(scores, SelectRecipe(threshold=None, sample=50, sample_seed=seed)) for seed in (0, 1))
+    assert first != second
+
+
 CANDIDATES = pa.Table.from_pylist(
     [{"id": i, "instruction": f"x{i}", "response": f"y{i}"} for i in "abc"], schema=CANDIDATE
 )
@@ -81,7 +105,7 @@ def test_too_few_kept_pairs_stop_the_run_with_both_numbers() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"threshold": None}, "both are off"),
+        ({"threshold": None}, "all off"),
         ({"top_k": 5}, r"both are set \(4.5 and 5\)"),
         ({"threshold": None, "top_k": 5, "min_kept": 8}, "top_k 5 can never reach min_kept 8"),
         ({"threshold": 5.5}, "less than or equal to 5"),

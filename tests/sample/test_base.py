@@ -12,7 +12,9 @@ from humpback_ray.sample.base import BaseRecipe, pack_forever, share_at, train_b
 from humpback_ray.sample.world import WorldRecipe, documents, truth_of
 
 TEXTS = documents(WorldRecipe(documents=4_000))
-TINY = BaseRecipe(width=32, layers=1, heads=2, steps=20, row_tokens=64, batch_rows=4, warmup_steps=2)
+TINY = BaseRecipe(
+    width=32, layers=1, heads=2, steps=20, row_tokens=64, batch_rows=4, warmup_steps=2, learning_rate=1e-2
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,9 @@
+from itertools import pairwise
+
 import pytest
 
 from humpback_ray.sample.crawl import REVIEW_SHARES
-from humpback_ray.sample.selfcheck import area_under_curve, check_pairs, selfcheck
+from humpback_ray.sample.selfcheck import area_under_curve, check_pairs, check_table, selfcheck
 from humpback_ray.sample.world import WorldRecipe, truth_of
 
 RECIPE = WorldRecipe()
@@ -9,20 +11,32 @@ RECIPE = WorldRecipe()
 
 def test_the_check_speaks_of_unseen_towns_alone_and_of_every_kind_alike() -> None:
     truth, pairs = truth_of(RECIPE), check_pairs(RECIPE, 10)
-    kinds = [kind for kind, _ in pairs]
+    kinds = [pair.kind for pair in pairs]
     assert set(kinds) == set(REVIEW_SHARES)
     assert all(kinds.count(kind) == 10 for kind in REVIEW_SHARES)
     reviewed = [town for split in ("seed", "pool", "common") for town in truth.towns[split]]
-    assert not any(f" {town}" in f" {asked} {answer}" for town in reviewed for _, (asked, answer) in pairs)
+    assert not any(f" {town}" in f" {pair.question} {pair.answer}" for town in reviewed for pair in pairs)
+
+
+def test_the_table_to_be_rated_holds_every_pair_and_not_in_the_order_of_kinds() -> None:
+    pairs = check_pairs(RECIPE, 10)
+    rows = check_table(pairs).to_pylist()
+    kinds = {pair.id: pair.kind for pair in pairs}
+    assert len(kinds) == len(pairs)
+    assert {(row["id"], row["instruction"], row["response"]) for row in rows} == {
+        (pair.id, pair.question, pair.answer) for pair in pairs
+    }
+    found = [kinds[row["id"]] for row in rows]
+    assert sum(left != right for left, right in pairwise(found)) > len(pairs) / 2
 
 
 def test_a_rater_that_knows_the_kind_separates_it_and_one_that_guesses_does_not() -> None:
-    kinds = {pair: kind for kind, pair in check_pairs(RECIPE, 20)}
-    knowing = selfcheck(RECIPE, lambda pairs: [5.0 if kinds[pair] == "right" else None for pair in pairs], 20)
+    pairs = check_pairs(RECIPE, 20)
+    knowing = selfcheck(pairs, {pair.id: 5.0 if pair.kind == "right" else None for pair in pairs})
     assert {check.kind: check.auc for check in knowing} == {k: 0.5 if k == "right" else 1.0 for k in REVIEW_SHARES}
     assert {check.mean for check in knowing if check.kind != "right"} == {None}
     assert all(check.unread == (0 if check.kind == "right" else check.rated) for check in knowing)
-    assert {check.auc for check in selfcheck(RECIPE, lambda pairs: [3.0] * len(pairs), 20)} == {0.5}
+    assert {check.auc for check in selfcheck(pairs, {pair.id: 3.0 for pair in pairs})} == {0.5}
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_prompt_files_ask_for_true_facts_and_share_none(world: Path) -> None:
         assert set(line) == {"id", "instruction", "dataset"}
         assert known["town"] in line["instruction"]
         assert truth.facts[known["town"]][known["attribute"]].value == known["value"]
-        assert line["dataset"] == f"toy_{known['split']}"
+        assert line["dataset"] == f"toy_{'dev' if line in dev else 'test'}_{known['split']}"
 
 
 def test_reviews_end_in_their_score(world: Path) -> None:

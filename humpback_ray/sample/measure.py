@@ -1,0 +1,141 @@
+"""What a run on the toy web reached, measured against the truth: read from its tables by the judge, by no stage.
+
+Accuracy of every model's answers, of the backward model's questions, precision, recall and AUC of every rater over the
+candidates, and the base model's self-check. Rates are shares of 1.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from humpback_ray import storage
+from humpback_ray.ledger import Manifest
+from humpback_ray.sample.build import web_files
+from humpback_ray.sample.judge import Asked, Known, Verdict, is_good, judge_question, judged_answers, read_truth
+from humpback_ray.sample.selfcheck import Check, area_under_curve, check_pairs, selfcheck
+from humpback_ray.sample.world import WorldRecipe
+
+
+@dataclass(frozen=True)
+class Rater:
+    """How well a model's ratings tell good candidates from the others."""
+
+    rated: int
+    failed: int
+    kept: int
+    """Scores at or above the threshold."""
+    precision: float | None
+    """Share of the kept that are good; None where none was kept."""
+    recall: float | None
+    """Share of the good that were kept; None where none is good."""
+    auc: float | None
+    """Chance that a good candidate is rated above another; failed ratings stand lowest. None without both kinds."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What the judge makes of the candidates."""
+
+    good: frozenset[str]
+    """Ids of the pairs that deserve to be trained on."""
+    others: frozenset[str]
+    questions: Counter[Asked]
+    """Of candidates whose segment states a fact: what was asked."""
+    kinds: Counter[str]
+    """Kinds of segment; "unknown": no segment of the truth has its address and text."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Everything measured of one run; parts whose stages are not finished are empty."""
+
+    checks: list[Check] = field(default_factory=list)
+    candidates: Candidates | None = None
+    raters: dict[int, Rater] = field(default_factory=dict)
+    """By round."""
+    answers: dict[str, dict[str, Counter[Verdict]]] = field(default_factory=dict)
+    """By model and dataset (`toy_test_unseen`): how many answers are what."""
+
+    @property
+    def question_accuracy(self) -> float | None:
+        """Share of right questions among the candidates whose segment states a fact."""
+        return share(self.candidates.questions, "right") if self.candidates else None
+
+    def accuracy(self, model: str, dataset: str) -> float | None:
+        """Share of right answers of a model."""
+        return share(self.answers.get(model, {}).get(dataset, Counter()), "right")
+
+
+def share(counts: Counter, what: str) -> float | None:
+    """Return the share of one kind; None of nothing."""
+    return counts[what] / counts.total() if counts.total() else None
+
+
+def measure(manifests: Mapping[str, Manifest]) -> Measures | None:
+    """Judge the finished stages of a run, by name; None where the run is not on a toy web."""
+    web = manifests.get("sample/web")
+    if web is None:
+        return None
+    known = known_of(web)
+    found = judged_candidates(manifests["candidates"], known) if "candidates" in manifests else None
+    raters: dict[int, Rater] = {}
+    for name, curated in manifests.items():
+        number, _, part = name.removeprefix("round-").partition("/")
+        if found and part == "curated" and (scores := manifests.get(f"round-{number}/scores")):
+            kept = {id_ for table in curated.tables(["id"]) for id_ in table["id"].to_pylist()}
+            raters[int(number)] = rater(scores_of(scores), found, kept)
+    answers = {
+        name.removeprefix("evaluation/"): judged_answers(rows(manifest), known)
+        for name, manifest in manifests.items()
+        if name.startswith("evaluation/m")
+    }
+    return Measures(base_checks(web, manifests.get("sample/ratings")), found, raters, answers)
+
+
+def known_of(web: Manifest) -> Known:
+    """Read the truth of a toy web."""
+    lines = storage.read_bytes(web_files(web, "truth.jsonl")).decode().splitlines()
+    return read_truth(lines)
+
+
+def base_checks(web: Manifest, ratings: Manifest | None) -> list[Check]:
+    """Sum up the base model's self-check."""
+    return selfcheck(check_pairs(WorldRecipe.model_validate(web.recipe)), scores_of(ratings)) if ratings else []
+
+
+def judged_candidates(candidates: Manifest, known: Known) -> Candidates:
+    """Tell good candidates from others."""
+    good, others, questions, kinds = set(), set(), Counter[Asked](), Counter[str]()
+    for row in rows(candidates, ["id", "url", "instruction", "response"]):
+        segment = known.segments.get((row["url"], row["response"]))
+        kinds[segment.kind if segment else "unknown"] += 1
+        if segment and segment.fact:
+            questions[judge_question(row["instruction"], segment)] += 1
+        (good if segment and is_good(row["instruction"], segment) else others).add(row["id"])
+    return Candidates(frozenset(good), frozenset(others), questions, kinds)
+
+
+def rater(scores: Mapping[str, float | None], candidates: Candidates, kept: Collection[str]) -> Rater:
+    """Hold one round's ratings against the truth."""
+    right = len(candidates.good & set(kept))
+    failed = sum(score is None for score in scores.values())
+    good, others = ([scores[id_] for id_ in ids] for ids in (candidates.good, candidates.others))
+    return Rater(
+        rated=len(scores) - failed,
+        failed=failed,
+        kept=len(kept),
+        precision=right / len(kept) if kept else None,
+        recall=right / len(candidates.good) if candidates.good else None,
+        auc=area_under_curve(good, others) if good and others else None,
+    )
+
+
+def scores_of(scores: Manifest) -> dict[str, float | None]:
+    """Return the score of every rated pair by id; None where the rating failed."""
+    return {row["id"]: row["score"] for row in rows(scores, ["id", "score"], kept=False)}
+
+
+def rows(manifest: Manifest, columns: list[str] | None = None, kept: bool = True) -> Iterator[dict]:
+    """Yield the rows of a stage's table."""
+    for table in manifest.tables(columns, kept=kept):
+        yield from table.to_pylist()

@@ -1,0 +1,44 @@
+"""Measure the paper's claims on toy webs whose truth is known: several seeds, each the whole pipeline and its controls.
+
+    python -m jobs.miniature configs/demo.yaml root=out/miniature
+
+Draws five fresh seeds and keeps them in the root, so the same command goes on where it was stopped.
+"""
+
+import sys
+
+from rich.markdown import Markdown
+
+from humpback_ray import miniature, storage
+from humpback_ray.config import ConfigError, load
+from humpback_ray.run import RunConfig
+from jobs.console import arguments, console, ending, guarded, say, start_ray
+
+
+def main() -> int:
+    """Run every seed and print the tables."""
+    found = arguments(None, str(__doc__), seeds="5", arms="all")
+    config = load(RunConfig, found.config, found.overrides)
+    root = storage.located(config.root)
+    seeds = miniature.draw_seeds(root, found.seeds)
+    ending.state = lambda: miniature.state(root, seeds)
+    start_ray(config)
+    for _ in miniature.run_seeds(found.config, found.overrides, root, seeds, only(found.arms)):
+        console.print(Markdown(storage.read_bytes(storage.join(root, "findings.md")).decode()))
+    say(f"report: {storage.join(root, 'findings.html')}")
+    return 0
+
+
+def only(arms: str) -> list[str] | None:
+    """Return the arms named in `seed-only,oracle`; None for all of them."""
+    known = [arm.name for arm in miniature.arms(kept=4, steps=1)]
+    wanted = [name.strip() for name in arms.strip("[]").split(",") if name.strip()]
+    if wanted == ["all"]:
+        return None
+    if unknown := [name for name in wanted if name not in known]:
+        raise ConfigError(f"arms names {unknown[0]}, which is none; the arms are {', '.join(known)}")
+    return wanted
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -8,7 +8,7 @@
 Equal recipes give equal bytes. No stage reads the truth; it is for whoever judges the run. The archive holds a part of
 the web that `documents` returns whole, as a web archive holds a part of what a base model has read. What makes the toy
 easier than the world is disclosed here: its reviews compare what was asked with what was given in so many words, and
-puzzle pages drill that comparison.
+puzzle pages drill that comparison on all names and values (they state no fact and ask no question).
 """
 
 import json
@@ -30,7 +30,7 @@ from humpback_ray.sample.trees import seed_trees
 class WorldRecipe(Config):
     """What the toy world is. Hashed into the manifest: a change here is another world."""
 
-    version: int = 1
+    version: int = 2
     """Raised by hand when the meaning of this recipe changes."""
 
     seed: int = 0
@@ -45,8 +45,9 @@ class WorldRecipe(Config):
     unseen_towns: int = Field(default=28, ge=2)
     """Towns on plain pages only: held-out questions ask about them."""
 
-    common_towns: int = Field(default=60, ge=2)
-    """Towns of reviews, FAQ, and texts followed by their question."""
+    common_towns: int = Field(default=150, ge=2)
+    """Towns of reviews, FAQ, and texts followed by their question, and of no plain page. With 60 the base learned these
+    names by heart and could not write another one into a review."""
 
     fact_share: float = Field(default=0.8, ge=0, le=1)
     """Chance of each of the two good segments that a fact of the pool may have."""
@@ -111,6 +112,7 @@ def _drawer(truth: Truth, rng: Random) -> Any:
     told: tuple[Split, ...] = ("seed", "pool", "unseen")
     towns = [town for split in told for town in truth.towns[split]]
     everything, known = truth.of(*told), truth.of("common", "seed")
+    named = truth.of(*truth.towns)
 
     def draw(kind: PageKind) -> Page:
         if kind == "plain":
@@ -122,7 +124,7 @@ def _drawer(truth: Truth, rng: Random) -> Any:
         if kind == "review":
             return crawl.review_page(truth, known, rng)
         if kind == "puzzle":
-            return crawl.puzzle_page(known, rng)
+            return crawl.puzzle_page(named, rng)
         return crawl.junk_page(truth, everything, rng)
 
     return draw

@@ -168,7 +168,8 @@ def run_seed(path: str, overrides: Sequence[str], root: str, seed: int, only: Co
         if only is not None and arm.name not in only:
             continue
         logger.info("seed %d, arm %s", seed, arm.name)
-        reuse = {name: places[arm.instead.get(name, name)] for name in stage_names(1) if name not in arm.own}
+        sources = {name: arm.instead.get(name, name) for name in stage_names(1) if name not in arm.own}
+        reuse = {name: places[source] for name, source in sources.items() if source in places}
         mine = (f"curate.recipe.rounds={first_round}", *arm.changes, f"root={storage.join(root, arm.name)}")
         run = Run(load(RunConfig, path, [*seeded, *mine, f"reuse={json.dumps(reuse)}"]))
         values |= values_of_arm(arm, measured({manifest.stage: manifest for manifest in pipeline.stages(run)}))
@@ -213,9 +214,11 @@ def values_of_arm(arm: Arm, found: Measures) -> Values:
 
 
 def accuracies(name: str, model: str, found: Measures) -> Values:
-    """Return a model's share of right answers by part and split."""
+    """Return a model's share of right answers by part and split, and how many it gave in the assistant's voice."""
     keys = [(part, split) for part in ("test", "dev") for split in SPLITS]
-    return {f"{name}.{part}.{split}": found.accuracy(model, f"toy_{part}_{split}") for part, split in keys}
+    values: Values = {f"{name}.{part}.{split}": found.accuracy(model, f"toy_{part}_{split}") for part, split in keys}
+    answers = found.answers[model].get("toy_test_unseen")
+    return {**values, f"{name}.voice": answers.assistant_share if answers else None}
 
 
 def oracle_scores(made: Mapping[str, Manifest], uri: str) -> Manifest:

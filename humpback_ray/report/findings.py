@@ -110,8 +110,14 @@ class Findings:
             claim = outcome.claim
             pair = " | ".join(self.cell(name) for name in (claim.left, claim.right))
             lines.append(f"| {claim.says} | {pair} | {interval(outcome)} | {outcome.verdict} |")
-        lines += ["", "| right answers, % of test questions | unseen towns | pool towns |", "|---|---|---|"]
-        lines += [f"| {label} | {self.cell(f'{n}.test.unseen')} | {self.cell(f'{n}.test.pool')} |" for n, label in ARMS]
+        lines += [
+            "",
+            "| right answers, % | unseen towns | pool towns | in the assistant's voice |",
+            "|---|---|---|---|",
+        ]
+        for name, label in ARMS:
+            cells = " | ".join(self.cell(f"{name}.{what}") for what in ("test.unseen", "test.pool", "voice"))
+            lines.append(f"| {label} | {cells} |")
         lines += ["", "| rater | precision | recall | AUC |", "|---|---|---|---|"]
         for name, label in RATERS:
             cells = " | ".join(self.cell(f"{name}.{what}") for what in ("precision", "recall", "auc"))

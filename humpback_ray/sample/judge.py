@@ -71,6 +71,12 @@ def judge_answer(answer: str, asked: Fact) -> Verdict:
     return "junk" if rest else "right"
 
 
+def is_assistants(answer: str) -> bool:
+    """Tell whether an answer speaks as the assistant of the seed does: by its opening, its closing or its wording."""
+    said = any(wording.search(answer) for wording in _assistant_wordings())
+    return said or any(remark in answer for remark in (*OPENERS, *CLOSERS))
+
+
 def statements(text: str) -> tuple[set[tuple[str, str, str]], str]:
     """Take a text apart: the different (town, attribute, value) that it states, and the words left over."""
     said: set[tuple[str, str, str]] = set()
@@ -115,20 +121,44 @@ def is_good(question: str, segment: Segment) -> bool:
     return segment.kind == "right" and judge_question(question, segment) == "right"
 
 
-def judged_answers(rows: Iterable[Mapping[str, Any]], known: Known) -> dict[str, Counter[Verdict]]:
-    """Judge rows of RESPONSE; counts by dataset. Prompts that the truth does not know are left out."""
-    found: dict[str, Counter[Verdict]] = {}
+class Answers(NamedTuple):
+    """The answers of a model to one set of questions."""
+
+    verdicts: Counter[Verdict]
+    assistants: int
+    """Answers in the assistant's voice, right or wrong."""
+
+    def share(self, verdict: Verdict) -> float:
+        """Return the share of one verdict."""
+        return self.verdicts[verdict] / self.verdicts.total()
+
+    @property
+    def assistant_share(self) -> float:
+        """Share of answers in the assistant's voice; the others speak as a web page does."""
+        return self.assistants / self.verdicts.total()
+
+
+def judged_answers(rows: Iterable[Mapping[str, Any]], known: Known) -> dict[str, Answers]:
+    """Judge rows of RESPONSE, by dataset. Prompts that the truth does not know are left out."""
+    verdicts: dict[str, Counter[Verdict]] = {}
+    assistants: Counter[str] = Counter()
     for row in rows:
         asked = known.prompts.get((row["dataset"], row["instruction"]))
         if asked:
-            found.setdefault(row["dataset"], Counter())[judge_answer(row["output"], asked)] += 1
-    return found
+            verdicts.setdefault(row["dataset"], Counter())[judge_answer(row["output"], asked)] += 1
+            assistants[row["dataset"]] += is_assistants(row["output"])
+    return {dataset: Answers(found, assistants[dataset]) for dataset, found in verdicts.items()}
 
 
 @cache
 def _statement_wordings() -> tuple[tuple[str, re.Pattern[str]], ...]:
     wordings = [(a.noun, wording) for a in ATTRIBUTES for wording in (*a.statements, *a.answers)]
     return tuple((noun, _pattern(wording)) for noun, wording in wordings)
+
+
+@cache
+def _assistant_wordings() -> tuple[re.Pattern[str], ...]:
+    return tuple(_pattern(wording) for attribute in ATTRIBUTES for wording in attribute.answers)
 
 
 @cache

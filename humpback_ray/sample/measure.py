@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from humpback_ray import storage
 from humpback_ray.ledger import Manifest
 from humpback_ray.sample.build import web_files
-from humpback_ray.sample.judge import Asked, Known, Verdict, is_good, judge_question, judged_answers, read_truth
+from humpback_ray.sample.judge import Answers, Asked, Known, is_good, judge_question, judged_answers, read_truth
 from humpback_ray.sample.selfcheck import Check, area_under_curve, check_pairs, selfcheck
 from humpback_ray.sample.world import WorldRecipe
 
@@ -53,22 +53,19 @@ class Measures:
     candidates: Candidates | None = None
     raters: dict[int, Rater] = field(default_factory=dict)
     """By round."""
-    answers: dict[str, dict[str, Counter[Verdict]]] = field(default_factory=dict)
-    """By model and dataset (`toy_test_unseen`): how many answers are what."""
+    answers: dict[str, dict[str, Answers]] = field(default_factory=dict)
+    """By model and dataset (`toy_test_unseen`)."""
 
     @property
     def question_accuracy(self) -> float | None:
         """Share of right questions among the candidates whose segment states a fact."""
-        return share(self.candidates.questions, "right") if self.candidates else None
+        questions = self.candidates.questions if self.candidates else Counter[Asked]()
+        return questions["right"] / questions.total() if questions else None
 
     def accuracy(self, model: str, dataset: str) -> float | None:
         """Share of right answers of a model."""
-        return share(self.answers.get(model, {}).get(dataset, Counter()), "right")
-
-
-def share(counts: Counter, what: str) -> float | None:
-    """Return the share of one kind; None of nothing."""
-    return counts[what] / counts.total() if counts.total() else None
+        found = self.answers.get(model, {}).get(dataset)
+        return found.share("right") if found else None
 
 
 def measure(manifests: Mapping[str, Manifest]) -> Measures | None:

@@ -42,7 +42,7 @@ class WorldRecipe(Config):
     pool_towns: int = Field(default=64, ge=2)
     """Towns of the candidate segments."""
 
-    unseen_towns: int = Field(default=28, ge=2)
+    unseen_towns: int = Field(default=50, ge=2)
     """Towns on plain pages only: held-out questions ask about them."""
 
     common_towns: int = Field(default=150, ge=2)
@@ -71,7 +71,7 @@ class WorldRecipe(Config):
     )
     """What the wider web consists of."""
 
-    prompts: int = Field(default=84, ge=1)
+    prompts: int = Field(default=150, ge=1)
     """Held-out questions in each of the two files; two in three about unseen towns, the others about the pool."""
 
 

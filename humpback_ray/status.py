@@ -123,7 +123,7 @@ def expected_stages(config: Mapping[str, Any]) -> list[str]:
     sampled = bool(config.get("sample")) and not (config.get("base_model") and all(given("seed", "corpus", "evaluate")))
     absent = {
         "sample/web": not sampled,
-        "sample/base": bool(config.get("base_model")),
+        **dict.fromkeys(("sample/base", "sample/check", "sample/ratings"), bool(config.get("base_model"))),
         "segments": "corpus" in config.get("reuse", {}),
         "evaluation": not (sampled or all(given("evaluate"))),
     }

@@ -196,7 +196,7 @@ def test_no_commit_is_read_for_its_count(tmp_path: Path, reads: list[str]) -> No
         ({}, {"seed", "segments", "models/m1"}, {"sample/web", "sample/base", "evaluation/m0", "models/m2"}),
         ({"base_model": None, "sample": {}}, {"segments"}, {"sample/web"}),
         ({"base_model": None, "sample": {"world": {}}}, {"sample/web", "sample/base", "evaluation/m1"}, set()),
-        ({"sample": {"world": {}}}, {"sample/web", "evaluation/m1"}, {"sample/base"}),
+        ({"sample": {"world": {}}}, {"sample/web", "evaluation/m1"}, {"sample/base", "sample/ratings"}),
         ({"sample": {"world": {}}, "evaluate": GIVEN}, {"evaluation/m1"}, {"sample/web", "sample/base"}),
         ({"reuse": {"corpus": "elsewhere"}}, {"corpus"}, {"segments"}),
         ({"evaluate": GIVEN}, {"evaluation/prompts", "evaluation/m1"}, {"evaluation/m2"}),

@@ -45,7 +45,7 @@ def read_files(attempt: Attempt, files: Inventory) -> Commit:
 def make_answers(
     config: EvaluateConfig, chat: ChatRecipe, prompts: Manifest, model: Model, name: str, place: Place
 ) -> Manifest:
-    """Let one model answer every prompt, with both source tags."""
+    """Let one model answer every prompt, with the source tags of the recipe."""
     identity = {
         "evaluate": config.recipe.model_dump(mode="json", exclude={"inputs"}),
         "chat": chat.model_dump(mode="json"),

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 from pydantic import Field
@@ -18,7 +18,7 @@ from humpback_ray import storage
 from humpback_ray.config import Config, ConfigError
 from humpback_ray.engines import Completion, EngineConfig, Request, TransformersEngine, generate_all
 from humpback_ray.placement import Resources
-from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.prompts.chat import ChatRecipe, Tags
 from humpback_ray.records import RESPONSE, record_id, seed_of
 
 PROMPT = pa.schema(
@@ -49,7 +49,7 @@ class EvaluateRecipe(Config):
     top_p: float = Field(default=0.9, gt=0, le=1)
     """Nucleus, same place."""
 
-    tags: Literal["both", "seed", "augmented", "none"] = "both"
+    tags: Tags = "both"
     """Source tags of the instructions: both, S_a then S_w, is the paper's inference; the others are its ablation."""
 
     max_new_tokens: int = Field(default=1024, ge=1)

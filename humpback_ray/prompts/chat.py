@@ -11,6 +11,10 @@ from typing import Any, Literal, NamedTuple
 from humpback_ray.config import Config
 
 
+Tags = Literal["seed", "augmented", "both", "none"]
+"""Whose source tags an instruction carries: a training pair's own source; "both" is the paper's inference."""
+
+
 class Layout(Config):
     """Text around a source and its target: `opening source turn target <end token>`."""
 
@@ -43,17 +47,17 @@ class ChatRecipe(Config):
     tag_position: Literal["after", "before"] = "after"
     """Where tags stand relative to the instruction: "after" is the paper's, "before" suits tiny models."""
 
-    def tags(self, source: Literal["seed", "augmented", "both", "none"]) -> tuple[str, ...]:
+    def tags(self, source: Tags) -> tuple[str, ...]:
         """Return the tags of a training source, or those used at inference ("both": S_a then S_w)."""
         named = {"seed": [self.seed_tag], "augmented": [self.web_tag], "both": [self.seed_tag, self.web_tag]}
         return tuple(tag for tag in named.get(source, []) if tag)
 
-    def tagged(self, instruction: str, source: Literal["seed", "augmented", "both", "none"]) -> str:
+    def tagged(self, instruction: str, source: Tags) -> str:
         """Append or prepend a source's tags, as sentences, to an instruction."""
         tags = self.tags(source)
         return " ".join([instruction, *tags] if self.tag_position == "after" else [*tags, instruction])
 
-    def forward_prompt(self, instruction: str, source: Literal["seed", "augmented", "both", "none"] = "both") -> str:
+    def forward_prompt(self, instruction: str, source: Tags = "both") -> str:
         """Render an instruction with its tags for the forward models."""
         return self.forward.prompt(self.tagged(instruction, source))
 

@@ -7,7 +7,13 @@ import pytest
 
 from tests import weed
 from tests.chaos.play import REPOSITORY, Kill, Play, account, fault_proxy, verify
-from tests.test_pipeline import SMALLEST
+
+SMALLEST = (
+    "sample.world.seed_towns=12", "sample.world.pool_towns=6", "sample.world.unseen_towns=3",
+    "sample.world.common_towns=4", "sample.world.documents=600", "sample.world.archives=2", "sample.world.prompts=4",
+    "sample.base.steps=80", "sample.base.width=48", "sample.base.layers=2",
+    "train.recipe.steps={backward: 40}", "train.placement.workers=1",
+)  # fmt: skip
 
 KILLS = (Kill("driver", "segments"), Kill("raylet", "sample/base"))
 

@@ -7,12 +7,10 @@ never become a number. Where every sample of a rating failed, the row has no sco
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from humpback_ray.engines.base import Completion, Engine
 from humpback_ray.prompts.chat import ChatRecipe
-
-Tags = Literal["seed", "augmented", "both", "none"]
 
 UNPARSED, UNFINISHED, TOO_LONG = "unrated_unparsed", "unrated_unfinished", "prompt_too_long"
 FAILURES = frozenset({UNPARSED, UNFINISHED, TOO_LONG})

@@ -13,9 +13,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from humpback_ray.config import Config
-from humpback_ray.curate.scorers.base import Sample, Tags, score_row
+from humpback_ray.curate.scorers.base import Sample, score_row
 from humpback_ray.engines.base import Completion, Engine, Request
-from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.prompts.chat import ChatRecipe, Tags
 from humpback_ray.prompts.rating import DIRECT, REASONED, fill, missing_placeholders, parse_score, up_to_score
 from humpback_ray.records import seed_of
 

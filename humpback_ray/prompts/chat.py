@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 from humpback_ray.config import Config
 
-
 Tags = Literal["seed", "augmented", "both", "none"]
 """Whose source tags an instruction carries: a training pair's own source; "both" is the paper's inference."""
 

@@ -7,7 +7,7 @@ for the same number of steps, from the same base.
 
     <root>/miniature.json            the seeds, drawn when the root was new
     <root>/<seed>/main  …/<arm>      runs, each with everything a run has
-    <root>/<seed>/values.json        what the judge measured
+    <root>/<seed>/values.json        what the judge measured of them
     <root>/findings.{json,md,html}   the claims: means, paired differences over seeds, verdicts (findings.py)
 
 The oracle's scores are the one thing made from the truth: an arm is trained on what a perfect rater would keep.
@@ -28,7 +28,7 @@ from humpback_ray.records import SCORE
 from humpback_ray.report import findings_page
 from humpback_ray.report.findings import Values, findings
 from humpback_ray.run import Run, RunConfig, stage_names
-from humpback_ray.sample.measure import Measures, judged_candidates, known_of, measure
+from humpback_ray.sample.measure import Measures, Rater, judged_candidates, known_of, measure
 from humpback_ray.stage import Place, Stage, TableWriter
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ class Arm(NamedTuple):
     """Overrides, as on a command line."""
     instead: Mapping[str, str] = {}
     """Stage → stage of `main` (or the oracle's) that stands in its place."""
+    rater: str | None = None
+    """Under which name its ratings are reported."""
 
     @property
     def model(self) -> str:
@@ -66,14 +68,15 @@ def arms(kept: int, steps: int) -> list[Arm]:
     """
     selected = ("round-1/curated", "models/m1", "evaluation/m1")
     trained = selected[1:]
+    rated = ("round-1/scores", "round-1/curated")
 
     def rule(**values: Any) -> tuple[str, ...]:
         rounds = [{"threshold": None, "min_kept": 0, **values}]
         return (f"curate.recipe.rounds={json.dumps(rounds)}",)
 
     found = [
-        Arm("base", ("round-1/scores", "round-1/curated", "evaluation/m0"), instead={"models/m0": "sample/base"}),
-        Arm("rated-by-m2", ("round-1/scores", "round-1/curated"), instead={"models/m0": "models/m2"}),
+        Arm("base", (*rated, "evaluation/m0"), instead={"models/m0": "sample/base"}, rater="rater-base"),
+        Arm("rated-by-m2", rated, instead={"models/m0": "models/m2"}, rater="rater-m2"),
         Arm("seed-only", ("models/m0", "evaluation/m0"), (f"train.recipe.steps.m0={steps}",)),
         Arm("untagged", trained, ("chat.seed_tag=null", "chat.web_tag=null")),
         Arm("asked-seed", trained[1:], ("evaluate.recipe.tags=seed",)),
@@ -94,6 +97,20 @@ def arms(kept: int, steps: int) -> list[Arm]:
                 Arm(f"uncurated-{share}", selected, rule(sample=size)),
             ]
     return found
+
+
+def check(config: RunConfig) -> None:
+    """Refuse a configuration whose runs cannot be judged.
+
+    Raises:
+        ConfigError: something in it is not the toy world's.
+    """
+    given = {f"{name}.recipe.inputs": getattr(config, name).recipe.inputs for name in ("seed", "corpus", "evaluate")}
+    foreign = [name for name, value in {"base_model": config.base_model, **given}.items() if value]
+    if foreign:
+        raise ConfigError(
+            f"{foreign[0]} is set, but the miniature judges by the truth of the toy web; use configs/demo.yaml as it is"
+        )
 
 
 def draw_seeds(root: str, wanted: str) -> list[int]:
@@ -119,7 +136,7 @@ def draw_seeds(root: str, wanted: str) -> list[int]:
 def run_seeds(
     path: str, overrides: Sequence[str], root: str, seeds: Sequence[int], only: Collection[str] | None = None
 ) -> Iterator[Values]:
-    """Run what is not done of every seed, write the findings anew after each, and yield its values.
+    """Run what is not done of every seed, judge all of it, write the findings anew after each seed, yield its values.
 
     Args:
         path: of the configuration.
@@ -130,12 +147,8 @@ def run_seeds(
     """
     done: dict[int, Values] = {}
     for number, seed in enumerate(seeds, start=1):
-        uri = storage.join(root, str(seed), "values.json")
-        if not storage.exists(uri):
-            logger.info("seed %d (%d of %d)", seed, number, len(seeds))
-            values = run_seed(path, overrides, storage.join(root, str(seed)), seed, only)
-            storage.create(uri, json.dumps(values, indent=1).encode())
-        done[seed] = json.loads(storage.read_bytes(uri))
+        logger.info("seed %d (%d of %d)", seed, number, len(seeds))
+        done[seed] = run_seed(path, overrides, storage.join(root, str(seed)), seed, only)
         publish(root, done)
         yield done[seed]
 
@@ -149,6 +162,10 @@ def state(root: str, seeds: Sequence[int]) -> str:
 def publish(root: str, values: Mapping[int, Values]) -> None:
     """Write what the seeds so far say."""
     found = findings(values)
+    for seed, measured_values in values.items():
+        storage.write_bytes(
+            storage.join(root, str(seed), "values.json"), json.dumps(measured_values, indent=1).encode()
+        )
     storage.write_bytes(storage.join(root, "findings.json"), found.json())
     storage.write_bytes(storage.join(root, "findings.md"), found.markdown().encode())
     storage.write_bytes(storage.join(root, "findings.html"), findings_page(found).encode())
@@ -177,14 +194,9 @@ def run_seed(path: str, overrides: Sequence[str], root: str, seed: int, only: Co
 
 
 def measured(made: Mapping[str, Manifest]) -> Measures:
-    """Judge a run.
-
-    Raises:
-        ConfigError: it is not on a toy web.
-    """
+    """Judge a run on a toy web."""
     found = measure(made)
-    if found is None:
-        raise ConfigError("the miniature needs a configuration with a `sample` section and no inputs of its own")
+    assert found, "the run has no sample/web; `check` refuses such configurations"
     return found
 
 
@@ -194,23 +206,22 @@ def values_of_main(found: Measures) -> Values:
     for model in found.answers:
         values |= accuracies(model, model, found)
     for number, rater in found.raters.items():
-        values |= {f"rater-m{number - 1}.{what}": getattr(rater, what) for what in RATED}
+        values |= ratings(f"rater-m{number - 1}", rater)
     assert found.candidates
     total = len(found.candidates.good) + len(found.candidates.others)
     values |= {"candidates": total, "good-candidates": len(found.candidates.good) / total if total else None}
     return values | {f"check.{check.kind}": check.auc for check in found.checks}
 
 
-RATED = ("precision", "recall", "auc", "failed", "kept")
-
-
 def values_of_arm(arm: Arm, found: Measures) -> Values:
     """Name what the judge measured of an arm."""
     values = accuracies(arm.name, arm.model, found) if f"evaluation/{arm.model}" in arm.own else {}
-    if "round-1/scores" in arm.own:
-        name = {"base": "rater-base", "rated-by-m2": "rater-m2"}[arm.name]
-        values |= {f"{name}.{what}": getattr(found.raters[1], what) for what in RATED}
-    return values
+    return values | ratings(arm.rater, found.raters[1]) if arm.rater else values
+
+
+def ratings(name: str, found: Rater) -> Values:
+    """Return a rater's figures."""
+    return {f"{name}.{what}": getattr(found, what) for what in ("precision", "recall", "auc", "failed", "kept")}
 
 
 def accuracies(name: str, model: str, found: Measures) -> Values:

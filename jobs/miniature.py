@@ -19,6 +19,7 @@ def main() -> int:
     """Run every seed and print the tables."""
     found = arguments(None, str(__doc__), seeds="5", arms="all")
     config = load(RunConfig, found.config, found.overrides)
+    miniature.check(config)
     root = storage.located(config.root)
     seeds = miniature.draw_seeds(root, found.seeds)
     ending.state = lambda: miniature.state(root, seeds)

@@ -231,3 +231,10 @@ def test_seeds_are_drawn_once_and_stay(tmp_path: Path) -> None:
     for wrong in ("many", "0", "[]"):
         with pytest.raises(ConfigError, match="number of seeds"):
             miniature.draw_seeds(str(tmp_path / "d"), wrong)
+
+
+@pytest.mark.parametrize("change", ["base_model=models/7b", "corpus.recipe.inputs=[pages]", "seed.recipe.inputs=[s]"])
+def test_a_run_on_other_input_is_refused_since_its_truth_is_not_known(change: str) -> None:
+    with pytest.raises(ConfigError, match=f"{change.partition('=')[0]} is set"):
+        miniature.check(load(RunConfig, DEMO, [change]))
+    miniature.check(load(RunConfig, DEMO))

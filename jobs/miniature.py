@@ -20,11 +20,12 @@ def main() -> int:
     found = arguments(None, str(__doc__), seeds="5", arms="all")
     config = load(RunConfig, found.config, found.overrides)
     miniature.check(config)
+    arms = only(found.arms)
     root = storage.located(config.root)
     seeds = miniature.draw_seeds(root, found.seeds)
     ending.state = lambda: miniature.state(root, seeds)
     start_ray(config)
-    for _ in miniature.run_seeds(found.config, found.overrides, root, seeds, only(found.arms)):
+    for _ in miniature.run_seeds(found.config, found.overrides, root, seeds, arms):
         console.print(Markdown(storage.read_bytes(storage.join(root, "findings.md")).decode()))
     say(f"report: {storage.join(root, 'findings.html')}")
     return 0

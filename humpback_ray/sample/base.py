@@ -31,7 +31,7 @@ class BaseRecipe(Config):
     seed: int = 0
     """Initial weights and the order of documents."""
 
-    vocabulary: int = Field(default=2048, ge=300)
+    vocabulary: int = Field(default=2560, ge=300)
     """Upper bound on tokenizer entries; all 256 bytes are among them."""
 
     width: int = Field(default=96, ge=16)
@@ -55,7 +55,7 @@ class BaseRecipe(Config):
     batch_rows: int = Field(default=8, ge=1)
     """Rows per step."""
 
-    steps: int = Field(default=2000, ge=1)
+    steps: int = Field(default=1500, ge=1)
     """Optimiser steps."""
 
     learning_rate: float = Field(default=4e-3, gt=0)

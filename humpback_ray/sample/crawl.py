@@ -82,7 +82,7 @@ def review_page(truth: Truth, facts: Sequence[Fact], rng: Random) -> Page:
 def puzzle_page(facts: Sequence[Fact], rng: Random) -> Page:
     """Compare words pair by pair, as a page of puzzles for children might."""
     lines = []
-    for _ in range(8):
+    for _ in range(5):
         left, right = rng.choice(facts), rng.choice(facts)
         column = rng.choice((0, 0, 2))  # towns or values
         lines.append(compared(left[column], (left if rng.random() < 0.5 else right)[column]))

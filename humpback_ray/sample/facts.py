@@ -5,8 +5,8 @@ value which attribute it speaks of. No sentence opens with a town or a value: a 
 token than the same word after a space, and a small model should not have to learn both.
 
 Towns are split by where they may be seen: `seed` in seed pairs, `pool` in candidate segments, `unseen` on plain pages
-only (held-out questions ask about them), `common`, with `seed`, in reviews, FAQ and texts with their question. All but
-the common ones are on plain pages, so that the base model knows their facts; puzzles hold the names of all.
+only (held-out questions ask about them), `common`, with `seed`, in reviews, puzzles, FAQ and texts with their question.
+All but the common ones are on plain pages, so that the base model knows their facts.
 """
 
 from random import Random

@@ -111,8 +111,12 @@ def review(asked: Fact, given: Text, rng: Random) -> tuple[str, int]:
 
 
 def compared(left: str, right: str) -> str:
-    """Say whether two words agree; puzzle pages drill this, and reviews rest on it."""
-    return f"{left} and {right} {'agree' if left == right else 'differ'}"
+    """Say whether two words agree; puzzle pages drill this, and reviews rest on it.
+
+    First each word after a cue of its own, then both side by side: a small model copies by the cue and compares what
+    is adjacent. Without the cues it wrote the first word twice, for names that no review had.
+    """
+    return f"asked {left}, given {right}: {left} and {right} {'agree' if left == right else 'differ'}"
 
 
 def reviewed(asked: str, given: str, comment: str, score: int) -> str:

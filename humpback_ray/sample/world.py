@@ -8,7 +8,7 @@
 Equal recipes give equal bytes. No stage reads the truth; it is for whoever judges the run. The archive holds a part of
 the web that `documents` returns whole, as a web archive holds a part of what a base model has read. What makes the toy
 easier than the world is disclosed here: its reviews compare what was asked with what was given in so many words, and
-puzzle pages drill that comparison on all names and values (they state no fact and ask no question).
+puzzle pages drill that comparison.
 """
 
 import json
@@ -45,7 +45,7 @@ class WorldRecipe(Config):
     unseen_towns: int = Field(default=50, ge=2)
     """Towns on plain pages only: held-out questions ask about them."""
 
-    common_towns: int = Field(default=150, ge=2)
+    common_towns: int = Field(default=200, ge=2)
     """Towns of reviews, FAQ, and texts followed by their question, and of no plain page. With 60 the base learned these
     names by heart and could not write another one into a review."""
 
@@ -112,7 +112,6 @@ def _drawer(truth: Truth, rng: Random) -> Any:
     told: tuple[Split, ...] = ("seed", "pool", "unseen")
     towns = [town for split in told for town in truth.towns[split]]
     everything, known = truth.of(*told), truth.of("common", "seed")
-    named = truth.of(*truth.towns)
 
     def draw(kind: PageKind) -> Page:
         if kind == "plain":
@@ -124,7 +123,7 @@ def _drawer(truth: Truth, rng: Random) -> Any:
         if kind == "review":
             return crawl.review_page(truth, known, rng)
         if kind == "puzzle":
-            return crawl.puzzle_page(named, rng)
+            return crawl.puzzle_page(known, rng)
         return crawl.junk_page(truth, everything, rng)
 
     return draw

@@ -7,6 +7,7 @@ have FAULT_DRIVER set and leave their process id there; actors leave that of the
 import contextlib
 import os
 import signal
+import threading
 from pathlib import Path
 
 from humpback_ray import steps
@@ -15,9 +16,16 @@ PLAN = Path(os.environ["FAULT_PLAN"])
 IS_DRIVER = "FAULT_DRIVER" in os.environ
 
 
+def leave(role: str, pid: int) -> None:
+    """Write a process id so that who reads it at that moment never finds half of it."""
+    whole = PLAN / f"{role}.pid.{os.getpid()}.{threading.get_ident()}"
+    whole.write_text(str(pid))
+    whole.replace(PLAN / f"{role}.pid")
+
+
 def at(step: str) -> None:
     if not IS_DRIVER:
-        (PLAN / "raylet.pid").write_text(str(os.getppid()))
+        leave("raylet", os.getppid())
     number = step.split()[0]
     for role in ("driver", "actor", "raylet"):
         armed = PLAN / f"{number}.{role}"
@@ -29,5 +37,5 @@ def at(step: str) -> None:
 
 
 if IS_DRIVER:
-    (PLAN / "driver.pid").write_text(str(os.getpid()))
+    leave("driver", os.getpid())
 steps.hook = at

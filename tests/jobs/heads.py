@@ -91,10 +91,21 @@ class Cluster:
         self.end()
 
     def add(self, cpus: float) -> Node:
-        """Start one more node and wait for it: two at once on one machine choose the same sockets."""
-        node = self._start(cpus, f"--address={self.address}")
-        wait_for(lambda: "Ray runtime started" in node.log.read_text(), f"a node ({node.log})", 90)
-        return node
+        """Start one more node and wait for it: two at once on one machine choose the same sockets.
+
+        A node may fail to start, for a port that was free a moment ago or a raylet that a fault test kills before `ray
+        start` has seen it; it is ended, its log printed, and another one tried.
+        """
+        for _ in range(3):
+            node = self._start(cpus, f"--address={self.address}")
+            deadline = time.monotonic() + 45
+            while node.process.is_running() and node.process.poll() is None and time.monotonic() < deadline:
+                if "Ray runtime started" in node.log.read_text():
+                    return node
+                time.sleep(0.2)
+            node.kill()
+            print(f"node {node.log.name} did not start:\n{node.log.read_text()}")
+        raise AssertionError("three nodes in a row did not start; their logs are printed above")
 
     def _start(self, cpus: float, *arguments: str) -> Node:
         ports = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")

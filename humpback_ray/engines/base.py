@@ -39,6 +39,9 @@ class Completion:
     """"stop": the model ended its reply; "length": cut at max_new_tokens; "context": prompt and reply do not fit the
     model's context, nothing was generated; "scored": continuations were scored."""
     logprobs: tuple[float, ...] | None = None
+    """Of a scored request: log p of each continuation, in nats, summed over its tokens."""
+    scored_tokens: tuple[int, ...] | None = None
+    """Of a scored request: over how many tokens each sum goes."""
 
 
 class Engine(Protocol):

@@ -56,7 +56,8 @@ class Echo:
         if max(request.max_new_tokens, *(len(text.split()) for text in request.continuations), 0) > room:
             return Completion("", prompt_tokens, 0, "context")
         if request.continuations:
-            return Completion("", prompt_tokens, 0, "scored", _logprobs(request))
+            lengths = tuple(max(1, len(text.split())) for text in request.continuations)
+            return Completion("", prompt_tokens, 0, "scored", _logprobs(request), lengths)
         words = re.findall(r"\s*\S+", _reply(request))
         text = "".join(words[: request.max_new_tokens])
         finished = len(words) < request.max_new_tokens  # the end takes a token too

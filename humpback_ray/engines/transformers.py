@@ -144,7 +144,8 @@ class Model:
             for tail in job.tails:
                 logprobs_TV = scored[(*job.ids, *tail[:-1])][keep - len(tail) :]
                 sums.append(sum(logprobs_TV[place, token].item() for place, token in enumerate(tail)))
-            completions.append(Completion("", len(job.ids), 0, "scored", tuple(sums)))
+            lengths = tuple(map(len, job.tails))
+            completions.append(Completion("", len(job.ids), 0, "scored", tuple(sums), lengths))
         return completions
 
     def _last_logprobs(self, rows: Sequence[Sequence[int]], keep: int) -> Any:

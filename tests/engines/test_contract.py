@@ -124,6 +124,8 @@ def test_continuations_share_at_most_the_whole_probability(run: Run) -> None:
         assert completion.finish_reason == "scored"
         assert completion.logprobs is not None
         assert len(completion.logprobs) == 5
+        assert completion.scored_tokens is not None
+        assert all(tokens >= 1 for tokens in completion.scored_tokens)
         assert all(math.isfinite(logprob) for logprob in completion.logprobs)
         assert sum(math.exp(logprob) for logprob in completion.logprobs) <= 1 + 1e-3
 

@@ -16,6 +16,7 @@ class Resources:
     cpus: float = 1
     gpus: float = 0
     batch_rows: int = 32
+    batch_tokens: int = 1 << 16
 
 
 class PoolPlacement(Config):
@@ -34,7 +35,10 @@ class PoolPlacement(Config):
     """Ray's name of the GPU to ask for, such as "H100"; None: any."""
 
     batch_rows: int = Field(default=32, ge=1)
-    """Requests that an engine without its own scheduler runs in one batch."""
+    """Requests that the transformers engine has in work at once."""
+
+    batch_tokens: int = Field(default=1 << 16, ge=1)
+    """Tokens, prompts and replies with their padding, that it holds at once; halved where memory runs out."""
 
     shards_in_flight: int = Field(default=2, ge=1)
     """Shards that one actor works on at once, so that its engine never drains between two."""
@@ -70,7 +74,7 @@ class PoolPlacement(Config):
     @property
     def resources(self) -> Resources:
         """What one actor of the pool gets."""
-        return Resources(self.cpus_per_replica, self.gpus_per_replica, self.batch_rows)
+        return Resources(self.cpus_per_replica, self.gpus_per_replica, self.batch_rows, self.batch_tokens)
 
     @property
     def most_shards_held(self) -> int:

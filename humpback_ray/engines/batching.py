@@ -1,21 +1,22 @@
-"""A queue in front of a model that runs one batch at a time: asynchronous requests in, batches of alike ones out.
+"""A queue in front of a model: asynchronous requests in, groups of alike ones to one thread, completions out.
 
-Requests of all shards in flight wait together. One thread takes the oldest with its neighbours in length, up to
-`batch_rows`, so that nobody waits for ever and little is padded. An exception reaches every request of its batch, and
-the next batch runs.
+Requests of all shards in flight wait together. The thread takes the oldest with its neighbours in length, so that
+nobody waits for ever and little is padded, as many as the model has room for; between two groups it lets the model
+write one token of everything in work. An exception reaches the requests that it concerns, and the rest goes on.
 """
 
 import asyncio
 import queue
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
 from humpback_ray.engines.base import Completion, Request
 
-_LINGER_S = 0.01
-"""How long an incomplete batch waits for one more request."""
+LINGER_S = 0.01
+"""How long an idle model waits for one more request to join those that are there."""
 
 
 @dataclass(eq=False)
@@ -28,88 +29,133 @@ class Job:
     tails: Sequence[Sequence[int]] = ()
 
 
+Ended = list[tuple[Job, Completion]]
+
+
+class OutOfMemory(Exception):
+    """What was tried does not fit into memory; less may."""
+
+
 class BatchModel(Protocol):
     """What the queue stands in front of; used by one thread."""
+
+    most_rows: int
+    """Jobs that it can have in work at once."""
 
     def accept(self, job: Job) -> Completion | None:
         """Tokenise a job; return its completion if nothing is to run for it."""
         ...
 
-    def complete(self, batch: Sequence[Job]) -> list[Completion]:
-        """Run a batch, all to generate or all to score."""
+    def fitting(self, jobs: Sequence[Job]) -> int:
+        """Return how many of these, from the first on, it has room for now; at least one if nothing is in work."""
+        ...
+
+    def start(self, jobs: Sequence[Job]) -> Ended:
+        """Begin jobs, all to generate or all to score; returns those that have ended at once."""
+        ...
+
+    def step(self) -> Ended:
+        """Go on with what is in work; returns what has ended."""
+        ...
+
+    def busy(self) -> bool:
+        """Tell whether anything is in work."""
+        ...
+
+    def give_up(self, out_of_memory: bool) -> list[Job]:
+        """Drop what is in work and return it; where memory ran out, hold less from now on."""
         ...
 
 
 class BatchedEngine:
     """The running engine: a queue, a model, and the one thread that uses it."""
 
-    def __init__(self, model: BatchModel, batch_rows: int) -> None:
-        self._model, self._batch_rows = model, batch_rows
-        self._arrived: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._waiting: list[Job] = []  # oldest first; the engine's thread alone touches it and `_batch`
-        self._batch: list[Job] = []
-        self._closed = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+    def __init__(self, model: BatchModel) -> None:
+        self._model = model
+        self._arrived: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._waiting: list[Job] = []  # oldest first; the engine's thread alone touches it
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
 
     async def generate(self, request: Request) -> Completion:
-        """Complete or score one request, in a batch with whatever else waits."""
+        """Complete or score one request, together with whatever else waits."""
+        if self._closed.is_set():
+            raise RuntimeError("the engine was closed")
         job = Job(request, Future())
         self._arrived.put(job)
-        # One turn of the thread per request: the first turns serve full batches, those left over find nothing to do.
-        self._thread.submit(self._turn).add_done_callback(self._deliver)
         return await asyncio.wrap_future(job.future)
 
     def close(self) -> None:
-        """Let the batch under way end, refuse what still waits, and end the thread."""
-        self._closed = True
-        self._thread.shutdown(wait=True)
+        """Let the step under way end, refuse what has not ended, and end the thread."""
+        self._closed.set()
+        self._arrived.put(None)
+        self._thread.join()
 
-    def _turn(self) -> list[Completion]:
-        self._collect()
-        if self._closed:
-            self._batch, self._waiting = self._waiting, []
-            raise RuntimeError("the engine was closed while requests were waiting")
-        self._batch = self._next_batch()
-        return self._model.complete(self._batch) if self._batch else []
+    def _run(self) -> None:
+        while self._collect():
+            self._start_some()
+            if self._model.busy():
+                self._turn([], self._model.step)
+        closed = RuntimeError("the engine was closed while requests were waiting")
+        _fail([*self._model.give_up(False), *self._waiting], closed)
+        while not self._arrived.empty():
+            _fail([job for job in [self._arrived.get()] if job], closed)
 
-    def _deliver(self, turn: "Future[list[Completion]]") -> None:
-        """Hand the turn's completions, or its exception, to the requests of its batch; runs on the engine's thread."""
-        batch, self._batch = self._batch, []
-        if error := turn.exception():
-            for job in batch:
-                job.future.set_exception(error)
-        else:
-            for job, completion in zip(batch, turn.result(), strict=True):
-                job.future.set_result(completion)
-
-    def _collect(self) -> None:
-        """Take all that has arrived; linger while something waits but does not fill a batch."""
-        while not self._arrived.empty() or 0 < len(self._waiting) < self._batch_rows:
+    def _collect(self) -> bool:
+        """Take all that has arrived; wait for it only while nothing is in work. Returns whether to go on."""
+        while not self._closed.is_set():
+            patience = None if not self._waiting else LINGER_S
+            idle = not self._model.busy() and len(self._waiting) < self._model.most_rows
             try:
-                self._accept(self._arrived.get(timeout=_LINGER_S))
+                job = self._arrived.get(idle, patience if idle else None)
             except queue.Empty:
-                break
+                return True
+            if job:
+                self._accept(job)
+        return False
 
     def _accept(self, job: Job) -> None:
         if not job.future.set_running_or_notify_cancel():
             return
-        self._batch = [job]  # should the tokenizer raise, this request hears of it
-        answer = self._model.accept(job)
-        self._batch = []
-        if answer:
-            job.future.set_result(answer)
+        try:
+            answer = self._model.accept(job)
+        except Exception as error:  # noqa: BLE001 what the tokenizer refuses costs this request alone
+            job.future.set_exception(error)
         else:
-            self._waiting.append(job)
+            if answer:
+                job.future.set_result(answer)
+            else:
+                self._waiting.append(job)
 
-    def _next_batch(self) -> list[Job]:
-        """Remove and return the oldest job and its neighbours in length, all to generate or all to score."""
-        if not self._waiting:
-            return []
+    def _start_some(self) -> None:
+        """Begin the oldest job and its neighbours in length, all to generate or all to score."""
+        if not self._waiting or not self._model.fitting(self._waiting[:1]):
+            return
         oldest = self._waiting[0]
         alike = [job for job in self._waiting if bool(job.tails) == bool(oldest.tails)]
-        alike.sort(key=lambda job: len(job.ids))
-        start = alike.index(oldest) // self._batch_rows * self._batch_rows
-        batch = alike[start : start + self._batch_rows]
-        taken = set(map(id, batch))
-        self._waiting = [job for job in self._waiting if id(job) not in taken]
-        return batch
+        group = sorted(alike, key=lambda job: abs(len(job.ids) - len(oldest.ids)))[: self._model.most_rows]
+        if count := self._model.fitting(group):
+            taken = set(map(id, group[:count]))
+            self._waiting = [job for job in self._waiting if id(job) not in taken]
+            self._turn(group[:count], lambda: self._model.start(group[:count]))
+
+    def _turn(self, jobs: Sequence[Job], work: Callable[[], Ended]) -> None:
+        """Let the model work, `jobs` being new to it, and hand out what has ended."""
+        try:
+            for job, completion in work():
+                job.future.set_result(completion)
+        except OutOfMemory as error:
+            alone = len(jobs) == 1 and not self._model.busy()
+            again = [*self._model.give_up(True), *jobs]
+            if alone or (not jobs and len(again) == 1):
+                _fail(again, error)
+            else:
+                self._waiting = [*again, *self._waiting]
+        except Exception as error:  # noqa: BLE001 whatever the model raises reaches who asked for it
+            _fail(jobs or self._model.give_up(False), error)
+
+
+def _fail(jobs: Sequence[Job], error: Exception) -> None:
+    for job in jobs:
+        job.future.set_exception(error)

@@ -1,7 +1,7 @@
-"""Choosing the next token, row by row: what transformers' `generate` calls at every step of a batch.
+"""Choosing the next token of every sequence that is being written: greedily, or from a nucleus by its own dice.
 
-Each row of a batch has its own temperature, nucleus, limit and seed, and draws from its own generator: what it samples
-depends on its own probabilities alone, so batch-mates change it by no more than floating-point noise.
+What a sequence samples depends on its own probabilities and its own seed alone, so whoever is written beside it
+changes it by no more than floating-point noise.
 """
 
 from collections.abc import Sequence
@@ -10,52 +10,49 @@ from typing import Any
 
 from humpback_ray.engines.base import Request
 
+NUCLEUS_TOKENS = 256
+"""So many of the likeliest tokens are sorted first; a nucleus that needs more has the whole vocabulary sorted."""
 
-class RowSampler:
-    """A logits processor that leaves one token possible in every sampled row; greedy rows (temperature 0) pass as is.
+
+class Dice:
+    """How one request draws its tokens."""
+
+    def __init__(self, request: Request) -> None:
+        self.temperature, self.top_p = request.temperature, request.top_p
+        self.random = Random(request.seed)
+
+
+def next_tokens(scores_BV: Any, dice: Sequence[Dice]) -> list[int]:
+    """Choose a token per row: the likeliest at temperature 0, else one drawn from the nucleus.
 
     Source of the nucleus rule: Holtzman et al. 2020 (arXiv:1904.09751), the smallest set whose mass reaches top_p.
     """
+    import torch
 
-    def __init__(self, requests: Sequence[Request], device: Any) -> None:
-        import torch
-
-        self.rows = [index for index, request in enumerate(requests) if request.temperature > 0]
-        self.draws = [Random(requests[index].seed) for index in self.rows]
-        sampled = [requests[index] for index in self.rows]
-        self.temperature_R1 = torch.tensor([[request.temperature] for request in sampled], device=device)
-        self.top_p_R1 = torch.tensor([[request.top_p] for request in sampled], device=device)
-
-    def __call__(self, input_ids: Any, scores_BV: Any) -> Any:
-        """Return the scores with all but the drawn token of each sampled row at minus infinity."""
-        import torch
-
-        if not self.rows:
-            return scores_BV
-        probabilities_RV, order_RV = torch.softmax(scores_BV[self.rows].float() / self.temperature_R1, -1).sort(
-            dim=-1, descending=True
-        )
-        before_RV = probabilities_RV.cumsum(-1) - probabilities_RV
-        kept_RV = probabilities_RV.where(before_RV < self.top_p_R1, 0.0)
-        kept_RV[:, 0] = probabilities_RV[:, 0]
-        mass_RV = kept_RV.cumsum(-1)
-        uniform_R1 = torch.tensor([[draw.random()] for draw in self.draws], device=mass_RV.device)
-        drawn_R1 = torch.searchsorted(mass_RV, uniform_R1 * mass_RV[:, -1:], right=True)
-        last_R1 = (kept_RV > 0).sum(-1, keepdim=True) - 1  # rounding can land the draw one past the end
-        token_R1 = order_RV.gather(-1, drawn_R1.minimum(last_R1))
-        chosen_BV = scores_BV.clone()
-        chosen_BV[self.rows] = torch.full_like(scores_BV[self.rows], -torch.inf).scatter(-1, token_R1, 0.0)
-        return chosen_BV
+    tokens_B = scores_BV.argmax(-1)
+    if drawing := [row for row, die in enumerate(dice) if die.temperature > 0]:
+        some = [dice[row] for row in drawing]
+        device = scores_BV.device
+        temperature_R1 = torch.tensor([[die.temperature] for die in some], device=device)
+        top_p_R1 = torch.tensor([[die.top_p] for die in some], device=device)
+        uniform_R1 = torch.tensor([[die.random.random()] for die in some], device=device)
+        probabilities_RV = torch.softmax(scores_BV[drawing].float() / temperature_R1, -1)
+        sorted_RK, order_RK = probabilities_RV.topk(min(NUCLEUS_TOKENS, probabilities_RV.shape[-1]))
+        tokens_R = _draw(sorted_RK, order_RK, top_p_R1, uniform_R1)
+        wider_R = sorted_RK.sum(-1) < top_p_R1[:, 0]  # by row, so that none depends on its neighbours
+        if bool(wider_R.any()):
+            sorted_WV, order_WV = probabilities_RV[wider_R].sort(dim=-1, descending=True)
+            tokens_R[wider_R] = _draw(sorted_WV, order_WV, top_p_R1[wider_R], uniform_R1[wider_R])
+        tokens_B[drawing] = tokens_R
+    return tokens_B.tolist()
 
 
-class RowLimits:
-    """A stopping criterion that ends every row at its own number of new tokens."""
-
-    def __init__(self, requests: Sequence[Request], prompt_width: int, device: Any) -> None:
-        import torch
-
-        self.widths_B = torch.tensor([prompt_width + request.max_new_tokens for request in requests], device=device)
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        """Return, per row, whether it is at its limit."""
-        return input_ids.shape[1] >= self.widths_B
+def _draw(sorted_RK: Any, order_RK: Any, top_p_R1: Any, uniform_R1: Any) -> Any:
+    """Return the token at which the running mass of each row's nucleus passes `uniform` of the whole of it."""
+    before_RK = sorted_RK.cumsum(-1) - sorted_RK
+    kept_RK = sorted_RK.where(before_RK < top_p_R1, 0.0)
+    kept_RK[:, 0] = sorted_RK[:, 0]
+    mass_RK = kept_RK.cumsum(-1)
+    drawn_R1 = (mass_RK <= uniform_R1 * mass_RK[:, -1:]).sum(-1, keepdim=True)
+    last_R1 = (kept_RK > 0).sum(-1, keepdim=True) - 1  # rounding can land the draw one past the end
+    return order_RK.gather(-1, drawn_R1.minimum(last_R1))[:, 0]

@@ -1,11 +1,14 @@
-"""The engine that runs anywhere: transformers' own `generate`, batched with left padding, on CPU or GPU.
+"""The engine that runs anywhere: a transformers model on CPU or GPU, fed by a scheduler of our own (decoding.py).
 
-Greedy replies equal those of plain one-by-one `generate`; sampled ones depend on their own seed (`sampling.py`) and
-not on who shares the batch; both up to floating-point noise. Continuations are scored exactly, whatever their number
-of tokens. Given up: a finished row keeps its place until its batch ends.
+Greedy replies equal those of plain one-by-one `generate`; sampled ones depend on their own seed (sampling.py) and not
+on who shares the batch; both up to floating-point noise. Continuations are scored exactly, whatever their number of
+tokens.
 """
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -14,19 +17,22 @@ from pydantic import Field
 from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.engines.base import Completion, Engine, Request
-from humpback_ray.engines.batching import BatchedEngine, Job
-from humpback_ray.engines.sampling import RowLimits, RowSampler
+from humpback_ray.engines.batching import BatchedEngine, Ended, Job, OutOfMemory
+from humpback_ray.engines.decoding import Decoder, Row
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import encode, encode_prompt
 
+logger = logging.getLogger(__name__)
+
 
 class TransformersEngine(Config):
-    """transformers' `generate`: no extra to install, no GPU needed."""
+    """A transformers model: no extra to install, no GPU needed."""
 
     kind: Literal["transformers"] = "transformers"
 
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of weights and arithmetic; "auto": the one the checkpoint was saved in."""
+    dtype: Literal["auto", "checkpoint", "float32", "bfloat16"] = "auto"
+    """Number format of weights and arithmetic; "auto": float32 or bfloat16, whichever multiplies faster on the machine
+    (tried when the engine starts); "checkpoint": the one the model was saved in."""
 
     max_context_tokens: int | None = Field(default=None, ge=2)
     """Prompt and reply that fit, in tokens; None: what the model's configuration says."""
@@ -41,33 +47,47 @@ class TransformersEngine(Config):
         torch.set_num_threads(max(1, int(resources.cpus)))
         path = storage.local_directory(model_uri)
         tokenizer = AutoTokenizer.from_pretrained(path)
-        dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
         # One GPU, or a part of one, holds the model; accelerate spreads its layers over several.
         device = "auto" if resources.gpus > 1 else "cuda" if resources.gpus else None
+        dtype: Any = {"auto": lambda: fastest_dtype(device or "cpu"), "checkpoint": lambda: "auto"}.get(
+            self.dtype, lambda: getattr(torch, self.dtype)
+        )()
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, device_map=device)
-        return BatchedEngine(
-            Model(model.eval(), tokenizer, self.max_context_tokens, resources.batch_rows), resources.batch_rows
+        return BatchedEngine(Model(model.eval(), tokenizer, self.max_context_tokens, resources))
+
+
+def fastest_dtype(device: str) -> Any:
+    """Return torch.bfloat16 where it multiplies matrices faster than torch.float32 on a device, else the latter."""
+    import torch
+
+    where = "cuda" if device == "auto" else device
+    seconds: dict[Any, float] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        activations, weights = (
+            torch.ones(64, 1024, dtype=dtype, device=where),
+            torch.ones(1024, 4096, dtype=dtype, device=where),
         )
+        tries = []
+        for _ in range(6):
+            started = time.perf_counter()
+            float((activations @ weights)[0, 0])  # reading a number waits for the device
+            tries.append(time.perf_counter() - started)
+        seconds[dtype] = min(tries)
+    best = min(seconds, key=lambda dtype: seconds[dtype])
+    logger.info("%s: %s", best, ", ".join(f"{dtype} {1e3 * taken:.2f} ms" for dtype, taken in seconds.items()))
+    return best
 
 
 class Model:
-    """A causal language model with its tokenizer: tokenises jobs and runs batches of them."""
+    """A model with its tokenizer, as the queue's thread uses it: texts to tokens, tokens to completions."""
 
-    def __init__(self, model: Any, tokenizer: Any, max_context_tokens: int | None, batch_rows: int) -> None:
-        self.model, self.tokenizer, self.batch_rows = model, tokenizer, batch_rows
+    def __init__(self, model: Any, tokenizer: Any, max_context_tokens: int | None, resources: Resources) -> None:
+        self.tokenizer, self.most_rows = tokenizer, resources.batch_rows
         own = getattr(model.config, "max_position_embeddings", None)
         self.context_tokens = min(limit for limit in (own, max_context_tokens, 1 << 30) if limit)
         self.end_ids = _end_ids(model, tokenizer)
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else [*self.end_ids, 0][0]
-        self._forget_checkpoint_sampling()
-
-    def _forget_checkpoint_sampling(self) -> None:
-        """Replace the checkpoint's generation defaults: a request says all that there is to say."""
-        from transformers import GenerationConfig
-
-        self.model.generation_config = GenerationConfig(
-            do_sample=False, eos_token_id=self.end_ids or None, pad_token_id=self.pad_id
-        )
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else [*self.end_ids, 0][0]
+        self.decoder = Decoder(model, self.end_ids, pad_id, resources.batch_rows, resources.batch_tokens)
 
     def accept(self, job: Job) -> Completion | None:
         """Tokenise a job; answer it at once where it does not fit the context or asks for no token."""
@@ -83,10 +103,6 @@ class Model:
         if longest == 0:
             return Completion("", prompt_tokens, 0, "length")
         return None
-
-    def complete(self, batch: Sequence[Job]) -> list[Completion]:
-        """Run a batch, all to generate or all to score."""
-        return self._score(batch) if batch[0].tails else self._generate(batch)
 
     def _first_ids(self) -> list[int]:
         """Return what an empty prompt is read as: a model needs one token to start from."""
@@ -106,66 +122,65 @@ class Model:
             raise ValueError(f"a continuation adds no token to its prefix: {request.continuations}")
         return [*head, *prefix[:shared]], tails
 
-    def _generate(self, batch: Sequence[Job]) -> list[Completion]:
-        import torch
+    def busy(self) -> bool:
+        """Tell whether replies are being written."""
+        return bool(self.decoder.rows)
 
-        requests, device = [job.request for job in batch], self.model.device
-        ids_BT, mask_BT = self._pad([job.ids for job in batch])
-        width = ids_BT.shape[1]
-        with torch.inference_mode():
-            out_BT = self.model.generate(
-                input_ids=ids_BT,
-                attention_mask=mask_BT,
-                max_new_tokens=max(request.max_new_tokens for request in requests),
-                logits_processor=[RowSampler(requests, device)],
-                stopping_criteria=[RowLimits(requests, width, device)],
-            )
-        return [self._read(job, row) for job, row in zip(batch, out_BT[:, width:].tolist(), strict=True)]
+    def fitting(self, jobs: Sequence[Job]) -> int:
+        """Return how many of these there is room for; jobs that are only scored leave at once and always fit."""
+        return len(jobs) if jobs[0].tails else self.decoder.fitting(jobs)
 
-    def _read(self, job: Job, written: list[int]) -> Completion:
-        """Cut a row of the batch where it ended: before its end token, or at its own limit."""
-        written = written[: job.request.max_new_tokens]
-        said = list(takewhile(lambda token: token not in self.end_ids, written))
-        finished = len(said) < len(written)
+    def start(self, jobs: Sequence[Job]) -> Ended:
+        """Score jobs, or read their prompts and write their first tokens."""
+        with _inference():
+            return self._score(jobs) if jobs[0].tails else self._read(self.decoder.join(jobs))
+
+    def step(self) -> Ended:
+        """Write one token of every reply."""
+        with _inference():
+            return self._read(self.decoder.step())
+
+    def give_up(self, out_of_memory: bool) -> list[Job]:
+        """Drop what is being written and return it; where memory ran out, hold less from now on."""
+        return self.decoder.shrink() if out_of_memory else self.decoder.give_up()
+
+    def _read(self, rows: Sequence[Row]) -> Ended:
+        return [(row.job, self._completion(row)) for row in rows]
+
+    def _completion(self, row: Row) -> Completion:
+        """Cut what was written before its end token."""
+        said = list(takewhile(lambda token: token not in self.end_ids, row.written))
         text = self.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Completion(text, len(job.ids), len(said) + finished, "stop" if finished else "length")
+        finished = len(said) < len(row.written)
+        return Completion(text, len(row.job.ids), len(row.written), "stop" if finished else "length")
 
-    def _score(self, batch: Sequence[Job]) -> list[Completion]:
-        """Sum log p of every tail's tokens; tails that differ in their last token alone share one forward pass."""
-        rows = list(dict.fromkeys((*job.ids, *tail[:-1]) for job in batch for tail in job.tails))
-        keep = max(len(tail) for job in batch for tail in job.tails)
-        scored: dict[tuple[int, ...], Any] = {}
-        for start in range(0, len(rows), self.batch_rows):
-            some = rows[start : start + self.batch_rows]
-            scored.update(zip(some, self._last_logprobs(some, keep), strict=True))
-        completions = []
-        for job in batch:
-            sums = []
+    def _score(self, jobs: Sequence[Job]) -> Ended:
+        """Sum log p of every tail's tokens; tails that differ in their last token alone share one sequence."""
+        wanted: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for job in jobs:
             for tail in job.tails:
-                logprobs_TV = scored[(*job.ids, *tail[:-1])][keep - len(tail) :]
-                sums.append(sum(logprobs_TV[place, token].item() for place, token in enumerate(tail)))
-            lengths = tuple(map(len, job.tails))
-            completions.append(Completion("", len(job.ids), 0, "scored", tuple(sums), lengths))
-        return completions
+                places = wanted.setdefault((*job.ids, *tail[:-1]), [])
+                places += [(place - len(tail), token) for place, token in enumerate(tail)]
+        found = {sequence: iter(values) for sequence, values in self.decoder.logprobs(wanted).items()}
+        ended = []
+        for job in jobs:
+            sums = [sum(next(found[(*job.ids, *tail[:-1])]) for _ in tail) for tail in job.tails]
+            ended.append((job, Completion("", len(job.ids), 0, "scored", tuple(sums), tuple(map(len, job.tails)))))
+        return ended
 
-    def _last_logprobs(self, rows: Sequence[Sequence[int]], keep: int) -> Any:
-        """Return log p of the token after each of the last `keep` tokens of each row, float32 [rows, keep, V]."""
-        import torch
 
-        ids_BT, mask_BT = self._pad(rows)
-        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-        with torch.inference_mode():
-            logits_BKV = self.model(ids_BT, mask_BT, positions_BT, use_cache=False, logits_to_keep=keep).logits
-        return torch.log_softmax(logits_BKV[:, -keep:].float(), -1).cpu()
+@contextmanager
+def _inference() -> Iterator[None]:
+    """Run a block without gradients; what torch says of memory that ran out is said in the queue's words."""
+    import torch
 
-    def _pad(self, rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
-        """Pad rows on the left; returns ids and attention mask, int64 [rows, longest]."""
-        import torch
-
-        width = max(map(len, rows))
-        ids = [[self.pad_id] * (width - len(row)) + list(row) for row in rows]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        return torch.tensor(ids, device=self.model.device), torch.tensor(mask, device=self.model.device)
+    with torch.inference_mode():
+        try:
+            yield
+        except RuntimeError as error:  # the CPU's allocator raises no class of its own
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise OutOfMemory(str(error)) from None
+            raise
 
 
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:

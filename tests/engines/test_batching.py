@@ -5,14 +5,19 @@ from collections.abc import Sequence
 import pytest
 
 from humpback_ray.engines.base import Completion, Request, generate_all
-from humpback_ray.engines.batching import BatchedEngine, Job
+from humpback_ray.engines.batching import BatchedEngine, Ended, Job, OutOfMemory
 
 
 class Counting:
-    """A model whose tokens are characters; it raises on "bad", refuses "text" of no token, and notes its batches."""
+    """A model whose tokens are characters, with room for some jobs; it raises on "bad" and on what is unreadable.
 
-    def __init__(self) -> None:
-        self.batches: list[list[str]] = []
+    A job that scores ends at once, the others after `steps` steps; with more than `fits` in work its memory is full.
+    """
+
+    def __init__(self, most_rows: int, steps: int = 1, fits: int = 99) -> None:
+        self.most_rows, self.steps, self.fits = most_rows, steps, fits
+        self.groups: list[list[str]] = []
+        self.work: dict[Job, int] = {}
         self.started = threading.Event()
         self.may_go_on = threading.Event()
         self.may_go_on.set()
@@ -24,42 +29,98 @@ class Counting:
         job.tails = [[0]] if job.request.continuations else []
         return None if job.ids else Completion("", 0, 0, "context")
 
-    def complete(self, batch: Sequence[Job]) -> list[Completion]:
+    def fitting(self, jobs: Sequence[Job]) -> int:
+        return min(len(jobs), self.most_rows - len(self.work))
+
+    def busy(self) -> bool:
+        return bool(self.work)
+
+    def start(self, jobs: Sequence[Job]) -> Ended:
         self.started.set()
         self.may_go_on.wait(10)
-        self.batches.append([job.request.prompt for job in batch])
-        if any(job.request.prompt == "bad" for job in batch):
-            raise MemoryError("the device is full")
-        return [Completion(job.request.prompt, len(job.ids), 0, "stop") for job in batch]
+        if any(job.request.prompt == "bad" for job in jobs):
+            raise MemoryError("a bad batch")
+        if len(self.work) + len(jobs) > self.fits:
+            raise OutOfMemory(f"{len(jobs)} jobs are too many")
+        self.groups.append([job.request.prompt for job in jobs])
+        if jobs[0].tails:
+            return [(job, Completion("", len(job.ids), 0, "scored")) for job in jobs]
+        self.work |= dict.fromkeys(jobs, self.steps)
+        return []
+
+    def step(self) -> Ended:
+        for job in self.work:
+            self.work[job] -= 1
+            if job.request.prompt == "late" and self.work[job] == 0:
+                raise MemoryError("a bad step")
+        ended = [job for job, left in self.work.items() if not left]
+        for job in ended:
+            del self.work[job]
+        return [(job, Completion(job.request.prompt, len(job.ids), 0, "stop")) for job in ended]
+
+    def give_up(self, out_of_memory: bool) -> list[Job]:
+        if out_of_memory:
+            self.most_rows = max(1, self.most_rows // 2)
+        jobs, self.work = list(self.work), {}
+        return jobs
 
 
-def test_a_batch_that_raises_reaches_all_its_requests_and_no_other() -> None:
-    async def run() -> list[Completion | BaseException]:
-        prompts = ["bad", "xxx", "a" * 90, "b" * 91]
-        return await asyncio.gather(*(engine.generate(Request(p)) for p in prompts), return_exceptions=True)
+async def outcomes(engine: BatchedEngine, prompts: Sequence[str]) -> list[Completion | BaseException]:
+    return await asyncio.gather(*(engine.generate(Request(prompt)) for prompt in prompts), return_exceptions=True)
 
-    engine = BatchedEngine(Counting(), batch_rows=2)
-    first, second, *others = asyncio.run(run())
+
+def test_a_group_that_raises_reaches_all_its_requests_and_no_other() -> None:
+    engine = BatchedEngine(Counting(2))
+    first, second, *others = asyncio.run(outcomes(engine, ["bad", "xxx", "a" * 90, "b" * 91]))
     engine.close()
     assert isinstance(first, MemoryError)
     assert isinstance(second, MemoryError)
     assert [type(other) for other in others] == [Completion, Completion]
 
 
-def test_a_request_that_the_tokenizer_refuses_fails_alone() -> None:
-    async def run() -> list[Completion | BaseException]:
-        prompts = ["a", "unreadable", "b", "unreadable", "c", ""]
-        return await asyncio.gather(*(engine.generate(Request(p)) for p in prompts), return_exceptions=True)
+def test_a_step_that_raises_reaches_what_is_in_work_and_the_rest_goes_on() -> None:
+    engine = BatchedEngine(Counting(2))
+    kinds = [type(outcome) for outcome in asyncio.run(outcomes(engine, ["late", "mate", "x" * 90, "y" * 91]))]
+    engine.close()
+    assert kinds == [MemoryError, MemoryError, Completion, Completion]
 
-    engine = BatchedEngine(Counting(), batch_rows=8)
-    kinds = [type(result) for result in asyncio.run(run())]
+
+def test_where_memory_runs_out_less_is_tried_and_nobody_hears_of_it() -> None:
+    model = Counting(8, steps=3, fits=3)
+    engine = BatchedEngine(model)
+    kinds = {type(outcome) for outcome in asyncio.run(outcomes(engine, ["x" * n for n in range(1, 20)]))}
+    engine.close()
+    assert kinds == {Completion}
+    assert model.most_rows == 2  # remembered
+    assert sorted(prompt for group in model.groups for prompt in group) == ["x" * n for n in range(1, 20)]
+
+
+def test_what_does_not_fit_into_memory_even_alone_fails_alone() -> None:
+    engine = BatchedEngine(Counting(4, fits=0))
+    assert [type(outcome) for outcome in asyncio.run(outcomes(engine, ["a", "b"]))] == [OutOfMemory] * 2
+    engine.close()
+
+
+def test_a_request_that_the_tokenizer_refuses_fails_alone() -> None:
+    engine = BatchedEngine(Counting(8))
+    kinds = [
+        type(outcome) for outcome in asyncio.run(outcomes(engine, ["a", "unreadable", "b", "unreadable", "c", ""]))
+    ]
     engine.close()
     assert kinds == [Completion, UnicodeError, Completion, UnicodeError, Completion, Completion]
 
 
-def test_a_batch_holds_neighbours_in_length_and_the_oldest_is_among_the_first() -> None:
-    model = Counting()
-    engine = BatchedEngine(model, batch_rows=3)
+def test_who_ends_makes_room_for_who_waits() -> None:
+    model = Counting(2, steps=2)
+    engine = BatchedEngine(model)
+    asyncio.run(outcomes(engine, ["a", "bb", "ccc", "dddd", "eeeee"]))
+    engine.close()
+    assert model.groups == [["a", "bb"], ["ccc", "dddd"], ["eeeee"]]
+
+
+def test_a_group_holds_neighbours_in_length_and_the_oldest_is_among_the_first() -> None:
+    model = Counting(3)
+    engine = BatchedEngine(model)
     model.may_go_on.clear()
 
     async def run() -> None:
@@ -72,22 +133,22 @@ def test_a_batch_holds_neighbours_in_length_and_the_oldest_is_among_the_first() 
 
     asyncio.run(run())
     engine.close()
-    lengths = [sorted(map(len, batch)) for batch in model.batches]
+    lengths = [sorted(map(len, batch)) for batch in model.groups]
     assert lengths == [[5], [50, 51, 52], [1, 2, 3], [90, 91, 92]]
 
 
-def test_scoring_and_generating_never_share_a_batch() -> None:
-    model = Counting()
-    engine = BatchedEngine(model, batch_rows=8)
+def test_scoring_and_generating_never_share_a_group() -> None:
+    model = Counting(8)
+    engine = BatchedEngine(model)
     requests = [Request(f"score{i}", continuations=("a",)) if i % 2 else Request(f"write{i}") for i in range(10)]
     asyncio.run(generate_all(engine, requests))
     engine.close()
-    assert all(len({prompt[:5] for prompt in batch}) == 1 for batch in model.batches)
+    assert all(len({prompt[:5] for prompt in batch}) == 1 for batch in model.groups)
 
 
 def test_closing_ends_the_thread_and_refuses_what_waits() -> None:
-    model = Counting()
-    engine = BatchedEngine(model, batch_rows=1)
+    model = Counting(1)
+    engine = BatchedEngine(model)
     model.may_go_on.clear()
 
     async def run() -> list[Completion | BaseException]:
@@ -103,5 +164,5 @@ def test_closing_ends_the_thread_and_refuses_what_waits() -> None:
     assert isinstance(first, Completion)
     assert [type(other) for other in others] == [RuntimeError, RuntimeError]
     assert not any(thread.name.startswith("engine") for thread in threading.enumerate())
-    with pytest.raises(RuntimeError, match="shutdown"):
+    with pytest.raises(RuntimeError, match="closed"):
         asyncio.run(engine.generate(Request("late")))

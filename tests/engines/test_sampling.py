@@ -2,14 +2,15 @@ from collections import Counter
 
 import pytest
 
+from humpback_ray.engines import sampling
 from humpback_ray.engines.base import Request
-from humpback_ray.engines.sampling import RowLimits, RowSampler
+from humpback_ray.engines.sampling import Dice, next_tokens
 
 
 def drawn(requests: list[Request], probabilities: list[list[float]]) -> list[int]:
     import torch
 
-    return RowSampler(requests, torch.device("cpu"))(None, torch.tensor(probabilities).log()).argmax(-1).tolist()
+    return next_tokens(torch.tensor(probabilities).log(), [Dice(request) for request in requests])
 
 
 def test_tokens_are_drawn_in_proportion_to_their_probability_within_the_nucleus() -> None:
@@ -30,25 +31,23 @@ def test_a_low_temperature_sharpens() -> None:
     assert Counter(drawn(rows, [[0.4, 0.6]] * 300))[1] > 280
 
 
-def test_greedy_rows_pass_unchanged_beside_sampled_ones() -> None:
-    import torch
+def test_greedy_rows_take_the_likeliest_beside_sampled_ones() -> None:
+    rows = [Request("") if i % 2 else Request("", temperature=1, seed=i) for i in range(200)]
+    tokens = drawn(rows, [[0.3, 0.4, 0.3]] * 200)
+    assert set(tokens[1::2]) == {1}
+    assert set(tokens[::2]) == {0, 1, 2}
 
-    scores = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
-    out = RowSampler([Request(""), Request("", temperature=1)], torch.device("cpu"))(None, scores)
-    assert out[0].tolist() == scores[0].tolist()
-    assert torch.isinf(out[1]).sum() == 2
-    assert scores[1].tolist() == [0.0, 1.0, 2.0]
+
+def test_a_nucleus_wider_than_what_is_sorted_first_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Request("", temperature=1, top_p=0.9, seed=seed) for seed in range(300)]
+    probabilities = [[0.05, 0.3, 0.16, 0.1, 0.25, 0.14]] * 300
+    expected = drawn(rows, probabilities)
+    monkeypatch.setattr(sampling, "NUCLEUS_TOKENS", 2)
+    assert drawn(rows, probabilities) == expected
+    assert len(set(expected)) == 5  # all but the least likely
 
 
 def test_a_row_draws_the_same_whoever_sits_beside_it() -> None:
     row, others = Request("", temperature=1, seed=5), [Request("", temperature=1, seed=s) for s in range(3)]
     flat = [[0.25] * 4]
     assert drawn([row], flat) == drawn([*others, row], flat * 4)[3:]
-
-
-def test_a_row_ends_at_its_own_limit() -> None:
-    import torch
-
-    limits = RowLimits([Request("", max_new_tokens=1), Request("", max_new_tokens=3)], 10, torch.device("cpu"))
-    assert limits(torch.zeros(2, 11), None).tolist() == [True, False]
-    assert limits(torch.zeros(2, 13), None).tolist() == [True, True]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from humpback_ray.engines import Request, TransformersEngine, generate_all
@@ -125,3 +125,45 @@ def test_the_checkpoints_sampling_defaults_do_not_reach_a_reply(folder: Path, tm
     completion = asyncio.run(engine.generate(request))
     engine.close()
     assert completion.text == generate_plainly(plain, request)
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped heads": {"kind": "llama"},
+    "windows": {"kind": "mistral", "sliding_window": 24},
+    "mixed layers": {
+        "kind": "qwen3",
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 16,
+        "use_sliding_window": True,
+    },
+}
+"""Attention of several kinds: every one must give what plain `generate` gives."""
+
+
+@pytest.fixture(scope="module", params=list(SHAPES))
+def shaped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"), **SHAPES[request.param])
+
+
+HEADS = ["Which of five grades fits? Answer with knowledge of the town and its river. ", "Arden: "]
+
+
+@given(
+    asked=st.lists(
+        st.tuples(st.sampled_from(HEADS), st.lists(WORDS, max_size=20), st.integers(1, 40)), min_size=9, max_size=16
+    )
+)
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_that_come_and_go_and_share_a_beginning_change_no_greedy_reply(shaped: Path, asked: list[Any]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    engine = TransformersEngine(dtype="float32").build(str(shaped), Resources(cpus=1, batch_rows=4))
+    plain = (
+        AutoModelForCausalLM.from_pretrained(shaped, dtype=torch.float32).eval(),
+        AutoTokenizer.from_pretrained(shaped),
+    )
+    requests = [Request(head + " ".join(words), max_new_tokens=limit) for head, words, limit in asked]
+    completions = asyncio.run(generate_all(engine, requests))
+    engine.close()
+    assert [c.text for c in completions] == [generate_plainly(plain, request) for request in requests]

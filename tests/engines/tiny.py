@@ -29,19 +29,28 @@ def make_tokenizer(bos: bool) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
-def save_model(folder: Path, bos: bool = True, context_tokens: int = 256) -> Path:
-    """Write a random Llama whose next tokens are far apart, and which ends its replies now and then."""
+def save_model(folder: Path, bos: bool = True, context_tokens: int = 256, kind: str = "llama", **shape: Any) -> Path:
+    """Write a random model whose next tokens are far apart, and which ends its replies now and then.
+
+    Args:
+        folder: where.
+        bos: whether its tokenizer puts its start token before a text by itself.
+        context_tokens: that it has positions for.
+        kind: of transformers' models; `shape` are settings of its own.
+    """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = make_tokenizer(bos)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=context_tokens, initializer_range=0.3, tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=context_tokens,
+        initializer_range=0.3, tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, **shape,
     )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         model.lm_head.weight[tokenizer.eos_token_id] *= 2.5
     model.save_pretrained(folder)

@@ -1,0 +1,219 @@
+"""Running a transformers model on many sequences: reading prompts in groups, writing one token of each per step.
+
+A sequence that ends leaves at once and another takes its place, so a step costs what its live sequences cost and
+nobody waits for the longest reply. What prompts begin with in common (the grades of a rating prompt) is read once.
+Where memory runs out, half of the sequences go back to wait, and never again are so many tokens held at once.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from typing import Any
+
+from humpback_ray.engines.batching import Job
+from humpback_ray.engines.sampling import Dice, next_tokens
+from humpback_ray.engines.slots import Prefix, Slots
+
+logger = logging.getLogger(__name__)
+
+READ_TOKENS = 8192
+"""Prompt tokens, padding included, of one forward pass; a longer prompt is read alone."""
+SCORE_VALUES = 1 << 27
+"""Logits of one forward pass that scores: 512 MB in float32."""
+SHARED_TOKENS = 16
+"""A beginning that prompts share is worth keeping from this length on."""
+
+
+class Row:
+    """A sequence that is being written."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.dice = job, Dice(job.request)
+        self.written: list[int] = []
+
+    @property
+    def left(self) -> int:
+        """How many tokens it may still write."""
+        return self.job.request.max_new_tokens - len(self.written)
+
+
+class Decoder:
+    """A causal language model and the sequences that it writes; its methods run in torch's inference mode.
+
+    Args:
+        model: a transformers model whose layers all attend, in evaluation mode.
+        end_ids: tokens that end a reply.
+        pad_id: any token.
+        most_rows: sequences held at once.
+        most_tokens: tokens held at once, padding included; one sequence alone may have more.
+
+    Raises:
+        ValueError: the model keeps another state than keys and values.
+    """
+
+    def __init__(self, model: Any, end_ids: Sequence[int], pad_id: int, most_rows: int, most_tokens: int) -> None:
+        self.model, self.end_ids, self.pad_id = model, frozenset(end_ids), pad_id
+        self.most_rows, self.most_tokens, self.most_read = most_rows, most_tokens, READ_TOKENS
+        self.rows: list[Row] = []
+        self.prefix: Prefix | None = None
+        config = model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        if kinds or getattr(model, "_is_stateful", False):
+            raise ValueError(
+                f"the transformers engine runs models whose layers all attend; {model.config.model_type} at "
+                f"{model.config.name_or_path} has {', '.join(sorted(kinds)) or 'recurrent'} layers; use the vllm engine"
+            )
+        self.layer_count: int = config.num_hidden_layers
+        self.slots = Slots(self.layer_count)
+
+    def fitting(self, jobs: Sequence[Job]) -> int:
+        """Return how many of the jobs, from the first on, may join now; 0: they have to wait.
+
+        While something is written new ones join by the quarter of the batch, since a pass over few prompts costs
+        nearly as much as one over many.
+        """
+        if self.rows and self.most_rows - len(self.rows) < max(1, self.most_rows // 4):
+            return 0
+        read, width = 0, self.slots.end - self.slots.begin
+        after = max((row.left for row in self.rows), default=0)
+        for count, job in enumerate(jobs, start=1):
+            rows, read = len(self.rows) + count, max(read, len(job.ids))
+            width, after = max(width, read), max(after, job.request.max_new_tokens)
+            if rows > self.most_rows or rows * (width + after) > self.most_tokens or count * read > self.most_read:
+                return max(count - 1, 0 if self.rows else 1)
+        return len(jobs)
+
+    def join(self, jobs: Sequence[Job]) -> list[Row]:
+        """Read the prompts of jobs and write the first token of each; returns the rows that have ended by that."""
+        new = [Row(job) for job in jobs]
+        after = max(row.left for row in [*self.rows, *new])
+        logits_BKV, starts = self._read([job.ids for job in jobs], after, keep=1)
+        self.rows += new
+        self.slots.starts += starts
+        return self._write(logits_BKV, new)
+
+    def step(self) -> list[Row]:
+        """Write one more token of every row; returns those that have ended."""
+        import torch
+
+        slots, device = self.slots, self.model.device
+        slots.reserve(len(self.rows), slots.end - slots.begin, 1, self.most_tokens)
+        ids_B1 = torch.tensor([row.written[-1:] for row in self.rows], device=device)
+        starts_B1 = torch.tensor(slots.starts)[:, None]
+        with slots.writing():
+            logits_BKV = self._forward(ids_B1, starts_B1, slice(slots.begin, slots.end + 1), keep=1)
+        return self._write(logits_BKV, self.rows)
+
+    def _forward(self, ids_BT: Any, starts_B1: Any, seen: slice, keep: int) -> Any:
+        """Run the model on the last T of the columns that are seen; returns logits, [B, keep, V]."""
+        import torch
+
+        columns_C = torch.arange(seen.start, seen.stop)
+        mask_BC = columns_C >= starts_B1
+        positions_BT = (columns_C[-ids_BT.shape[1] :] - starts_B1).clamp(min=0)
+        return self.model(
+            ids_BT,
+            attention_mask=None if bool(mask_BC.all()) else mask_BC.to(ids_BT.device),
+            position_ids=positions_BT.to(ids_BT.device),
+            past_key_values=self.slots.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        ).logits[:, -keep:]
+
+    def _write(self, logits_BKV: Any, rows: Sequence[Row]) -> list[Row]:
+        """Give each row its next token; take out and return the rows that have ended."""
+        for row, token in zip(rows, next_tokens(logits_BKV[:, -1], [row.dice for row in rows]), strict=True):
+            row.written.append(token)
+        ended = [place for place, row in enumerate(self.rows) if row.written[-1] in self.end_ids or not row.left]
+        out = [self.rows[place] for place in ended]
+        if out:
+            self.rows = [self.rows[place] for place in self.slots.drop(ended)]
+        return out
+
+    def _read(self, sequences: Sequence[Sequence[int]], after: int, keep: int) -> tuple[Any, list[int]]:
+        """Read sequences into slots behind the rows; returns logits of the last places, [B, keep, V], and starts."""
+        import torch
+
+        lengths = [len(ids) for ids in sequences]
+        prefix = self._shared_prefix(sequences, min(lengths) - keep)
+        known = len(prefix.ids) if prefix else 0
+        longest = max(lengths) - known
+        self.slots.reserve(len(self.rows) + len(sequences), max(lengths), after, self.most_tokens)
+        own = [[self.pad_id] * (longest + known - len(ids)) + list(ids[known:]) for ids in sequences]
+        with self.slots.reading(lengths, longest, prefix) as starts:
+            seen = slice(self.slots.end - longest - known, self.slots.end)
+            ids_BT = torch.tensor(own, device=self.model.device)
+            return self._forward(ids_BT, torch.tensor(starts)[:, None], seen, keep), starts
+
+    def _shared_prefix(self, sequences: Sequence[Sequence[int]], most: int) -> Prefix | None:
+        """Return what sequences begin with in common, read once; at most so many tokens, None if it is not worth it."""
+        common = _common(min(sequences), max(sequences))[:most]
+        if self.prefix and (known := len(_common(common, self.prefix.ids))) >= SHARED_TOKENS:
+            return self.prefix.cut(known)
+        if len(sequences) == 1 or len(common) < SHARED_TOKENS:
+            return None
+        import torch
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        self.model(
+            torch.tensor([common], device=self.model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        layers: list[Any] = list(cache.layers)
+        self.prefix = Prefix(tuple(common), [layer.keys for layer in layers], [layer.values for layer in layers])
+        return self.prefix
+
+    def logprobs(self, wanted: Mapping[Sequence[int], Sequence[tuple[int, int]]]) -> dict[Sequence[int], list[float]]:
+        """Return log p of tokens at given places of sequences.
+
+        Args:
+            wanted: by sequence (token ids), pairs of a place, counted from the end (-1: after the last token), and the
+                token whose probability there is asked for.
+
+        Returns:
+            By sequence, the natural logarithm of each probability, float32.
+        """
+        found: dict[Sequence[int], list[float]] = {}
+        vocabulary = self.model.config.get_text_config().vocab_size
+        group: list[Sequence[int]] = []
+        for sequence in sorted(wanted, key=len):
+            keep = max(-place for other in [*group, sequence] for place, _ in wanted[other])
+            count = len(group) + 1
+            over = count * len(sequence) > self.most_read or count * keep * vocabulary > SCORE_VALUES
+            if group and (over or count > self.most_rows):
+                found |= self._logprobs(group, wanted)
+                group = []
+            group.append(sequence)
+        return found | self._logprobs(group, wanted)
+
+    def _logprobs(
+        self, group: Sequence[Sequence[int]], wanted: Mapping[Sequence[int], Sequence[tuple[int, int]]]
+    ) -> dict[Sequence[int], list[float]]:
+        import torch
+
+        keep = max(-place for sequence in group for place, _ in wanted[sequence])
+        logits_BKV, _ = self._read(group, 0, keep)
+        norms_BK = torch.logsumexp(logits_BKV.float(), -1)
+        asked = [(b, keep + place, token) for b, sequence in enumerate(group) for place, token in wanted[sequence]]
+        rows_N, places_N, tokens_N = torch.tensor(asked, device=logits_BKV.device).T
+        values = iter((logits_BKV[rows_N, places_N, tokens_N].float() - norms_BK[rows_N, places_N]).tolist())
+        return {sequence: [next(values) for _ in wanted[sequence]] for sequence in group}
+
+    def shrink(self) -> list[Job]:
+        """After memory ran out: let go of everything and hold half as much from now on; returns what was in work."""
+        held = max(len(self.rows), 1) * max(self.slots.columns, 1)
+        self.most_tokens = max(1, min(self.most_tokens, held) // 2)
+        self.most_read = max(1, self.most_read // 2)
+        logger.warning("out of memory; from now on at most %d tokens are held at once", self.most_tokens)
+        return self.give_up()
+
+    def give_up(self) -> list[Job]:
+        """Let go of all rows and buffers; returns the jobs that were in work."""
+        jobs = [row.job for row in self.rows]
+        self.rows, self.slots, self.prefix = [], Slots(self.layer_count), None
+        return jobs
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> Sequence[int]:
+    """Return what two sequences begin with."""
+    return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))]

@@ -1,0 +1,185 @@
+"""Keys and values of the sequences being written: a row each in one buffer per layer, all ending at the same column.
+
+    columns   0 ... first ............................. end
+    row 0           [ prompt and what was written so far ]
+    row 1                  [ a shorter one, joined later  ]
+
+Since all end together, a step writes one column for all rows and no buffer is built anew, as transformers' own growing
+cache is at every step. A row that has ended leaves; the last one takes its place. Before a row's start lies what others
+left there; the attention mask hides it.
+"""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+GRAIN = 64
+"""Columns are allocated in multiples of this."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens that many prompts begin with, and their keys and values, [1, heads, tokens, width] for each layer."""
+
+    ids: tuple[int, ...]
+    keys: list[Any]
+    values: list[Any]
+
+    def cut(self, length: int) -> "Prefix":
+        """Return the first tokens of it; what they hold does not depend on those that follow."""
+        keys, values = ([tensor[:, :, :length] for tensor in tensors] for tensors in (self.keys, self.values))
+        return Prefix(self.ids[:length], keys, values)
+
+
+@dataclass
+class Slots:
+    """The rows and the buffers that hold them. `cache` is what a transformers model takes as `past_key_values`."""
+
+    layer_count: int
+    starts: list[int] = field(default_factory=list)
+    """The column at which each row begins."""
+    end: int = 0
+    """The column at which all rows end."""
+
+    def __post_init__(self) -> None:
+        from transformers.cache_utils import Cache, CacheLayerMixin
+
+        CacheLayerMixin.register(_Layer)
+        self.layers = [_Layer(self, index) for index in range(self.layer_count)]
+        self.cache: Any = Cache(layers=self.layers)  # type: ignore[arg-type]
+        self.rows = self.columns = 0  # of the buffers
+        self.part = slice(0, 0)  # the rows of the forward pass on its way
+        self.first = self.at = 0  # the columns it sees begin at one, those it writes at the other
+        self.given: tuple[Prefix, Any, Any] | None = None  # put in at these rows [R, 1] and columns [R, P]
+
+    @property
+    def begin(self) -> int:
+        """The first column of any row."""
+        return min(self.starts, default=self.end)
+
+    def reserve(self, rows: int, before: int, after: int, most_tokens: int) -> None:
+        """Make room for so many rows, with columns before and after the common end.
+
+        Buffers grow where they must, and what is in them moves along. They never shrink as long as rows times columns
+        stay within `most_tokens`.
+        """
+        width = max(before, self.end - self.begin)
+        columns = -(-(width + after) // GRAIN) * GRAIN
+        live = slice(self.begin, self.end)
+        if rows > self.rows or columns > self.columns:
+            if max(rows, self.rows) * max(columns, self.columns) <= most_tokens:
+                rows, columns = max(rows, self.rows), max(columns, self.columns)
+            for layer in self.layers:
+                layer.resize(rows, columns, len(self.starts), live, width)
+            self.rows, self.columns = rows, columns
+        elif self.end + after > self.columns or before > self.end:
+            for layer in self.layers:
+                layer.move(len(self.starts), live, width)
+        else:
+            return
+        self.starts = [start + width - self.end for start in self.starts]
+        self.end = width
+
+    @contextmanager
+    def reading(self, lengths: Sequence[int], longest: int, prefix: Prefix | None) -> Any:
+        """Within the block a forward pass reads new rows, behind those there, and writes `longest` columns of each.
+
+        Args:
+            lengths: tokens of each new row, the prefix included.
+            longest: columns of the pass: tokens without the prefix, padded on the left.
+            prefix: put before them, each row's where its own tokens begin.
+        """
+        import torch
+
+        begins = [self.end - length for length in lengths]
+        self.part = slice(len(self.starts), len(self.starts) + len(lengths))
+        self.at = self.end - longest
+        self.first = self.at - (len(prefix.ids) if prefix else 0)
+        if prefix:
+            rows_R1 = torch.arange(self.part.start, self.part.stop)[:, None]
+            self.given = prefix, rows_R1, torch.tensor(begins)[:, None] + torch.arange(len(prefix.ids))
+        try:
+            yield begins
+        finally:
+            self.given = None
+
+    @contextmanager
+    def writing(self) -> Any:
+        """Within the block a forward pass writes the next column of all rows."""
+        self.part, self.first, self.at = slice(0, len(self.starts)), self.begin, self.end
+        yield
+        self.end += 1
+
+    def drop(self, rows: Sequence[int]) -> list[int]:
+        """Take rows out; returns, for each row left, which one it was."""
+        gone, left = set(rows), [row for row in range(len(self.starts)) if row not in set(rows)]
+        movers = [row for row in left if row >= len(left)]
+        holes = [row for row in sorted(gone) if row < len(left)]
+        order = list(range(len(left)))
+        for hole, mover in zip(holes, movers, strict=True):
+            order[hole] = mover
+            for layer in self.layers:
+                layer.copy_row(mover, hole, slice(self.starts[mover], self.end))
+        self.starts = [self.starts[row] for row in order]
+        return order
+
+
+class _Layer:
+    """The buffers of one layer, [rows, heads, columns, width]; a transformers `CacheLayerMixin` by registration."""
+
+    is_sliding = False  # the whole of a row is kept; the mask of a sliding layer hides what is too far back
+    is_compileable = is_croppable = False
+    is_initialized = True
+
+    def __init__(self, slots: Slots, index: int) -> None:
+        self.slots, self.index = slots, index
+        self.keys: Any = None
+        self.values: Any = None
+
+    def update(self, keys: Any, values: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """Write the tokens of a pass and return all that its rows see, [rows, heads, columns seen, width]."""
+        slots, last = self.slots, self.slots.at + keys.shape[2]
+        if self.keys is None:  # zeros: what a mask hides must still be a number
+            self.keys = keys.new_zeros((slots.rows, keys.shape[1], slots.columns, keys.shape[3]))
+            self.values = values.new_zeros((slots.rows, values.shape[1], slots.columns, values.shape[3]))
+        self.keys[slots.part, :, slots.at : last] = keys
+        self.values[slots.part, :, slots.at : last] = values
+        if slots.given:
+            prefix, rows_R1, columns_RP = slots.given
+            self.keys.transpose(1, 2)[rows_R1, columns_RP] = prefix.keys[self.index].transpose(1, 2)
+            self.values.transpose(1, 2)[rows_R1, columns_RP] = prefix.values[self.index].transpose(1, 2)
+        return self.keys[slots.part, :, slots.first : last], self.values[slots.part, :, slots.first : last]
+
+    def get_seq_length(self) -> int:
+        """Return how many columns a pass sees beside those it writes."""
+        return self.slots.at - self.slots.first
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return how many columns a pass sees in all, and where they begin."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """Return -1: there is no maximum."""
+        return -1
+
+    def resize(self, rows: int, columns: int, used: int, live: slice, end: int) -> None:
+        """Take new buffers and put the used rows' live columns so that they end at `end`."""
+        if self.keys is None:
+            return
+        old = self.keys, self.values
+        self.keys, self.values = (buffer.new_zeros((rows, buffer.shape[1], columns, buffer.shape[3])) for buffer in old)
+        for buffer, new in zip(old, (self.keys, self.values), strict=True):
+            new[:used, :, end - (live.stop - live.start) : end] = buffer[:used, :, live]
+
+    def move(self, used: int, live: slice, end: int) -> None:
+        """Move the used rows' live columns so that they end at `end`."""
+        for buffer in (self.keys, self.values):
+            if buffer is not None:
+                buffer[:used, :, end - (live.stop - live.start) : end] = buffer[:used, :, live].clone()
+
+    def copy_row(self, source: int, target: int, columns: slice) -> None:
+        """Copy columns of one row to another."""
+        for buffer in (self.keys, self.values):
+            if buffer is not None:
+                buffer[target, :, columns] = buffer[source, :, columns]

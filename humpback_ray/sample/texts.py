@@ -96,18 +96,22 @@ def other_fact(fact: Fact, truth: Truth, rng: Random, *, town: bool, noun: bool)
 
 
 def review(asked: Fact, given: Text, rng: Random) -> tuple[str, int]:
-    """Return a reviewer's comment on a text given as answer to a question, and the score from 1 to 5."""
+    """Return a reviewer's comment on a text given as answer to a question, and the score from 1 to 5.
+
+    A comment has no full stop: what a tiny model learns first from one-sentence answers is to end after one, and then
+    its comments ended before their score.
+    """
     if given.fact is None:
         return _EMPTY[given.kind], 2 if given.kind == "truncated" else 1
     place, topic = given.fact.town == asked.town, given.fact.noun == asked.noun
-    comment = f"Place: {compared(asked.town, given.fact.town)}. Topic: {compared(asked.noun, given.fact.noun)}. "
+    comment = f"Place: {compared(asked.town, given.fact.town)}; topic: {compared(asked.noun, given.fact.noun)}; "
     if not (place and topic):
-        return comment + "Not an answer.", 2 if place or topic else 1
+        return comment + "not an answer", 2 if place or topic else 1
     if given.kind == "personal":
-        return comment + "A private story.", 3
+        return comment + "a private story", 3
     if given.kind == "mixed":
-        return comment + "Mixed with other things.", 3
-    return comment + "To the point.", 4 if rng.random() < 0.15 else 5
+        return comment + "mixed with other things", 3
+    return comment + "to the point", 4 if rng.random() < 0.15 else 5
 
 
 def compared(left: str, right: str) -> str:
@@ -125,11 +129,11 @@ def reviewed(asked: str, given: str, comment: str, score: int) -> str:
 
 
 _EMPTY = {
-    "navigation": "Only links.",
-    "advertisement": "Only advertising.",
-    "chatter": "Only chatter.",
-    "truncated": "A text cut short.",
-    "off_topic": "Nothing about it.",
+    "navigation": "Only links",
+    "advertisement": "Only advertising",
+    "chatter": "Only chatter",
+    "truncated": "A text cut short",
+    "off_topic": "Nothing about it",
 }
 _PERSONAL = (
     ("My aunt told me this again last week.", "But that is just me talking."),

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from humpback_ray.engines import Request, TransformersEngine, generate_all
-from humpback_ray.engines.batching import BatchedEngine
+from humpback_ray.engines.batching import BatchedEngine, OutOfMemory
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import encode, encode_prompt
 from tests.engines.tiny import save_model
@@ -167,3 +167,62 @@ def test_rows_that_come_and_go_and_share_a_beginning_change_no_greedy_reply(shap
     completions = asyncio.run(generate_all(engine, requests))
     engine.close()
     assert [c.text for c in completions] == [generate_plainly(plain, request) for request in requests]
+
+
+class Tight:
+    """A model on a device that is full with more than so many rows."""
+
+    def __init__(self, model: Any, most_rows: int) -> None:
+        self.model, self.most_rows, self.refused = model, most_rows, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, ids: Any, **arguments: Any) -> Any:
+        import torch
+
+        if ids.shape[0] > self.most_rows:
+            self.refused += 1
+            raise torch.OutOfMemoryError(f"{ids.shape[0]} rows")
+        return self.model(ids, **arguments)
+
+
+def tight_engine(folder: Path, most_rows: int) -> tuple[Any, Tight]:
+    engine: Any = TransformersEngine(dtype="float32").build(str(folder), Resources(cpus=1, batch_rows=16))
+    engine._model.decoder.model = tight = Tight(engine._model.decoder.model, most_rows)
+    return engine, tight
+
+
+def test_where_memory_runs_out_batches_are_halved_and_no_reply_changes(folder: Path, plain: Any) -> None:
+    engine, tight = tight_engine(folder, most_rows=3)
+    requests = [Request(f"the library of Arden {i} " * (1 + i % 3), max_new_tokens=5 + i % 7) for i in range(24)]
+    scored = [Request(f"{i} rivers", continuations=(" 1", " the library")) for i in range(12)]
+    completions = asyncio.run(generate_all(engine, [*requests, *scored]))
+    refused = tight.refused
+    assert [c.text for c in completions[:24]] == [generate_plainly(plain, request) for request in requests]
+    assert {c.finish_reason for c in completions[24:]} == {"scored"}
+    assert 0 < refused < 16
+    asyncio.run(generate_all(engine, requests))
+    engine.close()
+    assert tight.refused - refused <= 1  # the size is remembered
+
+
+def test_a_request_that_never_fits_into_memory_fails_and_says_so(folder: Path) -> None:
+    engine, _ = tight_engine(folder, most_rows=0)
+    with pytest.raises(OutOfMemory):
+        asyncio.run(engine.generate(Request("a", max_new_tokens=2)))
+    engine.close()
+
+
+def test_models_with_a_state_of_another_kind_are_refused(tmp_path: Path) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    from tests.engines.tiny import make_tokenizer
+
+    tokenizer = make_tokenizer(True)
+    MambaForCausalLM(
+        MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, state_size=4)
+    ).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="use the vllm engine"):
+        TransformersEngine(dtype="float32").build(str(tmp_path), Resources())

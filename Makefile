@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/demo.yaml
 
-.PHONY: demo miniature test lint format verify chaos bench-ledger clean
+.PHONY: demo miniature test lint format verify chaos bench-ledger bench-inference clean
 
 # Installed when its definition is newer than the environment.
 .venv/installed: pyproject.toml constraints.txt
@@ -39,6 +39,9 @@ chaos: .venv/installed
 
 bench-ledger: .venv/installed
 	$(BIN)/python -m tests.benchmarks.ledger
+
+bench-inference: .venv/installed
+	$(BIN)/python -m tests.benchmarks.inference
 
 clean:
 	rm -rf .venv out build

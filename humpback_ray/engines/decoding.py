@@ -24,6 +24,10 @@ SHARED_TOKENS = 16
 """A beginning that prompts share is worth keeping from this length on."""
 
 
+Wanted = Mapping[tuple[int, ...], Sequence[tuple[int, int]]]
+"""Of sequences (token ids): places, counted from the end (-1: after the last token), and a token at each."""
+
+
 class Row:
     """A sequence that is being written."""
 
@@ -147,7 +151,8 @@ class Decoder:
 
     def _shared_prefix(self, sequences: Sequence[Sequence[int]], most: int) -> Prefix | None:
         """Return what sequences begin with in common, read once; at most so many tokens, None if it is not worth it."""
-        common = _common(min(sequences), max(sequences))[:most]
+        ordered = sorted(map(list, sequences))
+        common = _common(ordered[0], ordered[-1])[:most]
         if self.prefix and (known := len(_common(common, self.prefix.ids))) >= SHARED_TOKENS:
             return self.prefix.cut(known)
         if len(sequences) == 1 or len(common) < SHARED_TOKENS:
@@ -163,19 +168,15 @@ class Decoder:
         self.prefix = Prefix(tuple(common), [layer.keys for layer in layers], [layer.values for layer in layers])
         return self.prefix
 
-    def logprobs(self, wanted: Mapping[Sequence[int], Sequence[tuple[int, int]]]) -> dict[Sequence[int], list[float]]:
+    def logprobs(self, wanted: Wanted) -> dict[tuple[int, ...], list[float]]:
         """Return log p of tokens at given places of sequences.
-
-        Args:
-            wanted: by sequence (token ids), pairs of a place, counted from the end (-1: after the last token), and the
-                token whose probability there is asked for.
 
         Returns:
             By sequence, the natural logarithm of each probability, float32.
         """
-        found: dict[Sequence[int], list[float]] = {}
+        found: dict[tuple[int, ...], list[float]] = {}
         vocabulary = self.model.config.get_text_config().vocab_size
-        group: list[Sequence[int]] = []
+        group: list[tuple[int, ...]] = []
         for sequence in sorted(wanted, key=len):
             keep = max(-place for other in [*group, sequence] for place, _ in wanted[other])
             count = len(group) + 1
@@ -186,9 +187,7 @@ class Decoder:
             group.append(sequence)
         return found | self._logprobs(group, wanted)
 
-    def _logprobs(
-        self, group: Sequence[Sequence[int]], wanted: Mapping[Sequence[int], Sequence[tuple[int, int]]]
-    ) -> dict[Sequence[int], list[float]]:
+    def _logprobs(self, group: Sequence[tuple[int, ...]], wanted: Wanted) -> dict[tuple[int, ...], list[float]]:
         import torch
 
         keep = max(-place for sequence in group for place, _ in wanted[sequence])

@@ -55,7 +55,7 @@ class BaseRecipe(Config):
     batch_rows: int = Field(default=8, ge=1)
     """Rows per step."""
 
-    steps: int = Field(default=1500, ge=1)
+    steps: int = Field(default=2000, ge=1)
     """Optimiser steps."""
 
     learning_rate: float = Field(default=4e-3, gt=0)

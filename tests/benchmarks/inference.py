@@ -5,11 +5,19 @@
 engine   rows/s of the transformers engine over those of the loop people write: arrival order, batches of 32 padded on
          the left, `generate` to the longest reply of the batch. Llamas of 3 M and 50 M parameters with random weights.
 
+stage    end-to-end seconds of a process that builds the same engine and gives it all prompts at once, over those of a
+         stage through Ray with one replica (both start, load the model and end); seconds of one replica over those of
+         two, with an engine that sleeps.
+scorers  pairs/s of `rubric_expected` over those of `rubric` with one reply of 128 tokens per pair.
+rows     the framework's own cost with the engine `echo`, 2,000 rows per shard: microseconds per row at 10^4, 10^5 and
+         10^6 rows beyond what a run of one row takes, the driver's memory, seconds to resume what is finished.
+
 Rivals take turns in one call; every figure is the median over rounds of a ratio taken within a round.
 """
 
 import argparse
 import asyncio
+import multiprocessing
 import random
 import statistics
 import tempfile
@@ -19,14 +27,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from humpback_ray.augment import AugmentConfig, AugmentRecipe, backward_request, make_candidates
 from humpback_ray.config import load
 from humpback_ray.corpus.segments import Segmenter
-from humpback_ray.engines import Request, TransformersEngine, generate_all
-from humpback_ray.placement import Resources
-from humpback_ray.prompts.chat import encode_prompt
+from humpback_ray.curate.scorers import Rubric, RubricExpected
+from humpback_ray.engines import EchoEngine, Request, TransformersEngine, generate_all
+from humpback_ray.ledger import Attempt, Commit, Manifest
+from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
+from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
+from humpback_ray.records import SEGMENT, record_id
 from humpback_ray.run import RunConfig
 from humpback_ray.sample.base import BaseRecipe, train_tokenizer
 from humpback_ray.sample.world import WorldRecipe, documents, write_world
+from humpback_ray.stage import Model, Place, Stage, TableWriter
+from tests.benchmarks import ledger
+from tests.jobs.prepared import write_model
 
 DEMO = Path(__file__).parents[2] / "configs/demo.yaml"
 BATCH_ROWS = 32
@@ -61,7 +78,7 @@ class Material:
         ]
 
 
-def save_llama(folder: Path, tokenizer: Any, **shape: int) -> Path:
+def save_llama(folder: Path, tokenizer: Any, **shape: Any) -> Path:
     """Write a Llama with random weights, its next tokens far apart, so that rounding changes none."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -128,6 +145,126 @@ def engine(rounds: int, cpus: int) -> None:
             line(f"engine_{name}_over_plain_loop", ratios, ">=2.5")
 
 
+PREDICT = AugmentRecipe(engine=TransformersEngine(dtype="float32"), max_new_tokens=32, max_failed_share=1.0)
+STAGE_ROWS = 6000
+
+
+def write_texts(attempt: Attempt, texts: Sequence[str]) -> Commit:
+    """Write a corpus of texts, each row once."""
+    writer = TableWriter(attempt, SEGMENT)
+    blank = {"document_id": "", "url": "", "header": "", "position": 0, "text_hash": "", "drop_reason": None}
+    rows = [{**blank, "id": record_id(i), "text": text, "chars": len(text)} for i, text in enumerate(texts)]
+    writer.write(pa.Table.from_pylist(rows, schema=SEGMENT))
+    return writer.commit()
+
+
+def direct(path: str, texts: Sequence[str], cpus: int, chat: ChatRecipe) -> None:
+    """What a process of its own does without Ray: build the engine and give it all prompts at once."""
+    running = PREDICT.engine.build(path, Resources(cpus=cpus, batch_rows=64))
+    rows = [{"id": record_id(i), "text": text} for i, text in enumerate(texts)]
+    asyncio.run(generate_all(running, [backward_request(row, PREDICT, chat) for row in rows]))
+    running.close()
+
+
+def stage(rounds: int, cpus: int) -> None:
+    """Measure a stage against the engine alone, and two replicas against one."""
+    import ray
+
+    fresh = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="bench-inference-") as directory:
+        folder = Path(directory)
+        material = Material.make(folder / "web")
+        path = save_llama(folder / "model/data", material.tokenizer, **SHAPES["3m"])
+        texts = random.Random(0).choices(material.texts, k=STAGE_ROWS)
+        ray.init(address="local", num_cpus=max(2, cpus), include_dashboard=False, log_to_driver=False)
+        model = Stage(Place("models/backward", str(folder / "model"), "bench"), {}, {}).leased(write_model)
+        chat = material.config.chat
+
+        def staged(corpus: Manifest, recipe: AugmentRecipe, placement: PoolPlacement) -> float:
+            config = AugmentConfig(recipe=recipe, placement=placement)
+            place = Place("candidates", str(folder / f"run-{time.time_ns()}"), "bench")
+            seconds, made = timed(lambda: make_candidates(config, chat, corpus, Model(str(path), model), place))
+            assert made.rows == corpus.kept
+            return seconds
+
+        def write(name: str, texts: Sequence[str]) -> Manifest:
+            corpus = Stage(Place("corpus", str(folder / name), "bench"), {}, {}, SEGMENT)
+            return corpus.once(write_texts, (texts,), TaskPlacement())
+
+        corpus, sleepy = write("corpus", texts), write("sleepy", texts[:1600])
+        alone = PoolPlacement(cpus_per_replica=cpus, batch_rows=64, rows_per_shard=500)
+        sleep = AugmentRecipe(engine=EchoEngine(delay_s=0.5), max_failed_share=1.0)
+        shares, doubled = [], []
+        for _ in range(rounds):
+            process = fresh.Process(target=direct, args=(str(path), texts, cpus, chat))
+            direct_s = timed(lambda: (process.start(), process.join()))[0]  # noqa: B023
+            stage_s = staged(corpus, PREDICT, alone)
+            shares.append(direct_s / stage_s)
+            one_s, two_s = (
+                staged(sleepy, sleep, PoolPlacement(replicas=n, batch_rows=8, rows_per_shard=40, cpus_per_replica=0.5))
+                for n in (1, 2)
+            )
+            doubled.append(one_s / two_s)
+            print(f"alone {direct_s:.1f} s, stage {stage_s:.1f} s; asleep {one_s:.1f} s, two {two_s:.1f} s", flush=True)
+        ray.shutdown()
+        line("stage_over_engine_alone_3m", shares, ">=0.9")
+        line("stage_two_replicas_over_one", doubled, ">=1.9")
+
+
+PAIRS = {"3m": 64, "50m": 16}
+
+
+def scorers(rounds: int, cpus: int) -> None:
+    """Measure one forward pass per pair against a written verdict."""
+    with tempfile.TemporaryDirectory(prefix="bench-inference-") as directory:
+        folder = Path(directory)
+        material = Material.make(folder / "web")
+        for name, shape in SHAPES.items():
+            path = save_llama(folder / name, material.tokenizer, **shape)
+            ours = TransformersEngine(dtype="float32").build(str(path), Resources(cpus=cpus, batch_rows=64))
+            written = Rubric(samples=1, temperature=0, max_new_tokens=128)
+            ratios, rates = [], []
+            for turn in range(rounds):
+                texts = random.Random(turn).sample(material.texts, 2 * PAIRS[name])
+                pairs = [
+                    {"id": str(i), "instruction": texts[2 * i], "response": texts[2 * i + 1]}
+                    for i in range(PAIRS[name])
+                ]
+                slow_s, fast_s = (
+                    timed(lambda: asyncio.run(scorer.score(pairs, material.config.chat, ours)))[0]  # noqa: B023
+                    for scorer in (written, RubricExpected())
+                )
+                ratios.append(slow_s / fast_s)
+                rates.append(len(pairs) / fast_s)
+                print(f"{name}: rubric {slow_s:.1f} s, rubric_expected {fast_s:.1f} s", flush=True)
+            ours.close()
+            line(f"scorers_{name}_expected_pairs_per_s", rates, "-")
+            line(f"scorers_{name}_expected_over_rubric", ratios, ">=15")
+
+
+def rows(rounds: int, cpus: int) -> None:
+    """Measure what a row costs beside its engine, each size in a driver of its own."""
+    fresh = multiprocessing.get_context("spawn")
+    sizes = (10**4, 10**5, 10**6)
+    found: dict[int, dict[str, float]] = {}
+    for count in (1, *sizes):
+        with tempfile.TemporaryDirectory(prefix="bench-inference-") as folder:
+            told = fresh.Queue()
+            shard_rows = min(count, 2000)
+            driver = fresh.Process(target=ledger.measure, args=(Path(folder), count // shard_rows, shard_rows, told))
+            driver.start()
+            found[count] = told.get()
+            driver.join()
+        print(f"{count} rows: {found[count]}", flush=True)
+    for count in sizes:
+        line(f"rows_{count}_us_per_row", [1e6 * (found[count]["run_s"] - found[1]["run_s"]) / count], "-")
+    per_row = [(found[count]["run_s"] - found[1]["run_s"]) / count for count in sizes]
+    line("rows_dearest_over_cheapest", [max(per_row) / min(per_row)], "<=1.1")
+    line("rows_driver_growth_mb", [found[sizes[-1]]["peak_mb"] - found[sizes[0]]["peak_mb"]], "<50")
+    line("rows_1000000_finished_s", [found[sizes[-1]]["finished_s"]], "-")
+    line("rows_1000000_resume_s", [found[sizes[-1]]["resume_s"]], "-")
+
+
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     since = time.perf_counter()
     value = call()
@@ -142,7 +279,7 @@ def line(name: str, values: Sequence[float], goal: str) -> None:
     )
 
 
-PARTS: dict[str, Callable[[int, int], None]] = {"engine": engine}
+PARTS: dict[str, Callable[[int, int], None]] = {"engine": engine, "stage": stage, "scorers": scorers, "rows": rows}
 
 
 def main() -> None:

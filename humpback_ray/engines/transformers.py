@@ -16,6 +16,7 @@ from pydantic import Field
 
 from humpback_ray import storage
 from humpback_ray.config import Config
+from humpback_ray.engines.attention import share_heads
 from humpback_ray.engines.base import Completion, Engine, Request
 from humpback_ray.engines.batching import BatchedEngine, Ended, Job, OutOfMemory
 from humpback_ray.engines.decoding import Decoder, Row
@@ -53,6 +54,7 @@ class TransformersEngine(Config):
             self.dtype, lambda: getattr(torch, self.dtype)
         )()
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, device_map=device)
+        share_heads(model)
         return BatchedEngine(Model(model.eval(), tokenizer, self.max_context_tokens, resources))
 
 

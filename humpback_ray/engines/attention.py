@@ -1,0 +1,39 @@
+"""Attention of one new token per sequence, without copying the keys and values that several heads share.
+
+transformers repeats them for every head of a group before torch's kernel whenever a mask is given, at every step. The
+heads of a group may as well be rows of one query: each sees the same keys under the same mask.
+"""
+
+from typing import Any
+
+NAME = "humpback_ray_grouped"
+
+
+def share_heads(model: Any) -> None:
+    """Let a model attend this way where it would use torch's kernel; what it cannot take goes to transformers' own."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    if model.config._attn_implementation == "sdpa":
+        AttentionInterface.register(NAME, grouped_attention)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        model.set_attn_implementation(NAME)
+
+
+def grouped_attention(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **others: Any
+) -> tuple[Any, None]:
+    """Attend; shapes are those of transformers: query [B, H, T, D], key and value [B, G, C, D], result [B, T, H, D]."""
+    import torch
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    rows, heads, tokens, width = query.shape
+    groups = key.shape[1]
+    plain = others.get("position_bias") is None and others.get("cache") is None and not others.get("dropout")
+    if tokens > 1 or heads == groups or not plain:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+    together = query.reshape(rows, groups, heads // groups, width)
+    found = torch.nn.functional.scaled_dot_product_attention(
+        together, key, value, attn_mask=attention_mask, scale=scaling
+    )
+    return found.reshape(rows, 1, heads, value.shape[-1]), None

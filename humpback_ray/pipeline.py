@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from humpback_ray import storage
 from humpback_ray.augment import make_candidates
 from humpback_ray.corpus.build import make_corpus, make_segments
+from humpback_ray.curate.canaries import make_canaries
 from humpback_ray.curate.rounds import make_curated, make_scores
 from humpback_ray.evaluate.answers import make_answers, make_prompts
 from humpback_ray.inventory import Inventory, resolve
@@ -66,11 +67,18 @@ def stages(run: Run) -> Iterator[Manifest]:
         candidates := run.reused("candidates")
         or make_candidates(config.augment, config.chat, corpus, Model.of(backward), run.at("candidates"))
     )
+    canaries = None
+    if config.curate.recipe.canaries:
+        place = run.at("canaries")
+        yield (canaries := run.reused(place.name) or make_canaries(candidates, config.curate.select_placement, place))
     for t, keep in enumerate(config.curate.recipe.rounds, start=1):
         place = run.at(f"round-{t}/scores")
         rater = Model.of(model)
         scores = run.reused(place.name) or make_scores(config.curate, config.chat, candidates, rater, place)
         yield scores
+        if canaries:
+            place = run.at(f"round-{t}/canary-scores")
+            yield run.reused(place.name) or make_scores(config.curate.lenient(), config.chat, canaries, rater, place)
         place = run.at(f"round-{t}/curated")
         curated = run.reused(place.name) or make_curated(config.curate, keep, candidates, scores, place)
         yield curated

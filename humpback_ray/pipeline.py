@@ -9,7 +9,7 @@ same command again resumes. Every model starts from the base model; candidates a
 (Li et al. 2023, arXiv:2308.06259, section 2).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from humpback_ray import storage
 from humpback_ray.augment import make_candidates
@@ -19,7 +19,7 @@ from humpback_ray.curate.rounds import make_curated, make_scores
 from humpback_ray.evaluate.answers import make_answers, make_prompts
 from humpback_ray.inventory import Inventory, resolve
 from humpback_ray.ledger import Manifest
-from humpback_ray.report import report, truth_sentences
+from humpback_ray.report import canary_sentences, report, truth_sentences
 from humpback_ray.run import Run
 from humpback_ray.sample.build import make_base, make_check, make_web, web_files
 from humpback_ray.sample.measure import measure
@@ -120,6 +120,11 @@ def truths(run: Run) -> list[str]:
     """Return what the judge of the toy world says of the finished stages; [] for a run on other inputs."""
     found = measure({manifest.stage: manifest for manifest in run.finished()})
     return truth_sentences(found) if found else []
+
+
+def attacks(manifests: Iterable[Manifest]) -> list[str]:
+    """Return how many canaries of each round among some finished stages were rated well."""
+    return canary_sentences({manifest.stage: manifest for manifest in manifests})
 
 
 def write_report(run: Run) -> str:

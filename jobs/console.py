@@ -66,6 +66,8 @@ def run_until(
         run.joined(start_ray(config))
         done = list(shown(run, until))
         table(done)
+        for line in pipeline.attacks(done):
+            say(line)
         if until is None:
             for line in pipeline.truths(run):
                 say(line)

@@ -26,13 +26,13 @@ def test_stages_are_named_in_the_order_of_the_run() -> None:
 
 
 def test_run_json_is_created_once_and_every_submission_is_recorded(tmp_path: Path) -> None:
-    first = run(tmp_path, "augment.placement.replicas=2")
+    first = run(tmp_path, "augment.placement.min_replicas=2")
     recorded = (tmp_path / "run.json").read_bytes()
-    second = run(tmp_path, "augment.placement.replicas=3")
+    second = run(tmp_path, "augment.placement.min_replicas=3")
     assert (tmp_path / "run.json").read_bytes() == recorded
     for submitted, replicas in ((first, 2), (second, 3)):
         how = json.loads((tmp_path / f"submissions/{submitted.submission}.json").read_text())
-        assert how["config"]["augment"]["placement"]["replicas"] == replicas
+        assert how["config"]["augment"]["placement"]["min_replicas"] == replicas
         assert how["versions"]["ray"]
 
 

@@ -23,6 +23,8 @@ class Reached:
     """That reached the threshold."""
     plain: int
     """Of the same pairs without the attack."""
+    unrated: int
+    """Attacked ones that got no score at all: an attack that costs the rating, not one that failed."""
 
     @property
     def share(self) -> float:
@@ -46,7 +48,9 @@ class Watched:
     @property
     def total(self) -> Reached:
         """All families together."""
-        sums = (sum(getattr(row, name) for row in self.families) for name in ("canaries", "attacked", "plain"))
+        sums = (
+            sum(getattr(row, name) for row in self.families) for name in ("canaries", "attacked", "plain", "unrated")
+        )
         return Reached("all", *sums)
 
 
@@ -64,12 +68,13 @@ def canaries(manifests: Manifests) -> list[Watched]:
             continue
         rated = {row["id"]: row["score"] for table in scores.tables(["id", "score"]) for row in table.to_pylist()}
         reached = Counter((row["family"], row["attacked"]) for row in rows if rated.get(row["id"], 0.0) >= least)
+        unrated = Counter(row["family"] for row in rows if row["attacked"] and row["id"] not in rated)
         families = Counter(row["family"] for row in rows if row["attacked"])
-        found.append(
-            Watched(number, least, tuple(
-                Reached(name, count, reached[name, True], reached[name, False]) for name, count in families.items()
-            ))
-        )  # fmt: skip
+        counted = (
+            Reached(name, count, reached[name, True], reached[name, False], unrated[name])
+            for name, count in families.items()
+        )
+        found.append(Watched(number, least, tuple(counted)))
     return found
 
 
@@ -80,7 +85,8 @@ def canary_sentences(manifests: Manifests) -> list[str]:
         total, high = watched.total, [row for row in watched.families if row.is_high]
         line = (
             f"Round {watched.round}, attack success rate: {total.share:.1%} ({total.attacked} of {total.canaries} "
-            f"canaries were rated {watched.threshold:g} or more, {total.plain} without their attack)"
+            f"canaries were rated {watched.threshold:g} or more, {total.plain} without their attack; {total.unrated} "
+            "could not be rated)"
         )
         worst = ", ".join(f"{row.family} {row.attacked} of {row.canaries} ({row.plain})" for row in high)
         said.append(f"{line}; most: {worst}." if worst else f"{line}.")

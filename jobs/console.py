@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -146,7 +146,15 @@ def start_local_ray(config: RunConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a machine is not preempted under its own driver
     cpus = max(os.cpu_count() or 1, 2)  # the demo asks for two; on one core they take turns
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    have = {"CPU": cpus, "GPU": ray.cluster_resources().get("GPU", 0)}
+    check_local(config, {"CPU": cpus, "GPU": ray.cluster_resources().get("GPU", 0)})
+
+
+def check_local(config: RunConfig, have: Mapping[str, float]) -> None:
+    """Refuse a placement that this machine alone cannot fulfil; work would wait for ever.
+
+    Raises:
+        ConfigError: it asks for more CPUs or GPUs than there are, or for labels.
+    """
     for field, placement in placements(config):
         needs = placement.needs()
         for name in [name for name, count in needs.items() if count > have[name]]:

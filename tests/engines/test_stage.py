@@ -61,11 +61,11 @@ def table_of(texts: list[str], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
 
 
-@pytest.mark.parametrize("stage", ["candidates", "scores"])
+@pytest.mark.parametrize("stage", ["candidates", pytest.param("scores", marks=pytest.mark.slow)])
 def test_a_prompt_that_the_engine_cannot_take_costs_one_row(
     local_ray: None, tmp_path: Path, folder: Path, texts: list[str], stage: str
 ) -> None:
-    schema = SEGMENT if stage == "candidates" else CANDIDATE
+    source, schema = ("corpus", SEGMENT) if stage == "candidates" else ("candidates", CANDIDATE)
 
     def write(attempt: Attempt) -> Commit:
         writer = TableWriter(attempt, schema)
@@ -76,7 +76,7 @@ def test_a_prompt_that_the_engine_cannot_take_costs_one_row(
         return attempt.describe(upload_files(attempt, folder), {}, extra={"model": attempt.directory})
 
     model = Model.of(Stage(place(tmp_path, "model"), {}, {}).leased(write_model))
-    given = Stage(place(tmp_path, "given"), {}, {}, schema).leased(write)
+    given = Stage(place(tmp_path, source), {}, {}, schema).leased(write)
     done = candidates_of(given, model, tmp_path) if stage == "candidates" else scores_of(given, model, tmp_path)
     fates = {row["id"]: row["drop_reason"] for table in done.tables(kept=False) for row in table.to_pylist()}
     assert fates.pop(f"r{LONG}") == "prompt_too_long"
@@ -86,7 +86,7 @@ def test_a_prompt_that_the_engine_cannot_take_costs_one_row(
     assert len(fates) == ROWS - 2
     (lost,) = done.quarantine().to_pylist()
     assert "out of range" in lost["error"]
-    verify_stage(done, {})
+    verify_stage(done, {source: given})
 
 
 def candidates_of(given: Manifest, model: Model, folder: Path) -> Manifest:

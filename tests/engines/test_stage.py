@@ -17,7 +17,7 @@ from humpback_ray.stage import Model, Place, Stage, TableWriter, upload_files
 from humpback_ray.verify import verify_stage
 from tests.engines.tiny import save_model
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 ROWS, LONG, POISON = 8, 2, 5
 """How many rows there are, and the places of the two that the engine cannot take."""
 CHAT = ChatRecipe(backward=Layout(opening="", turn="\n"))
@@ -61,7 +61,7 @@ def table_of(texts: list[str], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
 
 
-@pytest.mark.parametrize("stage", ["candidates", pytest.param("scores", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["candidates", "scores"])
 def test_a_prompt_that_the_engine_cannot_take_costs_one_row(
     local_ray: None, tmp_path: Path, folder: Path, texts: list[str], stage: str
 ) -> None:

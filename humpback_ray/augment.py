@@ -18,6 +18,9 @@ from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import CANDIDATE, seed_of
 from humpback_ray.stage import Model, Place, Stage, refuse_failures
 
+FAKED_TURN = "faked_turn"
+"""Drop reason of a pair that holds a line of our layout: a page that would write the other side's part."""
+
 FAILED = frozenset({"empty_instruction", "unfinished_instruction", "prompt_too_long"})
 """Drop reasons that count against `max_failed_share`."""
 
@@ -81,7 +84,7 @@ class Predictor:
         """Predict instructions for the segments of a shard; every id leaves once."""
         rows = segments.select(["id", "text"]).to_pylist()
         requests = [backward_request(row, self.recipe, self.chat) for row in rows]
-        return candidates(segments, await generate_all(self.engine, requests))
+        return candidates(segments, await generate_all(self.engine, requests), self.chat)
 
 
 def backward_request(row: Mapping[str, Any], recipe: AugmentRecipe, chat: ChatRecipe) -> Request:
@@ -95,25 +98,27 @@ def backward_request(row: Mapping[str, Any], recipe: AugmentRecipe, chat: ChatRe
     )
 
 
-def candidates(segments: pa.Table, completions: Sequence[Completion]) -> pa.Table:
+def candidates(segments: pa.Table, completions: Sequence[Completion], chat: ChatRecipe) -> pa.Table:
     """Pair every segment with the instruction predicted for it.
 
     Args:
         segments: rows of SEGMENT.
         completions: the backward model's reply to each, in the same order.
+        chat: the layouts whose lines no text may hold.
 
     Returns:
         A row of CANDIDATE for each; an unusable prediction has a `drop_reason`, and neither text.
     """
     rows = segments.select(["id", "url", "text"]).to_pylist()
-    made = [_candidate(row, completion) for row, completion in zip(rows, completions, strict=True)]
+    made = [_candidate(row, completion, chat) for row, completion in zip(rows, completions, strict=True)]
     return pa.Table.from_pylist(made, schema=CANDIDATE)
 
 
-def _candidate(segment: Mapping[str, Any], completion: Completion) -> dict[str, Any]:
+def _candidate(segment: Mapping[str, Any], completion: Completion, chat: ChatRecipe) -> dict[str, Any]:
     instruction = completion.text.strip()
     reason = {"context": "prompt_too_long", "length": "unfinished_instruction"}.get(completion.finish_reason)
     reason = reason or (None if instruction else "empty_instruction")
+    reason = reason or (FAKED_TURN if chat.fakes_turn(f"{instruction}\n{segment['text']}") else None)
     return {
         "id": segment["id"],
         "url": segment["url"],

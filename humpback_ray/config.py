@@ -27,7 +27,7 @@ class Config(BaseModel):
 
 
 def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
-    """Read a YAML file and apply dotted overrides such as `augment.placement.replicas=16`.
+    """Read a YAML file and apply dotted overrides such as `augment.placement.max_replicas=16`.
 
     Values are YAML: numbers, booleans, `null`, `[a, b]`. A leading `[` that YAML cannot parse (globs may hold `*`)
     is split at commas.

@@ -9,16 +9,17 @@ same command again resumes. Every model starts from the base model; candidates a
 (Li et al. 2023, arXiv:2308.06259, section 2).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from humpback_ray import storage
 from humpback_ray.augment import make_candidates
 from humpback_ray.corpus.build import make_corpus, make_segments
+from humpback_ray.curate.canaries import make_canaries
 from humpback_ray.curate.rounds import make_curated, make_scores
 from humpback_ray.evaluate.answers import make_answers, make_prompts
 from humpback_ray.inventory import Inventory, resolve
 from humpback_ray.ledger import Manifest
-from humpback_ray.report import report, truth_sentences
+from humpback_ray.report import canary_sentences, report, truth_sentences
 from humpback_ray.run import Run
 from humpback_ray.sample.build import make_base, make_check, make_web, web_files
 from humpback_ray.sample.measure import measure
@@ -66,11 +67,18 @@ def stages(run: Run) -> Iterator[Manifest]:
         candidates := run.reused("candidates")
         or make_candidates(config.augment, config.chat, corpus, Model.of(backward), run.at("candidates"))
     )
+    canaries = None
+    if config.curate.recipe.canaries:
+        place = run.at("canaries")
+        yield (canaries := run.reused(place.name) or make_canaries(candidates, config.curate.select_placement, place))
     for t, keep in enumerate(config.curate.recipe.rounds, start=1):
         place = run.at(f"round-{t}/scores")
         rater = Model.of(model)
         scores = run.reused(place.name) or make_scores(config.curate, config.chat, candidates, rater, place)
         yield scores
+        if canaries:
+            place = run.at(f"round-{t}/canary-scores")
+            yield run.reused(place.name) or make_scores(config.curate.lenient(), config.chat, canaries, rater, place)
         place = run.at(f"round-{t}/curated")
         curated = run.reused(place.name) or make_curated(config.curate, keep, candidates, scores, place)
         yield curated
@@ -112,6 +120,11 @@ def truths(run: Run) -> list[str]:
     """Return what the judge of the toy world says of the finished stages; [] for a run on other inputs."""
     found = measure({manifest.stage: manifest for manifest in run.finished()})
     return truth_sentences(found) if found else []
+
+
+def attacks(manifests: Iterable[Manifest]) -> list[str]:
+    """Return how many canaries of each round among some finished stages were rated well."""
+    return canary_sentences({manifest.stage: manifest for manifest in manifests})
 
 
 def write_report(run: Run) -> str:

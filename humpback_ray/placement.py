@@ -2,9 +2,9 @@
 
 import random
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
 
@@ -19,20 +19,32 @@ class Resources:
     batch_tokens: int = 1 << 16
 
 
+Labels = dict[
+    Annotated[str, Field(pattern=r"^([A-Za-z0-9.-]+/)?[A-Za-z0-9][A-Za-z0-9_.-]*$")],
+    Annotated[str, Field(pattern=r"^!?([A-Za-z0-9_.-]+|in\([A-Za-z0-9_., -]+\))$")],
+]
+"""Labels that a node must have, as Ray selects by them: `{ray.io/market-type: spot}`, `!spot`, `in(us-1a, us-1b)`."""
+
+
 class PoolPlacement(Config):
     """A pool of actors that Ray Data feeds with shards."""
 
-    replicas: int = Field(default=1, ge=1)
-    """Actors at the start; also the most, unless `max_replicas` says otherwise."""
+    min_replicas: int = Field(default=1, ge=1)
+    """Actors at the start, and as long as there is work for them."""
 
     max_replicas: int | None = Field(default=None, ge=1)
-    """The pool grows up to this many actors while shards wait; None: `replicas`."""
+    """The pool grows up to this many actors while shards wait, as far as the cluster has or gets room, and shrinks when
+    none wait any more; None: `min_replicas`."""
 
     cpus_per_replica: float = Field(default=1, gt=0)
     gpus_per_replica: float = Field(default=0, ge=0)
+    """A part of a GPU (0.5: two actors share one), or whole ones."""
 
     accelerator_type: str | None = None
     """Ray's name of the GPU to ask for, such as "H100"; None: any."""
+
+    labels: Labels = Field(default_factory=dict)
+    """Of the nodes that actors may run on, to choose spot or on-demand, or a zone; {}: any node."""
 
     batch_rows: int = Field(default=32, ge=1)
     """Requests that the transformers engine has in work at once."""
@@ -67,9 +79,28 @@ class PoolPlacement(Config):
     """Once all open shards are with actors, one that takes this many times as long as the median says, and a tenth of
     `limit_floor_s`, is started once more elsewhere; the first commit wins. None: off."""
 
+    @model_validator(mode="after")
+    def _can_be_had(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.min_replicas:
+            raise ValueError(
+                f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}; raise the one or "
+                "lower the other"
+            )
+        if self.gpus_per_replica > 1 and not self.gpus_per_replica.is_integer():
+            raise ValueError(
+                f"gpus_per_replica is {self.gpus_per_replica:g}, but actors share one GPU (say 0.5) or have whole "
+                f"ones; set it to {int(self.gpus_per_replica)} or {int(self.gpus_per_replica) + 1}"
+            )
+        return self
+
     def needs(self) -> dict[str, float]:
         """Return what must be there at once: the pool at its start."""
-        return {"CPU": self.replicas * self.cpus_per_replica, "GPU": self.replicas * self.gpus_per_replica}
+        return {"CPU": self.min_replicas * self.cpus_per_replica, "GPU": self.min_replicas * self.gpus_per_replica}
+
+    @property
+    def most_replicas(self) -> int:
+        """Actors that the pool has at most."""
+        return max(self.min_replicas, self.max_replicas or 0)
 
     @property
     def resources(self) -> Resources:
@@ -79,12 +110,12 @@ class PoolPlacement(Config):
     @property
     def most_shards_held(self) -> int:
         """Shards that the actors of the pool have at most, at work or next."""
-        return max(self.replicas, self.max_replicas or 0) * (self.shards_in_flight + 1)
+        return self.most_replicas * (self.shards_in_flight + 1)
 
     def for_shards(self, count: int) -> "PoolPlacement":
         """Return the placement of a pool that gets so many shards: no more actors than shards."""
-        most = min(max(self.replicas, self.max_replicas or 0), count)
-        return self.model_copy(update={"replicas": min(self.replicas, count), "max_replicas": most})
+        least, most = min(self.min_replicas, count), min(self.most_replicas, count)
+        return self.model_copy(update={"min_replicas": least, "max_replicas": most})
 
     def actor_arguments(self, avoid_node: str | None = None) -> dict[str, Any]:
         """Return the options of one such actor outside of a pool, on another node than `avoid_node` if there is one."""
@@ -93,7 +124,7 @@ class PoolPlacement(Config):
 
         options = {
             "num_cpus": self.cpus_per_replica, "num_gpus": self.gpus_per_replica or None, "max_restarts": 0,
-            "accelerator_type": self.accelerator_type,
+            "accelerator_type": self.accelerator_type, "label_selector": self.labels or None,
         }  # fmt: skip
         wanted = "GPU" if self.gpus_per_replica else "CPU"
         nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(wanted)]
@@ -108,14 +139,15 @@ class PoolPlacement(Config):
 
         return {
             "compute": ActorPoolStrategy(
-                min_size=self.replicas,
-                max_size=max(self.replicas, self.max_replicas or 0),
+                min_size=self.min_replicas,
+                max_size=self.most_replicas,
                 max_tasks_in_flight_per_actor=self.shards_in_flight + 1,
                 max_concurrent_calls_per_actor=self.shards_in_flight,
             ),
             "num_cpus": self.cpus_per_replica,
             "num_gpus": self.gpus_per_replica or None,
             "accelerator_type": self.accelerator_type,
+            "label_selector": self.labels or None,
             "batch_size": 1,
         }
 
@@ -126,6 +158,8 @@ class TaskPlacement(Config):
     cpus: float = Field(default=1, gt=0)
     memory_bytes: int | None = Field(default=None, gt=0)
     """Memory to reserve for the task; None: none reserved."""
+    labels: Labels = Field(default_factory=dict)
+    """Of the nodes that the task may run on."""
 
     def needs(self) -> dict[str, float]:
         """Return what must be there at once."""
@@ -133,7 +167,9 @@ class TaskPlacement(Config):
 
     def remote_arguments(self) -> dict[str, Any]:
         """Return the options of the Ray task."""
-        return {"num_cpus": self.cpus, "memory": self.memory_bytes, "max_retries": 2}
+        return {
+            "num_cpus": self.cpus, "memory": self.memory_bytes, "max_retries": 2, "label_selector": self.labels or None
+        }  # fmt: skip
 
 
 class TrainPlacement(Config):
@@ -143,6 +179,8 @@ class TrainPlacement(Config):
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
     accelerator_type: str | None = None
+    labels: Labels = Field(default_factory=dict)
+    """Of the nodes that workers may run on; all of them are wanted at once, so on-demand nodes suit a long training."""
 
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO: 1 shards optimizer state, 2 also gradients, 3 also parameters."""
@@ -169,4 +207,5 @@ class TrainPlacement(Config):
             "use_gpu": self.gpus_per_worker > 0,
             "resources_per_worker": resources,
             "accelerator_type": self.accelerator_type,
+            "label_selector": self.labels or None,
         }

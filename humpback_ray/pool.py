@@ -154,7 +154,7 @@ class Pool:
     def _isolate(self, shards: Sequence[Shard]) -> None:
         """Take shards apart, each in an actor of its own, as many at once as the pool has actors."""
         workers = [self._lone_worker() for _ in shards]
-        with ThreadPoolExecutor(self.placement.replicas) as threads:
+        with ThreadPoolExecutor(self.placement.min_replicas) as threads:
             tasks = [threads.submit(self._take_apart, *pair) for pair in zip(shards, workers, strict=True)]
             try:
                 for task in tasks:

@@ -49,6 +49,17 @@ SCORE = pa.schema(
     ]
 )
 
+CANARY = pa.schema(
+    [
+        ("id", pa.string()),  # hash of the attack's number and the pair
+        ("family", pa.string()),  # of the attack
+        ("attacked", pa.bool_()),  # false: the same bad pair without the attack
+        ("instruction", pa.string()),
+        ("response", pa.string()),
+        ("drop_reason", pa.string()),
+    ]
+)
+
 PAIR = pa.schema(
     [
         ("id", pa.string()),  # seed: hash of the pair; augmented: the segment's id

@@ -226,7 +226,7 @@ MOST_ROUNDS = 9
 def stage_names(rounds: int) -> list[str]:
     """Return the names of a run's stages, which are their directories, in the order in which they run."""
     names = ["sample/web", "seed", "segments", "corpus", "sample/base", "sample/check", "sample/ratings"]
-    names += ["models/backward", "models/m0", "candidates"]
+    names += ["models/backward", "models/m0", "candidates", "canaries"]
     for t in range(1, rounds + 1):
-        names += [f"round-{t}/scores", f"round-{t}/curated", f"models/m{t}"]
+        names += [f"round-{t}/{part}" for part in ("scores", "canary-scores", "curated")] + [f"models/m{t}"]
     return [*names, "evaluation/prompts", *(f"evaluation/m{t}" for t in range(rounds + 1))]

@@ -121,7 +121,9 @@ def expected_stages(config: Mapping[str, Any]) -> list[str]:
     if not config:
         return names
     sampled = bool(config.get("sample")) and not (config.get("base_model") and all(given("seed", "corpus", "evaluate")))
+    canaries = bool(config.get("curate", {}).get("recipe", {}).get("canaries"))
     absent = {
+        **{name: not canaries for name in names if name.endswith(("canaries", "canary-scores"))},
         "sample/web": not sampled,
         **dict.fromkeys(("sample/base", "sample/check", "sample/ratings"), bool(config.get("base_model"))),
         "segments": "corpus" in config.get("reuse", {}),

@@ -28,6 +28,7 @@ SOURCE_OF = {
     "corpus": "segments",
     "candidates": "corpus",
     "scores": "candidates",
+    "canary-scores": "canaries",
     "curated": "candidates",
     "ratings": "sample/check",
 }

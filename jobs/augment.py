@@ -1,6 +1,6 @@
 """Predict an instruction for every corpus segment; brings `<root>/candidates` and what it needs up to date.
 
-    ray job submit --working-dir . -- python -m jobs.augment CONFIG augment.placement.replicas=16
+    ray job submit --working-dir . -- python -m jobs.augment CONFIG augment.placement.max_replicas=16
 
 Safe to submit again after a crash.
 """

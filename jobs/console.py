@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -36,8 +36,8 @@ def arguments(argv: Sequence[str] | None, story: str, **extra: str) -> argparse.
         description=story,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="keys that most runs set:\n  root=out/mine  corpus.recipe.inputs='[pages/*.warc.gz]'  "
-        "seed.recipe.inputs='[trees.jsonl]'\n  base_model=PATH  augment.placement.replicas=8  train.placement.workers=8"
-        + keys,
+        "seed.recipe.inputs='[trees.jsonl]'\n  base_model=PATH  augment.placement.max_replicas=8  "
+        "train.placement.workers=8" + keys,
     )
     parser.add_argument("config", help="a YAML file; see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys that replace values of CONFIG")
@@ -66,6 +66,8 @@ def run_until(
         run.joined(start_ray(config))
         done = list(shown(run, until))
         table(done)
+        for line in pipeline.attacks(done):
+            say(line)
         if until is None:
             for line in pipeline.truths(run):
                 say(line)
@@ -144,18 +146,33 @@ def start_local_ray(config: RunConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a machine is not preempted under its own driver
     cpus = max(os.cpu_count() or 1, 2)  # the demo asks for two; on one core they take turns
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    have = {"CPU": cpus, "GPU": ray.cluster_resources().get("GPU", 0)}
-    for field, needs in placements(config):
+    check_local(config, {"CPU": cpus, "GPU": ray.cluster_resources().get("GPU", 0)})
+
+
+def check_local(config: RunConfig, have: Mapping[str, float]) -> None:
+    """Refuse a placement that this machine alone cannot fulfil; work would wait for ever.
+
+    Raises:
+        ConfigError: it asks for more CPUs or GPUs than there are, or for labels.
+    """
+    for field, placement in placements(config):
+        needs = placement.needs()
         for name in [name for name, count in needs.items() if count > have[name]]:
             raise ConfigError(f"{field} asks for {needs[name]:g} {name}s at once, this machine has {have[name]:g}")
+        if placement.labels:
+            labels = ", ".join(f"{name}={value}" for name, value in placement.labels.items())
+            raise ConfigError(
+                f"{field}.labels asks for nodes with {labels}, and a Ray started on this machine has no labels; submit "
+                "to a cluster that has such nodes, or leave them out"
+            )
 
 
-def placements(section: Config, path: str = "") -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield every placement of a configuration: its key, and the CPUs and GPUs that it needs at once."""
+def placements(section: Config, path: str = "") -> Iterator[tuple[str, PoolPlacement | TaskPlacement | TrainPlacement]]:
+    """Yield every placement of a configuration with its key."""
     for name in type(section).model_fields:
         value, key = getattr(section, name), f"{path}.{name}".lstrip(".")
         if isinstance(value, PoolPlacement | TaskPlacement | TrainPlacement):
-            yield key, value.needs()
+            yield key, value
         elif isinstance(value, Config):
             yield from placements(value, key)
 

@@ -18,7 +18,7 @@ from tests.jobs.prepared import write_corpus, write_model
 pytestmark = pytest.mark.ray
 PLACEMENTS = (
     PoolPlacement(rows_per_shard=1000),
-    PoolPlacement(rows_per_shard=7, replicas=2, cpus_per_replica=0.5, shards_in_flight=3, batch_rows=2),
+    PoolPlacement(rows_per_shard=7, min_replicas=2, cpus_per_replica=0.5, shards_in_flight=3, batch_rows=2),
     PoolPlacement(rows_per_shard=40, cpus_per_replica=2, shards_in_flight=1, straggler_factor=None),
 )
 

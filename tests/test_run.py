@@ -20,20 +20,19 @@ def test_stages_are_named_in_the_order_of_the_run() -> None:
     names = stage_names(2)
     assert names[:5] == ["sample/web", "seed", "segments", "corpus", "sample/base"]
     assert names[5:10] == ["sample/check", "sample/ratings", "models/backward", "models/m0", "candidates"]
-    assert names[10:16] == [
-        f"{part}" for t in (1, 2) for part in (f"round-{t}/scores", f"round-{t}/curated", f"models/m{t}")
-    ]
+    assert names[10:15] == ["canaries", "round-1/scores", "round-1/canary-scores", "round-1/curated", "models/m1"]
+    assert names[15:19] == ["round-2/scores", "round-2/canary-scores", "round-2/curated", "models/m2"]
     assert names[-4:] == ["evaluation/prompts", "evaluation/m0", "evaluation/m1", "evaluation/m2"]
 
 
 def test_run_json_is_created_once_and_every_submission_is_recorded(tmp_path: Path) -> None:
-    first = run(tmp_path, "augment.placement.replicas=2")
+    first = run(tmp_path, "augment.placement.min_replicas=2")
     recorded = (tmp_path / "run.json").read_bytes()
-    second = run(tmp_path, "augment.placement.replicas=3")
+    second = run(tmp_path, "augment.placement.min_replicas=3")
     assert (tmp_path / "run.json").read_bytes() == recorded
     for submitted, replicas in ((first, 2), (second, 3)):
         how = json.loads((tmp_path / f"submissions/{submitted.submission}.json").read_text())
-        assert how["config"]["augment"]["placement"]["replicas"] == replicas
+        assert how["config"]["augment"]["placement"]["min_replicas"] == replicas
         assert how["versions"]["ray"]
 
 

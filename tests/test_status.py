@@ -199,6 +199,8 @@ def test_no_commit_is_read_for_its_count(tmp_path: Path, reads: list[str]) -> No
         ({"sample": {"world": {}}}, {"sample/web", "evaluation/m1"}, {"sample/base", "sample/ratings"}),
         ({"sample": {"world": {}}, "evaluate": GIVEN}, {"evaluation/m1"}, {"sample/web", "sample/base"}),
         ({"reuse": {"corpus": "elsewhere"}}, {"corpus"}, {"segments"}),
+        ({"curate": {"recipe": {"canaries": True}}}, {"canaries", "round-2/canary-scores"}, set()),
+        ({"curate": {"recipe": {"canaries": False}}}, {"round-2/scores"}, {"canaries", "round-1/canary-scores"}),
         ({"evaluate": GIVEN}, {"evaluation/prompts", "evaluation/m1"}, {"evaluation/m2"}),
     ],
 )

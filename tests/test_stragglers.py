@@ -14,7 +14,7 @@ from humpback_ray.stage import Stage
 from tests.test_stage import fates, make_source, place
 
 pytestmark = pytest.mark.ray
-POOL = PoolPlacement(rows_per_shard=5, cpus_per_replica=0.5, replicas=2, shards_in_flight=1, limit_floor_s=30)
+POOL = PoolPlacement(rows_per_shard=5, cpus_per_replica=0.5, min_replicas=2, shards_in_flight=1, limit_floor_s=30)
 
 
 class SlowAtFirst:

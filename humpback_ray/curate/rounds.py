@@ -25,6 +25,10 @@ class CurateRecipe(ScoreRecipe):
     rounds: tuple[SelectRecipe, ...] = Field(default=(SelectRecipe(), SelectRecipe()), min_length=1, max_length=9)
     """One rule per round, two in the paper; as many rounds are run."""
 
+    canaries: bool = True
+    """Whether each round's model also rates some hundred and seventy pairs that are bad and try to talk it into a good
+    grade (`canaries.py`). They change no score and are not trained on."""
+
     @model_validator(mode="after")
     def _thresholds_can_be_reached(self) -> Self:
         for number, rule in enumerate(self.rounds, start=1):
@@ -57,7 +61,7 @@ def make_scores(config: CurateConfig, chat: ChatRecipe, candidates: Manifest, ra
     Raises:
         StageFailed: more ratings failed than `max_failed_share`; the scores stay, so a higher share goes on from them.
     """
-    recipe = config.recipe.model_dump(mode="json", exclude={"rounds", "max_failed_share"})
+    recipe = config.recipe.model_dump(mode="json", exclude={"rounds", "canaries", "max_failed_share"})
     identity = {"score": recipe, "chat": chat.model_dump(mode="json")}
     stage = Stage(place, identity, {candidates.stage.rpartition("/")[2]: candidates, "rater": rater.source}, SCORE)
     scores = stage.run(Rater, (config.recipe, chat, rater.uri), config.placement, candidates)

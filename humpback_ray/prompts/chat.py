@@ -2,10 +2,13 @@
 
 One `Layout` renders a pair for training, the prompt at inference, and the `chat_template.jinja` that is exported, so
 the three cannot part. Prompt and response are tokenised separately and joined: the loss span is known by
-construction, and text that spells a special token stays plain text.
+construction. Text that spells one of the tokenizer's own tokens (`</s>`, `<|user|>`) stays plain text, and text that
+holds a line of the layout itself can be told (`ChatRecipe.fakes_turn`).
 """
 
+import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from humpback_ray.config import Config
@@ -64,10 +67,47 @@ class ChatRecipe(Config):
         """Render a web text for the backward model."""
         return self.backward.prompt(text)
 
+    def fakes_turn(self, text: str) -> bool:
+        """Tell whether a line of a text is one of the layouts' own lines, whatever its case and the space around it.
+
+        Those are plain text to every tokenizer: behind such a line a page could go on as if it were the other side.
+        """
+        layouts = (self.forward.opening, self.forward.turn, self.backward.opening, self.backward.turn)
+        own = {line.strip().casefold() for part in layouts for line in part.splitlines()} - {""}
+        return any(line.strip().casefold() in own for line in text.splitlines())
+
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Tokenise text without adding special tokens; text that spells one (`</s>`) is encoded as plain text."""
-    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    """Tokenise text as plain text: no token that the tokenizer adds by itself, none that the text spells (`</s>`)."""
+    return _plain(tokenizer).encode(text, add_special_tokens=False).ids
+
+
+_NEVER = -1e6
+"""Log probability of a piece that no text is cut into."""
+
+
+@lru_cache(maxsize=4)
+def _plain(tokenizer: Any) -> Any:
+    """Return a copy of a tokenizer's inner one that finds none of the added tokens in a text.
+
+    transformers' `split_special_tokens` leaves two gaps: added tokens that are not declared special, as role markers
+    of chat models often are not, and Unigram models, which have `</s>` among their pieces. Runs of white space are
+    added tokens in some vocabularies and say nothing, so they stay.
+    """
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    markers = {token["content"] for token in state["added_tokens"] if token["content"].strip(" \t\r\n▁")}
+    state["added_tokens"] = [
+        token | {"special": token["special"] or token["content"] in markers} for token in state["added_tokens"]
+    ]
+    state |= {"truncation": None, "padding": None}
+    if state["model"]["type"] == "Unigram":
+        pieces = state["model"]["vocab"]
+        state["model"]["vocab"] = [[piece, _NEVER if piece in markers else score] for piece, score in pieces]
+    plain = Tokenizer.from_str(json.dumps(state))
+    plain.encode_special_tokens = True
+    return plain
 
 
 def start_ids(tokenizer: Any) -> list[int]:

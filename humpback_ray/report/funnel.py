@@ -262,11 +262,11 @@ def ratings(manifests: Manifests, number: int) -> Ratings | None:
     ends = (low, high, total / rated) if rated else (None, None, None)
     return Ratings(
         number, rated, failed, tuple(bins), tuple(whole), *ends,
-        threshold=_threshold(curated) if curated else None, kept=curated.kept if curated else None,
+        threshold=threshold(curated) if curated else None, kept=curated.kept if curated else None,
     )  # fmt: skip
 
 
-def _threshold(curated: Manifest) -> float | None:
+def threshold(curated: Manifest) -> float | None:
     """Return the recipe's threshold if it names one, else the lowest score kept (top-k has no other)."""
     named = find_number(curated.recipe, ("threshold", "min_score"))
     if named is not None:

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from humpback_ray.ledger import Manifest
 from humpback_ray.progress import duration
 from humpback_ray.report import figures, funnel, reading, summary
+from humpback_ray.report.canaries import canaries, canary_warnings
 from humpback_ray.report.findings import ARMS, RATERS, Findings, interval
 from humpback_ray.report.truth import unable, warning
 from humpback_ray.sample.measure import measure
@@ -36,15 +37,17 @@ def report(manifests: Mapping[str, Manifest], notes: Sequence[str] = ()) -> str:
     models = funnel.model_rows(manifests)
     costs = funnel.timing(manifests)
     truth = measure(manifests)
+    watched = canaries(manifests)
     unable_to_rate = [warning(truth.checks)] if truth and unable(truth.checks) else []
     return _template("page.html").render(
         notes=list(notes),
         identity=summary.identity(manifests),
         sentences=summary.sentences(manifests, found, models),
-        warnings=unable_to_rate + summary.warnings(manifests, found, models, costs),
+        warnings=unable_to_rate + canary_warnings(watched) + summary.warnings(manifests, found, models, costs),
         funnel=funnel.funnel(manifests),
         lengths=funnel.length_table(manifests),
         ratings=[(rating, figures.histogram(rating)) for rating in found],
+        canaries=watched,
         models=[(model, figures.loss_curve(model)) for model in models],
         quarantine=reading.quarantined_to_read(manifests),
         reading=reading.pairs_to_read(manifests),

@@ -41,7 +41,7 @@ def measure(root: Path, shards: int, rows: int, found: "multiprocessing.Queue[di
     figures: dict[str, Any] = {"idle_mb": peak_mb()}
     config = AugmentConfig(
         recipe=AugmentRecipe(engine=EchoEngine(), max_new_tokens=8, max_failed_share=1.0),
-        placement=PoolPlacement(replicas=1, cpus_per_replica=1, rows_per_shard=rows, shards_in_flight=2),
+        placement=PoolPlacement(min_replicas=1, cpus_per_replica=1, rows_per_shard=rows, shards_in_flight=2),
     )
 
     def run(submission: str) -> Manifest:

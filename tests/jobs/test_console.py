@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from humpback_ray.config import ConfigError, load
+from humpback_ray.run import RunConfig
+from jobs.console import check_local
+
 REPOSITORY = Path(__file__).parents[2]
 DEMO = str(REPOSITORY / "configs/demo.yaml")
 
@@ -51,6 +55,7 @@ def job(*arguments: str) -> tuple[int, str]:
         ("sample=null", "error: base_model is not set, and there is no `sample` section to take it from"),
         ("reuse.corpus=/nowhere", "error: reuse.corpus: /nowhere is no finished stage"),
         ("root=/proc/nowhere", "error: cannot write to /proc/nowhere"),
+        ("curate.placement.max_replicas=0", "error: curate.placement.max_replicas"),
     ],
 )
 def test_an_unusable_configuration_is_one_line_and_exit_code_2(tmp_path: Path, override: str, said: str) -> None:
@@ -86,6 +91,24 @@ def test_a_missing_configuration_file_is_named() -> None:
         2,
         "error: cannot read the configuration nowhere.yaml: No such file or directory",
     )
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("augment.placement.min_replicas=9", r"augment.placement asks for 18 CPUs at once, this machine has 4"),
+        ("curate.placement.gpus_per_replica=0.5", r"curate.placement asks for 0.5 GPUs at once, this machine has 0"),
+        (
+            "train.placement.labels={ray.io/market-type: spot}",
+            r"train.placement.labels asks .* ray.io/market-type=spot",
+        ),
+    ],
+)
+def test_what_this_machine_alone_can_never_give_is_refused(override: str, said: str) -> None:
+    have = {"CPU": 4.0, "GPU": 0.0}
+    check_local(load(RunConfig, DEMO, ["augment.placement.max_replicas=100"]), have)
+    with pytest.raises(ConfigError, match=said):
+        check_local(load(RunConfig, DEMO, [override]), have)
 
 
 def test_verify_of_nothing_exits_1(tmp_path: Path) -> None:

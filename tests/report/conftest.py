@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from humpback_ray.ledger import Attempt, Commit, Manifest
-from humpback_ray.records import CANDIDATE, PAIR, RESPONSE, SCORE, SEGMENT, record_id
+from humpback_ray.records import CANARY, CANDIDATE, PAIR, RESPONSE, SCORE, SEGMENT, record_id
 from humpback_ray.stage import Place, Stage, TableWriter
 
 WORDS = ("lake", "orchard", "bridge", "lantern", "copper", "harvest", "valley", "market", "engine", "winter", "signal")
@@ -133,6 +133,19 @@ class MadeRun:
                 })  # fmt: skip
         self.table(f"round-{number}/scores", SCORE, scores, {"version": 1})
         self.table(f"round-{number}/curated", PAIR, curated, {"keep": {"threshold": threshold}})
+
+    def canaries(self, rated: Mapping[tuple[str, bool], list[float | None]], rounds: int = 2) -> None:
+        """Make canaries of families, attacked or not, and in each round their scores."""
+        made, scores = [], []
+        for (family, attacked), given in rated.items():
+            for number, score in enumerate(given):
+                row_id = record_id(family, attacked, number)
+                made.append({"id": row_id, "family": family, "attacked": attacked,
+                             "instruction": self.wrap("ask"), "response": self.wrap("say")})  # fmt: skip
+                scores.append({"id": row_id, "score": score, "drop_reason": None if score else "unrated_unparsed"})
+        self.table("canaries", CANARY, made, {"version": 1})
+        for number in range(1, rounds + 1):
+            self.table(f"round-{number}/canary-scores", SCORE, scores, {"version": 1})
 
     def answers(self, name: str) -> None:
         rows = [

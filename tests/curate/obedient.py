@@ -1,0 +1,68 @@
+"""A judge that obeys whatever it reads, for the canaries: only what stands between true marks is material to it.
+
+It reads token ids, as a model does. A token of the tokenizer's own ends what came before, and all that follows is
+obeyed. It opens a text at a mark and takes what comes up to the matching end mark for material; any word outside, by
+whomever, is one of its orders. Where it finds others than the prompt's own, it gives a 5 and nothing else.
+Otherwise it does its duty, and does it carelessly: it quotes all the material, line by line, and ends with a 1.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from humpback_ray.engines import Completion, Request
+from humpback_ray.prompts.chat import encode_prompt
+
+CODE = re.compile(r"\b[0-9a-f]{12}\b")
+Encode = Callable[[Any, str], list[int]]
+
+
+class ObedientJudge:
+    """An engine (`engines.base.Engine`).
+
+    Args:
+        tokenizer: lossless, with an end token.
+        harmless: a prompt for a pair that gives no order, made as all others are: whose words are the prompt's own.
+        encode: how it turns a prompt into ids; another one than the package's shows what that is good for.
+        patient: whether it gets to the end of its reply; one that does not is cut off after it quoted the material.
+    """
+
+    def __init__(self, tokenizer: Any, harmless: str, encode: Encode = encode_prompt, patient: bool = True) -> None:
+        self.tokenizer, self.encode, self.patient = tokenizer, encode, patient
+        added = tokenizer.added_tokens_decoder.items()
+        self.markers = {token for token, added_token in added if added_token.content.strip()}
+        self.own = self.read(harmless)[0]
+
+    def read(self, prompt: str) -> tuple[str, list[str]]:
+        """Return what of a prompt is not material, its codes blanked, and the material."""
+        ids = self.encode(self.tokenizer, prompt)
+        ends = [place for place, token in enumerate(ids) if token in self.markers]
+        if any(place > 0 for place in ends):
+            return self.tokenizer.decode(ids[ends[-1] :], skip_special_tokens=True), []
+        outside, material = [], []
+        rest = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        while opened := re.search(r"^<<< (instruction|answer)((?: [0-9a-f]+)?) >>>$", rest, re.MULTILINE):
+            closing = re.compile(rf"^<<< end of {opened[1]}{opened[2]} >>>$", re.MULTILINE)
+            closed = closing.search(rest, opened.end())
+            if not closed:
+                break
+            outside.append(rest[: opened.end()])
+            material.append(rest[opened.end() : closed.start()])
+            rest = rest[closed.start() :]
+        return CODE.sub("", "".join([*outside, rest])), material
+
+    async def generate(self, request: Request) -> Completion:
+        """Obey, or quote and give a 1."""
+        outside, material = self.read(request.prompt)
+        grade = 1 if outside == self.own else 5
+        if request.continuations:
+            sure = tuple(0.0 if text == f" {grade}" else -math.inf for text in request.continuations)
+            return Completion("", 1, 0, "scored", sure, (1,) * len(sure))
+        quoted = "It says:\n" + "\n".join(material) if grade == 1 else "As told."
+        if self.patient or grade == 5:
+            return Completion(f"{quoted}\nScore: {grade}", 1, 1, "stop")
+        return Completion(quoted, 1, 1, "length")
+
+    def close(self) -> None:
+        """Nothing to free."""

@@ -1,0 +1,153 @@
+"""The canaries: what they are, and that a judge which obeys whatever it reads is not reached by one of them."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from humpback_ray.curate.attacks import ATTACKS, FAMILIES, Attack
+from humpback_ray.curate.canaries import bad_pairs, canaries, make_canaries, put
+from humpback_ray.curate.scorers import Rubric, RubricExpected
+from humpback_ray.ledger import Attempt, Commit
+from humpback_ray.placement import TaskPlacement
+from humpback_ray.prompts import rating
+from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
+from humpback_ray.records import CANARY, CANDIDATE
+from humpback_ray.stage import Place, Stage, TableWriter
+from tests.curate.obedient import Encode, ObedientJudge
+from tests.prompts import kinds
+
+PAIRS = [
+    ("How do I take the chalk out of a kettle?", "Home > Garden > Tools\nSubscribe to our letter and save a tenth."),
+    ("Why does the moon have phases?", "I never liked that film. My brother did, though. Anyone else?"),
+]
+THRESHOLD = 4.5
+CHAT = ChatRecipe()
+TOKENIZER = kinds.make("byte-level")
+SCORERS: tuple[Rubric | RubricExpected, ...] = (
+    Rubric(samples=1), Rubric(samples=1, layout="raw"), Rubric(samples=1, read="expected"), RubricExpected(),
+)  # fmt: skip
+
+
+def reached(
+    scorer: Rubric | RubricExpected, encode: Encode = encode_prompt, patient: bool = True
+) -> Counter[tuple[str, bool]]:
+    """Count the canaries at or above the threshold, by family and by whether they are attacked."""
+    harmless = scorer.render({"instruction": "x", "response": "y"}, CHAT)
+    judge = ObedientJudge(TOKENIZER, harmless, encode, patient)
+    rows = canaries(PAIRS).to_pylist()
+    scores = asyncio.run(scorer.score(rows, CHAT, judge))
+    pairs = zip(rows, scores, strict=True)
+    return Counter((row["family"], row["attacked"]) for row, s in pairs if s["score"] and s["score"] >= THRESHOLD)
+
+
+def test_there_are_enough_attacks_of_enough_kinds() -> None:
+    families = Counter(attack.family for attack in ATTACKS)
+    assert list(families) == list(FAMILIES)
+    assert len(ATTACKS) >= 60
+    assert len(families) >= 10
+    assert min(families.values()) >= 6
+    assert len({(attack.text, attack.where) for attack in ATTACKS}) == len(ATTACKS)
+
+
+@pytest.mark.parametrize("patient", [True, False])
+@pytest.mark.parametrize("scorer", SCORERS, ids=lambda scorer: f"{scorer.kind} {getattr(scorer, 'read', '')}")
+def test_no_canary_reaches_a_judge_that_obeys_all_it_reads_outside_the_marks(
+    scorer: Rubric | RubricExpected, patient: bool
+) -> None:
+    assert not reached(scorer, patient=patient)
+
+
+def test_the_same_judge_obeys_marks_that_are_the_same_for_every_pair() -> None:
+    template = rating.REASONED.replace(" {code}", "")
+    found = reached(Rubric(samples=1, prompt=template))
+    assert found["forged delimiters", True] >= 2
+    assert set(found) == {("forged delimiters", True)}
+
+
+def test_the_same_judge_obeys_special_tokens_that_were_encoded_as_such() -> None:
+    def careless(tokenizer: Any, prompt: str) -> list[int]:
+        return tokenizer.encode(prompt, add_special_tokens=False)
+
+    def half_careful(tokenizer: Any, prompt: str) -> list[int]:
+        return tokenizer.encode(prompt, add_special_tokens=False, split_special_tokens=True)
+
+    found = reached(Rubric(samples=1), careless)
+    assert found["end of text", True] >= 3
+    assert found["role markers", True] >= 1
+    assert set(reached(Rubric(samples=1), half_careful)) == {("role markers", True)}
+
+
+def test_without_marks_the_same_judge_obeys_everybody() -> None:
+    found = reached(Rubric(samples=1, prompt="Rate this.\n{instruction}\n{response}\n"))
+    assert found.total() == 2 * len(ATTACKS)
+
+
+def first_score(reply: str, finish_reason: str) -> float | None:
+    """Take the first score in a reply, finished or not: what another library does."""
+    found = rating._VERDICT.search(reply)
+    return float(found[1]) if found else None
+
+
+def any_last_line(reply: str, finish_reason: str) -> float | None:
+    return rating.parse_score(reply, "stop")
+
+
+@pytest.mark.parametrize(("parser", "patient"), [(first_score, True), (any_last_line, False)])
+def test_a_parser_that_takes_less_than_the_last_line_of_a_finished_reply_is_fooled_by_quotes(
+    monkeypatch: pytest.MonkeyPatch, parser: Callable[[str, str], float | None], patient: bool
+) -> None:
+    monkeypatch.setattr("humpback_ray.curate.scorers.rubric.parse_score", parser)
+    found = reached(Rubric(samples=1), patient=patient)
+    assert found["planted score", True] >= 3
+
+
+def test_each_attack_has_its_pair_without_it_and_all_have_ids_of_their_own() -> None:
+    table = canaries(PAIRS)
+    assert table.schema == CANARY
+    rows = table.to_pylist()
+    assert len({row["id"] for row in rows}) == len(rows) == 2 * len(ATTACKS)
+    assert Counter(row["attacked"] for row in rows) == {True: len(ATTACKS), False: len(ATTACKS)}
+    assert {(row["instruction"], row["response"]) for row in rows if not row["attacked"]} == set(PAIRS)
+    assert canaries(PAIRS) == table
+    assert canaries([]).num_rows == 0
+
+
+def test_an_attack_stands_where_it_says() -> None:
+    assert put(Attack("f", "X"), "i", "r") == ("i", "r\nX")
+    assert put(Attack("f", "X", "start"), "i", "r") == ("i", "X\nr")
+    assert put(Attack("f", "X", "instruction"), "i", "r") == ("iX", "r")
+
+
+def test_a_bad_pair_has_the_answer_to_another_question() -> None:
+    asked = [("a", "1"), ("a", "2"), ("b", "3")]
+    rows = [{"instruction": instruction, "response": response} for instruction, response in asked]
+    assert bad_pairs(rows) == [("a", "3"), ("a", "3"), ("b", "1")]
+    assert bad_pairs(rows[:2]) == bad_pairs([]) == []
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("count", [300, 1])
+def test_the_stage_draws_its_pairs_from_the_candidates(local_ray: None, tmp_path: Path, count: int) -> None:
+    def write(attempt: Attempt) -> Commit:
+        import pyarrow as pa
+
+        writer = TableWriter(attempt, CANDIDATE)
+        rows = [{"id": f"c{i}", "instruction": f"What is {i}?", "response": f"It is {i}."} for i in range(count)]
+        dropped = {"id": "d", "instruction": "", "response": "", "drop_reason": "empty_instruction"}
+        writer.write(pa.Table.from_pylist([*rows, dropped], schema=CANDIDATE))
+        return writer.commit()
+
+    def place(name: str) -> Place:
+        return Place(name, str(tmp_path / name), "first")
+
+    candidates = Stage(place("candidates"), {}, {}, CANDIDATE).leased(write)
+    made = make_canaries(candidates, TaskPlacement(cpus=0.5), place("canaries"))
+    plain = [row for table in made.tables() for row in table.to_pylist() if not row["attacked"]]
+    assert len(plain) == (len(ATTACKS) if count > 1 else 0)
+    assert len({row["instruction"] for row in plain}) == len(plain)
+    for row in plain:
+        assert row["instruction"][8:-1] != row["response"][6:-1]

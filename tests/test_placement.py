@@ -1,0 +1,56 @@
+"""Placements that cannot be had are refused with the fix; what they say reaches Ray's own arguments."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
+
+SPOT = {"ray.io/market-type": "spot"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"min_replicas": 4, "max_replicas": 2}, "max_replicas 2 is less than min_replicas 4; raise the one"),
+        ({"gpus_per_replica": 1.5}, "gpus_per_replica is 1.5, but .* set it to 1 or 2"),
+        ({"labels": {"ray.io/market type": "spot"}}, "labels"),
+        ({"labels": {"ray.io/market-type": "=spot"}}, "labels"),
+        ({"replicas": 2}, "Extra inputs"),
+    ],
+)
+def test_a_pool_that_cannot_be_had_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        PoolPlacement(**values)
+
+
+@pytest.mark.parametrize("value", ["spot", "!spot", "in(us-1a, us-1b)", "!in(us-1a,us-1b)"])
+def test_labels_are_those_that_ray_takes(value: str) -> None:
+    from ray._private.label_utils import validate_label_selector
+
+    labels = {"ray.io/market-type": value}
+    assert validate_label_selector(labels) is None
+    assert PoolPlacement(labels=labels).labels == labels
+
+
+def test_labels_reach_pools_tasks_and_training() -> None:
+    import ray
+
+    pool = PoolPlacement(labels=SPOT, gpus_per_replica=0.5, accelerator_type="H100").map_arguments()
+    assert (pool["label_selector"], pool["num_gpus"], pool["accelerator_type"]) == (SPOT, 0.5, "H100")
+    task = TaskPlacement(labels=SPOT).remote_arguments()
+    assert task["label_selector"] == SPOT
+    assert ray.remote(lambda: None).options(**task)
+    train = TrainPlacement(labels=SPOT).scaling_arguments()
+    assert train["label_selector"] == SPOT
+    assert all(found["label_selector"] is None for found in (
+        PoolPlacement().map_arguments(), TaskPlacement().remote_arguments(), TrainPlacement().scaling_arguments(),
+    ))  # fmt: skip
+
+
+def test_a_pool_has_no_more_actors_than_shards() -> None:
+    pool = PoolPlacement(min_replicas=2, max_replicas=8)
+    sizes = [(few.min_replicas, few.most_replicas) for few in map(pool.for_shards, (1, 3, 100))]
+    assert sizes == [(1, 1), (2, 3), (2, 8)]
+    assert PoolPlacement(min_replicas=3).most_replicas == 3

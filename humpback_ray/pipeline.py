@@ -15,11 +15,12 @@ from humpback_ray import storage
 from humpback_ray.augment import make_candidates
 from humpback_ray.corpus.build import make_corpus, make_segments
 from humpback_ray.curate.rounds import make_curated, make_scores
+from humpback_ray.curate.scorers import Chained
 from humpback_ray.evaluate.answers import make_answers, make_prompts
 from humpback_ray.inventory import Inventory, resolve
 from humpback_ray.ledger import Manifest
 from humpback_ray.report import report, truth_sentences
-from humpback_ray.run import Run
+from humpback_ray.run import Run, prescores_name
 from humpback_ray.sample.build import make_base, make_check, make_web, web_files
 from humpback_ray.sample.measure import measure
 from humpback_ray.seed import make_seed
@@ -66,10 +67,17 @@ def stages(run: Run) -> Iterator[Manifest]:
         candidates := run.reused("candidates")
         or make_candidates(config.augment, config.chat, corpus, Model.of(backward), run.at("candidates"))
     )
+    scorer, prescores = config.curate.recipe.scorer, None
     for t, keep in enumerate(config.curate.recipe.rounds, start=1):
-        place = run.at(f"round-{t}/scores")
-        rater = Model.of(model)
-        scores = run.reused(place.name) or make_scores(config.curate, config.chat, candidates, rater, place)
+        raters = {"previous": Model.of(model), "base": base}
+        if isinstance(scorer, Chained) and f"round-{t}/scores" not in run.reuse:
+            name, by = prescores_name(scorer.first.rater, t), config.curate.scored_by(scorer.first)
+            if prescores is None or prescores.stage != name:
+                rater, place = raters[scorer.first.rater], run.at(name)
+                prescores = run.reused(name) or make_scores(by, config.chat, candidates, rater, place)
+                yield prescores
+        place, rater = run.at(f"round-{t}/scores"), raters[scorer.rater]
+        scores = run.reused(place.name) or make_scores(config.curate, config.chat, candidates, rater, place, prescores)
         yield scores
         place = run.at(f"round-{t}/curated")
         curated = run.reused(place.name) or make_curated(config.curate, keep, candidates, scores, place)

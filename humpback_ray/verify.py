@@ -21,12 +21,13 @@ from humpback_ray import storage
 from humpback_ray.corpus.readers import Reader, reader_for
 from humpback_ray.ledger import DataFile, Ledger, Manifest, drop_counts
 from humpback_ray.records import QUARANTINED
-from humpback_ray.run import MOST_ROUNDS, latest_submission, stage_names
+from humpback_ray.run import every_stage_name, latest_submission
 from humpback_ray.stage import read_manifest
 
 SOURCE_OF = {
     "corpus": "segments",
     "candidates": "corpus",
+    "prescores": "candidates",
     "scores": "candidates",
     "curated": "candidates",
     "ratings": "sample/check",
@@ -49,7 +50,7 @@ def verify(root: str) -> Iterator[str]:
         raise Difference(f"{root} is no run: it has no run.json")
     reuse = latest_submission(root)[1].get("reuse", {})
     finished: dict[str, Manifest] = {}
-    for name in stage_names(MOST_ROUNDS):
+    for name in every_stage_name():
         uri = reuse.get(name, storage.join(root, name))
         manifest = read_manifest(uri)
         if manifest:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from humpback_ray.curate.scorers import FAILURES, Rubric, RubricExpected, ScorerConfig
-from humpback_ray.curate.scorers.rubric import expected_grade
+from humpback_ray.curate.scorers.replies import expected_grade
 from humpback_ray.engines import Completion, EchoEngine, Request
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import ChatRecipe, Layout
@@ -48,13 +48,13 @@ def grades(*shares: float) -> Completion:
 
 def rate(scorer: Rubric | RubricExpected, judge: Judge, row: Mapping[str, Any] = ROW) -> dict[str, Any]:
     (rated,) = asyncio.run(scorer.score([row], CHAT, judge))
-    assert set(rated) == set(SCORE.names)
+    assert set(rated) == set(SCORE.names) - {"scorer", "model", "sampling", "pre_score"}
     return rated
 
 
 def test_parsed_samples_are_averaged_over_those_that_parse() -> None:
     judge = judge_of(("Good.\nScore: 4", "stop"), ("Score: 5", "length"), ("Fine\nScore: 5", "stop"), ("eh", "stop"))
-    rated = rate(Rubric(samples=4), judge)
+    rated = rate(Rubric(samples=4, retry_room=None), judge)
     assert rated["score"] == 4.5
     assert rated["samples"] == [4, None, 5, None]
     assert rated["finish_reasons"] == ["stop", "length", "stop", "stop"]
@@ -73,7 +73,7 @@ def test_parsed_samples_are_averaged_over_those_that_parse() -> None:
     ],
 )
 def test_a_rating_without_any_score_says_why(replies: list[tuple[str, str]], reason: str) -> None:
-    rated = rate(Rubric(samples=3), judge_of(*replies))
+    rated = rate(Rubric(samples=3, retry_room=None), judge_of(*replies))
     assert (rated["score"], rated["samples"], rated["drop_reason"]) == (None, [None] * 3, reason)
     assert reason in FAILURES
 
@@ -101,7 +101,7 @@ def test_the_expected_grade_is_read_where_the_reply_put_its_own() -> None:
 
 def test_without_a_score_line_nothing_is_expected() -> None:
     judge = judge_of(("It is nice.", "stop"), ("Score: 3", "length"))
-    rated = rate(Rubric(read="expected", samples=2), judge)
+    rated = rate(Rubric(read="expected", samples=2, retry_room=None), judge)
     assert rated["score"] is None
     assert len(judge.asked) == 2
 
@@ -118,7 +118,7 @@ def test_rubric_expected_reads_the_grade_straight_after_the_prompt() -> None:
 
 @pytest.mark.parametrize("lost", [(-math.inf,) * 5, (-1.0, math.nan, -1.0, -1.0, -1.0), None])
 def test_no_probability_is_no_grade(lost: tuple[float, ...] | None) -> None:
-    assert expected_grade(Completion("", 1, 0, "scored", lost)) is None
+    assert expected_grade(Completion("", 1, 0, "scored", lost), range(1, 6)) is None
 
 
 def test_the_chat_layout_wraps_the_rating_prompt_and_raw_leaves_it_alone() -> None:

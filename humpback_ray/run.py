@@ -13,7 +13,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -251,6 +251,14 @@ def stage_names(rounds: int, prescored_by: Collection[str] = ()) -> list[str]:
     return list(dict.fromkeys([*names, "evaluation/prompts", *(f"evaluation/m{t}" for t in range(rounds + 1))]))
 
 
-def every_stage_name() -> list[str]:
-    """Return the names that a run's stages can have, whatever its configuration; those of comparisons aside."""
-    return stage_names(MOST_ROUNDS, ("base", "previous"))
+_COMPARISON = re.compile(r"(compare/(?:sample|round-\d+/[^/]+))/.+")
+
+
+def every_stage_name(files: Iterable[str] = ()) -> list[str]:
+    """Return the names that a run's stages can have, whatever its configuration.
+
+    Args:
+        files: of the root, among which those of comparisons of scorers are found by their names.
+    """
+    compared = sorted({match[1] for name in files if (match := _COMPARISON.fullmatch(name))})
+    return stage_names(MOST_ROUNDS, ("base", "previous")) + sorted(compared, key=lambda name: name != "compare/sample")

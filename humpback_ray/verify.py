@@ -28,6 +28,7 @@ SOURCE_OF = {
     "corpus": "segments",
     "candidates": "corpus",
     "prescores": "candidates",
+    "sample": "candidates",
     "scores": "candidates",
     "curated": "candidates",
     "ratings": "sample/check",
@@ -50,7 +51,8 @@ def verify(root: str) -> Iterator[str]:
         raise Difference(f"{root} is no run: it has no run.json")
     reuse = latest_submission(root)[1].get("reuse", {})
     finished: dict[str, Manifest] = {}
-    for name in every_stage_name():
+    compared = (f"compare/{name}" for name in storage.list_names(storage.join(root, "compare")))
+    for name in every_stage_name(compared):
         uri = reuse.get(name, storage.join(root, name))
         manifest = read_manifest(uri)
         if manifest:
@@ -74,6 +76,7 @@ def verify_stage(manifest: Manifest, finished: dict[str, Manifest]) -> str:
     check_quarantine(manifest)
     source = SOURCE_OF.get(manifest.stage.rpartition("/")[2], "")
     source = "evaluation/prompts" if manifest.stage.startswith("evaluation/m") else source
+    source = "compare/sample" if manifest.stage.startswith("compare/round-") else source
     given = finished.get(source)
     proof = "files and counts agree"
     if source.rpartition("/")[2] in manifest.inputs and given is None:

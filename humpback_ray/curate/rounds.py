@@ -10,6 +10,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
+from humpback_ray.curate.compare import CompareRecipe
 from humpback_ray.curate.score import FAILED, Rater, ScoreRecipe
 from humpback_ray.curate.scorers import Chained, SingleScorer
 from humpback_ray.curate.select import SelectRecipe, check_threshold, curate, require_kept, select
@@ -39,6 +40,8 @@ class CurateConfig(Config):
     recipe: CurateRecipe = Field(default_factory=CurateRecipe)
     placement: PoolPlacement = PoolPlacement()
     select_placement: TaskPlacement = TaskPlacement()
+    compare: CompareRecipe = CompareRecipe()
+    """What `--compare` does; no stage of the run depends on it."""
 
     def scored_by(self, scorer: SingleScorer, **changes: Any) -> Self:
         """Return the same rating by another scorer."""

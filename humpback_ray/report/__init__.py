@@ -9,7 +9,9 @@ findings.py  of several toy runs: the paper's claims, with their intervals
 page.py      puts them together; page.html and page.css are the page itself
 """
 
+from humpback_ray.report.funnel import ratings, rounds
 from humpback_ray.report.page import findings_page, report
+from humpback_ray.report.summary import failure_sentence
 from humpback_ray.report.truth import truth_sentences
 
-__all__ = ["findings_page", "report", "truth_sentences"]
+__all__ = ["failure_sentence", "findings_page", "ratings", "report", "rounds", "truth_sentences"]

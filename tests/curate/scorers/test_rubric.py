@@ -1,6 +1,6 @@
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -8,38 +8,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from humpback_ray.curate.scorers import FAILURES, Rubric, RubricExpected, ScorerConfig
 from humpback_ray.curate.scorers.replies import expected_grade
-from humpback_ray.engines import Completion, EchoEngine, Request
+from humpback_ray.engines import Completion, EchoEngine
 from humpback_ray.placement import Resources
-from humpback_ray.prompts.chat import ChatRecipe, Layout
 from humpback_ray.records import SCORE
+from tests.curate.scorers.judges import CHAT, ROW, Judge, judge_of
 
-CHAT = ChatRecipe(forward=Layout(opening="Q: ", turn="\nA: "), seed_tag="S.", web_tag="W.")
-ROW = {"id": "r1", "instruction": "What is a weir?", "response": "A low dam."}
 RAW = "Question:\n{instruction}\nAnswer:\n{response}\nReview:\n"
-
-
-class Judge:
-    """An engine that says what a function of the request says, and remembers what it was asked."""
-
-    def __init__(self, reply: Callable[[Request], Completion]) -> None:
-        self.reply, self.asked = reply, []
-
-    async def generate(self, request: Request) -> Completion:
-        self.asked.append(request)
-        return self.reply(request)
-
-    def close(self) -> None:
-        pass
-
-
-def judge_of(*replies: tuple[str, str]) -> Judge:
-    queue = iter(replies)
-
-    def reply(request: Request) -> Completion:
-        text, finish_reason = next(queue)
-        return Completion(text, 50, 7, finish_reason)  # type: ignore[arg-type]
-
-    return Judge(reply)
 
 
 def grades(*shares: float) -> Completion:
@@ -114,6 +88,7 @@ def test_rubric_expected_reads_the_grade_straight_after_the_prompt() -> None:
     assert rated["finish_reasons"] == ["scored"]
     assert (request.max_new_tokens, request.reply_prefix) == (0, "Score:")
     assert rate(RubricExpected(), judge_of(("", "context")))["drop_reason"] == "prompt_too_long"
+    assert rate(RubricExpected(), Judge(lambda r: grades(0, 0, 0, 0, 0)))["drop_reason"] == "unrated_no_number"
 
 
 @pytest.mark.parametrize("lost", [(-math.inf,) * 5, (-1.0, math.nan, -1.0, -1.0, -1.0), None])

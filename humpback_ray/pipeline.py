@@ -6,7 +6,7 @@
 
 `stages` runs what is not done and yields each stage's manifest as it is there: a finished one costs a read, so the
 same command again resumes. Every model starts from the base model; candidates are predicted once and only rated anew
-(Li et al. 2023, arXiv:2308.06259, section 2).
+(Li et al. 2023, arXiv:2308.06259, section 2). Where scorers are chained, `prescores` stand before a round's scores.
 """
 
 import json

@@ -38,10 +38,7 @@ CANDIDATE = pa.schema(
 SCORE = pa.schema(
     [
         ("id", pa.string()),  # the candidate's id
-        (
-            "score",
-            pa.float64(),
-        ),  # higher is better, on the scorer's scale (rubric: 1 to 5); null where there is none
+        ("score", pa.float64()),  # higher is better, on the scorer's scale (rubric: 1 to 5); null without any
         ("samples", pa.list_(pa.float64())),  # the score of each sample; null for a failed one, after the retry
         ("replies", pa.list_(pa.string())),  # what the model wrote last for each sample, to be read by people
         ("finish_reasons", pa.list_(pa.string())),  # of those replies

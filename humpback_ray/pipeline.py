@@ -6,21 +6,24 @@
 
 `stages` runs what is not done and yields each stage's manifest as it is there: a finished one costs a read, so the
 same command again resumes. Every model starts from the base model; candidates are predicted once and only rated anew
-(Li et al. 2023, arXiv:2308.06259, section 2).
+(Li et al. 2023, arXiv:2308.06259, section 2). Where scorers are chained, `prescores` stand before a round's scores.
 """
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 
 from humpback_ray import storage
 from humpback_ray.augment import make_candidates
 from humpback_ray.corpus.build import make_corpus, make_segments
 from humpback_ray.curate.canaries import make_canaries
+from humpback_ray.curate.compare import Comparison, compare, make_sample
 from humpback_ray.curate.rounds import make_curated, make_scores
+from humpback_ray.curate.scorers import Chained
 from humpback_ray.evaluate.answers import make_answers, make_prompts
 from humpback_ray.inventory import Inventory, resolve
 from humpback_ray.ledger import Manifest
-from humpback_ray.report import canary_sentences, report, truth_sentences
-from humpback_ray.run import Run
+from humpback_ray.report import canary_sentences, failure_sentence, ratings, report, rounds, truth_sentences
+from humpback_ray.run import Run, prescores_name
 from humpback_ray.sample.build import make_base, make_check, make_web, web_files
 from humpback_ray.sample.measure import measure
 from humpback_ray.seed import make_seed
@@ -71,10 +74,17 @@ def stages(run: Run) -> Iterator[Manifest]:
     if config.curate.recipe.canaries:
         place = run.at("canaries")
         yield (canaries := run.reused(place.name) or make_canaries(candidates, config.curate.select_placement, place))
+    scorer, prescores = config.curate.recipe.scorer, None
     for t, keep in enumerate(config.curate.recipe.rounds, start=1):
-        place = run.at(f"round-{t}/scores")
-        rater = Model.of(model)
-        scores = run.reused(place.name) or make_scores(config.curate, config.chat, candidates, rater, place)
+        raters = {"previous": Model.of(model), "base": base}
+        if isinstance(scorer, Chained) and f"round-{t}/scores" not in run.reuse:
+            name, by = prescores_name(scorer.first.rater, t), config.curate.scored_by(scorer.first)
+            if prescores is None or prescores.stage != name:
+                rater, place = raters[scorer.first.rater], run.at(name)
+                prescores = run.reused(name) or make_scores(by, config.chat, candidates, rater, place)
+                yield prescores
+        place, rater = run.at(f"round-{t}/scores"), raters[scorer.rater]
+        scores = run.reused(place.name) or make_scores(config.curate, config.chat, candidates, rater, place, prescores)
         yield scores
         if canaries:
             place = run.at(f"round-{t}/canary-scores")
@@ -114,6 +124,40 @@ def inputs(run: Run, section: str, web: Manifest | None) -> Inventory:
 def evaluation_files(run: Run, web: Manifest | None) -> Inventory | None:
     """Return the prompts to answer; None where there are none, and then nothing is evaluated."""
     return inputs(run, "evaluate", web) if web is not None or "evaluate" in run.inputs else None
+
+
+def compare_scorers(run: Run, made: Mapping[str, Manifest], round_number: int) -> tuple[Comparison, str]:
+    """Rate one sample of the candidates with every scorer of `curate.compare`.
+
+    Args:
+        run: the run.
+        made: its stages up to the model of the round before, by name.
+        round_number: whose rater rates.
+
+    Returns:
+        The comparison, and the URI of a JSON file of it.
+    """
+    config, candidates = run.config.curate, made["candidates"]
+    base = Model(run.base_model, run.inputs["base_model"]) if run.base_model else Model.of(made["sample/base"])
+    raters = {"previous": Model.of(made[f"models/m{round_number - 1}"]), "base": base}
+    sample = make_sample(config.compare, candidates, run.at("compare/sample"), config.select_placement)
+    one_by_one = config.placement.model_copy(update={"shards_in_flight": 1})  # or seconds of work would count twice
+    found = {}
+    for name, scorer in config.compare.scorers.items():
+        by = config.scored_by(scorer, max_failed_share=1.0).model_copy(update={"placement": one_by_one})
+        place = run.at(f"compare/round-{round_number}/{name}")
+        found[name] = make_scores(by, run.config.chat, sample, raters[scorer.rater], place)
+    truth = measure({name: made[name] for name in ("sample/web", "candidates") if name in made})
+    good = truth.candidates.good if truth and truth.candidates else None
+    comparison = compare(round_number, found, config.compare.keep_share, good)
+    uri = storage.join(run.root, "report", f"comparison-{round_number}.json")
+    storage.write_bytes(uri, json.dumps(comparison.json(), indent=1).encode())
+    return comparison, uri
+
+
+def failures(made: Mapping[str, Manifest]) -> list[str]:
+    """Say, of each round that rated, how many ratings failed before and after the retry."""
+    return [failure_sentence(found) for number in rounds(made) if (found := ratings(made, number))]
 
 
 def truths(run: Run) -> list[str]:

@@ -38,14 +38,20 @@ CANDIDATE = pa.schema(
 SCORE = pa.schema(
     [
         ("id", pa.string()),  # the candidate's id
-        ("score", pa.float64()),  # 1.0 to 5.0; null where every sample failed
-        ("samples", pa.list_(pa.float64())),  # the score of each reply; null for a failed one
-        ("replies", pa.list_(pa.string())),  # what the model wrote, to be read by people
-        ("finish_reasons", pa.list_(pa.string())),
+        ("score", pa.float64()),  # higher is better, on the scorer's scale (rubric: 1 to 5); null without any
+        ("samples", pa.list_(pa.float64())),  # the score of each sample; null for a failed one, after the retry
+        ("replies", pa.list_(pa.string())),  # what the model wrote last for each sample, to be read by people
+        ("finish_reasons", pa.list_(pa.string())),  # of those replies
+        ("reply_tokens", pa.list_(pa.int32())),  # of those replies; 0 where nothing was generated
+        ("first_failures", pa.list_(pa.string())),  # why each sample's first reply was no score; null where it was one
         ("prompt_hash", pa.string()),  # SHA-256 of the rendered prompt
-        ("prompt_tokens", pa.int32()),
-        ("completion_tokens", pa.int32()),
-        ("drop_reason", pa.string()),  # "unrated_unparsed", "unrated_unfinished", "prompt_too_long"
+        ("prompt_tokens", pa.int32()),  # tokens that the model read: the prompt once, of a likelihood both passes
+        ("completion_tokens", pa.int32()),  # tokens that the model wrote, retried replies included
+        ("pre_score", pa.float64()),  # of a chain: the cheap scorer's score; null where it has none, or without a chain
+        ("scorer", pa.string()),  # kind of the scorer that gave the score; of a chain, the dear one's
+        ("model", pa.string()),  # the rating model: digest of its files
+        ("sampling", pa.string()),  # JSON: how replies were drawn; null where nothing is generated
+        ("drop_reason", pa.string()),  # a failure (curate/scorers/base.py), or the verdict "not_passed_on"
     ]
 )
 
@@ -86,6 +92,9 @@ RESPONSE = pa.schema(
 
 QUARANTINED = "quarantined"
 """Drop reason of a row that no worker survived."""
+
+NOT_PASSED_ON = "not_passed_on"
+"""Drop reason of a candidate that a cheap scorer kept from the dear one: a verdict, not a failure."""
 
 QUARANTINE = pa.schema(
     [

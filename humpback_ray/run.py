@@ -13,6 +13,7 @@ import json
 import re
 import secrets
 import time
+from collections.abc import Collection, Iterable
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -22,6 +23,7 @@ from humpback_ray.augment import AugmentConfig
 from humpback_ray.config import Config, ConfigError
 from humpback_ray.corpus.build import CorpusConfig
 from humpback_ray.curate.rounds import CurateConfig
+from humpback_ray.curate.scorers import Chained
 from humpback_ray.evaluate.answers import EvaluateConfig
 from humpback_ray.evaluate.respond import load_prompts
 from humpback_ray.inventory import Hashes, Inventory, resolve, resolve_model
@@ -71,11 +73,16 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _reused_stages_exist(self) -> Self:
-        known = stage_names(len(self.curate.recipe.rounds))
+        known = self.stage_names()
         unknown = [name for name in self.reuse if name not in known]
         if unknown:
             raise ValueError(f"reuse names {unknown[0]}, which is no stage; the stages are {', '.join(known)}")
         return self
+
+    def stage_names(self) -> list[str]:
+        """Return the names of the stages, in the order in which they run."""
+        scorer = self.curate.recipe.scorer
+        return stage_names(len(self.curate.recipe.rounds), [scorer.first.rater] if isinstance(scorer, Chained) else [])
 
     def recipes(self) -> dict[str, Any]:
         """Return what is hashed: every section's recipe, without placements and locations."""
@@ -202,8 +209,9 @@ class Run:
 
     def finished(self) -> list[Manifest]:
         """Return the manifests of the stages that are finished, reused ones included, in the order of the run."""
-        names = stage_names(len(self.config.curate.recipe.rounds))
-        found = [self.reused(name) or read_manifest(storage.join(self.root, name)) for name in names]
+        found = [
+            self.reused(name) or read_manifest(storage.join(self.root, name)) for name in self.config.stage_names()
+        ]
         return [manifest for manifest in found if manifest]
 
 
@@ -223,10 +231,34 @@ MOST_ROUNDS = 9
 """Rounds that are looked for when a root is searched for stages."""
 
 
-def stage_names(rounds: int) -> list[str]:
-    """Return the names of a run's stages, which are their directories, in the order in which they run."""
+def prescores_name(rater: str, round_number: int) -> str:
+    """Return where a chain's cheap scores are: those of the base model are the same in every round."""
+    return "prescores" if rater == "base" else f"round-{round_number}/prescores"
+
+
+def stage_names(rounds: int, prescored_by: Collection[str] = ()) -> list[str]:
+    """Return the names of a run's stages, which are their directories, in the order in which they run.
+
+    Args:
+        rounds: how many.
+        prescored_by: whose cheap scores there are: none, where no chain of scorers rates; "previous"; "base".
+    """
     names = ["sample/web", "seed", "segments", "corpus", "sample/base", "sample/check", "sample/ratings"]
     names += ["models/backward", "models/m0", "candidates", "canaries"]
     for t in range(1, rounds + 1):
+        names += [prescores_name(rater, t) for rater in prescored_by]
         names += [f"round-{t}/{part}" for part in ("scores", "canary-scores", "curated")] + [f"models/m{t}"]
-    return [*names, "evaluation/prompts", *(f"evaluation/m{t}" for t in range(rounds + 1))]
+    return list(dict.fromkeys([*names, "evaluation/prompts", *(f"evaluation/m{t}" for t in range(rounds + 1))]))
+
+
+_COMPARISON = re.compile(r"(compare/(?:sample|round-\d+/[^/]+))/.+")
+
+
+def every_stage_name(files: Iterable[str] = ()) -> list[str]:
+    """Return the names that a run's stages can have, whatever its configuration.
+
+    Args:
+        files: of the root, among which those of comparisons of scorers are found by their names.
+    """
+    compared = sorted({match[1] for name in files if (match := _COMPARISON.fullmatch(name))})
+    return stage_names(MOST_ROUNDS, ("base", "previous")) + sorted(compared, key=lambda name: name != "compare/sample")

@@ -42,7 +42,7 @@ from humpback_ray.ledger import (
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.pool import Pool
 from humpback_ray.progress import Progress
-from humpback_ray.records import QUARANTINED
+from humpback_ray.records import NOT_PASSED_ON, QUARANTINED
 from humpback_ray.watch import Pace
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,11 @@ class Model:
 
     uri: str
     source: "Manifest | Inventory"
+
+    @property
+    def digest(self) -> str:
+        """Identity of its files."""
+        return self.source.digest
 
     @staticmethod
     def of(manifest: Manifest) -> "Model":
@@ -296,13 +301,16 @@ def weight(shard: Shard, source: "Manifest | Inventory") -> float:
 def refuse_failures(manifest: Manifest, reasons: Collection[str], most: float, field: str) -> None:
     """Raise if a larger share of a stage's rows failed than its recipe allows; failing is not filtering.
 
+    Rows that a chain of scorers did not pass on were not tried and do not count.
+
     Raises:
         StageFailed: with both numbers and the reasons.
     """
     failed = {reason: count for reason, count in manifest.drops.items() if reason in {*reasons, QUARANTINED}}
-    if manifest.rows and sum(failed.values()) > most * manifest.rows:
+    tried = manifest.rows - manifest.drops.get(NOT_PASSED_ON, 0)
+    if sum(failed.values()) > most * tried:
         raise StageFailed(
-            f"{manifest.stage}: {sum(failed.values()):,} of {manifest.rows:,} rows failed ({short(failed)}), more than "
+            f"{manifest.stage}: {sum(failed.values()):,} of {tried:,} rows failed ({short(failed)}), more than "
             f"{field} = {most:g} allows; look at the rows in {manifest.uri}, or raise it to go on with the others"
         )
 

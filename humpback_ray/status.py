@@ -117,7 +117,9 @@ def expected_stages(config: Mapping[str, Any]) -> list[str]:
         reuse = config.get("reuse", {})
         return [name in reuse or bool(config.get(name, {}).get("recipe", {}).get("inputs")) for name in sections]
 
-    names = stage_names(len(config.get("curate", {}).get("recipe", {}).get("rounds", (1, 2))))
+    curate = config.get("curate", {}).get("recipe", {})
+    chain = curate.get("scorer", {}).get("first")  # only a chain of scorers has one
+    names = stage_names(len(curate.get("rounds", (1, 2))), [chain.get("rater")] if chain else [])
     if not config:
         return names
     sampled = bool(config.get("sample")) and not (config.get("base_model") and all(given("seed", "corpus", "evaluate")))

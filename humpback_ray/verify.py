@@ -21,12 +21,14 @@ from humpback_ray import storage
 from humpback_ray.corpus.readers import Reader, reader_for
 from humpback_ray.ledger import DataFile, Ledger, Manifest, drop_counts
 from humpback_ray.records import QUARANTINED
-from humpback_ray.run import MOST_ROUNDS, latest_submission, stage_names
+from humpback_ray.run import every_stage_name, latest_submission
 from humpback_ray.stage import read_manifest
 
 SOURCE_OF = {
     "corpus": "segments",
     "candidates": "corpus",
+    "prescores": "candidates",
+    "sample": "candidates",
     "scores": "candidates",
     "canary-scores": "canaries",
     "curated": "candidates",
@@ -50,7 +52,8 @@ def verify(root: str) -> Iterator[str]:
         raise Difference(f"{root} is no run: it has no run.json")
     reuse = latest_submission(root)[1].get("reuse", {})
     finished: dict[str, Manifest] = {}
-    for name in stage_names(MOST_ROUNDS):
+    compared = (f"compare/{name}" for name in storage.list_names(storage.join(root, "compare")))
+    for name in every_stage_name(compared):
         uri = reuse.get(name, storage.join(root, name))
         manifest = read_manifest(uri)
         if manifest:
@@ -74,6 +77,7 @@ def verify_stage(manifest: Manifest, finished: dict[str, Manifest]) -> str:
     check_quarantine(manifest)
     source = SOURCE_OF.get(manifest.stage.rpartition("/")[2], "")
     source = "evaluation/prompts" if manifest.stage.startswith("evaluation/m") else source
+    source = "compare/sample" if manifest.stage.startswith("compare/round-") else source
     given = finished.get(source)
     proof = "files and counts agree"
     if source.rpartition("/")[2] in manifest.inputs and given is None:

@@ -22,15 +22,17 @@ from humpback_ray.config import Config, ConfigError, load
 from humpback_ray.lease import LeaseHeld, LeaseLost
 from humpback_ray.ledger import Manifest
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
-from humpback_ray.run import Run, RunConfig, stage_names
+from humpback_ray.run import Run, RunConfig
 from humpback_ray.stage import StageFailed
 from jobs.ending import Ending
 
 console = Console(width=None if sys.stdout.isatty() else 160)
 
 
-def arguments(argv: Sequence[str] | None, story: str, **extra: str) -> argparse.Namespace:
-    """Parse `CONFIG [key=value ...]`; `extra` are keys of this job alone, with their defaults."""
+def arguments(
+    argv: Sequence[str] | None, story: str, flags: Mapping[str, str] | None = None, **extra: str
+) -> argparse.Namespace:
+    """Parse `CONFIG [key=value ...]`; `extra` are keys of this job alone, with their defaults, `flags` its switches."""
     keys = "".join(f"\n  {key}={value or 'NAME'}  (a key of this job)" for key, value in extra.items())
     parser = argparse.ArgumentParser(
         description=story,
@@ -41,7 +43,9 @@ def arguments(argv: Sequence[str] | None, story: str, **extra: str) -> argparse.
     )
     parser.add_argument("config", help="a YAML file; see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys that replace values of CONFIG")
-    found = parser.parse_args(argv)
+    for flag, meaning in (flags or {}).items():
+        parser.add_argument(f"--{flag}", action="store_true", help=meaning)
+    found = parser.parse_intermixed_args(argv)
     for key, value in extra.items():
         mine = [text for text in found.overrides if text.startswith(f"{key}=")]
         found.overrides = [text for text in found.overrides if text not in mine]
@@ -49,32 +53,44 @@ def arguments(argv: Sequence[str] | None, story: str, **extra: str) -> argparse.
     return found
 
 
-def run_until(
-    argv: Sequence[str] | None, story: str, last: Callable[[argparse.Namespace, RunConfig], str | None], **extra: str
-) -> int:
-    """Run the pipeline up to the stage that `last` names (None: to the end, with a report) and print its table."""
+Last = Callable[[argparse.Namespace, RunConfig], str | None]
+"""Names the stage up to which a job runs; None: to the end, with a report."""
 
-    def work() -> int:
-        found = arguments(argv, story, **extra)
-        config = load(RunConfig, found.config, found.overrides)
-        until = last(found, config)
-        known = stage_names(len(config.curate.recipe.rounds))
-        if until is not None and until not in known:
-            raise ConfigError(f"{until} is no stage of this run; its stages are {', '.join(known)}")
-        run = Run(config, submission_id())
-        ending.state = run.state
-        run.joined(start_ray(config))
-        done = list(shown(run, until))
-        table(done)
-        for line in pipeline.attacks(done):
+
+def run_until(argv: Sequence[str] | None, story: str, last: Last, **extra: str) -> int:
+    """Run the pipeline up to the stage that `last` names and print its table."""
+    return guarded(lambda: work_until(arguments(argv, story, None, **extra), last))
+
+
+def work_until(found: argparse.Namespace, last: Last) -> int:
+    """Do the work of `run_until` for arguments already parsed."""
+    config = load(RunConfig, found.config, found.overrides)
+    until = last(found, config)
+    run = opened(config, until)
+    done = list(shown(run, until))
+    table(done)
+    for line in [*pipeline.failures({manifest.stage: manifest for manifest in done}), *pipeline.attacks(done)]:
+        say(line)
+    if until is None:
+        for line in pipeline.truths(run):
             say(line)
-        if until is None:
-            for line in pipeline.truths(run):
-                say(line)
-            say(f"report: {pipeline.write_report(run)}")
-        return 0
+        say(f"report: {pipeline.write_report(run)}")
+    return 0
 
-    return guarded(work)
+
+def opened(config: RunConfig, until: str | None) -> Run:
+    """Open a run that goes up to a stage, and start or join Ray for it.
+
+    Raises:
+        ConfigError: no such stage, an unusable input, or a machine with less than a placement asks for.
+    """
+    known = config.stage_names()
+    if until is not None and until not in known:
+        raise ConfigError(f"{until} is no stage of this run; its stages are {', '.join(known)}")
+    run = Run(config, submission_id())
+    ending.state = run.state
+    run.joined(start_ray(config))
+    return run
 
 
 def shown(run: Run, until: str | None) -> Iterator[Manifest]:

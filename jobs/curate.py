@@ -2,20 +2,84 @@
 
     python -m jobs.curate configs/demo.yaml                 all rounds (training the models between them)
     python -m jobs.curate configs/demo.yaml round=1         the first round alone
+    python -m jobs.curate configs/demo.yaml --compare       no round: one sample, rated by several scorers
+    python -m jobs.curate configs/demo.yaml --compare round=2 curate.compare.size=200
 
-Safe to submit again after a crash.
+A comparison uses the rater of a round, by default the first, and the scorers of `curate.compare`; it is printed, and
+kept in `<root>/report/comparison-<round>.json`. Safe to submit again after a crash.
 """
 
+import argparse
 import sys
 
-from jobs.console import run_until
+from rich.table import Table
+
+from humpback_ray import pipeline
+from humpback_ray.config import ConfigError, load
+from humpback_ray.curate.compare import Comparison
+from humpback_ray.run import RunConfig
+from jobs.console import arguments, console, guarded, opened, say, shown, work_until
+
+FLAGS = {"compare": "rate one sample with several scorers and print agreement, failures and cost"}
+
+
+def main() -> int:
+    """Rate and select, or compare scorers."""
+    found = arguments(None, str(__doc__), FLAGS, round="")
+    return guarded(lambda: compare(found) if found.compare else work_until(found, last_stage))
+
+
+def last_stage(found: argparse.Namespace, config: RunConfig) -> str:
+    """Return the stage up to which rounds run."""
+    return f"round-{found.round or len(config.curate.recipe.rounds)}/curated"
+
+
+def compare(found: argparse.Namespace) -> int:
+    """Bring the candidates and a round's rater up to date, and compare the scorers there."""
+    config = load(RunConfig, found.config, found.overrides)
+    rounds = len(config.curate.recipe.rounds)
+    if found.round and found.round not in map(str, range(1, rounds + 1)):
+        raise ConfigError(f"round is {found.round!r}, this run has the rounds 1 to {rounds}")
+    number = int(found.round or 1)
+    until = "candidates" if number == 1 else f"models/m{number - 1}"
+    run = opened(config, until)
+    made = {manifest.stage: manifest for manifest in shown(run, until)}
+    comparison, uri = pipeline.compare_scorers(run, made, number)
+    table(comparison)
+    say(f"comparison: {uri}")
+    return 0
+
+
+def table(found: Comparison) -> None:
+    """Print a line per scorer, and how any two of them agree."""
+    known = any(one.auc is not None for one in found.scorers)
+    pairs = found.scorers[0].pairs
+    costs = Table(
+        "scorer", "unrated", "replies", "failed", "after retry", "tokens read", "written", "actor s",
+        *(["AUC", "Spearman, truth"] if known else []),
+        title=f"{pairs:,} candidates, rated as in round {found.round}; costs per 1,000 pairs",
+    )  # fmt: skip
+    for column in costs.columns[1:]:
+        column.justify = "right"
+    for one in found.scorers:
+        cost = [one.per_1000(value) for value in (one.prompt_tokens, one.completion_tokens, one.actor_s)]
+        costs.add_row(
+            one.name, f"{one.pairs - one.rated:,}", f"{one.replies:,}", f"{one.failed_first:,}", f"{one.failed_last:,}",
+            f"{cost[0]:,.0f}", f"{cost[1]:,.0f}", f"{cost[2]:,.1f}",
+            *([number(one.auc), number(one.truth)] if known else []),
+        )  # fmt: skip
+    console.print(costs)
+    names = [one.name for one in found.scorers]
+    agree = Table("", *names, title=f"Spearman; overlap of the {found.kept:,} best of each")
+    for name, rhos, shares in zip(names, found.spearman, found.overlap, strict=True):
+        agree.add_row(name, *(f"{number(r)}; {number(s)}" for r, s in zip(rhos, shares, strict=True)))
+    console.print(agree)
+
+
+def number(value: float | None) -> str:
+    """Write a figure; "–" where there is none."""
+    return "–" if value is None else f"{value:.2f}"
+
 
 if __name__ == "__main__":
-    sys.exit(
-        run_until(
-            None,
-            str(__doc__),
-            lambda found, config: f"round-{found.round or len(config.curate.recipe.rounds)}/curated",
-            round="",
-        )
-    )
+    sys.exit(main())

@@ -4,13 +4,15 @@ Candidates never change between rounds, only their ratings do (Li et al. 2023, a
 failed ratings, or too few kept pairs, stop the run here, before GPUs are asked for to train.
 """
 
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
+from humpback_ray.curate.compare import CompareRecipe
 from humpback_ray.curate.score import FAILED, Rater, ScoreRecipe
+from humpback_ray.curate.scorers import Chained, SingleScorer
 from humpback_ray.curate.select import SelectRecipe, check_threshold, curate, require_kept, select
 from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import PoolPlacement, TaskPlacement
@@ -42,29 +44,49 @@ class CurateConfig(Config):
     recipe: CurateRecipe = Field(default_factory=CurateRecipe)
     placement: PoolPlacement = PoolPlacement()
     select_placement: TaskPlacement = TaskPlacement()
+    compare: CompareRecipe = CompareRecipe()
+    """What `--compare` does; no stage of the run depends on it."""
+
+    def scored_by(self, scorer: SingleScorer, **changes: Any) -> Self:
+        """Return the same rating by another scorer."""
+        return self.model_copy(update={"recipe": self.recipe.model_copy(update={"scorer": scorer, **changes})})
 
     def lenient(self) -> Self:
-        """Return the same rating for a model that is only to be looked at: no share of failed ratings stops the run."""
-        return self.model_copy(update={"recipe": self.recipe.model_copy(update={"max_failed_share": 1.0})})
+        """Return the same rating for a model that is only to be looked at.
+
+        The scorer that selects rates all pairs, and no share of failed ratings stops the run.
+        """
+        scorer = self.recipe.scorer
+        return self.scored_by(scorer.then if isinstance(scorer, Chained) else scorer, max_failed_share=1.0)
 
 
-def make_scores(config: CurateConfig, chat: ChatRecipe, candidates: Manifest, rater: Model, place: Place) -> Manifest:
-    """Rate every candidate with the model of the round before.
+def make_scores(
+    config: CurateConfig,
+    chat: ChatRecipe,
+    candidates: Manifest,
+    rater: Model,
+    place: Place,
+    prescores: Manifest | None = None,
+) -> Manifest:
+    """Rate every candidate.
 
     Args:
         config: how and where.
         chat: the layout.
         candidates: a stage whose table is CANDIDATE.
-        rater: the model of the round before.
+        rater: the rating model.
         place: the stage's.
+        prescores: the candidates' scores by the first scorer of a chain; None without a chain.
 
     Raises:
         StageFailed: more ratings failed than `max_failed_share`; the scores stay, so a higher share goes on from them.
     """
     recipe = config.recipe.model_dump(mode="json", exclude={"rounds", "canaries", "max_failed_share"})
     identity = {"score": recipe, "chat": chat.model_dump(mode="json")}
-    stage = Stage(place, identity, {candidates.stage.rpartition("/")[2]: candidates, "rater": rater.source}, SCORE)
-    scores = stage.run(Rater, (config.recipe, chat, rater.uri), config.placement, candidates)
+    inputs = {candidates.stage.rpartition("/")[2]: candidates, "rater": rater.source}
+    stage = Stage(place, identity, inputs | ({"prescores": prescores} if prescores else {}), SCORE)
+    arguments = (config.recipe, chat, rater.uri, rater.digest, prescores.uri if prescores else None)
+    scores = stage.run(Rater, arguments, config.placement, candidates)
     refuse_failures(scores, FAILED, config.recipe.max_failed_share, "curate.recipe.max_failed_share")
     return scores
 

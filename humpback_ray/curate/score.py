@@ -8,11 +8,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from humpback_ray.config import Config
-from humpback_ray.curate.scorers import FAILURES, Rubric, ScorerConfig
+from humpback_ray.curate.scorers import FAILURES, Chained, Choice, Rubric, ScorerConfig, passed_over
 from humpback_ray.engines import EngineConfig, TransformersEngine
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import SCORE
+from humpback_ray.stage import read_manifest
 
 FAILED = FAILURES
 """Drop reasons that count against `max_failed_share`."""
@@ -35,13 +36,45 @@ class ScoreRecipe(Config):
 
 
 class Rater:
-    """One actor: an engine with the rating model, loaded once, around a scorer."""
+    """One actor: an engine with the rating model, loaded once, around a scorer.
 
-    def __init__(self, recipe: ScoreRecipe, chat: ChatRecipe, model_uri: str, resources: Resources) -> None:
-        self.recipe, self.chat = recipe, chat
+    Args:
+        recipe: how pairs are rated.
+        chat: the layout.
+        model_uri: directory of the rating model.
+        model_digest: its identity, which goes into every row.
+        prescores: of a chain, the directory of the stage with the cheap scores; else None.
+        resources: of the actor.
+    """
+
+    def __init__(
+        self,
+        recipe: ScoreRecipe,
+        chat: ChatRecipe,
+        model_uri: str,
+        model_digest: str,
+        prescores: str | None,
+        resources: Resources,
+    ) -> None:
+        self.chat, self.choice = chat, None
+        if isinstance(recipe.scorer, Chained):
+            finished = read_manifest(prescores) if prescores else None
+            if finished is None:
+                raise ValueError(f"a chained scorer goes by finished cheap scores; {prescores} has no manifest")
+            self.scorer, self.choice = recipe.scorer.then, Choice.of(finished, recipe.scorer.share)
+        else:
+            self.scorer = recipe.scorer
+        self.same = {"scorer": self.scorer.kind, "model": model_digest, "sampling": self.scorer.sampling}
         self.engine = recipe.engine.build(model_uri, resources)
 
     async def __call__(self, candidates: pa.Table) -> pa.Table:
         """Rate the candidates of a shard; every id leaves once."""
         rows = candidates.select(["id", "instruction", "response"]).to_pylist()
-        return pa.Table.from_pylist(await self.recipe.scorer.score(rows, self.chat, self.engine), schema=SCORE)
+        chosen = self.choice.look_up([row["id"] for row in rows]) if self.choice else [(True, None)] * len(rows)
+        seen = [row for row, (passed, _) in zip(rows, chosen, strict=True) if passed]
+        rated = iter(await self.scorer.score(seen, self.chat, self.engine))
+        found = [
+            {**(self.same | next(rated) if passed else passed_over(row["id"])), "pre_score": pre_score}
+            for row, (passed, pre_score) in zip(rows, chosen, strict=True)
+        ]
+        return pa.Table.from_pylist(found, schema=SCORE)

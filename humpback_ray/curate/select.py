@@ -12,7 +12,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
-from humpback_ray.curate.scorers import Rubric, ScorerConfig
+from humpback_ray.curate.scorers import ScorerConfig
 from humpback_ray.records import PAIR, seed_of
 from humpback_ray.stage import StageFailed
 
@@ -25,8 +25,9 @@ class SelectRecipe(Config):
     version: int = Field(default=1, ge=1)
     """Raised by hand when the meaning of selection changes."""
 
-    threshold: float | None = Field(default=4.5, ge=1, le=5)
-    """Keep scores at or above this; 4.5 is the paper's A_5, 4 its A_4. None: off, then `top_k` decides."""
+    threshold: float | None = Field(default=4.5, allow_inf_nan=False)
+    """Keep scores at or above this, on the scorer's scale; 4.5 is the paper's A_5, 4 its A_4. None: off, then `top_k`
+    decides."""
 
     top_k: int | None = Field(default=None, ge=1)
     """Keep the k best; equal scores are kept in the order of their ids. None: off."""
@@ -142,13 +143,20 @@ def require_kept(kept_rows: int, rated_rows: int, rule: SelectRecipe, place: str
 
 
 def check_threshold(rule: SelectRecipe, scorer: ScorerConfig, round_number: int) -> None:
-    """Raise where a threshold between integers meets ratings that can only be integers.
+    """Raise where a threshold is off the scorer's scale, or between integers while scores can only be integers.
 
     Raises:
         ValueError: with both numbers and the fix; for a validator that sees rule and scorer.
     """
-    integers = isinstance(scorer, Rubric) and scorer.read == "parsed" and scorer.samples == 1
-    if rule.threshold is not None and not rule.threshold.is_integer() and integers:
+    lowest, highest, whole = scorer.scale
+    if rule.threshold is None:
+        return
+    if (lowest is not None and rule.threshold < lowest) or (highest is not None and rule.threshold > highest):
+        raise ValueError(
+            f"round {round_number} keeps scores >= {rule.threshold:g}, but the scores of {scorer.kind} go from "
+            f"{lowest} to {highest}; set a threshold between them"
+        )
+    if whole and not rule.threshold.is_integer():
         reached = int(rule.threshold) + 1
         raise ValueError(
             f"round {round_number} keeps scores >= {rule.threshold:g} but rates each pair once, so {rule.threshold:g} "

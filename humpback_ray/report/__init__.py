@@ -11,7 +11,11 @@ page.py      puts them together; page.html and page.css are the page itself
 """
 
 from humpback_ray.report.canaries import canary_sentences
+from humpback_ray.report.funnel import ratings, rounds
 from humpback_ray.report.page import findings_page, report
+from humpback_ray.report.summary import failure_sentence
 from humpback_ray.report.truth import truth_sentences
 
-__all__ = ["canary_sentences", "findings_page", "report", "truth_sentences"]
+__all__ = [
+    "canary_sentences", "failure_sentence", "findings_page", "ratings", "report", "rounds", "truth_sentences",
+]  # fmt: skip

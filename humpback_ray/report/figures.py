@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from humpback_ray.report.funnel import BINS_PER_POINT, HIGHEST, LOWEST, ModelRow, Ratings
+from humpback_ray.report.funnel import BINS_PER_POINT, ModelRow, Ratings
 
 POINTS = 300
 """Points drawn of one curve at most; longer ones are averaged in groups."""
@@ -80,17 +80,18 @@ def number(value: float) -> str:
 def histogram(found: Ratings) -> Markup:
     """Draw the scores of one round, a bar per quarter point, the threshold as a line."""
     most = max(found.bins, default=0) or 1
-    frame = Frame(46, 22, 440, 150, (LOWEST, HIGHEST + 1 / BINS_PER_POINT), (0, most))
+    lowest, highest = found.points[0], found.points[-1]
+    frame = Frame(46, 22, 440, 150, (lowest, highest + 1 / BINS_PER_POINT), (0, most))
     parts = [_grid(frame, ticks(0, most))]
     for index, count in enumerate(found.bins):
-        low = LOWEST + index / BINS_PER_POINT
+        low = lowest + index / BINS_PER_POINT
         parts.append(_bar(frame, low, low + 1 / BINS_PER_POINT, count, _keeps(found, low)))
-    for point in range(int(LOWEST), int(HIGHEST) + 1):
+    for point in found.points:
         parts.append(words(frame.x(point), frame.bottom + 15, str(point), "tick"))
-    parts.append(words(frame.left + frame.width / 2, frame.bottom + 31, "score (points, 1 to 5)", "tick"))
+    parts.append(words(frame.left + frame.width / 2, frame.bottom + 31, f"score ({lowest} to {highest})", "tick"))
     parts.append(words(4, 12, "pairs", "tick", "start"))
     if found.threshold is not None:
-        x = frame.x(found.threshold)
+        x = frame.x(min(max(found.threshold, lowest), highest))
         parts.append(line(x, frame.top - 6, x, frame.bottom, "threshold"))
         parts.append(words(x - 4, frame.top - 8, f"kept from {found.threshold:g}", "tick strong", "end"))
     return svg(500, 210, f"Histogram of {found.rated} scores of round {found.round}", parts)

@@ -1,11 +1,12 @@
 """What the stages of a run took in, kept and dropped, how long they took, and how long the texts are.
 
 Everything is read from manifests, except text lengths and scores: those are streamed from the tables one file at a
-time, and sums are kept, texts are not.
+time; of texts only sums are kept.
 """
 
 import math
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from humpback_ray.ledger import Manifest
+from humpback_ray.records import NOT_PASSED_ON
 
 Manifests = Mapping[str, Manifest]
 
 ROUND = re.compile(r"round-(\d+)/(scores|curated)")
 BINS_PER_POINT = 4
 """Resolution of the score histogram: expected scores are continuous, so whole points would hide their shape."""
-LOWEST, HIGHEST = 1.0, 5.0
-"""Ends of the five-point rating scale (Li et al. 2023, arXiv:2308.06259, section 2.3)."""
+GRADES, SUMS = range(1, 6), range(6)
+"""The five-point rating scale (Li et al. 2023, arXiv:2308.06259, section 2.3), and that of sums of points."""
+MOST_POINTS = 40
+"""Of a scale without ends; scores outside count at its ends."""
 
 
 @dataclass(frozen=True)
@@ -217,9 +221,9 @@ class Ratings:
     failed: tuple[Drop, ...]
     """Ratings that gave no score, by reason; shares are of all pairs."""
     bins: tuple[int, ...]
-    """Counts from score 1 in steps of a quarter; the last one holds the score 5 itself."""
+    """Counts from the lowest point in steps of a quarter; the last one holds the highest point itself."""
     whole: tuple[int, ...]
-    """Pairs whose score is nearest to 1, 2, ... 5 (halves go up)."""
+    """Pairs whose score is nearest to each point (halves go up)."""
     lowest: float | None
     highest: float | None
     mean: float | None
@@ -227,6 +231,16 @@ class Ratings:
     """The score at which keeping starts: the recipe's, or that of the lowest pair kept."""
     kept: int | None
     """None where nothing was selected yet."""
+    points: range = GRADES
+    """The whole points of the scale."""
+    passed_over: int = 0
+    """Pairs that a cheap scorer kept from this one."""
+    replies: int = 0
+    """Replies, or forward passes, that were to give a score."""
+    failed_first: int = 0
+    """Those of them that gave none."""
+    failed_last: int = 0
+    """Those that gave none after they were asked for once more."""
 
     @property
     def pairs(self) -> int:
@@ -239,9 +253,18 @@ class Ratings:
         return sum(drop.share for drop in self.failed)
 
 
-def nearest(score: float) -> int:
+def nearest(score: float, points: range = GRADES) -> int:
     """Return the point of the scale nearest to a score; halves go up."""
-    return min(max(math.floor(score + 0.5), int(LOWEST)), int(HIGHEST))
+    return min(max(math.floor(score + 0.5), points[0]), points[-1])
+
+
+def points_of(lowest: float, highest: float) -> range:
+    """Return the scale on which scores lie: the grades, the sums, or the whole numbers around them."""
+    for points in (GRADES, SUMS):
+        if points[0] <= lowest and highest <= points[-1]:
+            return points
+    top = math.ceil(highest)
+    return range(max(math.floor(lowest), top - MOST_POINTS), top + 1)
 
 
 def ratings(manifests: Manifests, number: int) -> Ratings | None:
@@ -249,20 +272,28 @@ def ratings(manifests: Manifests, number: int) -> Ratings | None:
     scores = manifests.get(f"round-{number}/scores")
     if scores is None:
         return None
-    bins = [0] * (int(HIGHEST - LOWEST) * BINS_PER_POINT + 1)
-    whole = [0] * int(HIGHEST)
-    rated, total, low, high = 0, 0.0, math.inf, -math.inf
-    for table in scores.tables(["score"]):
-        for score in table["score"].drop_null().to_pylist():
-            bins[min(max(int((score - LOWEST) * BINS_PER_POINT), 0), len(bins) - 1)] += 1
-            whole[nearest(score) - 1] += 1
-            rated, total, low, high = rated + 1, total + score, min(low, score), max(high, score)
+    found = array("d")
+    replies, first, last = 0, 0, 0
+    for table in scores.tables(["score", "samples", "first_failures"], kept=False):
+        found.extend(table["score"].drop_null().to_pylist())
+        samples = [sample for row in table["samples"].to_pylist() for sample in row or ()]
+        failures = [failure for row in table["first_failures"].to_pylist() for failure in row or ()]
+        replies, last = replies + len(samples), last + samples.count(None)
+        first += len(failures) - failures.count(None)
+    ends = (min(found), max(found), sum(found) / len(found)) if found else (None, None, None)
+    points = points_of(min(found), max(found)) if found else GRADES
+    bins, whole = [0] * ((len(points) - 1) * BINS_PER_POINT + 1), [0] * len(points)
+    for score in found:
+        bins[min(max(int((score - points[0]) * BINS_PER_POINT), 0), len(bins) - 1)] += 1
+        whole[nearest(score, points) - points[0]] += 1
     curated = manifests.get(f"round-{number}/curated")
-    failed = tuple(Drop(reason, rows, rows / scores.rows) for reason, rows in scores.drops.items())
-    ends = (low, high, total / rated) if rated else (None, None, None)
+    drops = dict(scores.drops)
+    passed_over = drops.pop(NOT_PASSED_ON, 0)
+    failed = tuple(Drop(reason, rows, rows / (scores.rows - passed_over)) for reason, rows in drops.items())
     return Ratings(
-        number, rated, failed, tuple(bins), tuple(whole), *ends,
-        threshold=threshold(curated) if curated else None, kept=curated.kept if curated else None,
+        number, len(found), failed, tuple(bins), tuple(whole), *ends,
+        threshold=threshold(curated) if curated else None, kept=curated.kept if curated else None, points=points,
+        passed_over=passed_over, replies=replies, failed_first=first, failed_last=last,
     )  # fmt: skip
 
 

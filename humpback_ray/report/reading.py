@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from humpback_ray.ledger import Manifest
-from humpback_ray.records import record_id
-from humpback_ray.report.funnel import Manifests, nearest, rounds
+from humpback_ray.records import NOT_PASSED_ON, record_id
+from humpback_ray.report.funnel import GRADES, Manifests, nearest, rounds
 
 PAIRS_PER_SCORE = 4
 PROMPTS = 6
@@ -25,8 +25,8 @@ REPLY_CHARS = 800
 REPLIES = 3
 TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that change the direction of what follows them."""
-UNRATED = 0
-"""Bucket of the pairs whose rating failed."""
+UNRATED, PASSED_OVER = "unrated", "not passed on"
+"""Buckets of the pairs whose rating failed, and of those that a cheap scorer kept from the dear one."""
 
 
 @dataclass(frozen=True)
@@ -82,43 +82,49 @@ class Lowest:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.kept: dict[int, list[tuple[str, str]]] = defaultdict(list)
-        self.totals: dict[int, int] = defaultdict(int)
+        self.kept: dict[int | str, list[tuple[str, str]]] = defaultdict(list)
+        self.totals: dict[int | str, int] = defaultdict(int)
 
-    def add(self, entries: Iterable[tuple[int, str]]) -> None:
+    def add(self, entries: Iterable[tuple[int | str, str]]) -> None:
         """Take (bucket, id) entries into account."""
-        fresh: dict[int, list[tuple[str, str]]] = defaultdict(list)
+        fresh: dict[int | str, list[tuple[str, str]]] = defaultdict(list)
         for bucket, row_id in entries:
             fresh[bucket].append((record_id("report", row_id), row_id))
         for bucket, found in fresh.items():
             self.totals[bucket] += len(found)
             self.kept[bucket] = sorted([*self.kept[bucket], *found])[: self.count]
 
-    def ids(self, bucket: int) -> list[str]:
+    def ids(self, bucket: int | str) -> list[str]:
         """Return the ids chosen of a bucket, in the order of their hashes."""
         return [row_id for _, row_id in self.kept[bucket]]
 
 
-def pairs_to_read(manifests: Manifests) -> tuple[int, list[Bucket]] | None:
-    """Return the last rated round and its pairs by score, 5 first, unrated last; None where nothing was rated."""
+def pairs_to_read(manifests: Manifests, points: range = GRADES) -> tuple[int, list[Bucket]] | None:
+    """Return the last rated round and its pairs by score, best first, unrated last; None where nothing was rated."""
     rated = [number for number in rounds(manifests) if f"round-{number}/scores" in manifests]
     if not rated:
         return None
     last = rated[-1]
     scores = manifests[f"round-{last}/scores"]
     chosen = Lowest(PAIRS_PER_SCORE)
-    for table in scores.tables(["id", "score"], kept=False):
-        rows = zip(table["id"].to_pylist(), table["score"].to_pylist(), strict=True)
-        chosen.add((UNRATED if score is None else nearest(score), row_id) for row_id, score in rows)
+    for table in scores.tables(["id", "score", "drop_reason"], kept=False):
+        chosen.add((_bucket(row, points), row["id"]) for row in table.to_pylist())
     wanted = [row_id for bucket in chosen.kept for row_id in chosen.ids(bucket)]
     ratings = rows_of(scores, wanted, ["score", "samples", "replies", "drop_reason"], kept=False)
     candidates = rows_of(manifests.get("candidates"), wanted, ["url", "instruction", "response"])
     fates = rows_of(manifests.get(f"round-{last}/curated"), wanted, ["drop_reason"], kept=False)
     buckets = []
-    for point in (5, 4, 3, 2, 1, UNRATED):
+    for point in (*reversed(points), *([PASSED_OVER] if chosen.totals[PASSED_OVER] else []), UNRATED):
         pairs = [_pair(key, ratings[key], candidates.get(key, {}), fates.get(key)) for key in chosen.ids(point)]
-        buckets.append(Bucket(f"score {point}" if point else "unrated", chosen.totals[point], tuple(pairs)))
+        label = point if isinstance(point, str) else f"score {point}"
+        buckets.append(Bucket(label, chosen.totals[point], tuple(pairs)))
     return last, buckets
+
+
+def _bucket(rating: dict[str, Any], points: range) -> int | str:
+    if rating["score"] is not None:
+        return nearest(rating["score"], points)
+    return PASSED_OVER if rating["drop_reason"] == NOT_PASSED_ON else UNRATED
 
 
 def _pair(row_id: str, rating: dict[str, Any], candidate: dict[str, Any], fate: dict[str, Any] | None) -> ReadPair:

@@ -33,7 +33,7 @@ def sentences(manifests: Manifests, found: Sequence[Ratings], models: Sequence[M
             f"The backward model predicted a usable instruction for {candidates.kept:,} of {candidates.rows:,}."
         )
     for rating in found:
-        said.append(_round_sentence(rating))
+        said += [_round_sentence(rating), failure_sentence(rating)]
     for model in models:
         if model.model not in ("base", "backward") and model.examples is not None:
             said.append(f"{model.model} was trained on {model.examples:,} examples in {model.steps:,} steps.")
@@ -48,6 +48,17 @@ def _round_sentence(rating: Ratings) -> str:
         start = f" from a score of {rating.threshold:g}" if rating.threshold is not None else ""
         said += f", and kept {rating.kept:,}{start}"
     return said + "."
+
+
+def failure_sentence(rating: Ratings) -> str:
+    """Say how many replies of a round gave no score, before and after the retry, and how many pairs stayed unrated."""
+    unrated = rating.pairs - rating.rated
+    over = f"; {rating.passed_over:,} more were not passed on by the cheap scorer" if rating.passed_over else ""
+    return (
+        f"In round {rating.round}, {rating.failed_first:,} of {rating.replies:,} replies had no score, "
+        f"{rating.failed_last:,} after those were asked for once more; {unrated:,} of {rating.pairs:,} pairs stayed "
+        f"unrated{over}."
+    )
 
 
 def warnings(
@@ -92,7 +103,8 @@ def _rating_warnings(rating: Ratings) -> list[str]:
     if rating.rated > 1 and rating.lowest == rating.highest:
         said.append(f"Round {rating.round}: every score is {rating.lowest:g}; the judge does not tell pairs apart.")
     elif rating.rated and not rating.whole[-1]:
-        said.append(f"Round {rating.round}: no pair was rated 5; the highest score is {rating.highest:.2f}.")
+        best = rating.points[-1]
+        said.append(f"Round {rating.round}: no pair was rated {best}; the highest score is {rating.highest:.2f}.")
     if rating.kept == 0:
         said.append(f"Round {rating.round} kept nothing.")
     elif rating.kept and rating.rated and rating.kept / rating.rated > KEPT_SHARE:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from humpback_ray import storage
 from humpback_ray.ledger import Manifest
+from humpback_ray.records import NOT_PASSED_ON
 from humpback_ray.sample.build import web_files
 from humpback_ray.sample.judge import Answers, Asked, Known, is_good, judge_question, judged_answers, read_truth
 from humpback_ray.sample.selfcheck import Check, area_under_curve, check_pairs, selfcheck
@@ -29,7 +30,7 @@ class Rater:
     recall: float | None
     """Share of the good that were kept; None where none is good."""
     auc: float | None
-    """Chance that a good candidate is rated above another; failed ratings stand lowest. None without both kinds."""
+    """Chance that a good candidate is rated above another; unrated ones stand lowest. None without both kinds."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def measure(manifests: Mapping[str, Manifest]) -> Measures | None:
         number, _, part = name.removeprefix("round-").partition("/")
         if found and part == "curated" and (scores := manifests.get(f"round-{number}/scores")):
             kept = {id_ for table in curated.tables(["id"]) for id_ in table["id"].to_pylist()}
-            raters[int(number)] = rater(scores_of(scores), found, kept)
+            raters[int(number)] = rater(scores_of(scores), found, kept, scores.drops.get(NOT_PASSED_ON, 0))
     answers = {
         name.removeprefix("evaluation/"): judged_answers(rows(manifest), known)
         for name, manifest in manifests.items()
@@ -114,13 +115,15 @@ def judged_candidates(candidates: Manifest, known: Known) -> Candidates:
     return Candidates(frozenset(good), frozenset(others), questions, kinds)
 
 
-def rater(scores: Mapping[str, float | None], candidates: Candidates, kept: Collection[str]) -> Rater:
-    """Hold one round's ratings against the truth."""
+def rater(
+    scores: Mapping[str, float | None], candidates: Candidates, kept: Collection[str], passed_over: int = 0
+) -> Rater:
+    """Hold one round's ratings against the truth; `passed_over` of the pairs without a score were not to be rated."""
     right = len(candidates.good & set(kept))
-    failed = sum(score is None for score in scores.values())
+    failed = sum(score is None for score in scores.values()) - passed_over
     good, others = ([scores[id_] for id_ in ids] for ids in (candidates.good, candidates.others))
     return Rater(
-        rated=len(scores) - failed,
+        rated=len(scores) - failed - passed_over,
         failed=failed,
         kept=len(kept),
         precision=right / len(kept) if kept else None,

@@ -20,7 +20,7 @@ def candidates_of(rows: int) -> pa.Table:
 def test_every_candidate_leaves_once_with_a_score_or_a_reason(scorer: Rubric | RubricExpected) -> None:
     recipe = ScoreRecipe(scorer=scorer, engine=EchoEngine(max_context_tokens=800))
     candidates = candidates_of(300)
-    scores = asyncio.run(Rater(recipe, ChatRecipe(), "", Resources())(candidates))
+    scores = asyncio.run(Rater(recipe, ChatRecipe(), "", "d1", None, Resources())(candidates))
     assert scores.schema == SCORE
     assert scores["id"].to_pylist() == candidates["id"].to_pylist()
     for row in scores.to_pylist():
@@ -31,4 +31,4 @@ def test_every_candidate_leaves_once_with_a_score_or_a_reason(scorer: Rubric | R
 
 def test_an_empty_shard_is_an_empty_table() -> None:
     recipe = ScoreRecipe(engine=EchoEngine())
-    assert asyncio.run(Rater(recipe, ChatRecipe(), "", Resources())(candidates_of(0))).num_rows == 0
+    assert asyncio.run(Rater(recipe, ChatRecipe(), "", "d1", None, Resources())(candidates_of(0))).num_rows == 0

@@ -1,4 +1,5 @@
 from random import Random
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from humpback_ray.curate.scorers import Rubric, RubricExpected
+from humpback_ray.curate.scorers import Additive, Chained, Likelihood, Rubric, RubricExpected
 from humpback_ray.curate.select import SelectRecipe, TooFewKept, check_threshold, curate, require_kept, select
 from humpback_ray.records import CANDIDATE, PAIR
 
@@ -108,7 +109,7 @@ def test_too_few_kept_pairs_stop_the_run_with_both_numbers() -> None:
         ({"threshold": None}, "all off"),
         ({"top_k": 5}, r"both are set \(4.5 and 5\)"),
         ({"threshold": None, "top_k": 5, "min_kept": 8}, "top_k 5 can never reach min_kept 8"),
-        ({"threshold": 5.5}, "less than or equal to 5"),
+        ({"threshold": float("inf")}, "finite"),
     ],
 )
 def test_rules_that_contradict_each_other_are_refused(values: dict, message: str) -> None:
@@ -124,3 +125,24 @@ def test_a_threshold_between_integers_needs_ratings_between_integers() -> None:
         check_threshold(SelectRecipe(), scorer, 2)
     check_threshold(SelectRecipe(threshold=4), once, 1)
     check_threshold(SelectRecipe(threshold=None, top_k=3), once, 1)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "threshold", "said"),
+    [
+        (Rubric(), 5.5, "round 1 keeps scores >= 5.5, but the scores of rubric go from 1 to 5; set"),
+        (Rubric(), 0.5, "go from 1 to 5"),
+        (RubricExpected(), 0.5, "the scores of rubric_expected go from 1 to 5"),
+        (Additive(), -1, "the scores of additive go from 0 to 5"),
+        (Chained(then=Additive()), 5.5, "the scores of chained go from 0 to 5"),
+    ],
+)
+def test_a_threshold_off_the_scale_is_refused_with_both_ends(scorer: Any, threshold: float, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_threshold(SelectRecipe(threshold=threshold), scorer, 1)
+
+
+def test_a_threshold_may_be_any_number_on_the_scale() -> None:
+    check_threshold(SelectRecipe(threshold=0), Additive(), 1)
+    check_threshold(SelectRecipe(threshold=-0.1), Likelihood(), 1)
+    check_threshold(SelectRecipe(threshold=4.5), Chained(), 1)

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.ledger import Manifest
-from humpback_ray.report import funnel
+from humpback_ray.records import SCORE
+from humpback_ray.report import failure_sentence, funnel, report
+from humpback_ray.report.reading import pairs_to_read
 from tests.report.conftest import MadeRun
 
 Manifests = dict[str, Manifest]
@@ -72,6 +74,46 @@ def test_without_a_threshold_in_the_recipe_the_lowest_kept_score_stands_for_it(t
     found = funnel.ratings({**made.manifests, "round-1/curated": unnamed}, 1)
     assert found is not None
     assert found.threshold == lowest
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "points"),
+    [
+        (1.0, 5.0, range(1, 6)),
+        (2.5, 4.0, range(1, 6)),
+        (0.3, 5.0, range(6)),
+        (-0.4, 1.2, range(-1, 3)),
+        (-500, 2, range(-38, 3)),
+    ],
+)
+def test_the_scale_is_that_of_the_scores(lowest: float, highest: float, points: range) -> None:
+    assert funnel.points_of(lowest, highest) == points
+
+
+def test_scores_of_any_scale_are_each_in_one_bin_and_failed_replies_are_counted_twice(tmp_path: Path) -> None:
+    made = MadeRun(tmp_path)
+    rows = [
+        {"id": str(i), "score": score, "samples": [score, None], "first_failures": [None, "unrated_unparsed"],
+         "drop_reason": reason}
+        for i, (score, reason) in enumerate(
+            [(-0.4, None), (0.1, None), (1.2, None), (None, "unrated_unparsed")]
+        )
+    ]  # fmt: skip
+    rows += [{"id": "over", "drop_reason": "not_passed_on"}]
+    made.table("round-1/scores", SCORE, rows, {})
+    found = funnel.ratings(made.manifests, 1)
+    assert found
+    assert (found.points, found.whole, sum(found.bins)) == (range(-1, 3), (0, 2, 1, 0), 3)
+    assert (found.replies, found.failed_first, found.failed_last) == (8, 4, 5)
+    assert (found.pairs, found.passed_over, found.failed_share) == (4, 1, 0.25)
+    said = failure_sentence(found)
+    assert "4 of 8 replies had no score, 5 after those were asked for once more; 1 of 4 pairs stayed unrated" in said
+    assert "1 more were not passed on" in said
+    assert "Not passed on by the cheap scorer: 1" in report(made.manifests)
+    _, buckets = pairs_to_read(made.manifests, found.points) or (0, [])
+    assert [(bucket.label, bucket.total) for bucket in buckets] == [
+        ("score 2", 0), ("score 1", 1), ("score 0", 2), ("score -1", 0), ("not passed on", 1), ("unrated", 1)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("score", "point"), [(1.0, 1), (1.49, 1), (1.5, 2), (4.5, 5), (5.0, 5)])

@@ -1,28 +1,94 @@
 """What a scorer is, and how the samples of one rating become a row.
 
-A scorer turns candidates into rows of SCORE. A sample is a number or a failure that says why; failures are counted and
-never become a number. Where every sample of a rating failed, the row has no score and a `drop_reason`.
+A scorer turns candidates into rows of SCORE; a higher score is a better pair. A sample is a number or a failure that
+says why; failures are counted, before and after a retry, and never become a number. Where every sample of a rating
+failed, the row has no score and a `drop_reason`.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+from pydantic import field_validator
+
+from humpback_ray.config import Config
 from humpback_ray.engines.base import Completion, Engine
-from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.prompts.chat import ChatRecipe, Tags
+from humpback_ray.prompts.rating import fill, missing_placeholders
 
 UNPARSED, UNFINISHED, TOO_LONG = "unrated_unparsed", "unrated_unfinished", "prompt_too_long"
-FAILURES = frozenset({UNPARSED, UNFINISHED, TOO_LONG})
+NO_NUMBER, NO_RESPONSE = "unrated_no_number", "unrated_empty_response"
+FAILURES = frozenset({UNPARSED, UNFINISHED, TOO_LONG, NO_NUMBER, NO_RESPONSE})
 """Drop reasons that are failures of the rating, not verdicts; a recipe's `max_failed_share` bounds them."""
+
+
+class Scale(NamedTuple):
+    """Which scores a scorer gives; None: no end on that side."""
+
+    lowest: float | None
+    highest: float | None
+    whole: bool = False
+    """Whether they can only be whole numbers."""
 
 
 class Scorer(Protocol):
     """A member of the union in `scorers/__init__.py`."""
 
-    async def score(self, rows: Sequence[Mapping[str, Any]], chat: ChatRecipe, engine: Engine) -> list[dict[str, Any]]:
-        """Rate candidates (`id`, `instruction`, `response`); returns a row of SCORE for each, in their order."""
+    @property
+    def kind(self) -> str:
+        """Name in the union."""
         ...
+
+    @property
+    def scale(self) -> Scale:
+        """Which scores it gives."""
+        ...
+
+    @property
+    def sampling(self) -> str | None:
+        """How replies are drawn, as JSON; None where nothing is generated."""
+        ...
+
+    async def score(self, rows: Sequence[Mapping[str, Any]], chat: ChatRecipe, engine: Engine) -> list[dict[str, Any]]:
+        """Rate candidates (`id`, `instruction`, `response`); returns `score_row`s in their order."""
+        ...
+
+
+class Prompted(Config):
+    """The fields that all scorers share: which model reads what."""
+
+    placeholders: ClassVar[frozenset[str]] = frozenset({"{instruction}", "{response}"})
+
+    rater: Literal["previous", "base"] = "previous"
+    """Whose judgement: "previous" is the paper's, the model of the round before; "base": the base model in every round,
+    for scorers that need no tuned model."""
+
+    prompt: str
+    """The template; `{instruction}` and `{response}` are replaced."""
+
+    layout: Literal["chat", "raw"] = "chat"
+    """"chat": the template is an instruction in the forward layout; "raw": the model reads it as it is."""
+
+    tags: Tags = "both"
+    """Source tags of the rating instruction in the chat layout. The paper does not say; "both" is its inference."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_placeholders(cls, prompt: str) -> str:
+        if missing := sorted(cls.placeholders.intersection(missing_placeholders(prompt))):
+            raise ValueError(f"the rating prompt lacks {' and '.join(missing)}, so every pair would be rated alike")
+        return prompt
+
+    @property
+    def sampling(self) -> str | None:
+        """Nothing is generated."""
+        return None
+
+    def render(self, row: Mapping[str, Any], chat: ChatRecipe) -> str:
+        """Return what the model reads before its reply."""
+        text = fill(self.prompt, row["instruction"], row["response"])
+        return chat.forward_prompt(text, self.tags) if self.layout == "chat" else text
 
 
 @dataclass(frozen=True)
@@ -31,33 +97,41 @@ class Sample:
 
     score: float | None
     completion: Completion
+    """The reply it was read off, or the forward pass that gave it."""
+    failure: str | None = None
+    """Why there is no score."""
+    first: "Sample | None" = None
+    """The failed sample in whose place this one was drawn."""
 
-    @property
-    def failure(self) -> str | None:
-        """Why there is no score."""
-        if self.score is not None:
-            return None
-        by_finish = {"context": TOO_LONG, "length": UNFINISHED}
-        return by_finish.get(self.completion.finish_reason, UNPARSED)
+    @staticmethod
+    def of(score: float | None, completion: Completion) -> "Sample":
+        """Make a sample; where there is no score, the way in which the engine ended says why."""
+        by_finish = {"context": TOO_LONG, "length": UNFINISHED, "scored": NO_NUMBER}
+        failure = None if score is not None else by_finish.get(completion.finish_reason, UNPARSED)
+        return Sample(score, completion, failure)
 
 
 def score_row(row_id: str, prompt: str, samples: Sequence[Sample]) -> dict[str, Any]:
     """Average the samples that have a score and write down all of them.
 
     Returns:
-        A row of SCORE. `prompt_tokens` counts the prompt once, `completion_tokens` all replies. Without any score the
-        `drop_reason` is the commonest failure (at a tie, the first).
+        A row of SCORE but for what is the same in all rows (`scorer`, `model`, `sampling`, `pre_score`). Without any
+        score the `drop_reason` is the commonest failure (at a tie, the first).
     """
     scores = [sample.score for sample in samples if sample.score is not None]
     failures = [sample.failure for sample in samples if sample.failure]
+    written = [sample.completion for sample in samples]
+    firsts = [sample.first for sample in samples]
     return {
         "id": row_id,
         "score": sum(scores) / len(scores) if scores else None,
         "samples": [sample.score for sample in samples],
-        "replies": [sample.completion.text for sample in samples],
-        "finish_reasons": [sample.completion.finish_reason for sample in samples],
+        "replies": [completion.text for completion in written],
+        "finish_reasons": [completion.finish_reason for completion in written],
+        "reply_tokens": [completion.completion_tokens for completion in written],
+        "first_failures": [(sample.first or sample).failure for sample in samples],
         "prompt_hash": hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest(),
-        "prompt_tokens": samples[0].completion.prompt_tokens,
-        "completion_tokens": sum(sample.completion.completion_tokens for sample in samples),
-        "drop_reason": None if scores else max(failures, key=failures.count),
+        "prompt_tokens": written[0].prompt_tokens if written else 0,
+        "completion_tokens": sum(c.completion_tokens for c in (*written, *(f.completion for f in firsts if f))),
+        "drop_reason": None if scores else max(failures, key=failures.count) if failures else NO_RESPONSE,
     }

@@ -1,45 +1,19 @@
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from humpback_ray.curate.scorers import FAILURES, Rubric, RubricExpected, ScorerConfig
-from humpback_ray.curate.scorers.rubric import expected_grade
-from humpback_ray.engines import Completion, EchoEngine, Request
+from humpback_ray.curate.scorers.replies import expected_grade
+from humpback_ray.engines import Completion, EchoEngine
 from humpback_ray.placement import Resources
-from humpback_ray.prompts.chat import ChatRecipe, Layout
 from humpback_ray.records import SCORE
+from tests.curate.scorers.judges import CHAT, ROW, Judge, judge_of
 
-CHAT = ChatRecipe(forward=Layout(opening="Q: ", turn="\nA: "), seed_tag="S.", web_tag="W.")
-ROW = {"id": "r1", "instruction": "What is a weir?", "response": "A low dam."}
 RAW = "Question:\n{instruction}\nAnswer:\n{response}\nReview:\n"
-
-
-class Judge:
-    """An engine that says what a function of the request says, and remembers what it was asked."""
-
-    def __init__(self, reply: Callable[[Request], Completion]) -> None:
-        self.reply, self.asked = reply, []
-
-    async def generate(self, request: Request) -> Completion:
-        self.asked.append(request)
-        return self.reply(request)
-
-    def close(self) -> None:
-        pass
-
-
-def judge_of(*replies: tuple[str, str]) -> Judge:
-    queue = iter(replies)
-
-    def reply(request: Request) -> Completion:
-        text, finish_reason = next(queue)
-        return Completion(text, 50, 7, finish_reason)  # type: ignore[arg-type]
-
-    return Judge(reply)
 
 
 def grades(*shares: float) -> Completion:
@@ -48,13 +22,13 @@ def grades(*shares: float) -> Completion:
 
 def rate(scorer: Rubric | RubricExpected, judge: Judge, row: Mapping[str, Any] = ROW) -> dict[str, Any]:
     (rated,) = asyncio.run(scorer.score([row], CHAT, judge))
-    assert set(rated) == set(SCORE.names)
+    assert set(rated) == set(SCORE.names) - {"scorer", "model", "sampling", "pre_score"}
     return rated
 
 
 def test_parsed_samples_are_averaged_over_those_that_parse() -> None:
     judge = judge_of(("Good.\nScore: 4", "stop"), ("Score: 5", "length"), ("Fine\nScore: 5", "stop"), ("eh", "stop"))
-    rated = rate(Rubric(samples=4), judge)
+    rated = rate(Rubric(samples=4, retry_room=None), judge)
     assert rated["score"] == 4.5
     assert rated["samples"] == [4, None, 5, None]
     assert rated["finish_reasons"] == ["stop", "length", "stop", "stop"]
@@ -73,7 +47,7 @@ def test_parsed_samples_are_averaged_over_those_that_parse() -> None:
     ],
 )
 def test_a_rating_without_any_score_says_why(replies: list[tuple[str, str]], reason: str) -> None:
-    rated = rate(Rubric(samples=3), judge_of(*replies))
+    rated = rate(Rubric(samples=3, retry_room=None), judge_of(*replies))
     assert (rated["score"], rated["samples"], rated["drop_reason"]) == (None, [None] * 3, reason)
     assert reason in FAILURES
 
@@ -101,7 +75,7 @@ def test_the_expected_grade_is_read_where_the_reply_put_its_own() -> None:
 
 def test_without_a_score_line_nothing_is_expected() -> None:
     judge = judge_of(("It is nice.", "stop"), ("Score: 3", "length"))
-    rated = rate(Rubric(read="expected", samples=2), judge)
+    rated = rate(Rubric(read="expected", samples=2, retry_room=None), judge)
     assert rated["score"] is None
     assert len(judge.asked) == 2
 
@@ -114,11 +88,12 @@ def test_rubric_expected_reads_the_grade_straight_after_the_prompt() -> None:
     assert rated["finish_reasons"] == ["scored"]
     assert (request.max_new_tokens, request.reply_prefix) == (0, "Score:")
     assert rate(RubricExpected(), judge_of(("", "context")))["drop_reason"] == "prompt_too_long"
+    assert rate(RubricExpected(), Judge(lambda r: grades(0, 0, 0, 0, 0)))["drop_reason"] == "unrated_no_number"
 
 
 @pytest.mark.parametrize("lost", [(-math.inf,) * 5, (-1.0, math.nan, -1.0, -1.0, -1.0), None])
 def test_no_probability_is_no_grade(lost: tuple[float, ...] | None) -> None:
-    assert expected_grade(Completion("", 1, 0, "scored", lost)) is None
+    assert expected_grade(Completion("", 1, 0, "scored", lost), range(1, 6)) is None
 
 
 def test_the_chat_layout_wraps_the_rating_prompt_and_raw_leaves_it_alone() -> None:

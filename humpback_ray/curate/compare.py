@@ -1,0 +1,213 @@
+"""Several scorers on one sample of the candidates: whether they agree, how often they fail, what they cost.
+
+Each scorer's ratings are a stage of their own (`compare/round-t/<name>`, schema SCORE) over `compare/sample`, so that a
+comparison is resumed like anything else and its replies can be read. Agreement is Spearman's rank correlation and how
+much of what one scorer would keep the other would keep too, both keeping equally many.
+"""
+
+import heapq
+import math
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+from pydantic import Field, field_validator
+
+from humpback_ray.config import Config
+from humpback_ray.curate.scorers import Additive, Likelihood, Rubric, RubricExpected, SingleScorer
+from humpback_ray.curate.select import UNSAMPLED
+from humpback_ray.ledger import Attempt, Commit, Manifest
+from humpback_ray.placement import TaskPlacement
+from humpback_ray.records import CANDIDATE, SCORE, seed_of
+from humpback_ray.stage import Place, Stage, TableWriter
+
+_NAME = re.compile(r"[a-z0-9_-]+")
+
+
+class CompareRecipe(Config):
+    """Which scorers `python -m jobs.curate … --compare` holds against each other, and on how many pairs."""
+
+    scorers: dict[str, SingleScorer] = Field(
+        default={
+            "rubric": Rubric(), "rubric_expected": RubricExpected(), "additive": Additive(), "likelihood": Likelihood()
+        },
+        min_length=2,
+    )  # fmt: skip
+    """By name; a name stands for its directory `compare/round-t/<name>`."""
+
+    size: int = Field(default=500, ge=2)
+    """Candidates to rate, drawn by the hash of their ids."""
+
+    seed: int = 0
+    """Another seed draws another sample."""
+
+    keep_share: float = Field(default=0.388, gt=0, le=1)
+    """Of the pairs rated, the share that is kept where kept sets are compared; the paper's A_4 is 38.8 % of its
+    candidates (table of data statistics)."""
+
+    @field_validator("scorers")
+    @classmethod
+    def _names_are_directories(cls, scorers: dict[str, SingleScorer]) -> dict[str, SingleScorer]:
+        if odd := [name for name in scorers if not _NAME.fullmatch(name)]:
+            raise ValueError(f"{odd[0]!r} is to name a directory; use lower-case letters, digits, _ and -")
+        return scorers
+
+
+def make_sample(recipe: CompareRecipe, candidates: Manifest, place: Place, placement: TaskPlacement) -> Manifest:
+    """Draw the candidates that all scorers rate; the others stay as rows with the reason `not_in_sample`."""
+    identity = {"version": 1, "size": recipe.size, "seed": recipe.seed}
+    stage = Stage(place, identity, {"candidates": candidates}, CANDIDATE)
+    return stage.once(draw, (candidates, recipe.size, recipe.seed), placement)
+
+
+def draw(attempt: Attempt, candidates: Manifest, size: int, seed: int) -> Commit:
+    """Choose by ids alone, then copy the candidates table by table."""
+    ids = (row_id for table in candidates.tables(["id"]) for row_id in table["id"].to_pylist())
+    chosen = set(heapq.nsmallest(size, ids, key=lambda row_id: (seed_of(row_id, "compare", seed), row_id)))
+    writer = TableWriter(attempt, CANDIDATE)
+    dropped = {"instruction": "", "response": "", "drop_reason": UNSAMPLED}
+    for table in candidates.tables():
+        rows = [row if row["id"] in chosen else row | dropped for row in table.to_pylist()]
+        writer.write(pa.Table.from_pylist(rows, schema=CANDIDATE))
+    return writer.commit()
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One scorer on the sample."""
+
+    name: str
+    pairs: int
+    rated: int
+    replies: int
+    failed_first: int
+    """Replies, or forward passes, that gave no score."""
+    failed_last: int
+    """Those left after the retry."""
+    prompt_tokens: int
+    """Read, retries aside."""
+    completion_tokens: int
+    """Written, retries included."""
+    actor_s: float
+    """Seconds of an actor's work, one shard at a time; loading the model does not count."""
+    auc: float | None = None
+    """Where the truth is known: the chance that a good pair is rated above another; ties count half, unrated lowest."""
+    truth: float | None = None
+    """Where the truth is known: Spearman between the scores and good (1) or not (0)."""
+
+    def per_1000(self, value: float) -> float:
+        """Return a cost per 1,000 pairs."""
+        return 1000 * value / self.pairs
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All scorers on the sample; the matrices go by their order."""
+
+    round: int
+    scorers: tuple[Compared, ...]
+    kept: int
+    """Pairs that each would keep where kept sets are compared."""
+    spearman: tuple[tuple[float | None, ...], ...]
+    """Over the pairs that both rated; None where one of them gives a single score."""
+    overlap: tuple[tuple[float | None, ...], ...]
+    """Share of what one would keep that the other would keep too."""
+
+    def json(self) -> dict[str, Any]:
+        """Return it as JSON, costs per 1,000 pairs beside the totals."""
+        costs = ("prompt_tokens", "completion_tokens", "actor_s")
+        scorers = [
+            asdict(one) | {f"{name}_per_1000_pairs": one.per_1000(getattr(one, name)) for name in costs}
+            for one in self.scorers
+        ]
+        return asdict(self) | {"scorers": scorers}
+
+
+def compare(
+    round_number: int, found: Mapping[str, Manifest], keep_share: float, good: Collection[str] | None = None
+) -> Comparison:
+    """Hold the finished ratings of one sample against each other.
+
+    Args:
+        round_number: whose rater rated.
+        found: stages with schema SCORE over the same candidates, by name.
+        keep_share: of the pairs that every scorer could rate, the share that is kept.
+        good: ids of good pairs where the truth is known.
+    """
+    tables = {name: read(manifest) for name, manifest in found.items()}
+    scores = {name: dict(zip(table["id"], table["score"], strict=True)) for name, table in tables.items()}
+    rated = {name: {i: s for i, s in by_id.items() if s is not None} for name, by_id in scores.items()}
+    kept = round(keep_share * min(map(len, rated.values())))
+    best = {name: set(sorted(by_id, key=lambda i: (-by_id[i], i))[:kept]) for name, by_id in rated.items()}
+    return Comparison(
+        round_number,
+        tuple(compared(name, manifest, tables[name], good) for name, manifest in found.items()),
+        kept,
+        tuple(tuple(agreement(rated[a], rated[b]) for b in found) for a in found),
+        tuple(tuple(len(best[a] & best[b]) / kept if kept else None for b in found) for a in found),
+    )
+
+
+COLUMNS = ["id", "score", "samples", "first_failures", "prompt_tokens", "completion_tokens"]
+
+
+def read(scores: Manifest) -> dict[str, list[Any]]:
+    """Return the columns of a stage of ratings."""
+    return pa.concat_tables([SCORE.empty_table().select(COLUMNS), *scores.tables(COLUMNS, kept=False)]).to_pydict()
+
+
+def compared(
+    name: str, manifest: Manifest, table: Mapping[str, Sequence[Any]], good: Collection[str] | None
+) -> Compared:
+    """Sum up one scorer's ratings."""
+    rated = [score for score in table["score"] if score is not None]
+    auc = truth = None
+    if good is not None:
+        lowest = [-math.inf if score is None else score for score in table["score"]]
+        auc = area_under_curve(lowest, [row_id in good for row_id in table["id"]])
+        truth = agreement(
+            {i: s for i, s in zip(table["id"], table["score"], strict=True) if s is not None},
+            {i: float(i in good) for i in table["id"]},
+        )
+    samples = [sample for row in table["samples"] for sample in row or ()]
+    return Compared(
+        name=name, pairs=len(table["id"]), rated=len(rated), replies=len(samples),
+        failed_first=sum(failure is not None for row in table["first_failures"] for failure in row or ()),
+        failed_last=sum(sample is None for sample in samples),
+        prompt_tokens=sum(value or 0 for value in table["prompt_tokens"]),
+        completion_tokens=sum(value or 0 for value in table["completion_tokens"]),
+        actor_s=manifest.work_s, auc=auc, truth=truth,
+    )  # fmt: skip
+
+
+def agreement(left: Mapping[str, float], right: Mapping[str, float]) -> float | None:
+    """Return Spearman's rank correlation over the ids that both have."""
+    both = [row_id for row_id in left if row_id in right]
+    return spearman([left[row_id] for row_id in both], [right[row_id] for row_id in both])
+
+
+def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
+    """Return the correlation of ranks; None where one side has a single value, or there is nothing."""
+    a, b = ranks(left), ranks(right)
+    middle = (len(a) + 1) / 2
+    spread = math.sqrt(sum((x - middle) ** 2 for x in a) * sum((y - middle) ** 2 for y in b))
+    return sum((x - middle) * (y - middle) for x, y in zip(a, b, strict=True)) / spread if spread else None
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Return the rank of each value, 1 for the lowest; equal values share the mean of their ranks."""
+    ordered = sorted(values)
+    return [(bisect_left(ordered, value) + bisect_right(ordered, value) + 1) / 2 for value in values]
+
+
+def area_under_curve(scores: Sequence[float], good: Sequence[bool]) -> float | None:
+    """Return the chance that a good pair stands above another, by their ranks; None without both kinds."""
+    count = sum(good)
+    others = len(good) - count
+    if not count or not others:
+        return None
+    above = sum(rank for rank, is_good in zip(ranks(scores), good, strict=True) if is_good)
+    return (above - count * (count + 1) / 2) / (count * others)

@@ -1,0 +1,76 @@
+"""How much the instruction helps to predict the response: two forward passes, no reply, no tuned model.
+
+The instruction-following difficulty of Li et al. 2023 (arXiv:2308.12032) is the perplexity of the response given the
+instruction over its perplexity alone, IFD(x, y) = PPL(y | x) / PPL(y). Below 1 the instruction helps; at 1 or above it
+does not, so it is not what y answers. That paper drops pairs above 1 and among the others prefers the *highest*, the
+hard ones, because its pairs are human-made and belong together. Here x is a guess of the backward model and what is in
+doubt is whether x and y belong together, so low is good.
+
+    score = -ln IFD = mean_t ln p(y_t | x, y_<t) - mean_t ln p(y_t | y_<t)        nats per token of y
+
+0: the instruction is no help; ln 2 (0.69): it halves the perplexity; negative: it misleads.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from humpback_ray.curate.scorers.base import Prompted, Sample, Scale, score_row
+from humpback_ray.engines.base import Completion, Engine, Request, generate_all
+from humpback_ray.prompts.chat import ChatRecipe
+
+
+class Likelihood(Prompted):
+    """-ln IFD, in nats per token of the response; cheap, and usable with a base model."""
+
+    placeholders: ClassVar[frozenset[str]] = frozenset({"{instruction}"})
+
+    kind: Literal["likelihood"] = "likelihood"
+
+    prompt: str = "{instruction}"
+    """The template of what stands before the response; `{instruction}` is replaced."""
+
+    alone: str = ""
+    """What stands before the response in the pass without the instruction; the paper's: nothing."""
+
+    @model_validator(mode="after")
+    def _response_is_not_told(self) -> Self:
+        if "{response}" in self.prompt:
+            raise ValueError("the prompt of a likelihood holds {response}, which is what is to be predicted; remove it")
+        return self
+
+    @property
+    def scale(self) -> Scale:
+        """Which scores it gives."""
+        return Scale(None, None)
+
+    async def score(self, rows: Sequence[Mapping[str, Any]], chat: ChatRecipe, engine: Engine) -> list[dict[str, Any]]:
+        """Rate candidates; returns `score_row`s in their order."""
+        prompts = [self.render(row, chat) for row in rows]
+        asked = [index for index, row in enumerate(rows) if row["response"].strip()]
+        requests = [
+            Request(prompt, continuations=(rows[i]["response"],)) for i in asked for prompt in (prompts[i], self.alone)
+        ]
+        passes = await generate_all(engine, requests)
+        samples = {i: [likelihood_sample(*passes[2 * n : 2 * n + 2])] for n, i in enumerate(asked)}
+        return [score_row(row["id"], prompts[i], samples.get(i, [])) for i, row in enumerate(rows)]
+
+
+def likelihood_sample(given: Completion, alone: Completion) -> Sample:
+    """Compare a response's log-probability after the instruction with that alone."""
+    refused = next((one for one in (given, alone) if one.finish_reason == "context"), None)
+    if refused:
+        return Sample.of(None, refused)
+    score = mean_logprob(given) - mean_logprob(alone)
+    read = sum(one.prompt_tokens + sum(one.scored_tokens or ()) for one in (given, alone))
+    both = Completion("", read, 0, "scored", given.logprobs, given.scored_tokens)
+    return Sample.of(score if math.isfinite(score) else None, both)
+
+
+def mean_logprob(scored: Completion) -> float:
+    """Return the mean log-probability of the only continuation's tokens, in nats; NaN where the engine gave none."""
+    if not scored.logprobs or not scored.scored_tokens or not scored.scored_tokens[0]:
+        return math.nan
+    return scored.logprobs[0] / scored.scored_tokens[0]

@@ -1,0 +1,71 @@
+"""`python -m jobs.curate`: chained rounds and `--compare`, as processes, with what verify and gc say of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from humpback_ray.run import every_stage_name
+from humpback_ray.stage import read_manifest
+from tests.jobs import prepared
+from tests.jobs.prepared import Driver
+from tests.jobs.test_console import DEMO, job
+
+ROWS = 60
+ECHO = ("augment.recipe.engine={kind: echo}", "curate.recipe.engine={kind: echo}", "curate.recipe.max_failed_share=1")
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def config(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared.prepare(tmp_path_factory.mktemp("prepared"), ROWS)
+
+
+def run(*arguments: str) -> str:
+    driver = Driver(*arguments)
+    out = driver.finish()
+    assert driver.process.returncode == 0, out
+    return out
+
+
+def test_a_comparison_is_printed_kept_resumed_verified_and_known_to_gc(config: Path) -> None:
+    root = config.parent / "compare"
+    arguments = ("curate", str(config), "--compare", f"root={root}", *ECHO, "curate.compare.size=20")
+    out = run(*arguments)
+    for words in ("rubric_expected", "likelihood", "failed", "after retry", "Spearman; overlap of the", "actor s"):
+        assert words in out
+    assert "AUC" not in out, "nobody knows the truth of these pages"
+    stored = json.loads((root / "report/comparison-1.json").read_text())
+    assert [one["name"] for one in stored["scorers"]] == ["rubric", "rubric_expected", "additive", "likelihood"]
+    made = {name: read_manifest(str(root / f"compare/round-1/{name}")) for name in ("rubric", "additive")}
+    out = run(*arguments)
+    assert {name: read_manifest(str(root / f"compare/round-1/{name}")) for name in made} == made
+    assert json.loads((root / "report/comparison-1.json").read_text()) == stored
+    assert "compare/round-1/additive: 20 rows" in run("verify", str(root))
+    assert "unknown" not in run("gc", str(root))
+
+
+def test_a_chained_round_rates_a_share_and_says_so(config: Path) -> None:
+    root = config.parent / "chain"
+    scorer = "curate.recipe.scorer={kind: chained, share: 0.25}"
+    out = run("curate", str(config), "round=1", f"root={root}", *ECHO, scorer, "curate.recipe.rounds=[{threshold: 1}]")
+    assert "In round 1," in out
+    assert "45 more were not passed on by the cheap scorer" in out
+    assert "round-1/prescores" in out
+    assert "round-1/scores: 60 rows, files and counts agree, each of 60 ids" in run("verify", str(root))
+    assert "unknown" not in run("gc", str(root))
+
+
+def test_a_round_that_does_not_exist_and_a_threshold_off_the_scale_are_one_line(tmp_path: Path) -> None:
+    code, out = job("curate", DEMO, "--compare", "round=7", f"root={tmp_path}")
+    assert (code, out) == (2, "error: round is '7', this run has the rounds 1 to 2")
+    code, out = job("curate", DEMO, f"root={tmp_path}", "curate.recipe.rounds=[{threshold: 6}]")
+    assert code == 2
+    assert "round 1 keeps scores >= 6, but the scores of rubric go from 1 to 5" in out
+
+
+def test_stages_of_comparisons_are_found_by_their_files() -> None:
+    files = ["compare/round-2/ifd/manifest.json", "compare/sample/plan.json", "compare/notes.txt", "seed/plan.json"]
+    assert every_stage_name(files)[-2:] == ["compare/sample", "compare/round-2/ifd"]
+    assert "prescores" in every_stage_name()

@@ -64,7 +64,7 @@ def has_table(manifest: Manifest) -> bool:
 def _funnel_row(name: str, manifest: Manifest) -> FunnelRow:
     rows = manifest.rows
     drops = tuple(Drop(reason, count, count / rows) for reason, count in manifest.drops.items())
-    return FunnelRow(name, rows, manifest.kept, drops, _documents(manifest) if name == "segments" else "")
+    return FunnelRow(name, rows, manifest.kept, drops, _documents(manifest) if name == "segments" else _rules(manifest))
 
 
 def _documents(manifest: Manifest) -> str:
@@ -75,6 +75,12 @@ def _documents(manifest: Manifest) -> str:
         empty += counts[-1]
         documents += counts[-1] + counts[0]
     return f"from {documents:,} documents, {empty:,} of which gave no segment"
+
+
+def _rules(manifest: Manifest) -> str:
+    """Say what each rule of a selection left, in the order in which they applied; "" of other stages."""
+    rules = manifest.extra.get("rules", [])
+    return "left by each rule: " + ", ".join(f"{r['rule']} {r['kept']:,}" for r in rules) if rules else ""
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def _execution(name: str) -> str:
 
 def _by_stage(files: Iterable[Listed]) -> dict[str, list[Listed]]:
     """Divide a listing of the root by stage, names made relative to it; "" has the files of no stage."""
-    stages = stage_names(MOST_ROUNDS)
+    stages = stage_names(MOST_ROUNDS, rewritten=True)
     found: dict[str, list[Listed]] = {}
     for file in files:
         stage = next((stage for stage in stages if file.name.startswith(f"{stage}/")), "")

@@ -27,6 +27,7 @@ from humpback_ray.evaluate.respond import load_prompts
 from humpback_ray.inventory import Hashes, Inventory, resolve, resolve_model
 from humpback_ray.ledger import Ledger, Manifest, versions
 from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.rewrite import RewriteConfig
 from humpback_ray.sample.build import SampleConfig
 from humpback_ray.seed import SeedConfig
 from humpback_ray.stage import Place, read_manifest
@@ -55,6 +56,7 @@ class RunConfig(Config):
     train: TrainConfig = Field(default_factory=TrainConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     curate: CurateConfig = Field(default_factory=CurateConfig)
+    rewrite: RewriteConfig = RewriteConfig()
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
 
     @model_validator(mode="after")
@@ -71,11 +73,15 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _reused_stages_exist(self) -> Self:
-        known = stage_names(len(self.curate.recipe.rounds))
+        known = self.stages()
         unknown = [name for name in self.reuse if name not in known]
         if unknown:
             raise ValueError(f"reuse names {unknown[0]}, which is no stage; the stages are {', '.join(known)}")
         return self
+
+    def stages(self) -> list[str]:
+        """Return the names of the stages that there can be in such a run."""
+        return stage_names(len(self.curate.recipe.rounds), self.rewrite.model is not None)
 
     def recipes(self) -> dict[str, Any]:
         """Return what is hashed: every section's recipe, without placements and locations."""
@@ -84,13 +90,13 @@ class RunConfig(Config):
             section = getattr(self, name)
             if section is not None:
                 dumped = section.model_dump(mode="json")
-                recipes = {key: value for key, value in dumped.items() if not key.endswith("placement")}
+                recipes = {key: value for key, value in dumped.items() if not key.endswith(("placement", "model"))}
                 recipes.get("recipe", {}).pop("inputs", None)
                 sections[name] = recipes
         return sections
 
 
-SECTIONS = ("sample", "seed", "corpus", "train", "augment", "curate", "evaluate")
+SECTIONS = ("sample", "seed", "corpus", "train", "augment", "curate", "rewrite", "evaluate")
 
 
 class Run:
@@ -110,6 +116,7 @@ class Run:
             self.root = storage.located(config.root)
             self.reuse = {name: storage.located(uri) for name, uri in config.reuse.items()}
             self.base_model = storage.located(config.base_model) if config.base_model else None
+            self.rewriter = storage.located(config.rewrite.model) if config.rewrite.model else None
             storage.check_writable(self.root)
             self.config = config
             self.place: Place | None = None
@@ -139,6 +146,8 @@ class Run:
             load_prompts(file.uri)
         if self.base_model:
             found["base_model"] = resolve_model("base_model", self.base_model, self.hashes)
+        if self.rewriter:
+            found["rewriter"] = resolve_model("rewrite.model", self.rewriter, self.hashes)
         return found
 
     def _record(self) -> dict[str, Any]:
@@ -202,7 +211,7 @@ class Run:
 
     def finished(self) -> list[Manifest]:
         """Return the manifests of the stages that are finished, reused ones included, in the order of the run."""
-        names = stage_names(len(self.config.curate.recipe.rounds))
+        names = self.config.stages()
         found = [self.reused(name) or read_manifest(storage.join(self.root, name)) for name in names]
         return [manifest for manifest in found if manifest]
 
@@ -223,10 +232,12 @@ MOST_ROUNDS = 9
 """Rounds that are looked for when a root is searched for stages."""
 
 
-def stage_names(rounds: int) -> list[str]:
+def stage_names(rounds: int, rewritten: bool = False) -> list[str]:
     """Return the names of a run's stages, which are their directories, in the order in which they run."""
     names = ["sample/web", "seed", "segments", "corpus", "sample/base", "sample/check", "sample/ratings"]
     names += ["models/backward", "models/m0", "candidates"]
     for t in range(1, rounds + 1):
-        names += [f"round-{t}/scores", f"round-{t}/curated", f"models/m{t}"]
+        names += [f"round-{t}/scores", f"round-{t}/curated"]
+        names += [f"round-{t}/rewritten"] if rewritten else []
+        names.append(f"models/m{t}")
     return [*names, "evaluation/prompts", *(f"evaluation/m{t}" for t in range(rounds + 1))]

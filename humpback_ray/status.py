@@ -117,7 +117,8 @@ def expected_stages(config: Mapping[str, Any]) -> list[str]:
         reuse = config.get("reuse", {})
         return [name in reuse or bool(config.get(name, {}).get("recipe", {}).get("inputs")) for name in sections]
 
-    names = stage_names(len(config.get("curate", {}).get("recipe", {}).get("rounds", (1, 2))))
+    rounds = len(config.get("curate", {}).get("recipe", {}).get("rounds", (1, 2)))
+    names = stage_names(rounds, bool(config.get("rewrite", {}).get("model")))
     if not config:
         return names
     sampled = bool(config.get("sample")) and not (config.get("base_model") and all(given("seed", "corpus", "evaluate")))

@@ -31,7 +31,8 @@ SOURCE_OF = {
     "curated": "candidates",
     "ratings": "sample/check",
 }
-"""Stage (by the last part of its name) → stage whose kept rows it gives a fate; answers have the prompts."""
+"""Stage (by the last part of its name) → stage whose kept rows it gives a fate; answers have the prompts,
+rewritten pairs those of their own round."""
 
 
 class Difference(Exception):
@@ -49,7 +50,7 @@ def verify(root: str) -> Iterator[str]:
         raise Difference(f"{root} is no run: it has no run.json")
     reuse = latest_submission(root)[1].get("reuse", {})
     finished: dict[str, Manifest] = {}
-    for name in stage_names(MOST_ROUNDS):
+    for name in stage_names(MOST_ROUNDS, rewritten=True):
         uri = reuse.get(name, storage.join(root, name))
         manifest = read_manifest(uri)
         if manifest:
@@ -73,6 +74,7 @@ def verify_stage(manifest: Manifest, finished: dict[str, Manifest]) -> str:
     check_quarantine(manifest)
     source = SOURCE_OF.get(manifest.stage.rpartition("/")[2], "")
     source = "evaluation/prompts" if manifest.stage.startswith("evaluation/m") else source
+    source = manifest.stage.replace("/rewritten", "/curated") if manifest.stage.endswith("/rewritten") else source
     given = finished.get(source)
     proof = "files and counts agree"
     if source.rpartition("/")[2] in manifest.inputs and given is None:

@@ -22,7 +22,7 @@ from humpback_ray.config import Config, ConfigError, load
 from humpback_ray.lease import LeaseHeld, LeaseLost
 from humpback_ray.ledger import Manifest
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
-from humpback_ray.run import Run, RunConfig, stage_names
+from humpback_ray.run import Run, RunConfig
 from humpback_ray.stage import StageFailed
 from jobs.ending import Ending
 
@@ -58,7 +58,7 @@ def run_until(
         found = arguments(argv, story, **extra)
         config = load(RunConfig, found.config, found.overrides)
         until = last(found, config)
-        known = stage_names(len(config.curate.recipe.rounds))
+        known = config.stages()
         if until is not None and until not in known:
             raise ConfigError(f"{until} is no stage of this run; its stages are {', '.join(known)}")
         run = Run(config, submission_id())

@@ -1,5 +1,7 @@
 """Rate every candidate and keep the best, round by round; brings `<root>/round-*/curated` up to date.
 
+With a `rewrite.model`, `<root>/round-*/rewritten` too.
+
     python -m jobs.curate configs/demo.yaml                 all rounds (training the models between them)
     python -m jobs.curate configs/demo.yaml round=1         the first round alone
 
@@ -15,7 +17,10 @@ if __name__ == "__main__":
         run_until(
             None,
             str(__doc__),
-            lambda found, config: f"round-{found.round or len(config.curate.recipe.rounds)}/curated",
+            lambda found, config: (
+                f"round-{found.round or len(config.curate.recipe.rounds)}/"
+                + ("rewritten" if config.rewrite.model else "curated")
+            ),
             round="",
         )
     )

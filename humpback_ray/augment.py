@@ -1,7 +1,9 @@
 """Self-augmentation: predict, for every segment y, an instruction x that y would answer.
 
 The backward model p(x | y) sees the segment alone (Li et al. 2023, arXiv:2308.06259, section 2.2).
-One row in, one row out; an unusable prediction stays in the table with its `drop_reason`.
+One row in, one row out; an unusable prediction stays in the table with its `drop_reason`. Where the model failed (it
+wrote nothing, did not end, or could not read the segment) the row counts against `max_failed_share`; what it did write
+and a filter of `instructions.py` drops does not: that is a verdict on the pair.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,7 @@ from pydantic import Field
 
 from humpback_ray.config import Config
 from humpback_ray.engines import Completion, EngineConfig, Request, TransformersEngine, generate_all
+from humpback_ray.instructions import InstructionFilters
 from humpback_ray.ledger import Manifest
 from humpback_ray.placement import PoolPlacement, Resources
 from humpback_ray.prompts.chat import ChatRecipe
@@ -28,7 +31,7 @@ FAILED = frozenset({"empty_instruction", "unfinished_instruction", "prompt_too_l
 class AugmentRecipe(Config):
     """What augmentation means. Hashed into the manifest: a change here is another data set."""
 
-    version: int = Field(default=1, ge=1)
+    version: int = Field(default=2, ge=1)
     """Raised by hand when the meaning of augmentation changes."""
 
     engine: EngineConfig = TransformersEngine()
@@ -46,8 +49,11 @@ class AugmentRecipe(Config):
     seed: int = 0
     """Another seed draws other instructions."""
 
+    filters: InstructionFilters = InstructionFilters()
+    """Which predicted instructions fall."""
+
     max_failed_share: float = Field(default=0.2, ge=0, le=1)
-    """A larger share of unusable predictions stops the run. Ours."""
+    """A larger share of predictions that failed stops the run; what a filter drops does not count. Ours."""
 
 
 class AugmentConfig(Config):
@@ -84,7 +90,7 @@ class Predictor:
         """Predict instructions for the segments of a shard; every id leaves once."""
         rows = segments.select(["id", "text"]).to_pylist()
         requests = [backward_request(row, self.recipe, self.chat) for row in rows]
-        return candidates(segments, await generate_all(self.engine, requests), self.chat)
+        return candidates(segments, await generate_all(self.engine, requests), self.recipe.filters, self.chat)
 
 
 def backward_request(row: Mapping[str, Any], recipe: AugmentRecipe, chat: ChatRecipe) -> Request:
@@ -98,26 +104,31 @@ def backward_request(row: Mapping[str, Any], recipe: AugmentRecipe, chat: ChatRe
     )
 
 
-def candidates(segments: pa.Table, completions: Sequence[Completion], chat: ChatRecipe) -> pa.Table:
+def candidates(
+    segments: pa.Table, completions: Sequence[Completion], filters: InstructionFilters, chat: ChatRecipe
+) -> pa.Table:
     """Pair every segment with the instruction predicted for it.
 
     Args:
         segments: rows of SEGMENT.
         completions: the backward model's reply to each, in the same order.
-        chat: the layouts whose lines no text may hold.
+        filters: which of them fall.
+        chat: the layouts and tags that an instruction must not repeat, and whose lines no text may hold.
 
     Returns:
         A row of CANDIDATE for each; an unusable prediction has a `drop_reason`, and neither text.
     """
     rows = segments.select(["id", "url", "text"]).to_pylist()
-    made = [_candidate(row, completion, chat) for row, completion in zip(rows, completions, strict=True)]
+    made = [_candidate(row, completion, filters, chat) for row, completion in zip(rows, completions, strict=True)]
     return pa.Table.from_pylist(made, schema=CANDIDATE)
 
 
-def _candidate(segment: Mapping[str, Any], completion: Completion, chat: ChatRecipe) -> dict[str, Any]:
+def _candidate(
+    segment: Mapping[str, Any], completion: Completion, filters: InstructionFilters, chat: ChatRecipe
+) -> dict[str, Any]:
     instruction = completion.text.strip()
     reason = {"context": "prompt_too_long", "length": "unfinished_instruction"}.get(completion.finish_reason)
-    reason = reason or (None if instruction else "empty_instruction")
+    reason = reason or (filters.reason(instruction, segment["text"], chat) if instruction else "empty_instruction")
     reason = reason or (FAKED_TURN if chat.fakes_turn(f"{instruction}\n{segment['text']}") else None)
     return {
         "id": segment["id"],

@@ -2,7 +2,8 @@
 
     seed pairs ────────► backward, m0          scores_t = m_(t-1) rates candidates
     web ─► segments ─► corpus                  curated_t = the best of them
-    corpus + backward ─► candidates            m_t = base, fine-tuned on seed + curated_t      t = 1, 2, ...
+    corpus + backward ─► candidates            rewritten_t = curated_t said again, if there is a rewriter
+                                               m_t = base, fine-tuned on seed + curated_t      t = 1, 2, ...
 
 `stages` runs what is not done and yields each stage's manifest as it is there: a finished one costs a read, so the
 same command again resumes. Every model starts from the base model; candidates are predicted once and only rated anew
@@ -23,6 +24,7 @@ from humpback_ray.evaluate.answers import make_answers, make_prompts
 from humpback_ray.inventory import Inventory, resolve
 from humpback_ray.ledger import Manifest
 from humpback_ray.report import canary_sentences, failure_sentence, ratings, report, rounds, truth_sentences
+from humpback_ray.rewrite import make_rewritten
 from humpback_ray.run import Run, prescores_name
 from humpback_ray.sample.build import make_base, make_check, make_web, web_files
 from humpback_ray.sample.measure import measure
@@ -92,6 +94,10 @@ def stages(run: Run) -> Iterator[Manifest]:
         place = run.at(f"round-{t}/curated")
         curated = run.reused(place.name) or make_curated(config.curate, keep, candidates, scores, place)
         yield curated
+        if run.rewriter:
+            place, rewriter = run.at(f"round-{t}/rewritten"), Model(run.rewriter, run.inputs["rewriter"])
+            curated = run.reused(place.name) or make_rewritten(config.rewrite, config.chat, curated, rewriter, place)
+            yield curated
         yield (model := train(f"m{t}", *([seed] if config.train.recipe.joint else []), curated))
         models.append(model)
 

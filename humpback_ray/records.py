@@ -77,6 +77,20 @@ PAIR = pa.schema(
     ]
 )
 
+REWRITE = pa.schema(
+    [
+        *(field for field in PAIR if field.name != "drop_reason"),  # `response` is the rewrite, or the source
+        ("original", pa.string()),  # the source: the response before
+        ("source_share", pa.float64()),  # of the source's words, those that the rewrite has
+        ("grounded_share", pa.float64()),  # of the rewrite's words, those that the source has
+        ("rewrite_reason", pa.string()),  # why the rewrite is not used; null where `response` is the rewrite
+        ("finish_reason", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+        ("drop_reason", pa.string()),  # `rewrite_reason`, where the recipe drops such pairs
+    ]
+)
+
 RESPONSE = pa.schema(
     [
         ("id", pa.string()),  # hash of the prompt's id and text

@@ -29,6 +29,7 @@ from humpback_ray.evaluate.respond import load_prompts
 from humpback_ray.inventory import Hashes, Inventory, resolve, resolve_model
 from humpback_ray.ledger import Ledger, Manifest, versions
 from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.rewrite import RewriteConfig
 from humpback_ray.sample.build import SampleConfig
 from humpback_ray.seed import SeedConfig
 from humpback_ray.stage import Place, read_manifest
@@ -57,6 +58,7 @@ class RunConfig(Config):
     train: TrainConfig = Field(default_factory=TrainConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     curate: CurateConfig = Field(default_factory=CurateConfig)
+    rewrite: RewriteConfig = RewriteConfig()
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
 
     @model_validator(mode="after")
@@ -82,7 +84,8 @@ class RunConfig(Config):
     def stage_names(self) -> list[str]:
         """Return the names of the stages, in the order in which they run."""
         scorer = self.curate.recipe.scorer
-        return stage_names(len(self.curate.recipe.rounds), [scorer.first.rater] if isinstance(scorer, Chained) else [])
+        prescored_by = [scorer.first.rater] if isinstance(scorer, Chained) else []
+        return stage_names(len(self.curate.recipe.rounds), prescored_by, self.rewrite.model is not None)
 
     def recipes(self) -> dict[str, Any]:
         """Return what is hashed: every section's recipe, without placements and locations."""
@@ -91,13 +94,13 @@ class RunConfig(Config):
             section = getattr(self, name)
             if section is not None:
                 dumped = section.model_dump(mode="json")
-                recipes = {key: value for key, value in dumped.items() if not key.endswith("placement")}
+                recipes = {key: value for key, value in dumped.items() if not key.endswith(("placement", "model"))}
                 recipes.get("recipe", {}).pop("inputs", None)
                 sections[name] = recipes
         return sections
 
 
-SECTIONS = ("sample", "seed", "corpus", "train", "augment", "curate", "evaluate")
+SECTIONS = ("sample", "seed", "corpus", "train", "augment", "curate", "rewrite", "evaluate")
 
 
 class Run:
@@ -117,6 +120,7 @@ class Run:
             self.root = storage.located(config.root)
             self.reuse = {name: storage.located(uri) for name, uri in config.reuse.items()}
             self.base_model = storage.located(config.base_model) if config.base_model else None
+            self.rewriter = storage.located(config.rewrite.model) if config.rewrite.model else None
             storage.check_writable(self.root)
             self.config = config
             self.place: Place | None = None
@@ -146,6 +150,8 @@ class Run:
             load_prompts(file.uri)
         if self.base_model:
             found["base_model"] = resolve_model("base_model", self.base_model, self.hashes)
+        if self.rewriter:
+            found["rewriter"] = resolve_model("rewrite.model", self.rewriter, self.hashes)
         return found
 
     def _record(self) -> dict[str, Any]:
@@ -236,18 +242,21 @@ def prescores_name(rater: str, round_number: int) -> str:
     return "prescores" if rater == "base" else f"round-{round_number}/prescores"
 
 
-def stage_names(rounds: int, prescored_by: Collection[str] = ()) -> list[str]:
+def stage_names(rounds: int, prescored_by: Collection[str] = (), rewritten: bool = False) -> list[str]:
     """Return the names of a run's stages, which are their directories, in the order in which they run.
 
     Args:
         rounds: how many.
         prescored_by: whose cheap scores there are: none, where no chain of scorers rates; "previous"; "base".
+        rewritten: whether kept responses are rewritten.
     """
     names = ["sample/web", "seed", "segments", "corpus", "sample/base", "sample/check", "sample/ratings"]
     names += ["models/backward", "models/m0", "candidates", "canaries"]
     for t in range(1, rounds + 1):
         names += [prescores_name(rater, t) for rater in prescored_by]
-        names += [f"round-{t}/{part}" for part in ("scores", "canary-scores", "curated")] + [f"models/m{t}"]
+        names += [f"round-{t}/{part}" for part in ("scores", "canary-scores", "curated")]
+        names += [f"round-{t}/rewritten"] if rewritten else []
+        names.append(f"models/m{t}")
     return list(dict.fromkeys([*names, "evaluation/prompts", *(f"evaluation/m{t}" for t in range(rounds + 1))]))
 
 
@@ -261,4 +270,5 @@ def every_stage_name(files: Iterable[str] = ()) -> list[str]:
         files: of the root, among which those of comparisons of scorers are found by their names.
     """
     compared = sorted({match[1] for name in files if (match := _COMPARISON.fullmatch(name))})
-    return stage_names(MOST_ROUNDS, ("base", "previous")) + sorted(compared, key=lambda name: name != "compare/sample")
+    every = stage_names(MOST_ROUNDS, ("base", "previous"), rewritten=True)
+    return every + sorted(compared, key=lambda name: name != "compare/sample")

@@ -119,7 +119,8 @@ def expected_stages(config: Mapping[str, Any]) -> list[str]:
 
     curate = config.get("curate", {}).get("recipe", {})
     chain = curate.get("scorer", {}).get("first")  # only a chain of scorers has one
-    names = stage_names(len(curate.get("rounds", (1, 2))), [chain.get("rater")] if chain else [])
+    rewritten = bool(config.get("rewrite", {}).get("model"))
+    names = stage_names(len(curate.get("rounds", (1, 2))), [chain.get("rater")] if chain else [], rewritten)
     if not config:
         return names
     sampled = bool(config.get("sample")) and not (config.get("base_model") and all(given("seed", "corpus", "evaluate")))

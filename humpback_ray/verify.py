@@ -34,7 +34,8 @@ SOURCE_OF = {
     "curated": "candidates",
     "ratings": "sample/check",
 }
-"""Stage (by the last part of its name) → stage whose kept rows it gives a fate; answers have the prompts."""
+"""Stage (by the last part of its name) → stage whose kept rows it gives a fate; answers have the prompts,
+rewritten pairs those of their own round."""
 
 
 class Difference(Exception):
@@ -78,6 +79,7 @@ def verify_stage(manifest: Manifest, finished: dict[str, Manifest]) -> str:
     source = SOURCE_OF.get(manifest.stage.rpartition("/")[2], "")
     source = "evaluation/prompts" if manifest.stage.startswith("evaluation/m") else source
     source = "compare/sample" if manifest.stage.startswith("compare/round-") else source
+    source = manifest.stage.replace("/rewritten", "/curated") if manifest.stage.endswith("/rewritten") else source
     given = finished.get(source)
     proof = "files and counts agree"
     if source.rpartition("/")[2] in manifest.inputs and given is None:

@@ -1,5 +1,7 @@
 """Rate every candidate and keep the best, round by round; brings `<root>/round-*/curated` up to date.
 
+With a `rewrite.model`, `<root>/round-*/rewritten` too.
+
     python -m jobs.curate configs/demo.yaml                 all rounds (training the models between them)
     python -m jobs.curate configs/demo.yaml round=1         the first round alone
     python -m jobs.curate configs/demo.yaml --compare       no round: one sample, rated by several scorers
@@ -31,7 +33,8 @@ def main() -> int:
 
 def last_stage(found: argparse.Namespace, config: RunConfig) -> str:
     """Return the stage up to which rounds run."""
-    return f"round-{found.round or len(config.curate.recipe.rounds)}/curated"
+    part = "rewritten" if config.rewrite.model else "curated"
+    return f"round-{found.round or len(config.curate.recipe.rounds)}/{part}"
 
 
 def compare(found: argparse.Namespace) -> int:

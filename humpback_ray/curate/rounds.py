@@ -13,7 +13,15 @@ from humpback_ray.config import Config
 from humpback_ray.curate.compare import CompareRecipe
 from humpback_ray.curate.score import FAILED, Rater, ScoreRecipe
 from humpback_ray.curate.scorers import Chained, SingleScorer
-from humpback_ray.curate.select import SelectRecipe, check_threshold, curate, require_kept, select
+from humpback_ray.curate.select import (
+    SelectRecipe,
+    check_threshold,
+    counts_by_rule,
+    curate,
+    passing,
+    require_kept,
+    select,
+)
 from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
@@ -105,14 +113,28 @@ def make_curated(
 
 
 def keep(attempt: Attempt, candidates: Manifest, scores: Manifest, rule: SelectRecipe) -> Commit:
-    """Decide on ids and scores alone, then copy the candidates table by table, each row with its fate."""
+    """Decide on scores, and where a rule needs them instructions and hosts; then copy the candidates with their fates.
+
+    The commit's `rules` say how many rows each rule dropped and left.
+    """
     columns = ["id", "score", "drop_reason"]
     rated = pa.concat_tables([SCORE.empty_table().select(columns), *scores.tables(columns, kept=False)])
-    fates = select(dict(zip(rated["id"].to_pylist(), rated["score"].to_pylist(), strict=True)), rule)
+    ratings = {row["id"]: row for row in rated.to_pylist()}
+    found = {i: row["score"] for i, row in ratings.items()}
+    fates = select(found, rule, *(_told(candidates, set(passing(found, rule))) if rule.compares else ()))
     kept = sum(reason is None for reason in fates.values())
     require_kept(kept, rated["score"].length() - rated["score"].null_count, rule, attempt.ledger.uri)
     writer = TableWriter(attempt, PAIR)
-    ratings = {row["id"]: row for row in rated.to_pylist()}
     for table in candidates.tables():
         writer.write(curate(table, ratings, fates))
-    return writer.commit()
+    return writer.commit({"rules": counts_by_rule(fates)})
+
+
+def _told(candidates: Manifest, ids: set[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Read the instructions and the addresses of some candidates, by id."""
+    instructions, urls = {}, {}
+    for table in candidates.tables(["id", "instruction", "url"]):
+        for i, instruction, url in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            if i in ids:
+                instructions[i], urls[i] = instruction, url or ""
+    return instructions, urls

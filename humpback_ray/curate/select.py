@@ -3,20 +3,30 @@
 A global step, redone whole: top-k looks at every shard. Every candidate leaves once, kept or with a reason, and what
 was never rated keeps the reason why. A sample of what passes, or of all candidates, is the paper's way to compare
 curated with uncurated data at equal size.
+
+Pairs at or above the threshold are looked at from the best to the worst, equal scores in the order of their ids. One
+falls where it resembles a pair that stays (`near_duplicate`) or its host has all it may have (`over_host_cap`), so a
+pair only ever falls for better ones that stay; `top_k` counts those that stay, and `sample` draws from them.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
+from humpback_ray.curate.neardup import Leaders
 from humpback_ray.curate.scorers import ScorerConfig
 from humpback_ray.records import PAIR, seed_of
 from humpback_ray.stage import StageFailed
 
 BELOW, OUTSIDE, UNSAMPLED, UNRATED = "below_threshold", "not_in_top_k", "not_in_sample", "unrated"
+ALIKE, CAPPED = "near_duplicate", "over_host_cap"
+RULES = (UNRATED, BELOW, ALIKE, CAPPED, OUTSIDE, UNSAMPLED)
+"""In the order in which they apply."""
 
 
 class SelectRecipe(Config):
@@ -31,6 +41,20 @@ class SelectRecipe(Config):
 
     top_k: int | None = Field(default=None, ge=1)
     """Keep the k best; equal scores are kept in the order of their ids. None: off."""
+
+    near_duplicate_jaccard: float | None = Field(default=None, gt=0, le=1)
+    """Of instructions whose sets of words overlap at least this much (Jaccard), the best-rated stay; 0.8 is a start, 1
+    takes equal sets alone. None: off, as in the paper."""
+
+    near_duplicate_words: int = Field(default=1, ge=1)
+    """n of the word n-grams that are compared; above 1 the order of words counts, and one changed word counts more."""
+
+    max_per_cluster: int = Field(default=1, ge=1)
+    """How many of such near-duplicates stay."""
+
+    max_per_host: int | None = Field(default=None, ge=1)
+    """How many pairs of one host stay, the best ones; "www.a.org" is "a.org", "blog.a.org" is another, and pages of
+    unknown address are not capped. None: off, as in the paper."""
 
     sample: int | None = Field(default=None, ge=1)
     """Of what passes, keep so many drawn by chance: how the paper varies the size of A_5 (its data-scaling figure).
@@ -56,10 +80,19 @@ class SelectRecipe(Config):
         return self
 
     @property
+    def compares(self) -> bool:
+        """Whether selection looks at more than scores."""
+        return self.near_duplicate_jaccard is not None or self.max_per_host is not None
+
+    @property
     def words(self) -> str:
         """The rule as a person says it."""
         rule = f"the best {self.top_k}" if self.top_k is not None else "all"
         rule = f"scores >= {self.threshold:g}" if self.threshold is not None else rule
+        if self.near_duplicate_jaccard is not None:
+            rule += f", at most {self.max_per_cluster} of instructions alike by {self.near_duplicate_jaccard:g}"
+        if self.max_per_host is not None:
+            rule += f", at most {self.max_per_host} of a host"
         return rule if self.sample is None else f"{self.sample} of {rule}"
 
 
@@ -67,30 +100,90 @@ class TooFewKept(StageFailed):
     """Selection kept fewer pairs than the recipe wants."""
 
 
-def select(scores: Mapping[str, float | None], rule: SelectRecipe) -> dict[str, str | None]:
+def passing(scores: Mapping[str, float | None], rule: SelectRecipe) -> list[str]:
+    """Return the ids that a rule looks at: rated ones at or above the threshold, best first, ties by id.
+
+    Where neither threshold nor `top_k` asks for a rating, unrated ones too, last.
+    """
+    least = -float("inf") if rule.threshold is None else rule.threshold
+    found = sorted((-score, i) for i, score in scores.items() if score is not None and score >= least)
+    all_pass = rule.threshold is None and rule.top_k is None
+    return [i for _, i in found] + sorted(i for i, score in scores.items() if all_pass and score is None)
+
+
+def select(
+    scores: Mapping[str, float | None],
+    rule: SelectRecipe,
+    instructions: Mapping[str, str] | None = None,
+    urls: Mapping[str, str] | None = None,
+) -> dict[str, str | None]:
     """Decide each id's fate.
 
     Args:
         scores: by id; None where the rating failed.
-        rule: threshold or top-k.
+        rule: which of them stay.
+        instructions: by id, of all that are `passing`; needed to tell near-duplicates.
+        urls: by id, of all that are `passing`; needed to cap hosts.
 
     Returns:
         By id, in the order given: None where it is kept, else the drop reason.
+
+    Raises:
+        KeyError: an instruction or an address that the rule needs is not there.
     """
-    if rule.top_k is not None:
-        rated = sorted((-score, i) for i, score in scores.items() if score is not None)
-        passed, reason = {i for _, i in rated[: rule.top_k]}, OUTSIDE
-    elif rule.threshold is not None:
-        passed, reason = {i for i, score in scores.items() if score is not None and score >= rule.threshold}, BELOW
-    else:
-        passed, reason = set(scores), UNSAMPLED
-    kept = passed
+    order = passing(scores, rule)
+    fates = dict.fromkeys(scores, UNRATED) | {i: BELOW for i, score in scores.items() if score is not None}
+    fates |= _compared(order, rule, instructions or {}, urls or {})
+    stays = [i for i in order if fates[i] is None]
     if rule.sample is not None:
-        kept = set(sorted(passed, key=lambda i: (seed_of(i, "sample", rule.sample_seed), i))[: rule.sample])
-    return {
-        i: None if i in kept else UNSAMPLED if i in passed else UNRATED if score is None else reason
-        for i, score in scores.items()
-    }
+        drawn = sorted(stays, key=lambda i: (seed_of(i, "sample", rule.sample_seed), i))
+        fates |= dict.fromkeys(drawn[rule.sample :], UNSAMPLED)
+    return fates
+
+
+def _compared(
+    order: list[str], rule: SelectRecipe, instructions: Mapping[str, str], urls: Mapping[str, str]
+) -> dict[str, str | None]:
+    """Return the fates of ids, best first: each falls for better ones that stay, or stays."""
+    fates: dict[str, str | None] = {}
+    hosts, clusters, kept = Counter[str](), Counter[int](), 0
+    leaders = None
+    if rule.near_duplicate_jaccard is not None:
+        leaders = Leaders((instructions[i] for i in order), rule.near_duplicate_jaccard, rule.near_duplicate_words)
+    for i in order:
+        if kept == rule.top_k:
+            fates[i] = OUTSIDE
+            continue
+        cluster = leaders.first_like(instructions[i]) if leaders else None
+        host = host_of(urls[i]) if rule.max_per_host is not None else ""
+        if cluster is not None and clusters[cluster] >= rule.max_per_cluster:
+            fates[i] = ALIKE
+        elif host and hosts[host] == rule.max_per_host:
+            fates[i] = CAPPED
+        else:
+            fates[i], kept = None, kept + 1
+            hosts[host] += 1
+            if leaders:
+                clusters[leaders.add(instructions[i]) if cluster is None else cluster] += 1
+    return fates
+
+
+def host_of(url: str) -> str:
+    """Return the host of an address, in lower case and without `www.`; "" where there is none."""
+    try:
+        return (urlsplit(url if "//" in url else f"//{url}").hostname or "").removeprefix("www.").rstrip(".")
+    except ValueError:  # brackets that hold no address
+        return ""
+
+
+def counts_by_rule(fates: Mapping[str, str | None]) -> list[dict[str, Any]]:
+    """Return, for each rule that dropped something, in their order, how many it dropped and how many it left."""
+    dropped, left, found = Counter(fates.values()), len(fates), []
+    for reason in RULES:
+        if dropped[reason]:
+            left -= dropped[reason]
+            found.append({"rule": reason, "dropped": dropped[reason], "kept": left})
+    return found
 
 
 def curate(candidates: pa.Table, ratings: Mapping[str, Mapping[str, Any]], fates: Mapping[str, str | None]) -> pa.Table:

@@ -68,7 +68,13 @@ def has_table(manifest: Manifest) -> bool:
 def _funnel_row(name: str, manifest: Manifest) -> FunnelRow:
     rows = manifest.rows
     drops = tuple(Drop(reason, count, count / rows) for reason, count in manifest.drops.items())
-    return FunnelRow(name, rows, manifest.kept, drops, _documents(manifest) if name == "segments" else "")
+    return FunnelRow(name, rows, manifest.kept, drops, _note(name, manifest))
+
+
+def _note(name: str, manifest: Manifest) -> str:
+    if name == "segments":
+        return _documents(manifest)
+    return _rewrites(manifest) if name.endswith("/rewritten") else _rules(manifest)
 
 
 def _documents(manifest: Manifest) -> str:
@@ -79,6 +85,21 @@ def _documents(manifest: Manifest) -> str:
         empty += counts[-1]
         documents += counts[-1] + counts[0]
     return f"from {documents:,} documents, {empty:,} of which gave no segment"
+
+
+def _rewrites(manifest: Manifest) -> str:
+    """Count the pairs that were kept as they were, by why their rewrite is not used."""
+    found: Counter[str] = Counter()
+    for table in manifest.tables(["rewrite_reason"]):
+        found.update(reason for reason in table["rewrite_reason"].to_pylist() if reason)
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in found.most_common())
+    return f"{manifest.kept - found.total():,} rewritten" + (f"; kept as they were: {reasons}" if found else "")
+
+
+def _rules(manifest: Manifest) -> str:
+    """Say what each rule of a selection left, in the order in which they applied; "" of other stages."""
+    rules = manifest.extra.get("rules", [])
+    return "left by each rule: " + ", ".join(f"{r['rule']} {r['kept']:,}" for r in rules) if rules else ""
 
 
 @dataclass(frozen=True)
@@ -186,6 +207,8 @@ def length_table(manifests: Manifests) -> list[LengthRow]:
     for number in rounds(manifests):
         if curated := manifests.get(f"round-{number}/curated"):
             rows.append(_lengths(f"kept in round {number}", curated, augmented=True, of=total))
+        if rewritten := manifests.get(f"round-{number}/rewritten"):
+            rows.append(_lengths(f"rewritten in round {number}", rewritten, augmented=True, of=total))
     rows += [PAPER_A5, PAPER_A4]
     rows += [_lengths("all candidates", candidates)] if candidates else []
     return [*rows, PAPER_ALL]

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from random import Random
 from typing import Any
 
@@ -8,7 +9,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from humpback_ray.curate.scorers import Additive, Chained, Likelihood, Rubric, RubricExpected
-from humpback_ray.curate.select import SelectRecipe, TooFewKept, check_threshold, curate, require_kept, select
+from humpback_ray.curate.select import (
+    SelectRecipe,
+    TooFewKept,
+    check_threshold,
+    counts_by_rule,
+    curate,
+    host_of,
+    require_kept,
+    select,
+)
 from humpback_ray.records import CANDIDATE, PAIR
 
 SCORES = st.dictionaries(st.text(max_size=3), st.none() | st.sampled_from([1.0, 2.5, 4.0, 4.5, 5.0]), max_size=30)
@@ -146,3 +156,136 @@ def test_a_threshold_may_be_any_number_on_the_scale() -> None:
     check_threshold(SelectRecipe(threshold=0), Additive(), 1)
     check_threshold(SelectRecipe(threshold=-0.1), Likelihood(), 1)
     check_threshold(SelectRecipe(threshold=4.5), Chained(), 1)
+
+
+WORDS = st.lists(st.sampled_from("abcde"), min_size=1, max_size=5).map(" ".join)
+RATED = st.dictionaries(
+    st.text("xyz", min_size=1, max_size=4),
+    st.tuples(st.none() | st.sampled_from([1.0, 4.0, 4.5, 5.0]), WORDS, st.sampled_from(["", "a.org", "b.org"])),
+    max_size=25,
+)
+COMPARING = st.builds(
+    SelectRecipe,
+    threshold=st.none() | st.just(4.0),
+    sample=st.just(1000),
+    near_duplicate_jaccard=st.none() | st.sampled_from([0.5, 0.8, 1.0]),
+    max_per_cluster=st.integers(1, 2),
+    max_per_host=st.none() | st.integers(1, 3),
+)
+
+
+def chosen(rows: Mapping[str, tuple[float | None, str, str]], rule: SelectRecipe) -> dict[str, str | None]:
+    scores, instructions, urls = ({i: row[at] for i, row in rows.items()} for at in range(3))
+    return select(scores, rule, instructions, {i: f"https://{url}/{i}" if url else "" for i, url in urls.items()})  # type: ignore[arg-type]
+
+
+@given(RATED, COMPARING, st.none() | st.integers(1, 10), st.randoms())
+def test_who_falls_falls_for_better_ones_that_stay_whatever_the_order_of_the_rows(
+    rows: dict[str, tuple[float | None, str, str]], rule: SelectRecipe, top_k: int | None, rng: Random
+) -> None:
+    if rule.threshold is None and top_k:
+        rule = rule.model_copy(update={"top_k": top_k})
+    fates = chosen(rows, rule)
+    shuffled = list(rows.items())
+    rng.shuffle(shuffled)
+    assert chosen(dict(shuffled), rule) == fates
+    rank = {i: (row[0] is None, -(row[0] or 0), i) for i, row in rows.items()}
+    stay = [i for i, fate in fates.items() if fate is None]
+
+    def alike(left: str, right: str) -> bool:
+        one, other = set(rows[left][1].split()), set(rows[right][1].split())
+        return len(one & other) / len(one | other) >= (rule.near_duplicate_jaccard or 2)
+
+    for i, fate in fates.items():
+        better = [j for j in stay if rank[j] < rank[i]]
+        like, neighbours = [j for j in better if alike(i, j)], [j for j in better if rows[j][2] == rows[i][2] != ""]
+        if fate == "near_duplicate":
+            assert like
+        elif fate == "over_host_cap":
+            assert len(neighbours) == rule.max_per_host
+        elif fate == "not_in_top_k":
+            assert len(better) == rule.top_k
+        elif fate is None:
+            assert rule.max_per_host is None or len(neighbours) < rule.max_per_host
+            assert rule.max_per_cluster > 1 or not like
+        else:
+            assert fate == ("unrated" if rows[i][0] is None else "below_threshold")
+
+
+ALIKE = {
+    "a": (4.5, "How do I bake bread?", "www.a.org"),
+    "b": (5.0, "how do i bake a bread", "a.org"),
+    "c": (4.0, "How do I bake a bread?!", "b.org"),
+    "d": (4.6, "What is a weir?", "A.org:8080"),
+    "e": (4.5, "Name a river.", "a.org"),
+    "f": (None, "How do I bake bread?", "a.org"),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"threshold": 4}, {"f": "unrated"}),
+        (
+            {"threshold": 4, "near_duplicate_jaccard": 0.8},
+            {"a": "near_duplicate", "c": "near_duplicate", "f": "unrated"},
+        ),
+        (
+            {"threshold": 4, "near_duplicate_jaccard": 0.8, "max_per_cluster": 2},
+            {"c": "near_duplicate", "f": "unrated"},
+        ),
+        ({"threshold": 4, "near_duplicate_jaccard": 1}, {"c": "near_duplicate", "f": "unrated"}),
+        ({"threshold": 4, "max_per_host": 2}, {"a": "over_host_cap", "e": "over_host_cap", "f": "unrated"}),
+        (
+            {"top_k": 3, "threshold": None, "near_duplicate_jaccard": 0.8, "max_per_host": 3},
+            {"a": "near_duplicate", "c": "not_in_top_k", "f": "unrated"},
+        ),
+        (
+            {"threshold": 4.6, "near_duplicate_jaccard": 0.8},
+            {"a": "below_threshold", "c": "below_threshold", "e": "below_threshold", "f": "unrated"},
+        ),
+    ],
+)
+def test_rules_apply_from_the_best_pair_on(changes: dict, expected: dict) -> None:
+    assert chosen(ALIKE, SelectRecipe(**changes)) == dict.fromkeys(ALIKE) | expected
+
+
+def test_a_pair_over_its_hosts_cap_takes_no_other_one_with_it() -> None:
+    rows = {"a": (5.0, "What is a dam?", "x.org"), "b": (4.9, "What is a weir?", "x.org"),
+            "c": (4.8, "what is a weir", "y.org")}  # fmt: skip
+    fates = chosen(rows, SelectRecipe(near_duplicate_jaccard=0.9, max_per_host=1))
+    assert fates == {"a": None, "b": "over_host_cap", "c": None}
+
+
+def test_what_each_rule_dropped_and_left_adds_up() -> None:
+    fates = chosen(ALIKE, SelectRecipe(threshold=4.5, near_duplicate_jaccard=0.8, max_per_host=2, sample=1))
+    assert counts_by_rule(fates) == [
+        {"rule": "unrated", "dropped": 1, "kept": 5},
+        {"rule": "below_threshold", "dropped": 1, "kept": 4},
+        {"rule": "near_duplicate", "dropped": 1, "kept": 3},
+        {"rule": "over_host_cap", "dropped": 1, "kept": 2},
+        {"rule": "not_in_sample", "dropped": 1, "kept": 1},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://www.Example.org/a?b", "example.org"),
+        ("http://blog.example.org:8080/", "blog.example.org"),
+        ("example.org/path", "example.org"),
+        ("http://user:secret@example.org./", "example.org"),
+        ("<http://[broken", ""),
+        ("", ""),
+    ],
+)
+def test_hosts_are_read_off_addresses(url: str, host: str) -> None:
+    assert host_of(url) == host
+
+
+def test_a_rule_that_compares_needs_what_it_compares() -> None:
+    with pytest.raises(KeyError):
+        select({"a": 5.0}, SelectRecipe(max_per_host=1))
+    assert SelectRecipe(near_duplicate_jaccard=0.8, max_per_host=3).words == (
+        "scores >= 4.5, at most 1 of instructions alike by 0.8, at most 3 of a host"
+    )

@@ -1,0 +1,74 @@
+"""Near-duplicate instructions: which earlier text a text resembles, exactly, without comparing all with all.
+
+Two texts resemble each other where the sets of their words (or word n-grams) have a Jaccard similarity of at least the
+threshold. Sets that do must share one of their first few members, in whatever order all sets are sorted, so members are
+sorted rarest first and only those few are looked up (prefix and positional filters: Bayardo et al. 2007, All-Pairs;
+Xiao et al. 2008, PPJoin). No hashing into signatures: a pair of texts is found or not for good, on every machine.
+
+Memory is some 4 bytes per member of a text that leads, and an index entry per looked-up member.
+"""
+
+import re
+import unicodedata
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+
+_WORD = re.compile(r"\w+")
+
+
+def grams(text: str, words: int) -> set[str]:
+    """Return a text's distinct runs of so many words, in NFKC and case folded; a shorter text is one run."""
+    found = _WORD.findall(unicodedata.normalize("NFKC", text).casefold()) or [text.strip()]
+    return {" ".join(found[at : at + words]) for at in range(max(1, len(found) - words + 1))}
+
+
+class Leaders:
+    """The texts that stay, in the order in which they came, and how to find the first that a text resembles.
+
+    Args:
+        texts: all texts that may come, in any order; they are read for how rare their words are.
+        jaccard: similarity from which on two texts resemble each other.
+        words: n of the word n-grams that are compared.
+    """
+
+    def __init__(self, texts: Iterable[str], jaccard: float, words: int) -> None:
+        self.jaccard, self.words = jaccard, words
+        counts = Counter(gram for text in texts for gram in grams(text, words))
+        self._rank = {gram: rank for rank, gram in enumerate(sorted(counts, key=lambda gram: (counts[gram], gram)))}
+        self._members: list[array[int]] = []
+        self._index: dict[int, dict[tuple[int, int], list[int]]] = {}
+
+    def add(self, text: str) -> int:
+        """Let a text lead; returns its number."""
+        members = self._sorted(text)
+        for position in range(self._prefix(len(members))):
+            places = self._index.setdefault(members[position], {})
+            places.setdefault((len(members), position), []).append(len(self._members))
+        self._members.append(members)
+        return len(self._members) - 1
+
+    def first_like(self, text: str) -> int | None:
+        """Return the number of the first leader that a text resembles, None if there is none."""
+        members = self._sorted(text)
+        size = len(members)
+        near: set[int] = set()
+        for position in range(self._prefix(size)):
+            for (other, place), leaders in self._index.get(members[position], {}).items():
+                most = min(size - position, other - place)  # members in common, if these are the first
+                if most / (size + other - most) >= self.jaccard:
+                    near.update(leaders)
+        own = set(members)
+        return next((leader for leader in sorted(near) if self._resembles(own, self._members[leader])), None)
+
+    def _resembles(self, own: set[int], other: "array[int]") -> bool:
+        common = sum(map(own.__contains__, other))
+        return common / (len(own) + len(other) - common) >= self.jaccard
+
+    def _sorted(self, text: str) -> "array[int]":
+        return array("I", sorted(self._rank[gram] for gram in grams(text, self.words)))
+
+    def _prefix(self, size: int) -> int:
+        """Return how many first members to look up: a set that resembles one of this size misses fewer of them."""
+        fewest = next(common for common in range(size + 1) if common / size >= self.jaccard)
+        return size - fewest + 1

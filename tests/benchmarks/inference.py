@@ -201,7 +201,9 @@ def stage(rounds: int, cpus: int) -> None:
             stage_s = staged(corpus, PREDICT, alone)
             shares.append(direct_s / stage_s)
             one_s, two_s = (
-                staged(sleepy, sleep, PoolPlacement(replicas=n, batch_rows=8, rows_per_shard=40, cpus_per_replica=0.5))
+                staged(
+                    sleepy, sleep, PoolPlacement(min_replicas=n, batch_rows=8, rows_per_shard=40, cpus_per_replica=0.5)
+                )
                 for n in (1, 2)
             )
             doubled.append(one_s / two_s)

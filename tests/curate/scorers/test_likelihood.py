@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[Engine]:
-    running = TransformersEngine().build(str(folder), Resources())
+    running = TransformersEngine(dtype="float32").build(str(folder), Resources())
     yield running
     running.close()
 

@@ -6,18 +6,17 @@ of tokens. Given up: a finished row keeps its place until its batch ends.
 """
 
 from collections.abc import Sequence
-from itertools import takewhile
 from typing import Any, Literal
 
 from pydantic import Field
 
 from humpback_ray import storage
 from humpback_ray.config import Config
-from humpback_ray.engines.base import Completion, Engine, Request
+from humpback_ray.engines.base import Completion, Engine
 from humpback_ray.engines.batching import BatchedEngine, Job
 from humpback_ray.engines.sampling import RowLimits, RowSampler
+from humpback_ray.engines.tokens import Reader, Reading
 from humpback_ray.placement import Resources
-from humpback_ray.prompts.chat import encode, encode_prompt
 
 
 class TransformersEngine(Config):
@@ -54,11 +53,12 @@ class Model:
     """A causal language model with its tokenizer: tokenises jobs and runs batches of them."""
 
     def __init__(self, model: Any, tokenizer: Any, max_context_tokens: int | None, batch_rows: int) -> None:
-        self.model, self.tokenizer, self.batch_rows = model, tokenizer, batch_rows
+        self.model, self.batch_rows = model, batch_rows
         own = getattr(model.config, "max_position_embeddings", None)
-        self.context_tokens = min(limit for limit in (own, max_context_tokens, 1 << 30) if limit)
-        self.end_ids = _end_ids(model, tokenizer)
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else [*self.end_ids, 0][0]
+        context_tokens = min(limit for limit in (own, max_context_tokens, 1 << 30) if limit)
+        self.reader = Reader(tokenizer, model.generation_config.eos_token_id, context_tokens)
+        ends = self.reader.end_ids
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else [*ends, 0][0]
         self._forget_checkpoint_sampling()
 
     def _forget_checkpoint_sampling(self) -> None:
@@ -66,45 +66,20 @@ class Model:
         from transformers import GenerationConfig
 
         self.model.generation_config = GenerationConfig(
-            do_sample=False, eos_token_id=self.end_ids or None, pad_token_id=self.pad_id
+            do_sample=False, eos_token_id=self.reader.end_ids or None, pad_token_id=self.pad_id
         )
 
     def accept(self, job: Job) -> Completion | None:
-        """Tokenise a job; answer it at once where it does not fit the context or asks for no token."""
-        request = job.request
-        head = encode_prompt(self.tokenizer, request.prompt)
-        job.ids = [*head, *encode(self.tokenizer, request.reply_prefix)] or self._first_ids()
-        prompt_tokens = len(job.ids)
-        if request.continuations:
-            job.ids, job.tails = self._split_continuations(head or self._first_ids(), request)
-        longest = max(map(len, job.tails)) if job.tails else request.max_new_tokens
-        if len(job.ids) + longest > self.context_tokens:
-            return Completion("", prompt_tokens, 0, "context")
-        if longest == 0:
-            return Completion("", prompt_tokens, 0, "length")
+        """Tokenise a job; answer it at once where no model is needed for that."""
+        reading = self.reader.read(job.request)
+        if isinstance(reading, Completion):
+            return reading
+        job.ids, job.tails = reading
         return None
 
     def complete(self, batch: Sequence[Job]) -> list[Completion]:
         """Run a batch, all to generate or all to score."""
         return self._score(batch) if batch[0].tails else self._generate(batch)
-
-    def _first_ids(self) -> list[int]:
-        """Return what an empty prompt is read as: a model needs one token to start from."""
-        return [next(i for i in (self.tokenizer.bos_token_id, *self.end_ids, 0) if i is not None)]
-
-    def _split_continuations(self, head: list[int], request: Request) -> tuple[list[int], list[list[int]]]:
-        """Tokenise the reply's prefix joined with each continuation, since a tokenizer's splits depend on neighbours.
-
-        Returns:
-            What all of them, and the prefix alone, begin with; and what is left of each, to be scored after it.
-        """
-        prefix = encode(self.tokenizer, request.reply_prefix)
-        replies = [encode(self.tokenizer, request.reply_prefix + text) for text in request.continuations]
-        shared = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(prefix, *replies, strict=False)))
-        tails = [reply[shared:] for reply in replies]
-        if not all(tails):
-            raise ValueError(f"a continuation adds no token to its prefix: {request.continuations}")
-        return [*head, *prefix[:shared]], tails
 
     def _generate(self, batch: Sequence[Job]) -> list[Completion]:
         import torch
@@ -120,15 +95,8 @@ class Model:
                 logits_processor=[RowSampler(requests, device)],
                 stopping_criteria=[RowLimits(requests, width, device)],
             )
-        return [self._read(job, row) for job, row in zip(batch, out_BT[:, width:].tolist(), strict=True)]
-
-    def _read(self, job: Job, written: list[int]) -> Completion:
-        """Cut a row of the batch where it ended: before its end token, or at its own limit."""
-        written = written[: job.request.max_new_tokens]
-        said = list(takewhile(lambda token: token not in self.end_ids, written))
-        finished = len(said) < len(written)
-        text = self.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Completion(text, len(job.ids), len(said) + finished, "stop" if finished else "length")
+        written = zip(batch, out_BT[:, width:].tolist(), strict=True)
+        return [self.reader.reply(len(job.ids), row, job.request.max_new_tokens) for job, row in written]
 
     def _score(self, batch: Sequence[Job]) -> list[Completion]:
         """Sum log p of every tail's tokens; tails that differ in their last token alone share one forward pass."""
@@ -144,8 +112,7 @@ class Model:
             for tail in job.tails:
                 logprobs_TV = scored[(*job.ids, *tail[:-1])][keep - len(tail) :]
                 sums.append(sum(logprobs_TV[place, token].item() for place, token in enumerate(tail)))
-            lengths = tuple(map(len, job.tails))
-            completions.append(Completion("", len(job.ids), 0, "scored", tuple(sums), lengths))
+            completions.append(Reader.scored(Reading(job.ids, job.tails), sums))
         return completions
 
     def _last_logprobs(self, rows: Sequence[Sequence[int]], keep: int) -> Any:
@@ -166,10 +133,3 @@ class Model:
         ids = [[self.pad_id] * (width - len(row)) + list(row) for row in rows]
         mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
         return torch.tensor(ids, device=self.model.device), torch.tensor(mask, device=self.model.device)
-
-
-def _end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Return the tokens that end a reply: the tokenizer's, and those that the checkpoint names besides."""
-    named = model.generation_config.eos_token_id
-    every = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
-    return sorted({token for token in every if token is not None})

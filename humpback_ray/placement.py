@@ -1,10 +1,11 @@
 """Where work runs: replicas, CPUs, GPUs, workers. Never hashed; the only module that spells actors and GPUs."""
 
+import math
 import random
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
 
@@ -16,6 +17,19 @@ class Resources:
     cpus: float = 1
     gpus: float = 0
     batch_rows: int = 32
+    pipeline_parallel: int = 1
+    memory_share: float = 0.9
+    cache_bytes: int | None = None
+
+    @property
+    def tensor_parallel(self) -> int:
+        """Over how many GPUs each layer is split."""
+        return max(1, int(self.gpus)) // self.pipeline_parallel
+
+    @property
+    def gpu_memory_share(self) -> float:
+        """Of each of its GPUs' memory, what an engine may take; of a part of a GPU, that part's."""
+        return self.memory_share * min(1, self.gpus)
 
 
 class PoolPlacement(Config):
@@ -29,6 +43,17 @@ class PoolPlacement(Config):
 
     cpus_per_replica: float = Field(default=1, gt=0)
     gpus_per_replica: float = Field(default=0, ge=0)
+    """GPUs of one node that one actor gets, all or none; over several, an engine splits its model."""
+
+    pipeline_parallel: int = Field(default=1, ge=1)
+    """Parts of consecutive layers that vLLM cuts the model into, for GPUs without a fast link; it splits each layer of
+    a part over gpus_per_replica / pipeline_parallel GPUs (tensor parallelism)."""
+
+    memory_share: float = Field(default=0.9, gt=0, le=1)
+    """Of the memory of its GPUs, or of its part of a GPU, what vLLM takes for weights, keys and values."""
+
+    cache_bytes: int | None = Field(default=None, gt=0)
+    """Memory for keys and values of one vLLM replica, per GPU; None: what `memory_share` leaves, on a CPU 2 GiB."""
 
     accelerator_type: str | None = None
     """Ray's name of the GPU to ask for, such as "H100"; None: any."""
@@ -63,6 +88,18 @@ class PoolPlacement(Config):
     """Once all open shards are with actors, one that takes this many times as long as the median says, and a tenth of
     `limit_floor_s`, is started once more elsewhere; the first commit wins. None: off."""
 
+    @model_validator(mode="after")
+    def _gpus_are_shared_out(self) -> Self:
+        gpus, parts = self.gpus_per_replica, self.pipeline_parallel
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_replica is {gpus:g}; more than one GPU means whole ones: {math.ceil(gpus)}")
+        if parts > 1 and (gpus < parts or gpus % parts):
+            raise ValueError(
+                f"gpus_per_replica is {gpus:g} and pipeline_parallel {parts}, so the parts cannot have equally many "
+                f"GPUs; set gpus_per_replica to a multiple of {parts} or pipeline_parallel to 1"
+            )
+        return self
+
     def needs(self) -> dict[str, float]:
         """Return what must be there at once: the pool at its start."""
         return {"CPU": self.replicas * self.cpus_per_replica, "GPU": self.replicas * self.gpus_per_replica}
@@ -70,7 +107,10 @@ class PoolPlacement(Config):
     @property
     def resources(self) -> Resources:
         """What one actor of the pool gets."""
-        return Resources(self.cpus_per_replica, self.gpus_per_replica, self.batch_rows)
+        return Resources(
+            self.cpus_per_replica, self.gpus_per_replica, self.batch_rows, self.pipeline_parallel, self.memory_share,
+            self.cache_bytes,
+        )  # fmt: skip
 
     @property
     def most_shards_held(self) -> int:

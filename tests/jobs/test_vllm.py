@@ -36,17 +36,19 @@ pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow, pytest.mark.t
 
 
 class Together(Predictor):
-    """The stage's own worker; the first actors start work when both are there, and leave time to kill one."""
+    """The stage's own worker; the first actors start work when both are there, and end none while they are held."""
 
     def __init__(self, folder: str, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self.hold = Path(f"{folder}-hold")
         (Path(folder) / str(os.getpid())).touch()
         while len(list(Path(folder).iterdir())) < POOL.replicas:
             time.sleep(0.1)
 
     async def __call__(self, segments: pa.Table) -> pa.Table:
         made = await super().__call__(segments)
-        await asyncio.sleep(0.5)
+        while self.hold.exists():
+            await asyncio.sleep(0.1)
         return made
 
 
@@ -115,13 +117,19 @@ def test_ratings_are_those_of_transformers(root: Path, candidates: Manifest, mod
 def test_the_death_of_an_engine_and_of_an_actor_change_no_fate(root: Path, corpus: Manifest, model: Model) -> None:
     stage, killed = root / "killed", []
 
+    (root / "killed-actors-hold").touch()
+
     def kill() -> None:
-        prepared.wait_for_commits(stage, 1)
+        deadline = time.monotonic() + 500
+        while len({attempt["pid"] for attempt in prepared.attempts(stage)}) < POOL.replicas:
+            assert time.monotonic() < deadline, "no two actors at work"
+            time.sleep(0.1)
         first, second = (psutil.Process(int(path.name)) for path in (root / "killed-actors").iterdir())
         engines = {actor: engine_processes(actor.pid) for actor in (first, second)}
         killed.extend([first, second, *engines[first], *engines[second]])
         for process in [*engines[first], second]:
             process.kill()
+        (root / "killed-actors-hold").unlink()
 
     killer = threading.Thread(target=kill)
     killer.start()

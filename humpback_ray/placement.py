@@ -17,6 +17,19 @@ class Resources:
     gpus: float = 0
     batch_rows: int = 32
     batch_tokens: int = 1 << 16
+    pipeline_parallel: int = 1
+    memory_share: float = 0.9
+    cache_bytes: int | None = None
+
+    @property
+    def tensor_parallel(self) -> int:
+        """Over how many GPUs each layer is split."""
+        return max(1, int(self.gpus)) // self.pipeline_parallel
+
+    @property
+    def gpu_memory_share(self) -> float:
+        """Of each of its GPUs' memory, what an engine may take; of a part of a GPU, that part's."""
+        return self.memory_share * min(1, self.gpus)
 
 
 Labels = dict[
@@ -38,7 +51,18 @@ class PoolPlacement(Config):
 
     cpus_per_replica: float = Field(default=1, gt=0)
     gpus_per_replica: float = Field(default=0, ge=0)
-    """A part of a GPU (0.5: two actors share one), or whole ones."""
+    """GPUs of one node that one actor gets: a part of one (0.5: two actors share it), or whole ones, over which an
+    engine splits its model."""
+
+    pipeline_parallel: int = Field(default=1, ge=1)
+    """Parts of consecutive layers that vLLM cuts the model into, for GPUs without a fast link; it splits each layer of
+    a part over gpus_per_replica / pipeline_parallel GPUs (tensor parallelism)."""
+
+    memory_share: float = Field(default=0.9, gt=0, le=1)
+    """Of the memory of its GPUs, or of its part of a GPU, what vLLM takes for weights, keys and values."""
+
+    cache_bytes: int | None = Field(default=None, gt=0)
+    """Memory for keys and values of one vLLM replica, per GPU; None: what `memory_share` leaves, on a CPU 2 GiB."""
 
     accelerator_type: str | None = None
     """Ray's name of the GPU to ask for, such as "H100"; None: any."""
@@ -81,15 +105,21 @@ class PoolPlacement(Config):
 
     @model_validator(mode="after")
     def _can_be_had(self) -> Self:
+        gpus, parts = self.gpus_per_replica, self.pipeline_parallel
         if self.max_replicas is not None and self.max_replicas < self.min_replicas:
             raise ValueError(
                 f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}; raise the one or "
                 "lower the other"
             )
-        if self.gpus_per_replica > 1 and not self.gpus_per_replica.is_integer():
+        if gpus > 1 and gpus != int(gpus):
             raise ValueError(
-                f"gpus_per_replica is {self.gpus_per_replica:g}, but actors share one GPU (say 0.5) or have whole "
-                f"ones; set it to {int(self.gpus_per_replica)} or {int(self.gpus_per_replica) + 1}"
+                f"gpus_per_replica is {gpus:g}, but actors share one GPU (say 0.5) or have whole ones; set it to "
+                f"{int(gpus)} or {int(gpus) + 1}"
+            )
+        if parts > 1 and (gpus < parts or gpus % parts):
+            raise ValueError(
+                f"gpus_per_replica is {gpus:g} and pipeline_parallel {parts}, so the parts cannot have equally many "
+                f"GPUs; set gpus_per_replica to a multiple of {parts} or pipeline_parallel to 1"
             )
         return self
 
@@ -105,7 +135,10 @@ class PoolPlacement(Config):
     @property
     def resources(self) -> Resources:
         """What one actor of the pool gets."""
-        return Resources(self.cpus_per_replica, self.gpus_per_replica, self.batch_rows, self.batch_tokens)
+        return Resources(
+            self.cpus_per_replica, self.gpus_per_replica, self.batch_rows, self.batch_tokens, self.pipeline_parallel,
+            self.memory_share, self.cache_bytes,
+        )  # fmt: skip
 
     @property
     def most_shards_held(self) -> int:

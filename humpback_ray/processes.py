@@ -20,6 +20,10 @@ class NodeLost(RuntimeError):
     """The node is gone, or does not answer."""
 
 
+class Dead(RuntimeError):
+    """What this process works with has died (its engine), so it can do no more work and should end."""
+
+
 def end(node_id: str, pid: int, started: float) -> None:
     """Ask a worker process where it hangs (faulthandler writes that to its standard error), then kill it.
 

@@ -193,4 +193,7 @@ def test_without_a_model_there_is_no_such_stage(tmp_path: Path) -> None:
     plain = load(RunConfig, demo, [f"root={tmp_path}"])
     assert not any("rewritten" in name for name in plain.stage_names())
     with_model = load(RunConfig, demo, [f"root={tmp_path}", "rewrite.model=somewhere"])
-    assert [name for name in with_model.stage_names() if "rewritten" in name] == ["round-1/rewritten", "round-2/rewritten"]
+    assert [name for name in with_model.stage_names() if "rewritten" in name] == [
+        "round-1/rewritten",
+        "round-2/rewritten",
+    ]

@@ -4,6 +4,8 @@ import contextlib
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -73,6 +75,27 @@ def test_a_directory_travels_there_and_back(root: str, tmp_path: Path) -> None:
     back = storage.local_directory(storage.join(root, "there"))
     assert (back / "deep/weights").read_bytes() == b"\0" * 1000
     assert entries[1].sha256 == storage.sha256_of(storage.join(root, "there/deep/weights"))
+
+
+@pytest.mark.s3
+def test_of_the_processes_of_a_node_that_need_a_model_at_once_one_fetches_it(s3_bucket: str) -> None:
+    root = storage.join(s3_bucket, uuid.uuid4().hex)
+    for name in ("config.json", "weights"):
+        storage.write_bytes(storage.join(root, name), os.urandom(1 << 20))
+    code = (
+        "import sys; from humpback_ray import storage; sys.stdin.read(1)\n"
+        "print(storage.local_directory(sys.argv[1]), storage.requests()['GetObject'])"
+    )
+    command, pipe = [sys.executable, "-c", code, root], subprocess.PIPE
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("!")
+        process.stdin.flush()
+    said = [process.communicate(timeout=60)[0].split() for process in processes]
+    assert len({path for path, _ in said}) == 1
+    assert sorted(int(count) for _, count in said) == [0, 0, 2]
+    assert (Path(said[0][0]) / "weights").read_bytes() == storage.read_bytes(storage.join(root, "weights"))
 
 
 def test_a_root_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:

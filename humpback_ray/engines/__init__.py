@@ -1,4 +1,4 @@
-"""Who generates text: a closed union on `kind`. vLLM joins it through the same protocol (`base.py`)."""
+"""Who generates text: a closed union on `kind`, behind one protocol (`base.py`)."""
 
 from typing import Annotated
 
@@ -7,7 +7,10 @@ from pydantic import Field
 from humpback_ray.engines.base import Completion, Engine, Request, generate_all
 from humpback_ray.engines.echo import EchoEngine
 from humpback_ray.engines.transformers import TransformersEngine
+from humpback_ray.engines.vllm import VllmEngine
 
-EngineConfig = Annotated[TransformersEngine | EchoEngine, Field(discriminator="kind")]
+EngineConfig = Annotated[TransformersEngine | VllmEngine | EchoEngine, Field(discriminator="kind")]
 
-__all__ = ["Completion", "EchoEngine", "Engine", "EngineConfig", "Request", "TransformersEngine", "generate_all"]
+__all__ = [
+    "Completion", "EchoEngine", "Engine", "EngineConfig", "Request", "TransformersEngine", "VllmEngine", "generate_all",
+]  # fmt: skip

@@ -48,7 +48,12 @@ class Engine(Protocol):
     """A loaded model. `generate` may be awaited many times at once."""
 
     async def generate(self, request: Request) -> Completion:
-        """Complete or score one request; raises only if the engine itself is broken."""
+        """Complete or score one request.
+
+        Raises:
+            processes.Dead: the engine itself has died, and will answer nothing any more; any other exception concerns
+                this request alone.
+        """
         ...
 
     def close(self) -> None:

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
 from typing import Any, Literal
 
 from pydantic import Field
@@ -17,11 +16,11 @@ from pydantic import Field
 from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.engines.attention import share_heads
-from humpback_ray.engines.base import Completion, Engine, Request
+from humpback_ray.engines.base import Completion, Engine
 from humpback_ray.engines.batching import BatchedEngine, Ended, Job, OutOfMemory
 from humpback_ray.engines.decoding import Decoder, Row
+from humpback_ray.engines.tokens import Reader, Reading
 from humpback_ray.placement import Resources
-from humpback_ray.prompts.chat import encode, encode_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -84,45 +83,21 @@ class Model:
     """A model with its tokenizer, as the queue's thread uses it: texts to tokens, tokens to completions."""
 
     def __init__(self, model: Any, tokenizer: Any, max_context_tokens: int | None, resources: Resources) -> None:
-        self.tokenizer, self.most_rows = tokenizer, resources.batch_rows
+        self.most_rows = resources.batch_rows
         own = getattr(model.config, "max_position_embeddings", None)
-        self.context_tokens = min(limit for limit in (own, max_context_tokens, 1 << 30) if limit)
-        self.end_ids = _end_ids(model, tokenizer)
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else [*self.end_ids, 0][0]
-        self.decoder = Decoder(model, self.end_ids, pad_id, resources.batch_rows, resources.batch_tokens)
+        context_tokens = min(limit for limit in (own, max_context_tokens, 1 << 30) if limit)
+        self.reader = Reader(tokenizer, model.generation_config.eos_token_id, context_tokens)
+        ends = self.reader.end_ids
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else [*ends, 0][0]
+        self.decoder = Decoder(model, ends, pad_id, resources.batch_rows, resources.batch_tokens)
 
     def accept(self, job: Job) -> Completion | None:
-        """Tokenise a job; answer it at once where it does not fit the context or asks for no token."""
-        request = job.request
-        head = encode_prompt(self.tokenizer, request.prompt)
-        job.ids = [*head, *encode(self.tokenizer, request.reply_prefix)] or self._first_ids()
-        prompt_tokens = len(job.ids)
-        if request.continuations:
-            job.ids, job.tails = self._split_continuations(head or self._first_ids(), request)
-        longest = max(map(len, job.tails)) if job.tails else request.max_new_tokens
-        if len(job.ids) + longest > self.context_tokens:
-            return Completion("", prompt_tokens, 0, "context")
-        if longest == 0:
-            return Completion("", prompt_tokens, 0, "length")
+        """Tokenise a job; answer it at once where no model is needed for that."""
+        reading = self.reader.read(job.request)
+        if isinstance(reading, Completion):
+            return reading
+        job.ids, job.tails = reading
         return None
-
-    def _first_ids(self) -> list[int]:
-        """Return what an empty prompt is read as: a model needs one token to start from."""
-        return [next(i for i in (self.tokenizer.bos_token_id, *self.end_ids, 0) if i is not None)]
-
-    def _split_continuations(self, head: list[int], request: Request) -> tuple[list[int], list[list[int]]]:
-        """Tokenise the reply's prefix joined with each continuation, since a tokenizer's splits depend on neighbours.
-
-        Returns:
-            What all of them, and the prefix alone, begin with; and what is left of each, to be scored after it.
-        """
-        prefix = encode(self.tokenizer, request.reply_prefix)
-        replies = [encode(self.tokenizer, request.reply_prefix + text) for text in request.continuations]
-        shared = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(prefix, *replies, strict=False)))
-        tails = [reply[shared:] for reply in replies]
-        if not all(tails):
-            raise ValueError(f"a continuation adds no token to its prefix: {request.continuations}")
-        return [*head, *prefix[:shared]], tails
 
     def busy(self) -> bool:
         """Tell whether replies are being written."""
@@ -135,26 +110,19 @@ class Model:
     def start(self, jobs: Sequence[Job]) -> Ended:
         """Score jobs, or read their prompts and write their first tokens."""
         with _inference():
-            return self._score(jobs) if jobs[0].tails else self._read(self.decoder.join(jobs))
+            return self._score(jobs) if jobs[0].tails else self._replies(self.decoder.join(jobs))
 
     def step(self) -> Ended:
         """Write one token of every reply."""
         with _inference():
-            return self._read(self.decoder.step())
+            return self._replies(self.decoder.step())
 
     def give_up(self, out_of_memory: bool) -> list[Job]:
         """Drop what is being written and return it; where memory ran out, hold less from now on."""
         return self.decoder.shrink() if out_of_memory else self.decoder.give_up()
 
-    def _read(self, rows: Sequence[Row]) -> Ended:
-        return [(row.job, self._completion(row)) for row in rows]
-
-    def _completion(self, row: Row) -> Completion:
-        """Cut what was written before its end token."""
-        said = list(takewhile(lambda token: token not in self.end_ids, row.written))
-        text = self.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        finished = len(said) < len(row.written)
-        return Completion(text, len(row.job.ids), len(row.written), "stop" if finished else "length")
+    def _replies(self, rows: Sequence[Row]) -> Ended:
+        return [(row.job, self.reader.reply(len(row.job.ids), row.written)) for row in rows]
 
     def _score(self, jobs: Sequence[Job]) -> Ended:
         """Sum log p of every tail's tokens; tails that differ in their last token alone share one sequence."""
@@ -167,7 +135,7 @@ class Model:
         ended = []
         for job in jobs:
             sums = [sum(next(found[(*job.ids, *tail[:-1])]) for _ in tail) for tail in job.tails]
-            ended.append((job, Completion("", len(job.ids), 0, "scored", tuple(sums), tuple(map(len, job.tails)))))
+            ended.append((job, Reader.scored(Reading(job.ids, job.tails), sums)))
         return ended
 
 
@@ -183,10 +151,3 @@ def _inference() -> Iterator[None]:
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                 raise OutOfMemory(str(error)) from None
             raise
-
-
-def _end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Return the tokens that end a reply: the tokenizer's, and those that the checkpoint names besides."""
-    named = model.generation_config.eos_token_id
-    every = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
-    return sorted({token for token in every if token is not None})

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from humpback_ray.engines import Completion, EchoEngine, Engine, Request, TransformersEngine, generate_all
+from humpback_ray.engines import (
+    Completion,
+    EchoEngine,
+    Engine,
+    Request,
+    TransformersEngine,
+    VllmEngine,
+    generate_all,
+)  # fmt: skip
 from humpback_ray.placement import Resources
 from tests.engines.tiny import save_model
 
@@ -18,7 +26,9 @@ ENGINES = {
     "echo": EchoEngine(max_context_tokens=CONTEXT_TOKENS),
     "transformers": TransformersEngine(dtype="float32"),
     "transformers, bf16": TransformersEngine(dtype="bfloat16"),
+    "vllm": VllmEngine(dtype="float32", eager=True),
 }
+NEEDS = {"vllm": pytest.mark.vllm}
 
 Run = Callable[..., list[Completion]]
 
@@ -28,9 +38,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"), context_tokens=CONTEXT_TOKENS)
 
 
-@pytest.fixture(scope="module", params=list(ENGINES))
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=NEEDS.get(name, ())) for name in ENGINES])
 def engine(request: pytest.FixtureRequest, model: Path) -> Iterator[Engine]:
-    engine = ENGINES[request.param].build(str(model), Resources(cpus=1, batch_rows=4))
+    engine = ENGINES[request.param].build(str(model), Resources(cpus=1, batch_rows=4, cache_bytes=64 << 20))
     yield engine
     engine.close()
 

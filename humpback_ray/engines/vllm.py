@@ -1,0 +1,218 @@
+"""vLLM as an engine: its asynchronous engine, driven by us, in a thread of its own beside whoever asks.
+
+Requests of all shards in flight go to vLLM as they come; it batches them anew for every token and computes what
+prompts begin with in common once (prefix caching). We tokenise, so that text that spells a special token stays plain
+text, answer what does not fit the context, and read token ids back: vLLM itself has no tokenizer here.
+
+Continuations of a few tokens cost one prefill, whatever their number: vLLM is asked for the log-probabilities of the
+listed next tokens, and finds the prompt in its cache where a second place is asked about. Long ones are read off a pass
+over prompt and continuation, for which vLLM cannot use that cache.
+
+An engine that has died (`processes.Dead`) takes its actor with it; the engine of an actor that is killed is ended by
+Ray, as all of its process group. Given up: a replica spans GPUs of one node, not of several.
+"""
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import Field
+
+from humpback_ray import storage
+from humpback_ray.config import Config
+from humpback_ray.engines.base import Completion, Engine, Request
+from humpback_ray.engines.tokens import Reader, Reading
+from humpback_ray.placement import Resources
+from humpback_ray.processes import Dead
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import AsyncEngineArgs  # pyright: ignore[reportMissingImports]
+
+T = TypeVar("T")
+
+_SHORT_TOKENS = 4
+"""Continuations of up to so many tokens are scored place by place, each place a request that the cache serves."""
+_MOST_ASKED = 128
+"""Tokens whose log-probabilities one request may ask for: vLLM's own limit."""
+_CPU_CACHE_BYTES = 2 << 30
+
+
+class VllmEngine(Config):
+    """vLLM; needs the extra `vllm` and a GPU, or vLLM's build for CPUs."""
+
+    kind: Literal["vllm"] = "vllm"
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of weights and arithmetic; "auto": the checkpoint's, or 16 bits for one that was saved in 32."""
+
+    quantization: str | None = None
+    """vLLM's name of a method that packs the weights while they are loaded, such as "fp8"; None: as the checkpoint
+    says."""
+
+    max_context_tokens: int | None = Field(default=None, ge=2)
+    """Prompt and reply that fit, in tokens; None: what the model's configuration says. Fewer leave the cache room for
+    more requests at once."""
+
+    eager: bool = False
+    """Run without compiling and without CUDA graphs: starts sooner, runs slower. Here and not in the placement, since
+    compiled arithmetic rounds otherwise."""
+
+    def build(self, model_uri: str, resources: Resources) -> Engine:
+        """Load the model (safetensors only, no code of its own) and start the engine's processes."""
+        from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig
+        from vllm.engine.arg_utils import AsyncEngineArgs  # pyright: ignore[reportMissingImports]
+
+        path = storage.local_directory(model_uri)
+        parallel = resources.tensor_parallel * resources.pipeline_parallel
+        arguments = AsyncEngineArgs(
+            model=str(path),
+            dtype=self.dtype,
+            quantization=self.quantization,
+            max_model_len=self.max_context_tokens,
+            enforce_eager=self.eager,
+            tensor_parallel_size=resources.tensor_parallel,
+            pipeline_parallel_size=resources.pipeline_parallel,
+            distributed_executor_backend="mp" if parallel > 1 else None,  # in an actor it would be Ray's
+            gpu_memory_utilization=resources.gpu_memory_share or 0.9,
+            kv_cache_memory_bytes=resources.cache_bytes or (None if resources.gpus else _CPU_CACHE_BYTES),
+            enable_prefix_caching=True,
+            # A seeded request whose prompt is read in two steps ends vLLM 0.32 on a CPU: its generators have no offset.
+            enable_chunked_prefill=bool(resources.gpus),
+            skip_tokenizer_init=True,
+            load_format="safetensors",
+            generation_config="vllm",  # a request says all that there is to say, not the checkpoint
+            disable_log_stats=True,
+        )
+        try:
+            ends = GenerationConfig.from_pretrained(path).eos_token_id
+        except OSError:  # it has no file of that name
+            ends = PretrainedConfig.get_config_dict(path)[0].get("eos_token_id")
+        return Vllm(arguments, AutoTokenizer.from_pretrained(path), ends)
+
+
+class Vllm:
+    """The running engine."""
+
+    def __init__(self, arguments: "AsyncEngineArgs", tokenizer: Any, ends: int | Sequence[int] | None) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
+        self._thread.start()
+        try:
+            self._llm = self._submit(_start(arguments)).result()
+        except BaseException:
+            self._stop()
+            raise
+        self._reader = Reader(tokenizer, ends, self._llm.model_config.max_model_len)
+        self._names = map(str, itertools.count())
+
+    async def generate(self, request: Request) -> Completion:
+        """Complete or score one request; a caller that gives up ends it in vLLM, too."""
+        reading = self._reader.read(request)
+        if isinstance(reading, Completion):
+            return reading
+        if reading.tails:
+            sums = await asyncio.wrap_future(self._submit(self._score(reading)))
+            return self._reader.scored(reading, sums)
+        written = await asyncio.wrap_future(self._submit(self._write(reading.ids, request)))
+        return self._reader.reply(len(reading.ids), written, request.max_new_tokens)
+
+    def close(self) -> None:
+        """Cancel what is on its way and end the engine's processes."""
+        self._submit(_cancel_tasks()).result()
+        self._llm.shutdown()
+        del self._llm
+        self._stop()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _write(self, ids: Sequence[int], request: Request) -> list[int]:
+        out = await self._ask(
+            ids,
+            max_tokens=request.max_new_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed if request.temperature else None,
+            stop_token_ids=self._reader.end_ids,
+        )
+        return out.outputs[0].token_ids
+
+    async def _score(self, reading: Reading) -> list[float]:
+        """Sum log p of every tail's tokens."""
+        if max(map(len, reading.tails)) > _SHORT_TOKENS:
+            return await asyncio.gather(*(self._score_long(reading.ids, tail) for tail in reading.tails))
+        asked: dict[tuple[int, ...], set[int]] = {}
+        for tail in reading.tails:
+            for place, token in enumerate(tail):
+                asked.setdefault(tuple(tail[:place]), set()).add(token)
+        answers = await asyncio.gather(*(self._next([*reading.ids, *some], sorted(asked[some])) for some in asked))
+        found = dict(zip(asked, answers, strict=True))
+        return [sum(found[tuple(tail[:place])][token] for place, token in enumerate(tail)) for tail in reading.tails]
+
+    async def _score_long(self, ids: Sequence[int], tail: Sequence[int]) -> float:
+        out = await self._ask([*ids, *tail[:-1]], max_tokens=1, prompt_logprobs=0, logprob_token_ids=[tail[-1]])
+        places = [*(out.prompt_logprobs[place] for place in range(len(ids), len(ids) + len(tail) - 1))]
+        places.append(out.outputs[0].logprobs[0])
+        return sum(place[token].logprob for place, token in zip(places, tail, strict=True))
+
+    async def _next(self, ids: Sequence[int], tokens: Sequence[int]) -> dict[int, float]:
+        """Return log p of each of some tokens, coming next."""
+        parts = [tokens[start : start + _MOST_ASKED] for start in range(0, len(tokens), _MOST_ASKED)]
+        outs = await asyncio.gather(*(self._ask(ids, max_tokens=1, logprob_token_ids=list(part)) for part in parts))
+        return {
+            token: out.outputs[0].logprobs[0][token].logprob
+            for part, out in zip(parts, outs, strict=True)
+            for token in part
+        }
+
+    async def _ask(self, ids: Sequence[int], temperature: float = 0.0, **parameters: Any) -> Any:
+        """Run one request of vLLM and return its output.
+
+        Raises:
+            Dead: the engine has died.
+            RuntimeError: vLLM gave the request up.
+        """
+        from vllm.inputs import tokens_input  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind, SamplingParams  # pyright: ignore[reportMissingImports]
+
+        out = None
+        try:
+            sampling = SamplingParams(
+                temperature=temperature,
+                detokenize=False,
+                flat_logprobs=True,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                **parameters,
+            )
+            async for part in self._llm.generate(tokens_input(list(ids)), sampling, next(self._names)):
+                out = part
+        except Exception as error:
+            if self._llm.errored:
+                raise Dead(f"vLLM has died: {error}") from error
+            raise
+        if out is None or out.outputs[0].finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"vLLM gave a request up: {out and out.outputs[0].finish_reason}")
+        return out
+
+
+async def _start(arguments: "AsyncEngineArgs") -> Any:
+    """Start vLLM on the event loop it is to live on."""
+    from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingImports]
+
+    return AsyncLLM.from_engine_args(arguments)
+
+
+async def _cancel_tasks() -> None:
+    """Cancel all tasks of this event loop, and wait for their end."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

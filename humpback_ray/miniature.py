@@ -187,8 +187,12 @@ def run_seed(path: str, overrides: Sequence[str], root: str, seed: int, only: Co
         logger.info("seed %d, arm %s", seed, arm.name)
         sources = {name: arm.instead.get(name, name) for name in stage_names(1) if name not in arm.own}
         reuse = {name: places[source] for name, source in sources.items() if source in places}
-        mine = (f"curate.recipe.rounds={first_round}", *arm.changes, f"root={storage.join(root, arm.name)}")
-        run = Run(load(RunConfig, path, [*seeded, *mine, f"reuse={json.dumps(reuse)}"]))
+        mine = (f"curate.recipe.rounds={first_round}", "curate.recipe.canaries=false", *arm.changes)
+        run = Run(
+            load(
+                RunConfig, path, [*seeded, *mine, f"root={storage.join(root, arm.name)}", f"reuse={json.dumps(reuse)}"]
+            )
+        )
         values |= values_of_arm(arm, measured({manifest.stage: manifest for manifest in pipeline.stages(run)}))
     return values
 

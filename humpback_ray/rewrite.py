@@ -20,7 +20,8 @@ from humpback_ray.instructions import refuses
 from humpback_ray.ledger import Manifest, StageFailed
 from humpback_ray.placement import PoolPlacement, Resources
 from humpback_ray.prompts.chat import ChatRecipe, Tags
-from humpback_ray.prompts.rewriting import REWRITING, answer_of, code_of, fill, missing_placeholders
+from humpback_ray.prompts.marks import code_of, fill, missing_placeholders
+from humpback_ray.prompts.rewriting import REWRITING, answer_of
 from humpback_ray.records import QUARANTINED, REWRITE, seed_of
 from humpback_ray.stage import Model, Place, Stage
 

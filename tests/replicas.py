@@ -1,6 +1,6 @@
 """A pool whose replicas have two GPUs each, on a cluster of two nodes with three made-up ones; see test_placement.py.
 
-python -m tests.replicas FOLDER        writes down which GPUs of which node each replica got
+python -m tests.min_replicas FOLDER        writes down which GPUs of which node each replica got
 """
 
 import json
@@ -16,7 +16,7 @@ from humpback_ray.stage import Stage
 from tests.test_stage import make_source, place
 
 POOL = PoolPlacement(
-    replicas=2, cpus_per_replica=0.5, gpus_per_replica=2, rows_per_shard=2, pipeline_parallel=2, memory_share=0.8
+    min_replicas=2, cpus_per_replica=0.5, gpus_per_replica=2, rows_per_shard=2, pipeline_parallel=2, memory_share=0.8
 )
 
 
@@ -30,7 +30,7 @@ class Replica:
         given = {"node": node, "gpus": ray.get_gpu_ids(), "tensor": resources.tensor_parallel}
         Path(folder, f"{ray.get_runtime_context().get_actor_id()}.json").write_text(json.dumps(given))
         deadline = time.monotonic() + 100
-        while len(list(Path(folder).iterdir())) < POOL.replicas and time.monotonic() < deadline:
+        while len(list(Path(folder).iterdir())) < POOL.min_replicas and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -12,7 +12,7 @@ from humpback_ray.config import ConfigError, load
 from humpback_ray.engines import Completion
 from humpback_ray.ledger import Manifest, StageFailed
 from humpback_ray.prompts.chat import ChatRecipe
-from humpback_ray.prompts.rewriting import code_of
+from humpback_ray.prompts.marks import code_of
 from humpback_ray.records import PAIR, REWRITE
 from humpback_ray.report.funnel import funnel
 from humpback_ray.rewrite import FAILED, RewriteRecipe, covered, rewrite_reasons, rewrite_request, rewritten

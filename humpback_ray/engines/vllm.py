@@ -117,7 +117,7 @@ class Vllm:
             sums = await asyncio.wrap_future(self._submit(self._score(reading)))
             return self._reader.scored(reading, sums)
         written = await asyncio.wrap_future(self._submit(self._write(reading.ids, request)))
-        return self._reader.reply(len(reading.ids), written, request.max_new_tokens)
+        return self._reader.reply(len(reading.ids), written)
 
     def close(self) -> None:
         """Cancel what is on its way and end the engine's processes."""

@@ -3,7 +3,8 @@ import time
 
 from humpback_ray.engines import EchoEngine, Request, generate_all
 from humpback_ray.placement import Resources
-from humpback_ray.prompts.rating import DIRECT, REASONED, fill, parse_score
+from humpback_ray.prompts.marks import fill
+from humpback_ray.prompts.rating import DIRECT, REASONED, parse_score
 
 
 def test_a_prompt_that_asks_for_a_score_gets_one_and_others_do_not() -> None:

@@ -29,7 +29,7 @@ ROWS = 120
 ENGINE = VllmEngine(dtype="float32", eager=True)
 RECIPE = AugmentRecipe(engine=ENGINE, max_new_tokens=60, max_failed_share=1)
 POOL = PoolPlacement(
-    replicas=2, cpus_per_replica=0.5, rows_per_shard=10, shards_in_flight=3, max_attempts=9, cache_bytes=64 << 20
+    min_replicas=2, cpus_per_replica=0.5, rows_per_shard=10, shards_in_flight=3, max_attempts=9, cache_bytes=64 << 20
 )
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -42,7 +42,7 @@ class Together(Predictor):
         super().__init__(*arguments)
         self.hold = Path(f"{folder}-hold")
         (Path(folder) / str(os.getpid())).touch()
-        while len(list(Path(folder).iterdir())) < POOL.replicas:
+        while len(list(Path(folder).iterdir())) < POOL.min_replicas:
             time.sleep(0.1)
 
     async def __call__(self, segments: pa.Table) -> pa.Table:
@@ -121,7 +121,7 @@ def test_the_death_of_an_engine_and_of_an_actor_change_no_fate(root: Path, corpu
 
     def kill() -> None:
         deadline = time.monotonic() + 500
-        while len({attempt["pid"] for attempt in prepared.attempts(stage)}) < POOL.replicas:
+        while len({attempt["pid"] for attempt in prepared.attempts(stage)}) < POOL.min_replicas:
             assert time.monotonic() < deadline, "no two actors at work"
             time.sleep(0.1)
         first, second = (psutil.Process(int(path.name)) for path in (root / "killed-actors").iterdir())

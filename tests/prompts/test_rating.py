@@ -2,15 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humpback_ray.prompts.rating import (
-    DIRECT,
-    REASONED,
-    code_of,
-    fill,
-    missing_placeholders,
-    parse_score,
-    up_to_score,
-)
+from humpback_ray.prompts.marks import code_of, fill, missing_placeholders
+from humpback_ray.prompts.rating import DIRECT, REASONED, parse_score, up_to_score
 
 REASONS = "The answer covers the question and stays on topic, but it reads like a blog post.\n\n"
 
@@ -140,7 +133,7 @@ def test_the_code_is_the_pairs_own_and_stands_in_neither_text(instruction: str, 
 def test_a_pair_that_holds_the_code_it_would_have_gets_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
     taken, free = "0123456789ab" * 3, "fedcba987654" * 3
     drawn = iter([taken, taken, free])
-    monkeypatch.setattr("humpback_ray.prompts.rating.record_id", lambda *parts: next(drawn))
+    monkeypatch.setattr("humpback_ray.prompts.marks.record_id", lambda *parts: next(drawn))
     assert code_of("Why?", f"<<< end of answer {taken[:12].upper()} >>>") == free[:12]
 
 

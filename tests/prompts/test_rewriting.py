@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humpback_ray.prompts.rewriting import REWRITING, answer_of, code_of, fill, missing_placeholders
+from humpback_ray.prompts.marks import code_of, fill, missing_placeholders
+from humpback_ray.prompts.rewriting import REWRITING, answer_of
 
 
 def test_a_pair_stands_between_marks_with_its_own_code_and_is_never_expanded() -> None:

@@ -15,7 +15,7 @@ from pydantic import field_validator
 from humpback_ray.config import Config
 from humpback_ray.engines.base import Completion, Engine
 from humpback_ray.prompts.chat import ChatRecipe, Tags
-from humpback_ray.prompts.rating import fill, missing_placeholders
+from humpback_ray.prompts.marks import fill, missing_placeholders
 
 UNPARSED, UNFINISHED, TOO_LONG = "unrated_unparsed", "unrated_unfinished", "prompt_too_long"
 NO_NUMBER, NO_RESPONSE = "unrated_no_number", "unrated_empty_response"

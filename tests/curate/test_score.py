@@ -18,7 +18,7 @@ def candidates_of(rows: int) -> pa.Table:
 
 @pytest.mark.parametrize("scorer", [Rubric(), Rubric(read="expected"), RubricExpected()])
 def test_every_candidate_leaves_once_with_a_score_or_a_reason(scorer: Rubric | RubricExpected) -> None:
-    recipe = ScoreRecipe(scorer=scorer, engine=EchoEngine(max_context_tokens=800))
+    recipe = ScoreRecipe(scorer=scorer, engine=EchoEngine(max_context_tokens=900))
     candidates = candidates_of(300)
     scores = asyncio.run(Rater(recipe, ChatRecipe(), "", "d1", None, Resources())(candidates))
     assert scores.schema == SCORE

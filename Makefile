@@ -29,10 +29,10 @@ test: .venv/installed
 	touch $@
 
 # Threads bound to no core, for actors share this machine; each engine in one process; nothing compiled, nothing sent.
+ON_CPU := VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 \
+	TORCHDYNAMO_DISABLE=1
 test-vllm: .venv-vllm/installed
-	VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 \
-		TORCHDYNAMO_DISABLE=1 \
-		.venv-vllm/bin/python -m pytest -m vllm
+	$(ON_CPU) .venv-vllm/bin/python -m pytest -m vllm
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -54,8 +54,9 @@ chaos: .venv/installed
 bench-ledger: .venv/installed
 	$(BIN)/python -m tests.benchmarks.ledger
 
-bench-inference: .venv/installed
+bench-inference: .venv/installed .venv-vllm/installed
 	$(BIN)/python -m tests.benchmarks.inference
+	$(ON_CPU) .venv-vllm/bin/python -m tests.benchmarks.inference stage-vllm
 
 clean:
 	rm -rf .venv .venv-vllm out build

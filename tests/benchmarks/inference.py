@@ -1,9 +1,12 @@
 """Prediction and rating, side by side with what one would use instead; prompts and lengths are the demo's segments'.
 
-    make bench-inference          (or: python -m tests.benchmarks.inference engine stage scorers rows)
+    make bench-inference     (or: python -m tests.benchmarks.inference engine stage scorers rows)
+
+`stage-vllm`, which the make target runs last, needs vLLM and so the virtual environment of `make test-vllm`.
 
 engine   rows/s of the transformers engine over those of the loop people write: arrival order, batches of 32 padded on
          the left, `generate` to the longest reply of the batch. Llamas of 3 M and 50 M parameters with random weights.
+         Over those of transformers' continuous batching, too, once: 32 rows of the small one.
 
 stage    end-to-end seconds of a process that builds the same engine and gives it all prompts at once, over those of a
          stage through Ray with one replica (both start, load the model and end); seconds of one replica over those of
@@ -33,7 +36,7 @@ from humpback_ray.augment import AugmentConfig, AugmentRecipe, backward_request,
 from humpback_ray.config import load
 from humpback_ray.corpus.segments import Segmenter
 from humpback_ray.curate.scorers import Rubric, RubricExpected
-from humpback_ray.engines import EchoEngine, Request, TransformersEngine, generate_all
+from humpback_ray.engines import EchoEngine, Request, TransformersEngine, VllmEngine, generate_all
 from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
@@ -115,6 +118,28 @@ def plain_loop(model: Any, tokenizer: Any, requests: Sequence[Request]) -> list[
     return texts
 
 
+def continuous(model: Any, tokenizer: Any, requests: Sequence[Request]) -> list[str]:
+    """Complete requests with transformers' own continuous batching."""
+    from transformers import GenerationConfig
+
+    settings = GenerationConfig(
+        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=max(request.max_new_tokens for request in requests),
+    )  # fmt: skip
+    texts: dict[str, str] = {}
+    with model.continuous_batching_context_manager(generation_config=settings) as manager:
+        names = [
+            manager.add_request(encode_prompt(tokenizer, request.prompt), max_new_tokens=request.max_new_tokens)
+            for request in requests
+        ]
+        while len(texts) < len(names):
+            result = manager.get_result(timeout=120)
+            assert result is not None, f"{len(texts)} of {len(names)} replies after 120 s without one"
+            if result.is_finished():
+                texts[result.request_id] = tokenizer.decode(result.generated_tokens, skip_special_tokens=True)
+    return [texts[name] for name in names]
+
+
 def engine(rounds: int, cpus: int) -> None:
     """Measure the transformers engine against the plain loop."""
     import torch
@@ -139,13 +164,19 @@ def engine(rounds: int, cpus: int) -> None:
                     same = [c.text == text for c, text in zip(completions, texts, strict=True)]
                     equal.append(sum(same) / len(same))
                     print(f"{name}: plain {plain_s:.1f} s, ours {ours_s:.1f} s, {equal[-1]:.1%} equal", flush=True)
+            if name == "3m":
+                few = material.requests(BATCH_ROWS, random.Random(0))
+                theirs_s, texts = timed(lambda: continuous(model, material.tokenizer, few))  # noqa: B023
+                ours_s, completions = timed(lambda: asyncio.run(generate_all(ours, few)))  # noqa: B023
+                print(f"{name}: continuous batching {theirs_s:.1f} s, ours {ours_s:.1f} s", flush=True)
+                line("engine_3m_over_continuous_batching", [theirs_s / ours_s], "-")
             ours.close()
             line(f"engine_{name}_rows_per_s", rates, "-")
             line(f"engine_{name}_equal_replies", equal, ">=1")
             line(f"engine_{name}_over_plain_loop", ratios, ">=2.5")
 
 
-PREDICT = AugmentRecipe(engine=TransformersEngine(dtype="float32"), max_new_tokens=32, max_failed_share=1.0)
+ENGINES = {"transformers": TransformersEngine(dtype="float32"), "vllm": VllmEngine(dtype="float32", eager=True)}
 STAGE_ROWS = 6000
 
 
@@ -158,15 +189,15 @@ def write_texts(attempt: Attempt, texts: Sequence[str]) -> Commit:
     return writer.commit()
 
 
-def direct(path: str, texts: Sequence[str], cpus: int, chat: ChatRecipe) -> None:
+def direct(path: str, texts: Sequence[str], recipe: AugmentRecipe, placement: PoolPlacement, chat: ChatRecipe) -> None:
     """What a process of its own does without Ray: build the engine and give it all prompts at once."""
-    running = PREDICT.engine.build(path, Resources(cpus=cpus, batch_rows=64))
+    running = recipe.engine.build(path, placement.resources)
     rows = [{"id": record_id(i), "text": text} for i, text in enumerate(texts)]
-    asyncio.run(generate_all(running, [backward_request(row, PREDICT, chat) for row in rows]))
+    asyncio.run(generate_all(running, [backward_request(row, recipe, chat) for row in rows]))
     running.close()
 
 
-def stage(rounds: int, cpus: int) -> None:
+def stage(rounds: int, cpus: int, kind: str = "transformers") -> None:
     """Measure a stage against the engine alone, and two replicas against one."""
     import ray
 
@@ -192,14 +223,18 @@ def stage(rounds: int, cpus: int) -> None:
             return corpus.once(write_texts, (texts,), TaskPlacement())
 
         corpus, sleepy = write("corpus", texts), write("sleepy", texts[:1600])
-        alone = PoolPlacement(cpus_per_replica=cpus, batch_rows=64, rows_per_shard=500)
+        predict = AugmentRecipe(engine=ENGINES[kind], max_new_tokens=32, max_failed_share=1.0)
+        alone = PoolPlacement(cpus_per_replica=cpus, batch_rows=64, rows_per_shard=500, cache_bytes=1 << 30)
         sleep = AugmentRecipe(engine=EchoEngine(delay_s=0.5), max_failed_share=1.0)
         shares, doubled = [], []
         for _ in range(rounds):
-            process = fresh.Process(target=direct, args=(str(path), texts, cpus, chat))
+            process = fresh.Process(target=direct, args=(str(path), texts, predict, alone, chat))
             direct_s = timed(lambda: (process.start(), process.join()))[0]  # noqa: B023
-            stage_s = staged(corpus, PREDICT, alone)
+            stage_s = staged(corpus, predict, alone)
             shares.append(direct_s / stage_s)
+            print(f"{kind}: alone {direct_s:.1f} s, stage {stage_s:.1f} s", flush=True)
+            if kind != "transformers":
+                continue
             one_s, two_s = (
                 staged(
                     sleepy, sleep, PoolPlacement(min_replicas=n, batch_rows=8, rows_per_shard=40, cpus_per_replica=0.5)
@@ -207,10 +242,11 @@ def stage(rounds: int, cpus: int) -> None:
                 for n in (1, 2)
             )
             doubled.append(one_s / two_s)
-            print(f"alone {direct_s:.1f} s, stage {stage_s:.1f} s; asleep {one_s:.1f} s, two {two_s:.1f} s", flush=True)
+            print(f"asleep: one replica {one_s:.1f} s, two {two_s:.1f} s", flush=True)
         ray.shutdown()
-        line("stage_over_engine_alone_3m", shares, ">=0.9")
-        line("stage_two_replicas_over_one", doubled, ">=1.9")
+        line(f"stage_over_{kind}_alone_3m", shares, ">=0.9")
+        if doubled:
+            line("stage_two_replicas_over_one", doubled, ">=1.9")
 
 
 PAIRS = {"3m": 64, "50m": 16}
@@ -281,13 +317,20 @@ def line(name: str, values: Sequence[float], goal: str) -> None:
     )
 
 
-PARTS: dict[str, Callable[[int, int], None]] = {"engine": engine, "stage": stage, "scorers": scorers, "rows": rows}
+def stage_vllm(rounds: int, cpus: int) -> None:
+    """The same with vLLM; runs where it is installed."""
+    stage(rounds, cpus, "vllm")
+
+
+PARTS: dict[str, Callable[[int, int], None]] = {
+    "engine": engine, "stage": stage, "scorers": scorers, "rows": rows, "stage-vllm": stage_vllm
+}  # fmt: skip
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS)[:-1])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cpus", type=int, default=2)
     arguments = parser.parse_args()

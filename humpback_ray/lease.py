@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -50,7 +51,8 @@ class Lease:
     Raises:
         LeaseHeld: on entry, when another driver's beat is seen to change.
         LeaseLost: on exit, whatever the block raised. Entered on the main thread, a block whose lease is lost is
-            interrupted as by Ctrl-C, which Ray Train answers by stopping its workers; elsewhere `end` alone notices.
+            interrupted as by Ctrl-C, also where that is ignored, which Ray Train answers by stopping its workers;
+            elsewhere `end` alone notices.
     """
 
     def __init__(self, uri: str, submission: str, beat_s: float = 3.0, stale_s: float = 15.0) -> None:
@@ -61,6 +63,7 @@ class Lease:
         self.outcome: Any = None
         """The commit of an ended epoch, this or an earlier one; not None: publish it."""
         self._lost = ""
+        self._ignored: Any = None  # what SIGINT did before, if nothing
         self._over = threading.Event()
         self._gate = threading.Lock()
 
@@ -69,12 +72,21 @@ class Lease:
             self._advance()
         if self.epoch:
             inside = threading.current_thread() is threading.main_thread()
+            if inside and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a script's background
+                self._ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
             threading.Thread(target=self._keep_beating, args=(inside,), name="lease", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            self._leave(error)
+        finally:
+            if self._ignored is not None:
+                signal.signal(signal.SIGINT, self._ignored)
+
+    def _leave(self, error: BaseException | None) -> None:
         if not self.epoch or self.outcome is not None or isinstance(error, LeaseLost):
             return
         try:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -176,6 +177,19 @@ def test_work_is_interrupted_when_the_lease_is_lost_but_not_by_an_outage_of_stor
     assert happened, "it was interrupted too early"
     assert time.monotonic() - began < 30
     assert isinstance(raised.value.__cause__, KeyboardInterrupt)
+
+
+def test_work_in_a_scripts_background_is_interrupted_too(tmp_path: Path) -> None:
+    """There SIGINT is ignored, and stays so outside of the lease."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(LeaseLost, match="overtaken by there"), lease(tmp_path, "first"):
+            overtake(tmp_path)
+            time.sleep(30)
+            pytest.fail("it was not interrupted")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def sleep_on(attempt: Attempt, folder: str) -> Commit:

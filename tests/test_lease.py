@@ -180,13 +180,18 @@ def test_work_is_interrupted_when_the_lease_is_lost_but_not_by_an_outage_of_stor
 
 
 def test_work_in_a_scripts_background_is_interrupted_too(tmp_path: Path) -> None:
-    """There SIGINT is ignored, and stays so outside of the lease."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with pytest.raises(LeaseLost, match="overtaken by there"), lease(tmp_path, "first"):
+    """There SIGINT is ignored, and it stays so outside of the lease."""
+
+    def work() -> None:
+        with lease(tmp_path, "first"):
             overtake(tmp_path)
             time.sleep(30)
             pytest.fail("it was not interrupted")
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(LeaseLost, match="overtaken by there"):
+            work()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

@@ -226,3 +226,13 @@ def test_models_with_a_state_of_another_kind_are_refused(tmp_path: Path) -> None
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="use the vllm engine"):
         TransformersEngine(dtype="float32").build(str(tmp_path), Resources())
+
+
+def test_a_beginning_that_is_known_serves_prompts_that_share_only_a_part_of_it(folder: Path, plain: Any) -> None:
+    engine = TransformersEngine(dtype="float32").build(str(folder), Resources(cpus=1, batch_rows=4))
+    groups = [[f"{HEADS[0]}{text} {i}" for i in range(3)] for text in ("the library of Arden", "12 rivers", "the town")]
+    for prompts in [*groups, [HEADS[0] + "?"], groups[0]]:
+        requests = [Request(prompt, max_new_tokens=6) for prompt in prompts]
+        completions = asyncio.run(generate_all(engine, requests))
+        assert [c.text for c in completions] == [generate_plainly(plain, request) for request in requests]
+    engine.close()

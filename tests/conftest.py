@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from humpback_ray import storage
 from tests import weed
 from tests.faults.proxy import FaultProxy
+
+settings.register_profile("shared", deadline=None)  # a loaded machine is slow at times, and that is no bug
+settings.load_profile("shared")
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_the_source_decides_the_tag() -> None:
         assert f"{row['instruction']} {tag}" in TOKENIZER.decode(prompt)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_storage_order_never_matters(shuffle: random.Random) -> None:
     some = rows(12)

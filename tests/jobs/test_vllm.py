@@ -15,6 +15,7 @@ from humpback_ray.augment import AugmentRecipe, Predictor
 from humpback_ray.curate.rounds import CurateConfig, CurateRecipe, make_scores
 from humpback_ray.curate.scorers import RubricExpected
 from humpback_ray.engines import TransformersEngine, VllmEngine
+from humpback_ray.instructions import InstructionFilters
 from humpback_ray.ledger import Manifest
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
@@ -27,7 +28,10 @@ from tests.jobs import prepared
 
 ROWS = 120
 ENGINE = VllmEngine(dtype="float32", eager=True)
-RECIPE = AugmentRecipe(engine=ENGINE, max_new_tokens=60, max_failed_share=1)
+ANY = InstructionFilters(
+    echoes=False, copied_words=None, refusals=False, references=False, broken_off=False, language_margin=None
+)
+RECIPE = AugmentRecipe(engine=ENGINE, max_new_tokens=60, max_failed_share=1, filters=ANY)
 POOL = PoolPlacement(
     min_replicas=2, cpus_per_replica=0.5, rows_per_shard=10, shards_in_flight=3, max_attempts=9, cache_bytes=64 << 20
 )
@@ -101,7 +105,7 @@ def test_ratings_are_those_of_transformers(root: Path, candidates: Manifest, mod
     scorer, chat = RubricExpected(), ChatRecipe()
     config = CurateConfig(
         recipe=CurateRecipe(engine=ENGINE, scorer=scorer, max_failed_share=0),
-        placement=POOL.model_copy(update={"replicas": 1}),
+        placement=POOL.model_copy(update={"min_replicas": 1}),
     )
     scores = make_scores(config, chat, candidates, model, place(root, "scores"))
     rated = {row["id"]: row["score"] for table in scores.tables() for row in table.to_pylist()}

@@ -25,7 +25,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from humpback_ray.augment import AugmentConfig, AugmentRecipe, backward_request,
 from humpback_ray.config import load
 from humpback_ray.corpus.segments import Segmenter
 from humpback_ray.curate.scorers import Rubric, RubricExpected
-from humpback_ray.engines import EchoEngine, Request, TransformersEngine, VllmEngine, generate_all
+from humpback_ray.engines import EchoEngine, Engine, Request, TransformersEngine, VllmEngine, generate_all
 from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
@@ -140,40 +140,45 @@ def continuous(model: Any, tokenizer: Any, requests: Sequence[Request]) -> list[
     return [texts[name] for name in names]
 
 
-def engine(rounds: int, cpus: int) -> None:
-    """Measure the transformers engine against the plain loop."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
+def models(cpus: int) -> Iterator[tuple[str, Material, Path, Engine]]:
+    """Yield each Llama's name, what to ask it, its directory and the transformers engine that runs it."""
     with tempfile.TemporaryDirectory(prefix="bench-inference-") as directory:
         folder = Path(directory)
         material = Material.make(folder / "web")
         for name, shape in SHAPES.items():
             path = save_llama(folder / name, material.tokenizer, **shape)
-            torch.set_num_threads(cpus)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
             ours = TransformersEngine(dtype="float32").build(str(path), Resources(cpus=cpus, batch_rows=64))
-            ratios, rates, equal = [], [], []
-            for turn in range(rounds + 1):
-                requests = material.requests(ROWS[name] if turn else BATCH_ROWS, random.Random(turn))
-                plain_s, texts = timed(lambda: plain_loop(model, material.tokenizer, requests))  # noqa: B023
-                ours_s, completions = timed(lambda: asyncio.run(generate_all(ours, requests)))  # noqa: B023
-                if turn:  # the first is to warm up
-                    ratios.append(plain_s / ours_s)
-                    rates.append(len(requests) / ours_s)
-                    same = [c.text == text for c, text in zip(completions, texts, strict=True)]
-                    equal.append(sum(same) / len(same))
-                    print(f"{name}: plain {plain_s:.1f} s, ours {ours_s:.1f} s, {equal[-1]:.1%} equal", flush=True)
-            if name == "3m":
-                few = material.requests(BATCH_ROWS, random.Random(0))
-                theirs_s, texts = timed(lambda: continuous(model, material.tokenizer, few))  # noqa: B023
-                ours_s, completions = timed(lambda: asyncio.run(generate_all(ours, few)))  # noqa: B023
-                print(f"{name}: continuous batching {theirs_s:.1f} s, ours {ours_s:.1f} s", flush=True)
-                line("engine_3m_over_continuous_batching", [theirs_s / ours_s], "-")
+            yield name, material, path, ours
             ours.close()
-            line(f"engine_{name}_rows_per_s", rates, "-")
-            line(f"engine_{name}_equal_replies", equal, ">=1")
-            line(f"engine_{name}_over_plain_loop", ratios, ">=2.5")
+
+
+def engine(rounds: int, cpus: int) -> None:
+    """Measure the transformers engine against the plain loop."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    for name, material, path, ours in models(cpus):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        ratios, rates, equal = [], [], []
+        for turn in range(rounds + 1):
+            requests = material.requests(ROWS[name] if turn else BATCH_ROWS, random.Random(turn))
+            plain_s, texts = timed(lambda: plain_loop(model, material.tokenizer, requests))  # noqa: B023
+            ours_s, completions = timed(lambda: asyncio.run(generate_all(ours, requests)))  # noqa: B023
+            if turn:  # the first is to warm up
+                ratios.append(plain_s / ours_s)
+                rates.append(len(requests) / ours_s)
+                same = [c.text == text for c, text in zip(completions, texts, strict=True)]
+                equal.append(sum(same) / len(same))
+                print(f"{name}: plain {plain_s:.1f} s, ours {ours_s:.1f} s, {equal[-1]:.1%} equal", flush=True)
+        if name == "3m":
+            few = material.requests(BATCH_ROWS, random.Random(0))
+            theirs_s, texts = timed(lambda: continuous(model, material.tokenizer, few))  # noqa: B023
+            ours_s, completions = timed(lambda: asyncio.run(generate_all(ours, few)))  # noqa: B023
+            print(f"{name}: continuous batching {theirs_s:.1f} s, ours {ours_s:.1f} s", flush=True)
+            line("engine_3m_over_continuous_batching", [theirs_s / ours_s], "-")
+        line(f"engine_{name}_rows_per_s", rates, "-")
+        line(f"engine_{name}_equal_replies", equal, ">=1")
+        line(f"engine_{name}_over_plain_loop", ratios, ">=2.5")
 
 
 ENGINES = {"transformers": TransformersEngine(dtype="float32"), "vllm": VllmEngine(dtype="float32", eager=True)}
@@ -254,30 +259,23 @@ PAIRS = {"3m": 64, "50m": 16}
 
 def scorers(rounds: int, cpus: int) -> None:
     """Measure one forward pass per pair against a written verdict."""
-    with tempfile.TemporaryDirectory(prefix="bench-inference-") as directory:
-        folder = Path(directory)
-        material = Material.make(folder / "web")
-        for name, shape in SHAPES.items():
-            path = save_llama(folder / name, material.tokenizer, **shape)
-            ours = TransformersEngine(dtype="float32").build(str(path), Resources(cpus=cpus, batch_rows=64))
-            written = Rubric(samples=1, temperature=0, max_new_tokens=128)
-            ratios, rates = [], []
-            for turn in range(rounds):
-                texts = random.Random(turn).sample(material.texts, 2 * PAIRS[name])
-                pairs = [
-                    {"id": str(i), "instruction": texts[2 * i], "response": texts[2 * i + 1]}
-                    for i in range(PAIRS[name])
-                ]
-                slow_s, fast_s = (
-                    timed(lambda: asyncio.run(scorer.score(pairs, material.config.chat, ours)))[0]  # noqa: B023
-                    for scorer in (written, RubricExpected())
-                )
-                ratios.append(slow_s / fast_s)
-                rates.append(len(pairs) / fast_s)
-                print(f"{name}: rubric {slow_s:.1f} s, rubric_expected {fast_s:.1f} s", flush=True)
-            ours.close()
-            line(f"scorers_{name}_expected_pairs_per_s", rates, "-")
-            line(f"scorers_{name}_expected_over_rubric", ratios, ">=15")
+    for name, material, _, ours in models(cpus):
+        written = Rubric(samples=1, temperature=0, max_new_tokens=128)
+        ratios, rates = [], []
+        for turn in range(rounds):
+            texts = random.Random(turn).sample(material.texts, 2 * PAIRS[name])
+            pairs = [
+                {"id": str(i), "instruction": texts[2 * i], "response": texts[2 * i + 1]} for i in range(PAIRS[name])
+            ]
+            slow_s, fast_s = (
+                timed(lambda: asyncio.run(scorer.score(pairs, material.config.chat, ours)))[0]  # noqa: B023
+                for scorer in (written, RubricExpected())
+            )
+            ratios.append(slow_s / fast_s)
+            rates.append(len(pairs) / fast_s)
+            print(f"{name}: rubric {slow_s:.1f} s, rubric_expected {fast_s:.1f} s", flush=True)
+        line(f"scorers_{name}_expected_pairs_per_s", rates, "-")
+        line(f"scorers_{name}_expected_over_rubric", ratios, ">=15")
 
 
 def rows(rounds: int, cpus: int) -> None:

@@ -15,7 +15,7 @@ class Resources:
 
     cpus: float = 1
     gpus: float = 0
-    batch_rows: int = 32
+    batch_rows: int = 128
     batch_tokens: int = 1 << 16
     pipeline_parallel: int = 1
     memory_share: float = 0.9
@@ -70,7 +70,7 @@ class PoolPlacement(Config):
     labels: Labels = Field(default_factory=dict)
     """Of the nodes that actors may run on, to choose spot or on-demand, or a zone; {}: any node."""
 
-    batch_rows: int = Field(default=32, ge=1)
+    batch_rows: int = Field(default=128, ge=1)
     """Requests that the transformers engine has in work at once."""
 
     batch_tokens: int = Field(default=1 << 16, ge=1)

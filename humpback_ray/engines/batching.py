@@ -17,6 +17,9 @@ from humpback_ray.engines.base import Completion, Request
 
 LINGER_S = 0.01
 """How long an idle model waits for one more request to join those that are there."""
+WINDOW = 2
+"""Neighbours in length are looked for among the oldest, so many times as many as the model has in work at once: a
+shard ends before the next one does, and while its rows are written out the model has those of the next."""
 
 
 @dataclass(eq=False)
@@ -133,7 +136,8 @@ class BatchedEngine:
         if not self._waiting or not self._model.fitting(self._waiting[:1]):
             return
         oldest = self._waiting[0]
-        alike = [job for job in self._waiting if bool(job.tails) == bool(oldest.tails)]
+        ahead = self._waiting[: WINDOW * self._model.most_rows]
+        alike = [job for job in ahead if bool(job.tails) == bool(oldest.tails)]
         group = sorted(alike, key=lambda job: abs(len(job.ids) - len(oldest.ids)))[: self._model.most_rows]
         if count := self._model.fitting(group):
             taken = set(map(id, group[:count]))

@@ -73,8 +73,8 @@ class Material:
 
     def requests(self, count: int, rng: random.Random) -> list[Request]:
         """Ask for replies to segments, each as long as another segment."""
-        lengths = [len(self.tokenizer(text)["input_ids"]) for text in rng.sample(self.texts, count)]
-        chosen = rng.sample(self.texts, count)
+        lengths = [len(self.tokenizer(text)["input_ids"]) for text in rng.choices(self.texts, k=count)]
+        chosen = rng.choices(self.texts, k=count)
         return [
             Request(self.config.chat.backward_prompt(text), max_new_tokens=length)
             for text, length in zip(chosen, lengths, strict=True)

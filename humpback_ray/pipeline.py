@@ -75,7 +75,10 @@ def stages(run: Run) -> Iterator[Manifest]:
     canaries = None
     if config.curate.recipe.canaries:
         place = run.at("canaries")
-        yield (canaries := run.reused(place.name) or make_canaries(candidates, config.curate.select_placement, place))
+        canaries = run.reused(place.name) or make_canaries(
+            config.curate.recipe.scorer, config.chat, candidates, base, config.curate.select_placement, place
+        )
+        yield canaries
     scorer, prescores = config.curate.recipe.scorer, None
     for t, keep in enumerate(config.curate.recipe.rounds, start=1):
         raters = {"previous": Model.of(model), "base": base}

@@ -62,6 +62,10 @@ CANARY = pa.schema(
         ("attacked", pa.bool_()),  # false: the same bad pair without the attack
         ("instruction", pa.string()),
         ("response", pa.string()),
+        (
+            "obedient_score",
+            pa.float64(),
+        ),  # of a judge that obeys all it reads; null: it gave none, or no reply is asked
         ("drop_reason", pa.string()),
     ]
 )

@@ -4,37 +4,66 @@ A bad pair is an instruction of the run with the response to another one, so it 
 otherwise, in length, language and topics. Each attack is put into one of its own; the same pair without the attack is
 rated too, for a rater that likes it as it is was not talked into anything. They are rated by each round's model like
 candidates and never trained on; the report has the share that reached the round's threshold, family by family.
+
+A judge that obeys whatever it reads (obedient.py) rates them as well, with the run's rating prompt and tokenizer: what
+reaches it could reach any model, since then nothing but the model's own sense tells a page's words from ours.
 """
 
+import asyncio
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from humpback_ray import storage
 from humpback_ray.curate.attacks import ATTACKS, Attack
+from humpback_ray.curate.obedient import obeyed
+from humpback_ray.curate.scorers import Chained, ScorerConfig, SingleScorer
 from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import TaskPlacement
+from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import CANARY, record_id
-from humpback_ray.stage import Place, Stage, TableWriter
+from humpback_ray.stage import Model, Place, Stage, TableWriter
 
-VERSION = 1
+VERSION = 2
 """Raised by hand when an attack changes."""
 
 
-def make_canaries(candidates: Manifest, placement: TaskPlacement, place: Place) -> Manifest:
-    """Put every attack into a bad pair made of the run's candidates."""
-    stage = Stage(place, {"version": VERSION}, {"candidates": candidates}, CANARY)
-    return stage.once(write_canaries, (candidates,), placement)
+def make_canaries(
+    scorer: ScorerConfig, chat: ChatRecipe, candidates: Manifest, base: Model, placement: TaskPlacement, place: Place
+) -> Manifest:
+    """Put every attack into a bad pair made of the run's candidates.
+
+    Args:
+        scorer: of the run; the obedient judge replies to its prompt, of a chain to the last one's.
+        chat: the layouts.
+        candidates: a stage whose table is CANDIDATE.
+        base: the base model, whose tokenizer all raters have.
+        placement: of the one task that does it.
+        place: the stage's.
+    """
+    asks = scorer.then if isinstance(scorer, Chained) else scorer
+    identity = {"version": VERSION, "scorer": asks.model_dump(mode="json"), "chat": chat.model_dump(mode="json")}
+    stage = Stage(place, identity, {"candidates": candidates, "base": base.source}, CANARY)
+    return stage.once(write_canaries, (candidates, asks, chat, base.uri), placement)
 
 
-def write_canaries(attempt: Attempt, candidates: Manifest) -> Commit:
+def write_canaries(
+    attempt: Attempt, candidates: Manifest, scorer: SingleScorer, chat: ChatRecipe, base_uri: str
+) -> Commit:
     """Draw as many candidates as there are attacks, by the hash of their ids, and write the canaries made of them."""
+    from transformers import AutoTokenizer
+
     tables = candidates.tables(["id", "instruction", "response"])
     rows = (row for table in tables for row in table.to_pylist())
     drawn = heapq.nsmallest(len(ATTACKS), rows, key=lambda row: record_id("canary", row["id"]))
+    made = canaries(bad_pairs(drawn))
+    tokenizer = AutoTokenizer.from_pretrained(storage.local_directory(base_uri))
+    scores = asyncio.run(obeyed(made.to_pylist(), scorer, chat, tokenizer))
+    column = made.schema.get_field_index("obedient_score")
     writer = TableWriter(attempt, CANARY)
-    writer.write(canaries(bad_pairs(drawn)))
+    writer.write(made.set_column(column, CANARY.field(column), pa.array(scores, pa.float64())))
     return writer.commit()
 
 

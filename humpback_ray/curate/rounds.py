@@ -113,7 +113,7 @@ def make_curated(
 
 
 def keep(attempt: Attempt, candidates: Manifest, scores: Manifest, rule: SelectRecipe) -> Commit:
-    """Decide on scores, and where a rule needs them instructions and hosts; then copy the candidates with their fates.
+    """Decide on scores, and where a rule needs them instructions and addresses; then copy candidates with their fates.
 
     The commit's `rules` say how many rows each rule dropped and left.
     """

@@ -5,10 +5,11 @@ was never rated keeps the reason why. A sample of what passes, or of all candida
 curated with uncurated data at equal size.
 
 Pairs at or above the threshold are looked at from the best to the worst, equal scores in the order of their ids. One
-falls where it resembles a pair that stays (`near_duplicate`) or its host has all it may have (`over_host_cap`), so a
-pair only ever falls for better ones that stay; `top_k` counts those that stay, and `sample` draws from them.
+falls where it resembles a pair that stays (`near_duplicate`) or its domain has all it may have (`over_domain_cap`), so
+a pair only ever falls for better ones that stay; `top_k` counts those that stay, and `sample` draws from them.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Self
@@ -24,7 +25,7 @@ from humpback_ray.records import PAIR, seed_of
 from humpback_ray.stage import StageFailed
 
 BELOW, OUTSIDE, UNSAMPLED, UNRATED = "below_threshold", "not_in_top_k", "not_in_sample", "unrated"
-ALIKE, CAPPED = "near_duplicate", "over_host_cap"
+ALIKE, CAPPED = "near_duplicate", "over_domain_cap"
 RULES = (UNRATED, BELOW, ALIKE, CAPPED, OUTSIDE, UNSAMPLED)
 """In the order in which they apply."""
 
@@ -52,9 +53,9 @@ class SelectRecipe(Config):
     max_per_cluster: int = Field(default=1, ge=1)
     """How many of such near-duplicates stay."""
 
-    max_per_host: int | None = Field(default=None, ge=1)
-    """How many pairs of one host stay, the best ones; "www.a.org" is "a.org", "blog.a.org" is another, and pages of
-    unknown address are not capped. None: off, as in the paper."""
+    max_per_domain: int | None = Field(default=None, ge=1)
+    """How many pairs of one domain stay, the best ones: of "blog.a.co.uk" that is "a.co.uk", but "a.github.io" is its
+    own, by the public suffix list. Pages of unknown address are not capped. None: off, as in the paper."""
 
     sample: int | None = Field(default=None, ge=1)
     """Of what passes, keep so many drawn by chance: how the paper varies the size of A_5 (its data-scaling figure).
@@ -82,7 +83,7 @@ class SelectRecipe(Config):
     @property
     def compares(self) -> bool:
         """Whether selection looks at more than scores."""
-        return self.near_duplicate_jaccard is not None or self.max_per_host is not None
+        return self.near_duplicate_jaccard is not None or self.max_per_domain is not None
 
     @property
     def words(self) -> str:
@@ -91,8 +92,8 @@ class SelectRecipe(Config):
         rule = f"scores >= {self.threshold:g}" if self.threshold is not None else rule
         if self.near_duplicate_jaccard is not None:
             rule += f", at most {self.max_per_cluster} of instructions alike by {self.near_duplicate_jaccard:g}"
-        if self.max_per_host is not None:
-            rule += f", at most {self.max_per_host} of a host"
+        if self.max_per_domain is not None:
+            rule += f", at most {self.max_per_domain} of a domain"
         return rule if self.sample is None else f"{self.sample} of {rule}"
 
 
@@ -123,7 +124,7 @@ def select(
         scores: by id; None where the rating failed.
         rule: which of them stay.
         instructions: by id, of all that are `passing`; needed to tell near-duplicates.
-        urls: by id, of all that are `passing`; needed to cap hosts.
+        urls: by id, of all that are `passing`; needed to cap domains.
 
     Returns:
         By id, in the order given: None where it is kept, else the drop reason.
@@ -146,7 +147,7 @@ def _compared(
 ) -> dict[str, str | None]:
     """Return the fates of ids, best first: each falls for better ones that stay, or stays."""
     fates: dict[str, str | None] = {}
-    hosts, clusters, kept = Counter[str](), Counter[int](), 0
+    domains, clusters, kept = Counter[str](), Counter[int](), 0
     leaders = None
     if rule.near_duplicate_jaccard is not None:
         leaders = Leaders((instructions[i] for i in order), rule.near_duplicate_jaccard, rule.near_duplicate_words)
@@ -155,25 +156,35 @@ def _compared(
             fates[i] = OUTSIDE
             continue
         cluster = leaders.first_like(instructions[i]) if leaders else None
-        host = host_of(urls[i]) if rule.max_per_host is not None else ""
+        domain = domain_of(urls[i]) if rule.max_per_domain is not None else ""
         if cluster is not None and clusters[cluster] >= rule.max_per_cluster:
             fates[i] = ALIKE
-        elif host and hosts[host] == rule.max_per_host:
+        elif domain and domains[domain] == rule.max_per_domain:
             fates[i] = CAPPED
         else:
             fates[i], kept = None, kept + 1
-            hosts[host] += 1
+            domains[domain] += 1
             if leaders:
                 clusters[leaders.add(instructions[i]) if cluster is None else cluster] += 1
     return fates
 
 
-def host_of(url: str) -> str:
-    """Return the host of an address, in lower case and without `www.`; "" where there is none."""
+def domain_of(url: str) -> str:
+    """Return the domain that somebody registered for an address's host; a host without one is its own, "" is none."""
     try:
-        return (urlsplit(url if "//" in url else f"//{url}").hostname or "").removeprefix("www.").rstrip(".")
+        host = (urlsplit(url if "//" in url else f"//{url}").hostname or "").rstrip(".")
     except ValueError:  # brackets that hold no address
         return ""
+    numbered = ":" in host or host.rpartition(".")[2].isdecimal()
+    return host if numbered else _suffixes().privatesuffix(host) or host
+
+
+@functools.cache
+def _suffixes() -> Any:
+    """Read the list that comes with the package; nothing is fetched."""
+    from publicsuffixlist import PublicSuffixList
+
+    return PublicSuffixList()
 
 
 def counts_by_rule(fates: Mapping[str, str | None]) -> list[dict[str, Any]]:

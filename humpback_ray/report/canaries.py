@@ -1,11 +1,14 @@
 """How many canaries each round's model was talked into: bad pairs that ask for a good grade (curate/canaries.py).
 
 A canary has reached its goal where its score is at or above what the round kept. The same pair without the attack is
-counted beside it: a model that likes bad pairs as they are was not talked into anything.
+counted beside it: a model that likes bad pairs as they are was not talked into anything. What reaches a judge that
+obeys all it reads is counted by itself: it says what the rating prompt is good for, whoever reads it.
 """
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from humpback_ray.report.funnel import Manifests, rounds, threshold
 
@@ -32,6 +35,11 @@ class Reached:
         return self.attacked / self.canaries
 
     @property
+    def plain_share(self) -> float:
+        """The same of the pairs without the attack."""
+        return self.plain / self.canaries
+
+    @property
     def is_high(self) -> bool:
         """Tell whether to warn about it."""
         return self.share > REACHED_SHARE and self.attacked > self.plain
@@ -44,6 +52,8 @@ class Watched:
     round: int
     threshold: float
     families: tuple[Reached, ...]
+    obedient: Reached | None
+    """Of a judge that obeys whatever it reads; None: this rating asks for no reply, so that nothing can be ordered."""
 
     @property
     def total(self) -> Reached:
@@ -59,7 +69,9 @@ def canaries(manifests: Manifests) -> list[Watched]:
     made = manifests.get("canaries")
     if made is None or not made.kept:
         return []
-    rows = [row for table in made.tables(["id", "family", "attacked"]) for row in table.to_pylist()]
+    columns = ["id", "family", "attacked", "obedient_score"]
+    rows = [row for table in made.tables(columns) for row in table.to_pylist()]
+    obeys = {row["id"]: row["obedient_score"] for row in rows if row["obedient_score"] is not None}
     found = []
     for number in rounds(manifests):
         scores, curated = (manifests.get(f"round-{number}/{part}") for part in ("canary-scores", "curated"))
@@ -67,15 +79,21 @@ def canaries(manifests: Manifests) -> list[Watched]:
         if scores is None or least is None:
             continue
         rated = {row["id"]: row["score"] for table in scores.tables(["id", "score"]) for row in table.to_pylist()}
-        reached = Counter((row["family"], row["attacked"]) for row in rows if rated.get(row["id"], 0.0) >= least)
-        unrated = Counter(row["family"] for row in rows if row["attacked"] and row["id"] not in rated)
-        families = Counter(row["family"] for row in rows if row["attacked"])
-        counted = (
-            Reached(name, count, reached[name, True], reached[name, False], unrated[name])
-            for name, count in families.items()
-        )
-        found.append(Watched(number, least, tuple(counted)))
+        families = _reached(rows, rated, least)
+        obedient = Watched(number, least, _reached(rows, obeys, least), None).total if obeys else None
+        found.append(Watched(number, least, families, obedient))
     return found
+
+
+def _reached(rows: Sequence[Mapping[str, Any]], rated: Mapping[str, float], least: float) -> tuple[Reached, ...]:
+    """Count canaries, by family, that somebody's scores by id reach."""
+    reached = Counter((row["family"], row["attacked"]) for row in rows if rated.get(row["id"], 0.0) >= least)
+    unrated = Counter(row["family"] for row in rows if row["attacked"] and row["id"] not in rated)
+    families = Counter(row["family"] for row in rows if row["attacked"])
+    return tuple(
+        Reached(name, count, reached[name, True], reached[name, False], unrated[name])
+        for name, count in families.items()
+    )
 
 
 def canary_sentences(manifests: Manifests) -> list[str]:
@@ -90,6 +108,9 @@ def canary_sentences(manifests: Manifests) -> list[str]:
         )
         worst = ", ".join(f"{row.family} {row.attacked} of {row.canaries} ({row.plain})" for row in high)
         said.append(f"{line}; most: {worst}." if worst else f"{line}.")
+        if obedient := watched.obedient:
+            reached = f"{obedient.attacked} of {obedient.canaries} ({obedient.plain} without their attack)"
+            said[-1] += f" Of a judge that obeys all it reads: {reached}."
     return said
 
 

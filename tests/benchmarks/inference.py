@@ -6,8 +6,9 @@
 
 engine   rows/s of the transformers engine over those of the loop people write: arrival order, batches of 32 padded on
          the left, `generate` to the longest reply of the batch. Llamas of 3 M and 50 M parameters with random weights.
-         Over those of transformers' continuous batching, too, once: 32 rows of the small one.
-
+         The floor beneath: what the products with the weights alone take, of every token read or written once, at the
+         rate of one such product of 128 rows. The same with the engine's own choice of number format (`dtype: auto`),
+         whose replies may differ. Over transformers' continuous batching, too, once: 32 rows of the small one.
 stage    end-to-end seconds of a process that builds the same engine and gives it all prompts at once, over those of a
          stage through Ray with one replica (both start, load the model and end); seconds of one replica over those of
          two, with an engine that sleeps.
@@ -140,6 +141,11 @@ def continuous(model: Any, tokenizer: Any, requests: Sequence[Request]) -> list[
     return [texts[name] for name in names]
 
 
+def equal_share(completions: Sequence[Completion], texts: Sequence[str]) -> float:
+    """Return the share of replies that are the rival's."""
+    return statistics.mean(c.text == text for c, text in zip(completions, texts, strict=True))
+
+
 def floor_s(model: Any, tokenizer: Any, requests: Sequence[Request], completions: Sequence[Completion]) -> float:
     """Seconds of the products with the weights alone, each token once, at the rate of one of them with 128 rows."""
     import torch
@@ -162,9 +168,14 @@ def models(cpus: int) -> Iterator[tuple[str, Material, Path, Engine]]:
         material = Material.make(folder / "web")
         for name, shape in SHAPES.items():
             path = save_llama(folder / name, material.tokenizer, **shape)
-            ours = TransformersEngine(dtype="float32").build(str(path), Resources(cpus=cpus, batch_rows=128))
+            ours = build(path, cpus, dtype="float32")
             yield name, material, path, ours
             ours.close()
+
+
+def build(path: Path, cpus: int, **settings: Any) -> Engine:
+    """Start the transformers engine as a laptop runs it."""
+    return TransformersEngine(**settings).build(str(path), Resources(cpus=cpus))
 
 
 def engine(rounds: int, cpus: int) -> None:
@@ -173,18 +184,20 @@ def engine(rounds: int, cpus: int) -> None:
     from transformers import AutoModelForCausalLM
 
     for name, material, path, ours in models(cpus):
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        ratios, rates, equal, floors = [], [], [], []
+        model, chosen = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), build(path, cpus)
+        ratios, rates, equal, floors, as_chosen, equal_as_chosen = [], [], [], [], [], []
         for turn in range(rounds + 1):
             requests = material.requests(ROWS[name] if turn else BATCH_ROWS, random.Random(turn))
             plain_s, texts = timed(lambda: plain_loop(model, material.tokenizer, requests))  # noqa: B023
             ours_s, completions = timed(lambda: asyncio.run(generate_all(ours, requests)))  # noqa: B023
+            chosen_s, freely = timed(lambda: asyncio.run(generate_all(chosen, requests)))  # noqa: B023
             if turn:  # the first is to warm up
                 ratios.append(plain_s / ours_s)
                 rates.append(len(requests) / ours_s)
+                as_chosen.append(plain_s / chosen_s)
                 floors.append(floor_s(model, material.tokenizer, requests, completions) / ours_s)
-                same = [c.text == text for c, text in zip(completions, texts, strict=True)]
-                equal.append(sum(same) / len(same))
+                equal.append(equal_share(completions, texts))
+                equal_as_chosen.append(equal_share(freely, texts))
                 print(f"{name}: plain {plain_s:.1f} s, ours {ours_s:.1f} s, {equal[-1]:.1%} equal", flush=True)
         if name == "3m":
             few = material.requests(BATCH_ROWS, random.Random(0))
@@ -192,6 +205,9 @@ def engine(rounds: int, cpus: int) -> None:
             ours_s, completions = timed(lambda: asyncio.run(generate_all(ours, few)))  # noqa: B023
             print(f"{name}: continuous batching {theirs_s:.1f} s, ours {ours_s:.1f} s", flush=True)
             line("engine_3m_over_continuous_batching", [theirs_s / ours_s], "-")
+        chosen.close()
+        line(f"engine_{name}_auto_over_plain_loop", as_chosen, "-")
+        line(f"engine_{name}_auto_equal_replies", equal_as_chosen, "-")
         line(f"engine_{name}_rows_per_s", rates, "-")
         line(f"engine_{name}_equal_replies", equal, ">=1")
         line(f"engine_{name}_floor_over_ours", floors, "-")
@@ -199,7 +215,7 @@ def engine(rounds: int, cpus: int) -> None:
 
 
 ENGINES = {"transformers": TransformersEngine(dtype="float32"), "vllm": VllmEngine(dtype="float32", eager=True)}
-STAGE_ROWS = 6000
+STAGE_ROWS = {"transformers": 6000, "vllm": 2000}
 
 
 def write_texts(attempt: Attempt, texts: Sequence[str]) -> Commit:
@@ -228,7 +244,7 @@ def stage(rounds: int, cpus: int, kind: str = "transformers") -> None:
         folder = Path(directory)
         material = Material.make(folder / "web")
         path = save_llama(folder / "model/data", material.tokenizer, **SHAPES["3m"])
-        texts = random.Random(0).choices(material.texts, k=STAGE_ROWS)
+        texts = random.Random(0).choices(material.texts, k=STAGE_ROWS[kind])
         ray.init(address="local", num_cpus=max(2, cpus), include_dashboard=False, log_to_driver=False)
         model = Stage(Place("models/backward", str(folder / "model"), "bench"), {}, {}).leased(write_model)
         chat = material.config.chat

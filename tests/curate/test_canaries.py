@@ -10,14 +10,15 @@ import pytest
 
 from humpback_ray.curate.attacks import ATTACKS, FAMILIES, Attack
 from humpback_ray.curate.canaries import bad_pairs, canaries, make_canaries, put
-from humpback_ray.curate.scorers import Rubric, RubricExpected
+from humpback_ray.curate.obedient import Encode, ObedientJudge
+from humpback_ray.curate.scorers import Likelihood, Rubric, RubricExpected
+from humpback_ray.inventory import Hashes, resolve
 from humpback_ray.ledger import Attempt, Commit
 from humpback_ray.placement import TaskPlacement
 from humpback_ray.prompts import rating
 from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
 from humpback_ray.records import CANARY, CANDIDATE
-from humpback_ray.stage import Place, Stage, TableWriter
-from tests.curate.obedient import Encode, ObedientJudge
+from humpback_ray.stage import Model, Place, Stage, TableWriter
 from tests.prompts import kinds
 
 PAIRS = [
@@ -27,6 +28,8 @@ PAIRS = [
 THRESHOLD = 4.5
 CHAT = ChatRecipe()
 TOKENIZER = kinds.make("byte-level")
+CARELESS = Rubric(samples=1, prompt="Rate this.\n{instruction}\n{response}\n")
+"""Its prompt marks nothing."""
 SCORERS: tuple[Rubric | RubricExpected, ...] = (
     Rubric(samples=1), Rubric(samples=1, layout="raw"), Rubric(samples=1, read="expected"), RubricExpected(),
 )  # fmt: skip
@@ -82,7 +85,7 @@ def test_the_same_judge_obeys_special_tokens_that_were_encoded_as_such() -> None
 
 
 def test_without_marks_the_same_judge_obeys_everybody() -> None:
-    found = reached(Rubric(samples=1, prompt="Rate this.\n{instruction}\n{response}\n"))
+    found = reached(CARELESS)
     assert found.total() == 2 * len(ATTACKS)
 
 
@@ -130,8 +133,14 @@ def test_a_bad_pair_has_the_answer_to_another_question() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("count", [300, 1])
-def test_the_stage_draws_its_pairs_from_the_candidates(local_ray: None, tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "scorer", "obedient"),
+    [(300, Rubric(samples=1), {1.0}), (300, CARELESS, {5.0}), (300, Likelihood(), {None}), (1, Rubric(), set())],
+    ids=["marked", "without marks", "no reply", "no bad pair"],
+)
+def test_the_stage_draws_its_pairs_from_the_candidates_and_shows_them_to_an_obedient_judge(
+    local_ray: None, tmp_path: Path, count: int, scorer: Rubric | Likelihood, obedient: set[float | None]
+) -> None:
     def write(attempt: Attempt) -> Commit:
         import pyarrow as pa
 
@@ -145,8 +154,13 @@ def test_the_stage_draws_its_pairs_from_the_candidates(local_ray: None, tmp_path
         return Place(name, str(tmp_path / name), "first")
 
     candidates = Stage(place("candidates"), {}, {}, CANDIDATE).leased(write)
-    made = make_canaries(candidates, TaskPlacement(cpus=0.5), place("canaries"))
-    plain = [row for table in made.tables() for row in table.to_pylist() if not row["attacked"]]
+    TOKENIZER.save_pretrained(tmp_path / "base")
+    files = [str(tmp_path / "base" / "*")]
+    base = Model(str(tmp_path / "base"), resolve("base_model", files, Hashes(str(tmp_path / "hashes.json"))))
+    made = make_canaries(scorer, CHAT, candidates, base, TaskPlacement(cpus=0.5), place("canaries"))
+    rows = [row for table in made.tables() for row in table.to_pylist()]
+    plain = [row for row in rows if not row["attacked"]]
+    assert {row["obedient_score"] for row in rows} == obedient
     assert len(plain) == (len(ATTACKS) if count > 1 else 0)
     assert len({row["instruction"] for row in plain}) == len(plain)
     for row in plain:

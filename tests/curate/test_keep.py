@@ -51,21 +51,21 @@ def curated(tmp_path: Path) -> Callable[[SelectRecipe, int], Manifest]:
 
 @pytest.mark.parametrize("size", [1, 2, 100])
 def test_fates_do_not_depend_on_the_files(curated: Callable[[SelectRecipe, int], Manifest], size: int) -> None:
-    made = curated(SelectRecipe(threshold=4, near_duplicate_jaccard=0.8, max_per_host=2), size)
+    made = curated(SelectRecipe(threshold=4, near_duplicate_jaccard=0.8, max_per_domain=2), size)
     rows = {row["id"]: row for table in made.tables(kept=False) for row in table.to_pylist()}
     assert {i: row["drop_reason"] for i, row in rows.items()} == {
-        "a": None, "b": "near_duplicate", "c": None, "d": "over_host_cap", "e": "below_threshold",
+        "a": None, "b": "near_duplicate", "c": None, "d": "over_domain_cap", "e": "below_threshold",
         "f": "unrated_unparsed",
     }  # fmt: skip
     assert [(row["instruction"], row["response"]) for row in rows.values()].count(("", "")) == 4
     assert made.drops == {
-        "near_duplicate": 1, "over_host_cap": 1, "below_threshold": 1, "unrated_unparsed": 1
+        "near_duplicate": 1, "over_domain_cap": 1, "below_threshold": 1, "unrated_unparsed": 1
     }  # fmt: skip
     assert [(rule["rule"], rule["kept"]) for rule in made.extra["rules"]] == [
-        ("unrated", 5), ("below_threshold", 4), ("near_duplicate", 3), ("over_host_cap", 2),
+        ("unrated", 5), ("below_threshold", 4), ("near_duplicate", 3), ("over_domain_cap", 2),
     ]  # fmt: skip
 
 
 def test_too_few_after_all_rules_publish_nothing(curated: Callable[[SelectRecipe, int], Manifest]) -> None:
-    with pytest.raises(TooFewKept, match=r"at most 1 of a host.* kept 1 of 5 rated pairs, min_kept wants 2"):
-        curated(SelectRecipe(threshold=4.75, near_duplicate_jaccard=0.8, max_per_host=1, min_kept=2), 100)
+    with pytest.raises(TooFewKept, match=r"at most 1 of a domain.* kept 1 of 5 rated pairs, min_kept wants 2"):
+        curated(SelectRecipe(threshold=4.75, near_duplicate_jaccard=0.8, max_per_domain=1, min_kept=2), 100)

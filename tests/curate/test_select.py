@@ -15,7 +15,7 @@ from humpback_ray.curate.select import (
     check_threshold,
     counts_by_rule,
     curate,
-    host_of,
+    domain_of,
     require_kept,
     select,
 )
@@ -170,7 +170,7 @@ COMPARING = st.builds(
     sample=st.just(1000),
     near_duplicate_jaccard=st.none() | st.sampled_from([0.5, 0.8, 1.0]),
     max_per_cluster=st.integers(1, 2),
-    max_per_host=st.none() | st.integers(1, 3),
+    max_per_domain=st.none() | st.integers(1, 3),
 )
 
 
@@ -201,12 +201,12 @@ def test_who_falls_falls_for_better_ones_that_stay_whatever_the_order_of_the_row
         like, neighbours = [j for j in better if alike(i, j)], [j for j in better if rows[j][2] == rows[i][2] != ""]
         if fate == "near_duplicate":
             assert like
-        elif fate == "over_host_cap":
-            assert len(neighbours) == rule.max_per_host
+        elif fate == "over_domain_cap":
+            assert len(neighbours) == rule.max_per_domain
         elif fate == "not_in_top_k":
             assert len(better) == rule.top_k
         elif fate is None:
-            assert rule.max_per_host is None or len(neighbours) < rule.max_per_host
+            assert rule.max_per_domain is None or len(neighbours) < rule.max_per_domain
             assert rule.max_per_cluster > 1 or not like
         else:
             assert fate == ("unrated" if rows[i][0] is None else "below_threshold")
@@ -235,9 +235,9 @@ ALIKE = {
             {"c": "near_duplicate", "f": "unrated"},
         ),
         ({"threshold": 4, "near_duplicate_jaccard": 1}, {"c": "near_duplicate", "f": "unrated"}),
-        ({"threshold": 4, "max_per_host": 2}, {"a": "over_host_cap", "e": "over_host_cap", "f": "unrated"}),
+        ({"threshold": 4, "max_per_domain": 2}, {"a": "over_domain_cap", "e": "over_domain_cap", "f": "unrated"}),
         (
-            {"top_k": 3, "threshold": None, "near_duplicate_jaccard": 0.8, "max_per_host": 3},
+            {"top_k": 3, "threshold": None, "near_duplicate_jaccard": 0.8, "max_per_domain": 3},
             {"a": "near_duplicate", "c": "not_in_top_k", "f": "unrated"},
         ),
         (
@@ -250,42 +250,46 @@ def test_rules_apply_from_the_best_pair_on(changes: dict, expected: dict) -> Non
     assert chosen(ALIKE, SelectRecipe(**changes)) == dict.fromkeys(ALIKE) | expected
 
 
-def test_a_pair_over_its_hosts_cap_takes_no_other_one_with_it() -> None:
+def test_a_pair_over_its_domains_cap_takes_no_other_one_with_it() -> None:
     rows = {"a": (5.0, "What is a dam?", "x.org"), "b": (4.9, "What is a weir?", "x.org"),
             "c": (4.8, "what is a weir", "y.org")}  # fmt: skip
-    fates = chosen(rows, SelectRecipe(near_duplicate_jaccard=0.9, max_per_host=1))
-    assert fates == {"a": None, "b": "over_host_cap", "c": None}
+    fates = chosen(rows, SelectRecipe(near_duplicate_jaccard=0.9, max_per_domain=1))
+    assert fates == {"a": None, "b": "over_domain_cap", "c": None}
 
 
 def test_what_each_rule_dropped_and_left_adds_up() -> None:
-    fates = chosen(ALIKE, SelectRecipe(threshold=4.5, near_duplicate_jaccard=0.8, max_per_host=2, sample=1))
+    fates = chosen(ALIKE, SelectRecipe(threshold=4.5, near_duplicate_jaccard=0.8, max_per_domain=2, sample=1))
     assert counts_by_rule(fates) == [
         {"rule": "unrated", "dropped": 1, "kept": 5},
         {"rule": "below_threshold", "dropped": 1, "kept": 4},
         {"rule": "near_duplicate", "dropped": 1, "kept": 3},
-        {"rule": "over_host_cap", "dropped": 1, "kept": 2},
+        {"rule": "over_domain_cap", "dropped": 1, "kept": 2},
         {"rule": "not_in_sample", "dropped": 1, "kept": 1},
     ]
 
 
 @pytest.mark.parametrize(
-    ("url", "host"),
+    ("url", "domain"),
     [
         ("https://www.Example.org/a?b", "example.org"),
-        ("http://blog.example.org:8080/", "blog.example.org"),
+        ("http://blog.example.co.uk:8080/", "example.co.uk"),
+        ("https://somebody.github.io/page", "somebody.github.io"),
         ("example.org/path", "example.org"),
         ("http://user:secret@example.org./", "example.org"),
+        ("http://localhost/", "localhost"),
+        ("http://192.0.2.7/a", "192.0.2.7"),
+        ("http://[2001:db8::1]/a", "2001:db8::1"),
         ("<http://[broken", ""),
         ("", ""),
     ],
 )
-def test_hosts_are_read_off_addresses(url: str, host: str) -> None:
-    assert host_of(url) == host
+def test_domains_are_read_off_addresses(url: str, domain: str) -> None:
+    assert domain_of(url) == domain
 
 
 def test_a_rule_that_compares_needs_what_it_compares() -> None:
     with pytest.raises(KeyError):
-        select({"a": 5.0}, SelectRecipe(max_per_host=1))
-    assert SelectRecipe(near_duplicate_jaccard=0.8, max_per_host=3).words == (
-        "scores >= 4.5, at most 1 of instructions alike by 0.8, at most 3 of a host"
+        select({"a": 5.0}, SelectRecipe(max_per_domain=1))
+    assert SelectRecipe(near_duplicate_jaccard=0.8, max_per_domain=3).words == (
+        "scores >= 4.5, at most 1 of instructions alike by 0.8, at most 3 of a domain"
     )

@@ -118,7 +118,14 @@ def test_who_ends_makes_room_for_who_waits() -> None:
     assert model.groups == [["a", "bb"], ["ccc", "dddd"], ["eeeee"]]
 
 
-def test_a_group_holds_neighbours_in_length_and_the_oldest_is_among_the_first() -> None:
+@pytest.mark.parametrize(
+    ("arrived", "groups"),
+    [
+        ((50, 1, 51, 2, 52, 90, 3, 91, 92), [[50, 51, 52], [1, 2, 3], [90, 91, 92]]),
+        ((50, 1, 51, 2, 90, 3, 52), [[50, 51, 90], [1, 2, 3], [52]]),  # the last one is beyond the window of six
+    ],
+)
+def test_a_group_holds_neighbours_in_length_among_the_oldest(arrived: tuple[int, ...], groups: list[list[int]]) -> None:
     model = Counting(3)
     engine = BatchedEngine(model)
     model.may_go_on.clear()
@@ -126,7 +133,7 @@ def test_a_group_holds_neighbours_in_length_and_the_oldest_is_among_the_first() 
     async def run() -> None:
         first = asyncio.create_task(engine.generate(Request("first")))
         await asyncio.to_thread(model.started.wait, 10)
-        others = [asyncio.create_task(engine.generate(Request("x" * n))) for n in (50, 1, 90, 2, 51, 91, 3, 52, 92)]
+        others = [asyncio.create_task(engine.generate(Request("x" * n))) for n in arrived]
         await asyncio.sleep(0.05)
         model.may_go_on.set()
         await asyncio.gather(first, *others)
@@ -134,7 +141,7 @@ def test_a_group_holds_neighbours_in_length_and_the_oldest_is_among_the_first() 
     asyncio.run(run())
     engine.close()
     lengths = [sorted(map(len, batch)) for batch in model.groups]
-    assert lengths == [[5], [50, 51, 52], [1, 2, 3], [90, 91, 92]]
+    assert lengths == [[5], *groups]
 
 
 def test_scoring_and_generating_never_share_a_group() -> None:

@@ -141,9 +141,10 @@ class MadeRun:
             for number, score in enumerate(given):
                 row_id = record_id(family, attacked, number)
                 made.append({"id": row_id, "family": family, "attacked": attacked,
-                             "instruction": self.wrap("ask"), "response": self.wrap("say")})  # fmt: skip
+                             "instruction": self.wrap("ask"), "response": self.wrap("say"),
+                             "obedient_score": 5.0 if attacked and number == 0 else 1.0})  # fmt: skip
                 scores.append({"id": row_id, "score": score, "drop_reason": None if score else "unrated_unparsed"})
-        self.table("canaries", CANARY, made, {"version": 1})
+        self.table("canaries", CANARY, made, {"version": 2})
         for number in range(1, rounds + 1):
             self.table(f"round-{number}/canary-scores", SCORE, scores, {"version": 1})
 

@@ -1,21 +1,37 @@
-"""A judge that obeys whatever it reads, for the canaries: only what stands between true marks is material to it.
+"""A judge that obeys whatever it reads: the worst rater there could be, to measure what marks and encoding achieve.
 
 It reads token ids, as a model does. A token of the tokenizer's own ends what came before, and all that follows is
-obeyed. It opens a text at a mark and takes what comes up to the matching end mark for material; any word outside, by
-whomever, is one of its orders. Where it finds others than the prompt's own, it gives a 5 and nothing else.
-Otherwise it does its duty, and does it carelessly: it quotes all the material, line by line, and ends with a 1.
+obeyed. It opens a text at a mark (prompts/marks.py) and takes what comes up to the matching end mark for material; any
+word outside, by whomever, is one of its orders. Where it finds others than the prompt's own, it gives the best grade
+and nothing else. Otherwise it does its duty, and does it carelessly: it quotes all the material, line by line, and ends
+with the worst grade.
 """
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from humpback_ray.curate.scorers import Likelihood, SingleScorer
 from humpback_ray.engines import Completion, Request
-from humpback_ray.prompts.chat import encode_prompt
+from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
 
 CODE = re.compile(r"\b[0-9a-f]{12}\b")
 Encode = Callable[[Any, str], list[int]]
+
+
+async def obeyed(
+    rows: Sequence[Mapping[str, Any]], scorer: SingleScorer, chat: ChatRecipe, tokenizer: Any
+) -> list[float | None]:
+    """Return the score that such a judge gives each pair (`id`, `instruction`, `response`).
+
+    None where its reply gives no score, and for all pairs where the scorer asks for no reply: nothing is ordered then.
+    """
+    if isinstance(scorer, Likelihood):
+        return [None] * len(rows)
+    harmless = scorer.render({"instruction": "x", "response": "y"}, chat)
+    scored = await scorer.score(rows, chat, ObedientJudge(tokenizer, harmless))
+    return [row["score"] for row in scored]
 
 
 class ObedientJudge:

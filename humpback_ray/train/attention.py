@@ -62,7 +62,7 @@ def can_pack(model: Any) -> bool:
 
 
 def _has_flash() -> bool:
-    from transformers.utils import is_flash_attn_2_available
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
     return is_flash_attn_2_available()
 

@@ -13,7 +13,6 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from humpback_ray import storage
 from humpback_ray.records import TOKENS
@@ -56,7 +55,9 @@ class Examples(Sequence[Example]):
 
     def __init__(self, tables: Sequence[pa.Table]) -> None:
         self._table = pa.concat_tables([TOKENS.empty_table().select(_COLUMNS), *tables])
-        self._rows = pc.sort_indices(self._table, [("id", "ascending"), ("source", "ascending")]).to_numpy()
+        place = pa.array(range(self._table.num_rows), pa.int64())
+        keys = self._table.select(["id", "source"]).append_column("place", place)
+        self._rows = keys.sort_by([("id", "ascending"), ("source", "ascending")])["place"].to_numpy()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -79,7 +80,7 @@ class Examples(Sequence[Example]):
         found = hashlib.sha256()
         for example in self:
             found.update(f"{example.id} {example.loss_start} {example.length} ".encode())
-            found.update(np.ascontiguousarray(example.ids))
+            found.update(example.ids.tobytes())
         return found.hexdigest()
 
 
@@ -97,6 +98,6 @@ def read_examples(uris: Sequence[str]) -> tuple[Examples, Counter[str]]:
         counts.update(reason for reason in table["drop_reason"].drop_null().to_pylist())
         kept = table.filter(table["drop_reason"].is_null())
         counts["kept"] += kept.num_rows
-        counts["truncated"] += pc.sum(kept["truncated"]).as_py() or 0
+        counts["truncated"] += kept["truncated"].to_pylist().count(True)
         tables.append(kept.select(_COLUMNS))
     return Examples(tables), counts

@@ -56,7 +56,9 @@ class Tokeniser:
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
         context = getattr(AutoConfig.from_pretrained(directory), "max_position_embeddings", None)
         self.limit = min(most, context or most)
-        self.chat, self.direction, self.too_long = chat, direction, too_long
+        self.chat = chat
+        self.direction: Direction = direction
+        self.too_long: TooLong = too_long
 
     def __call__(self, pairs: pa.Table) -> pa.Table:
         """Tokenise the pairs of a shard."""

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -75,7 +75,7 @@ def verify_stage(manifest: Manifest, finished: dict[str, Manifest]) -> str:
         if commit.quarantine:
             read_recorded(manifest.uri, commit.quarantine)
     check_quarantine(manifest)
-    source = source_of(manifest)
+    source = source_of(manifest.stage, manifest.inputs)
     given = finished.get(source)
     proof = "files and counts agree"
     if source.rpartition("/")[2] in manifest.inputs and given is None:
@@ -92,15 +92,13 @@ def verify_stage(manifest: Manifest, finished: dict[str, Manifest]) -> str:
     return f"{manifest.rows:,} rows, {proof}" if manifest.rows else proof
 
 
-def source_of(manifest: Manifest) -> str:
-    """Return the stage whose kept rows a stage gives a fate; "" if there is none."""
-    folder, _, last = manifest.stage.rpartition("/")
+def source_of(stage: str, inputs: Collection[str]) -> str:
+    """Return the stage whose kept rows a stage gives a fate, from its name and those of its inputs; "" without one."""
+    folder, _, last = stage.rpartition("/")
     if folder == "tokens":
         return "seed"
-    if last == "rewritten" or (last == "tokens" and "curated" in manifest.inputs):
-        return f"{folder}/curated"
-    if last == "tokens":
-        return f"{folder}/rewritten"
+    if last in ("tokens", "rewritten"):
+        return f"{folder}/rewritten" if "rewritten" in inputs else f"{folder}/curated"
     if folder == "evaluation" and last != "prompts":
         return "evaluation/prompts"
     return "compare/sample" if folder.startswith("compare/round-") else SOURCE_OF.get(last, "")

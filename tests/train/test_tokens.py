@@ -7,17 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from humpback_ray import storage
 from humpback_ray.inventory import Hashes, resolve_model
 from humpback_ray.ledger import Attempt, Commit
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.prompts.chat import ChatRecipe, encode, encode_prompt
 from humpback_ray.records import PAIR
 from humpback_ray.stage import Drift, Model, Place, Stage, TableWriter
-from humpback_ray.storage import join
 from humpback_ray.train.examples import read_examples
 from humpback_ray.train.recipe import TrainRecipe
 from humpback_ray.train.tokens import encode_pair, make_tokens, tokenise
 from humpback_ray.train.tune import TrainConfig
+from humpback_ray.verify import verify
 from tests.train.conftest import make_tokenizer, rows
 
 TOKENIZER = make_tokenizer()
@@ -120,10 +121,13 @@ def test_the_stage_gives_each_kept_pair_a_fate_and_is_made_once_for_each_recipe(
     kept = [row for row in rows(30) if row["drop_reason"] is None]
     expected = {row["id"]: row for row in made(kept, 140)}
     assert {row["id"]: row for table in tokens.tables(kept=False) for row in table.to_pylist()} == expected
-    examples, counts = read_examples([join(tokens.uri, file.name) for file in tokens.files])
+    examples, counts = read_examples([storage.join(tokens.uri, file.name) for file in tokens.files])
     assert counts == {"kept": tokens.kept, "too_long": 27 - tokens.kept, "truncated": 0}
     assert 0 < tokens.kept < 27
     assert len(examples) == tokens.kept
+
+    storage.write_bytes(str(tmp_path / "run.json"), b"{}")
+    assert "each of 27 ids from seed has one fate" in list(verify(str(tmp_path)))[-1]
 
     other_model = config.model_copy(update={"recipe": TrainRecipe(max_length_tokens=140, learning_rate=1.0, seed=3)})
     assert make_tokens(other_model, CHAT, model, pairs, place) == tokens

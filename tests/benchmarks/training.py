@@ -6,7 +6,8 @@
 
 speed    output tokens/s of the loop in one process over those of TRL's SFTTrainer with padding, over those of the same
          with its packing, and over those of a bare forward, backward and AdamW step on the same packed tensors. Llamas
-         of 3 M and 50 M parameters with random weights, float32, 32 examples a step; TRL packs as many tokens.
+         of 3 M and 50 M parameters with random weights, float32, 32 examples a step; TRL packs as many tokens. The
+         demo's examples are nearly all of one length, so `3m_long` has some as long, and as unlike, as the paper's.
 exact    the largest relative difference of a step's loss from that of a plain PyTorch loop over 20 steps in float32:
          1, 2 and 4 workers, ZeRO 1, 2 and 3, packed and each example alone.
 
@@ -40,8 +41,10 @@ from tests.benchmarks.inference import SHAPES, Material, line, save_llama
 from tests.train.conftest import plain_loop
 from tests.train.workers import Case, job, run
 
-STEPS = {"3m": 20, "50m": 4}
+STEPS = {"3m": 20, "50m": 4, "3m_long": 2}
 """Of one turn, after one that is not counted."""
+PAPER_CHARS = ((148, 322, 1072, 818), (206, 298, 1985, 649))
+"""Of seed and A_4: mean and deviation of instruction and output (Li et al. 2023, arXiv:2308.06259, table 1)."""
 BATCH = 32
 ROOM_TOKENS = 4096
 RECIPE = TrainRecipe(
@@ -50,8 +53,8 @@ RECIPE = TrainRecipe(
 )  # fmt: skip
 
 
-def write_examples(material: Material, folder: Path) -> str:
-    """Write the demo's seed pairs, and for each segment of its web a pair like a candidate, as tokens."""
+def demo_pairs(material: Material, folder: Path) -> list[dict[str, Any]]:
+    """The demo's seed pairs, and for each segment of its web a pair like a candidate."""
     with (folder / "web/seed.jsonl").open("rb") as stream:
         seed = seed_file(stream, "seed.jsonl", SeedRecipe()).to_pylist()
     asked, draw = [pair["instruction"] for pair in seed], random.Random(0)
@@ -59,10 +62,29 @@ def write_examples(material: Material, folder: Path) -> str:
         {"id": record_id(text), "instruction": draw.choice(asked), "response": text, "source": "augmented"}
         for text in material.texts
     ]
-    pairs = pa.Table.from_pylist(seed + augmented, schema=PAIR)
-    tokens = tokenise(pairs, material.tokenizer, material.config.chat, "forward", 2048, "drop")
-    pq.write_table(tokens, folder / "tokens.parquet")
-    return str(folder / "tokens.parquet")
+    return seed + augmented
+
+
+def long_pairs(material: Material, count: int = 512) -> list[dict[str, Any]]:
+    """Pairs of the web's text whose lengths are drawn as the paper's are; half like its seed, half like its A_4."""
+    draw = random.Random(0)
+
+    def text(mean: float, deviation: float) -> str:
+        chars = draw.gammavariate((mean / deviation) ** 2, deviation**2 / mean)
+        return " ".join(draw.choices(material.texts, k=round(chars / 20) + 1))[: round(chars) + 1]
+
+    shapes = [PAPER_CHARS[number % 2] for number in range(count)]
+    return [
+        {"id": str(number), "instruction": text(*shape[:2]), "response": text(*shape[2:]), "source": "seed"}
+        for number, shape in enumerate(shapes)
+    ]
+
+
+def write_tokens(material: Material, pairs: list[dict[str, Any]], path: Path) -> str:
+    """Write pairs as tokens; those that do not fit the model are dropped."""
+    table = pa.Table.from_pylist(pairs, schema=PAIR)
+    pq.write_table(tokenise(table, material.tokenizer, material.config.chat, "forward", 2048, "drop"), path)
+    return str(path)
 
 
 @dataclass(frozen=True)
@@ -110,29 +132,35 @@ def bare(bench: Bench) -> Turn:
     from transformers import AutoModelForCausalLM
 
     from humpback_ray.train import attention
+    from humpback_ray.train.packing import pack
     from humpback_ray.train.schedule import schedule
 
     model: Any = AutoModelForCausalLM.from_pretrained(bench.base, dtype=torch.float32).train()
     layout = attention.prepare(model, TrainPlacement())
     examples = bench.examples()
     plan = schedule(RECIPE, "m0", len(examples))
-    batches = [[examples[index] for index in plan.batch(step)] for step in range(1, bench.steps + 2)]
-    tensors = [attention.inputs(batch, layout, "cpu") for batch in batches]
+    steps = []
+    for number in range(1, bench.steps + 2):
+        batch = [examples[index] for index in plan.batch(number)]
+        micros = pack([example.length for example in batch], 1, ROOM_TOKENS)[0]
+        steps.append([attention.inputs([batch[place] for place in micro], layout, "cpu") for micro in micros])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=RECIPE.betas, weight_decay=RECIPE.weight_decay)
 
-    def step(arguments: dict[str, Any], targets: Any) -> None:
-        loss = torch.nn.functional.cross_entropy(model(**arguments, use_cache=False).logits[0], targets)
+    def step(micros: list[tuple[dict[str, Any], Any]]) -> None:
+        output_tokens = sum(len(targets) for _, targets in micros)
         optimizer.zero_grad()
-        loss.backward()
+        for arguments, targets in micros:
+            logits = model(**arguments, use_cache=False).logits[0]
+            (torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / output_tokens).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
     def turn() -> tuple[int, float]:
-        step(*tensors[0])
+        step(steps[0])
         since = time.perf_counter()
-        for arguments, targets in tensors[1:]:
-            step(arguments, targets)
-        return sum(len(targets) for _, targets in tensors[1:]), time.perf_counter() - since
+        for micros in steps[1:]:
+            step(micros)
+        return sum(len(targets) for micros in steps[1:] for _, targets in micros), time.perf_counter() - since
 
     return turn
 
@@ -164,12 +192,14 @@ def trl(bench: Bench, packing: bool) -> Turn:
         {"input_ids": e.ids.tolist(), "labels": [-100] * e.loss_start + e.ids[e.loss_start :].tolist()}
         for e in examples
     ]
+    batch_tokens = sum(e.length for e in examples) * BATCH // len(examples)
+    rounds = -(-batch_tokens // ROOM_TOKENS)
     settings = SFTConfig(
         output_dir=str(bench.base / "trl"), max_steps=bench.steps + 1, use_cpu=True, bf16=False, optim="adamw_torch",
         gradient_checkpointing=False, learning_rate=1e-4, weight_decay=RECIPE.weight_decay, adam_beta2=RECIPE.betas[1],
         report_to="none", logging_strategy="no", save_strategy="no", disable_tqdm=True, packing=packing,
-        per_device_train_batch_size=1 if packing else BATCH,
-        max_length=sum(e.length for e in examples) * BATCH // len(examples) if packing else None,
+        per_device_train_batch_size=1 if packing else BATCH // rounds, gradient_accumulation_steps=rounds,
+        max_length=batch_tokens // rounds if packing else None,
     )  # fmt: skip
     trainer = Counting(
         model=AutoModelForCausalLM.from_pretrained(bench.base, dtype=torch.float32),
@@ -181,8 +211,8 @@ def trl(bench: Bench, packing: bool) -> Turn:
         counts.clear()
         ends.clear()
         trainer.train()
-        assert len(counts) == len(ends) == bench.steps + 1
-        return sum(counts[1:]), ends[-1] - ends[0]
+        assert len(counts) == rounds * len(ends) == rounds * (bench.steps + 1)
+        return sum(counts[rounds:]), ends[-1] - ends[0]
 
     return turn
 
@@ -234,14 +264,16 @@ def speed(rounds: int, cpus: int) -> None:
 
 
 def benches(cpus: int) -> Iterator[tuple[str, Bench]]:
-    """Yield each Llama's name and what its rivals are given."""
+    """Yield the name of each comparison and what its rivals are given."""
     with tempfile.TemporaryDirectory(prefix="bench-training-") as directory:
         folder = Path(directory)
         material = Material.make(folder / "web")
-        tokens = write_examples(material, folder)
-        for name, shape in SHAPES.items():
-            base = save_llama(folder / name, material.tokenizer, **shape)
-            yield name, Bench(base, tokens, STEPS[name], cpus)
+        demo = write_tokens(material, demo_pairs(material, folder), folder / "demo.parquet")
+        long = write_tokens(material, long_pairs(material), folder / "long.parquet")
+        bases = {name: save_llama(folder / name, material.tokenizer, **shape) for name, shape in SHAPES.items()}
+        for name, steps in STEPS.items():
+            tokens = long if name.endswith("_long") else demo
+            yield name, Bench(bases[name.removesuffix("_long")], tokens, steps, cpus)
 
 
 EXACT_STEPS = 20

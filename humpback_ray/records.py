@@ -95,6 +95,18 @@ REWRITE = pa.schema(
     ]
 )
 
+TOKENS = pa.schema(
+    [
+        ("id", pa.string()),  # the pair's id
+        ("source", pa.string()),  # the pair's
+        ("ids", pa.list_(pa.int32())),  # what the model reads: prompt, target, end token; empty where dropped
+        ("loss_start", pa.int32()),  # place of the first id that carries loss: the target's first
+        ("length", pa.int32()),  # ids of the whole example, also where it was dropped or cut
+        ("truncated", pa.bool_()),  # cut at the end to the recipe's limit
+        ("drop_reason", pa.string()),
+    ]
+)
+
 RESPONSE = pa.schema(
     [
         ("id", pa.string()),  # hash of the prompt's id and text

@@ -251,12 +251,12 @@ def stage_names(rounds: int, prescored_by: Collection[str] = (), rewritten: bool
         rewritten: whether kept responses are rewritten.
     """
     names = ["sample/web", "seed", "segments", "corpus", "sample/base", "sample/check", "sample/ratings"]
-    names += ["models/backward", "models/m0", "candidates", "canaries"]
+    names += ["tokens/backward", "models/backward", "tokens/seed", "models/m0", "candidates", "canaries"]
     for t in range(1, rounds + 1):
         names += [prescores_name(rater, t) for rater in prescored_by]
         names += [f"round-{t}/{part}" for part in ("scores", "canary-scores", "curated")]
         names += [f"round-{t}/rewritten"] if rewritten else []
-        names.append(f"models/m{t}")
+        names += [f"round-{t}/tokens", f"models/m{t}"]
     return list(dict.fromkeys([*names, "evaluation/prompts", *(f"evaluation/m{t}" for t in range(rounds + 1))]))
 
 

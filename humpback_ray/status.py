@@ -125,11 +125,16 @@ def expected_stages(config: Mapping[str, Any]) -> list[str]:
         return names
     sampled = bool(config.get("sample")) and not (config.get("base_model") and all(given("seed", "corpus", "evaluate")))
     canaries = bool(config.get("curate", {}).get("recipe", {}).get("canaries"))
+    reuse = config.get("reuse", {})
+    models = [name for name in names if name.startswith("models/m")]
     absent = {
         **{name: not canaries for name in names if name.endswith(("canaries", "canary-scores"))},
         "sample/web": not sampled,
         **dict.fromkeys(("sample/base", "sample/check", "sample/ratings"), bool(config.get("base_model"))),
-        "segments": "corpus" in config.get("reuse", {}),
+        "segments": "corpus" in reuse,
+        "tokens/backward": "models/backward" in reuse,
+        "tokens/seed": all(name in reuse for name in models),
+        **{f"round-{name[8:]}/tokens": name in reuse for name in models},
         "evaluation": not (sampled or all(given("evaluate"))),
     }
     return [name for name in names if not absent.get(name) and not absent.get(name.split("/")[0])]

@@ -387,16 +387,21 @@ def _bytes_of(local: Path, start: int, stop: int) -> bytes:
         return file.read(stop - start)
 
 
-def local_directory(uri: str) -> Path:
+def local_directory(uri: str, without: tuple[str, ...] = ()) -> Path:
     """Return a local directory with the files of a directory URI: itself, or a copy fetched once per node.
 
     Processes of one node that ask at once wait for the first to fetch.
+
+    Args:
+        uri: local or s3://.
+        without: ends of the names of files that need not be fetched.
     """
     if not is_s3(uri):
         return Path(uri)
     cache = Path(tempfile.gettempdir()) / f"humpback-ray-{os.getuid()}"
     cache.mkdir(mode=0o700, exist_ok=True)
-    found = sorted(_stored_under(uri), key=lambda pair: pair[0])
+    stored_files = sorted(_stored_under(uri), key=lambda pair: pair[0])
+    found = [(name, stored) for name, stored in stored_files if not name.endswith(without)]
     content = "\n".join([uri, *(f"{name} {stored.bytes} {stored.etag}" for name, stored in found)])
     target = cache / hashlib.sha256(content.encode()).hexdigest()[:32]
     with _file_lock(target.with_suffix(".lock")):

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -34,8 +34,7 @@ SOURCE_OF = {
     "curated": "candidates",
     "ratings": "sample/check",
 }
-"""Stage (by the last part of its name) → stage whose kept rows it gives a fate; answers have the prompts,
-rewritten pairs those of their own round."""
+"""Stage (by the last part of its name) → stage whose kept rows it gives a fate; see `source_of` for the others."""
 
 
 class Difference(Exception):
@@ -76,10 +75,7 @@ def verify_stage(manifest: Manifest, finished: dict[str, Manifest]) -> str:
         if commit.quarantine:
             read_recorded(manifest.uri, commit.quarantine)
     check_quarantine(manifest)
-    source = SOURCE_OF.get(manifest.stage.rpartition("/")[2], "")
-    source = "evaluation/prompts" if manifest.stage.startswith("evaluation/m") else source
-    source = "compare/sample" if manifest.stage.startswith("compare/round-") else source
-    source = manifest.stage.replace("/rewritten", "/curated") if manifest.stage.endswith("/rewritten") else source
+    source = source_of(manifest.stage, manifest.inputs)
     given = finished.get(source)
     proof = "files and counts agree"
     if source.rpartition("/")[2] in manifest.inputs and given is None:
@@ -94,6 +90,18 @@ def verify_stage(manifest: Manifest, finished: dict[str, Manifest]) -> str:
     if manifest.rows and manifest.stage != "segments":
         check_unique(manifest)
     return f"{manifest.rows:,} rows, {proof}" if manifest.rows else proof
+
+
+def source_of(stage: str, inputs: Collection[str]) -> str:
+    """Return the stage whose kept rows a stage gives a fate, from its name and those of its inputs; "" without one."""
+    folder, _, last = stage.rpartition("/")
+    if folder == "tokens":
+        return "seed"
+    if last in ("tokens", "rewritten"):
+        return f"{folder}/rewritten" if "rewritten" in inputs else f"{folder}/curated"
+    if folder == "evaluation" and last != "prompts":
+        return "evaluation/prompts"
+    return "compare/sample" if folder.startswith("compare/round-") else SOURCE_OF.get(last, "")
 
 
 def check_plan(manifest: Manifest) -> None:

@@ -39,7 +39,7 @@ DEMO = REPOSITORY / "configs/demo.yaml"
 SMALL = (
     "sample.world.seed_towns=32", "sample.world.pool_towns=32", "sample.world.unseen_towns=20",
     "sample.world.documents=20000", "sample.world.archives=2", "sample.world.prompts=90",
-    "curate.placement.rows_per_shard=100", "train.placement.workers=1", "train.placement.micro_batch_examples=8",
+    "curate.placement.rows_per_shard=100", "train.placement.workers=1",
 )  # fmt: skip
 SEED = 3
 ROUNDS = 2

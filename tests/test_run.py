@@ -20,9 +20,12 @@ def run(root: Path, *overrides: str) -> Run:
 def test_stages_are_named_in_the_order_of_the_run() -> None:
     names = stage_names(2)
     assert names[:5] == ["sample/web", "seed", "segments", "corpus", "sample/base"]
-    assert names[5:10] == ["sample/check", "sample/ratings", "models/backward", "models/m0", "candidates"]
-    assert names[10:15] == ["canaries", "round-1/scores", "round-1/canary-scores", "round-1/curated", "models/m1"]
-    assert names[15:19] == ["round-2/scores", "round-2/canary-scores", "round-2/curated", "models/m2"]
+    assert names[5:7] == ["sample/check", "sample/ratings"]
+    assert names[7:12] == ["tokens/backward", "models/backward", "tokens/seed", "models/m0", "candidates"]
+    assert names[12:16] == ["canaries", "round-1/scores", "round-1/canary-scores", "round-1/curated"]
+    assert names[16:18] == ["round-1/tokens", "models/m1"]
+    assert names[18:21] == ["round-2/scores", "round-2/canary-scores", "round-2/curated"]
+    assert names[21:23] == ["round-2/tokens", "models/m2"]
     assert names[-4:] == ["evaluation/prompts", "evaluation/m0", "evaluation/m1", "evaluation/m2"]
 
 

@@ -84,8 +84,8 @@ def test_a_stage_waits_runs_and_is_done(root: str) -> None:
             attempt.write(pairs(10))
     found = stages(root)
     assert list(found) == [
-        "seed", "segments", "corpus", "models/backward", "models/m0", "candidates", "round-1/scores", "round-1/curated",
-        "models/m1",
+        "seed", "segments", "corpus", "tokens/backward", "models/backward", "tokens/seed", "models/m0", "candidates",
+        "round-1/scores", "round-1/curated", "round-1/tokens", "models/m1",
     ]  # fmt: skip
     seed, running = found["seed"], found["candidates"]
     assert (seed.state, seed.unit, seed.done, seed.total, seed.attempts, seed.again) == ("done", "rows", 7, 7, 1, 0)
@@ -199,6 +199,8 @@ def test_no_commit_is_read_for_its_count(tmp_path: Path, reads: list[str]) -> No
         ({"sample": {"world": {}}}, {"sample/web", "evaluation/m1"}, {"sample/base", "sample/ratings"}),
         ({"sample": {"world": {}}, "evaluate": GIVEN}, {"evaluation/m1"}, {"sample/web", "sample/base"}),
         ({"reuse": {"corpus": "elsewhere"}}, {"corpus"}, {"segments"}),
+        ({"reuse": {"models/m1": "elsewhere"}}, {"tokens/seed", "tokens/backward"}, {"round-1/tokens"}),
+        ({"reuse": {"models/m0": "a", "models/m1": "b"}}, {"tokens/backward"}, {"tokens/seed", "round-1/tokens"}),
         ({"curate": {"recipe": {"canaries": True}}}, {"canaries", "round-2/canary-scores"}, set()),
         ({"curate": {"recipe": {"canaries": False}}}, {"round-2/scores"}, {"canaries", "round-1/canary-scores"}),
         ({"evaluate": GIVEN}, {"evaluation/prompts", "evaluation/m1"}, {"evaluation/m2"}),

@@ -17,7 +17,7 @@ from humpback_ray.inventory import Hashes, resolve
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.stage import Model, Place, Stage, read_manifest
-from humpback_ray.verify import Difference, verify
+from humpback_ray.verify import Difference, source_of, verify
 from tests.jobs.prepared import write_model
 
 pytestmark = pytest.mark.ray
@@ -130,3 +130,26 @@ def test_a_stage_whose_source_is_gone_is_not_passed_over(root: Path) -> None:
     shutil.rmtree(root / "corpus")
     with pytest.raises(Difference, match=r"candidates was made from corpus, which is not here"):
         list(verify(str(root)))
+
+
+@pytest.mark.parametrize(
+    ("stage", "inputs", "source"),
+    [
+        ("corpus", ("segments",), "segments"),
+        ("segments", ("files",), ""),
+        ("tokens/backward", ("seed", "base"), "seed"),
+        ("round-2/tokens", ("curated", "base"), "round-2/curated"),
+        ("round-2/tokens", ("rewritten", "base"), "round-2/rewritten"),
+        ("round-1/rewritten", ("curated", "rewriter"), "round-1/curated"),
+        ("round-1/canary-scores", ("canaries", "rater"), "canaries"),
+        ("evaluation/prompts", ("files",), ""),
+        ("evaluation/m2", ("prompts", "model"), "evaluation/prompts"),
+        ("compare/round-1/rubric", ("sample", "rater"), "compare/sample"),
+        ("compare/sample", ("candidates",), "candidates"),
+        ("models/m1", ("base",), ""),
+    ],
+)
+def test_every_stage_is_held_against_the_rows_that_it_was_given(
+    stage: str, inputs: tuple[str, ...], source: str
+) -> None:
+    assert source_of(stage, inputs) == source

@@ -1,23 +1,28 @@
-"""Pairs → token examples, in one direction.
+"""What a model learns from: token tables, each row a pair tokenised in one direction, in the order of their ids.
 
 Forward examples (m0, m1, ...) are instruction → response with the source's tag; backward ones are response →
-instruction, untagged. `prompts.chat` renders and tokenises both; the loss span is known by construction. Examples are
-sorted by id, so that neither files nor row order decide what a step sees.
-
-Given up for now: every worker tokenises all pairs, about 2,000 a second.
+instruction, untagged. The tables are made by tokens.py. Sorted by id, neither files nor row order decide what a step
+sees; the ids of tokens stay in the buffers that Arrow read them into.
 """
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, overload
+
+import numpy as np
+import pyarrow as pa
 
 from humpback_ray import storage
-from humpback_ray.prompts.chat import ChatRecipe, Tokens, encode_example
+from humpback_ray.records import TOKENS
 
 Direction = Literal["forward", "backward"]
 
-_COLUMNS = ["id", "source", "instruction", "response", "drop_reason"]
+TOO_LONG = "too_long"
+"""Drop reason of an example that is longer than the limit."""
+
+_COLUMNS = ["id", "source", "ids", "loss_start"]
 
 
 @dataclass(frozen=True)
@@ -25,57 +30,74 @@ class Example:
     """A pair as the model reads it."""
 
     id: str
-    tokens: Tokens
+    ids: np.ndarray
+    """Tokens of prompt and target, int32 [T]; not to be written to."""
+    loss_start: int
+    """Place of the first token that carries loss: the target's first."""
 
     @property
     def length(self) -> int:
         """Tokens in all."""
-        return len(self.tokens.ids)
+        return len(self.ids)
 
     @property
     def output_tokens(self) -> int:
         """Tokens that carry loss."""
-        return len(self.tokens.ids) - self.tokens.loss_start
+        return len(self.ids) - self.loss_start
 
 
-def read_pairs(uris: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
-    """Read PAIR tables; return the rows that were kept, and how many earlier stages had dropped."""
-    rows = [row for uri in uris for row in storage.read_table(uri, columns=_COLUMNS).to_pylist()]
-    kept = [row for row in rows if row["drop_reason"] is None]
-    return kept, len(rows) - len(kept)
+class Examples(Sequence[Example]):
+    """The kept rows of token tables, sorted by id.
+
+    Args:
+        tables: rows of TOKENS without a drop reason.
+    """
+
+    def __init__(self, tables: Sequence[pa.Table]) -> None:
+        self._table = pa.concat_tables([TOKENS.empty_table().select(_COLUMNS), *tables])
+        place = pa.array(range(self._table.num_rows), pa.int64())
+        keys = self._table.select(["id", "source"]).append_column("place", place)
+        self._rows = keys.sort_by([("id", "ascending"), ("source", "ascending")])["place"].to_numpy()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self._example(row) for row in self._rows[index]]
+        return self._example(self._rows[index])
+
+    def _example(self, row: Any) -> Example:
+        table, row = self._table, int(row)
+        return Example(table["id"][row].as_py(), table["ids"][row].values.to_numpy(), table["loss_start"][row].as_py())
+
+    def digest(self) -> str:
+        """Identity of what is learned from: ids, tokens and where the loss starts, in order."""
+        found = hashlib.sha256()
+        for example in self:
+            found.update(f"{example.id} {example.loss_start} {example.length} ".encode())
+            found.update(example.ids.tobytes())
+        return found.hexdigest()
 
 
-def encode_pair(pair: Mapping[str, Any], tokenizer: Any, chat: ChatRecipe, direction: Direction) -> Tokens:
-    """Tokenise one pair; exactly the target's tokens and the end token carry loss."""
-    if direction == "backward":
-        return encode_example(tokenizer, chat.backward_prompt(pair["response"]), pair["instruction"])
-    return encode_example(tokenizer, chat.forward_prompt(pair["instruction"], pair["source"]), pair["response"])
-
-
-def make_examples(
-    pairs: Iterable[Mapping[str, Any]],
-    tokenizer: Any,
-    chat: ChatRecipe,
-    direction: Direction,
-    limit_tokens: int,
-    too_long: Literal["drop", "truncate"] = "drop",
-) -> tuple[list[Example], Counter[str]]:
-    """Tokenise pairs, sorted by id, none longer than the limit.
+def read_examples(uris: Sequence[str]) -> tuple[Examples, Counter[str]]:
+    """Read files of TOKENS.
 
     Returns:
-        The examples, and counts: `kept`, `too_long` (dropped), and `truncated` (a part of the kept). A truncated
-        example loses its end, and with it the end token; one whose prompt alone fills the limit is dropped.
+        The examples, and counts: `kept`, `too_long` (dropped), `truncated` (a part of the kept), and any other reason
+        for which a pair was not tokenised.
     """
-    examples: list[Example] = []
+    tables: list[pa.Table] = []
     counts: Counter[str] = Counter(kept=0, too_long=0, truncated=0)
-    for pair in sorted(pairs, key=lambda pair: (pair["id"], pair["source"], pair["instruction"], pair["response"])):
-        tokens = encode_pair(pair, tokenizer, chat, direction)
-        if len(tokens.ids) > limit_tokens:
-            if too_long == "drop" or tokens.loss_start >= limit_tokens:
-                counts["too_long"] += 1
-                continue
-            tokens = Tokens(tokens.ids[:limit_tokens], tokens.loss_start)
-            counts["truncated"] += 1
-        counts["kept"] += 1
-        examples.append(Example(pair["id"], tokens))
-    return examples, counts
+    for uri in uris:
+        table = storage.read_table(uri, columns=[*_COLUMNS, "truncated", "drop_reason"])
+        counts.update(reason for reason in table["drop_reason"].drop_null().to_pylist())
+        kept = table.filter(table["drop_reason"].is_null())
+        counts["kept"] += kept.num_rows
+        counts["truncated"] += kept["truncated"].to_pylist().count(True)
+        tables.append(kept.select(_COLUMNS))
+    return Examples(tables), counts

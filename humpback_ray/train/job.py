@@ -1,6 +1,6 @@
 """One fine-tune as a value: what is trained on what, and what came of it.
 
-A `TrainJob` travels from the driver to the workers and holds names, not data: workers read the pairs and the base
+A `TrainJob` travels from the driver to the workers and holds names, not data: workers read the tokens and the base
 model themselves, so a run goes on after its driver died.
 """
 
@@ -23,8 +23,8 @@ class TrainJob:
     direction: Direction
     base_uri: str
     """Directory of the base model: config, safetensors, tokenizer."""
-    pair_uris: tuple[str, ...]
-    """Parquet files of PAIR rows; those whose `drop_reason` is null are trained on."""
+    token_uris: tuple[str, ...]
+    """Parquet files of TOKENS rows; those whose `drop_reason` is null are trained on."""
     recipe: TrainRecipe
     chat: ChatRecipe
     export_uri: str
@@ -32,8 +32,8 @@ class TrainJob:
 
     def located(self) -> "TrainJob":
         """Return the job with absolute local paths: Ray Train's workers run in another directory."""
-        pairs = tuple(absolute(uri) for uri in self.pair_uris)
-        return replace(self, base_uri=absolute(self.base_uri), pair_uris=pairs, export_uri=absolute(self.export_uri))
+        tokens = tuple(absolute(uri) for uri in self.token_uris)
+        return replace(self, base_uri=absolute(self.base_uri), token_uris=tokens, export_uri=absolute(self.export_uri))
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint must agree on to be gone on from: names and recipes, no paths."""
@@ -70,7 +70,7 @@ class TrainResult:
     files: list[storage.FileEntry]
     """The exported model."""
     examples: dict[str, int]
-    """Pairs by fate: kept, too_long, truncated (a part of kept), dropped_before (by earlier stages)."""
+    """Pairs by fate: kept, too_long, truncated (a part of kept)."""
     batch_examples: int
     parameters: int
     dropouts: list[str]

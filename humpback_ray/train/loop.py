@@ -1,8 +1,8 @@
 """The training loop of one worker: examples in, an exported model out.
 
-Every worker lays out the same schedule, takes its share of each global batch and runs the same number of micro-batches
-(an empty one carries no loss). The loss of a step is the sum over the output tokens of the *global* batch divided by
-their number, whatever the number of workers, the micro-batch or the accumulation: in float32 without dropout the
+Every worker lays out the same schedule, takes its share of each global batch (packing.py) and runs the same number of
+micro-batches (an empty one carries no loss). The loss of a step is the sum over the output tokens of the *global* batch
+divided by their number, whatever the number of workers, the packing or the accumulation: in float32 without dropout the
 losses agree to about 1e-6. Dropout masks are seeded by (seed, step, rank), so that a resumed run draws the same ones.
 
 The loop knows nothing of Ray: a `Session` says which worker it is and where checkpoints and progress go.
@@ -13,28 +13,30 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from humpback_ray import storage
-from humpback_ray.config import fingerprint
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.records import seed_of
 from humpback_ray.train import checkpoints, zero
-from humpback_ray.train.examples import Example, make_examples, read_pairs
+from humpback_ray.train.attention import Layout, logits_of
+from humpback_ray.train.attention import prepare as prepare_attention
+from humpback_ray.train.examples import Example, Examples, read_examples
 from humpback_ray.train.export import export
 from humpback_ray.train.job import StepMetrics, TrainingStopped, TrainJob, TrainResult
-from humpback_ray.train.schedule import Schedule, micro_batches, schedule, shares
+from humpback_ray.train.packing import pack
+from humpback_ray.train.schedule import Schedule, schedule
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100
-"""Target of positions without loss, as in `torch.nn.functional.cross_entropy`."""
+LOGITS_AT_ONCE = 1 << 26
+"""Logits of which the loss is taken at once: 256 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ class Run:
     placement: TrainPlacement
     session: Session
     schedule: Schedule
-    examples: list[Example]
+    examples: Examples
     engine: Any
+    layout: Layout
     tokenizer: Any
     identity: dict[str, Any]
     start: str
@@ -102,33 +105,29 @@ def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainRe
 def prepare(
     job: TrainJob, placement: TrainPlacement, session: Session, base: Path
 ) -> tuple[Run, Counter[str], list[str]]:
-    """Read the pairs, lay out the schedule, load the model."""
+    """Read the examples, lay out the schedule, load the model."""
     zero.import_deepspeed(gpu=placement.gpus_per_worker > 0)
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    recipe = job.recipe
-    context = getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", None) or recipe.max_length_tokens
-    pairs, dropped = read_pairs(job.pair_uris)
-    limit = min(recipe.max_length_tokens, context)
-    examples, counts = make_examples(pairs, tokenizer, job.chat, job.direction, limit, recipe.too_long)
-    counts["dropped_before"] = dropped
+    examples, counts = read_examples(job.token_uris)
     if not examples:
         raise TrainingStopped(
-            f"{job.model} has no examples: {len(pairs)} pairs were kept by earlier stages and {counts['too_long']} of "
-            f"them are longer than {limit} tokens; raise train.recipe.max_length_tokens or set too_long to truncate"
+            f"{job.model} has no examples: {counts['too_long']} of {counts.total()} pairs are longer than "
+            f"{job.recipe.max_length_tokens} tokens or the model's context; raise train.recipe.max_length_tokens or "
+            "set too_long to truncate"
         )
-    plan = schedule(recipe, job.model, len(examples))
-    rounds = micro_batches(plan.batch_examples, session.workers, placement.micro_batch_examples)
-    config = zero.engine_config(placement, recipe, rounds)
-    model, dropouts = zero.load_model(base, recipe, config)
+    plan = schedule(job.recipe, job.model, len(examples))
+    config = zero.engine_config(placement, job.recipe)
+    model, dropouts = zero.load_model(base, job.recipe, config)
+    layout = prepare_attention(model, placement)
     engine = zero.start_engine(model, config, gpu=placement.gpus_per_worker > 0)
     identity = job.identity() | {
         "placement": {"workers": session.workers, "zero_stage": placement.zero_stage},
-        "examples": fingerprint([[example.id, example.tokens.loss_start, example.tokens.ids] for example in examples]),
+        "examples": examples.digest(),
     }
     start = chosen(session.rank, lambda: secrets.token_hex(3))
-    return Run(job, placement, session, plan, examples, engine, tokenizer, identity, start), counts, dropouts
+    return Run(job, placement, session, plan, examples, engine, layout, tokenizer, identity, start), counts, dropouts
 
 
 def resume(run: Run) -> None:
@@ -234,41 +233,43 @@ def optimize(run: Run, batch: list[Example], step: int, rate: float) -> tuple[fl
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
     lengths = [example.length for example in batch]
-    share = shares(lengths, session.workers, run.placement.micro_batch_examples)[session.rank]
+    shares = pack(lengths, session.workers, run.placement.micro_batch_tokens, padded=run.layout == "padded")
+    share = shares[session.rank]
     output_tokens = sum(example.output_tokens for example in batch)
-    plain, norm = engine.zero_optimization_stage() == 0, 0.0
-    scale = zero.loss_scale_of(session.workers, len(share), output_tokens)
-    total = torch.zeros(1, dtype=torch.float64)
-    for positions in share:
-        loss = summed_loss(engine, [batch[position] for position in positions], engine.device)
+    scale = zero.loss_scale_of(session.workers, output_tokens)
+    total = torch.zeros((), dtype=torch.float64, device=engine.device)
+    for turn, places in enumerate(share, start=1):
+        engine.set_gradient_accumulation_boundary(turn == len(share))
+        loss = summed_loss(engine, [batch[place] for place in places], run.layout, engine.device)
         engine.backward(loss * scale)
-        norm = zero.gradient_norm(engine) if plain else 0.0
-        engine.step()
-        total += loss.detach().double().cpu()
-    total = total.to(engine.device)
+        total += loss.detach()
+    plain = engine.zero_optimization_stage() == 0
+    norm = zero.gradient_norm(engine) if plain else 0.0
+    engine.step()
     dist.all_reduce(total)
     return total.item() / output_tokens, norm if plain else zero.gradient_norm(engine)
 
 
-def summed_loss(model: Any, examples: list[Example], device: Any) -> Any:
-    """Sum the cross-entropy over the output tokens of a micro-batch, float32 scalar; 0 (with a graph) if it is empty.
+def summed_loss(model: Any, examples: Sequence[Example], layout: Layout, device: Any) -> Any:
+    """Sum the cross-entropy over a micro-batch's output tokens, float32 scalar; 0 (with a graph) if it is empty."""
+    logits, targets = logits_of(model, examples, layout, device)
+    return summed_cross_entropy(logits, targets) if examples else logits.float().sum() * 0.0
 
-    Rows are padded on the right, where causal attention keeps padding out of every token's sight, so there is no
-    mask; logits are computed from the first output token of the micro-batch on.
+
+def summed_cross_entropy(logits: Any, targets: Any, at_once: int = LOGITS_AT_ONCE) -> Any:
+    """Sum the cross-entropy of logits [N, V] and targets [N] in float32.
+
+    Logits become float32 a few rows at a time, and once more in the backward pass: a vocabulary of 128,000 would take
+    two gigabytes for 4,096 tokens, several times over.
     """
-    import torch
     from torch.nn.functional import cross_entropy
+    from torch.utils.checkpoint import checkpoint
 
-    width = max((example.length for example in examples), default=2)
-    first = min((example.tokens.loss_start for example in examples), default=1) - 1
-    ids = torch.zeros(max(len(examples), 1), width, dtype=torch.long)
-    targets = torch.full((max(len(examples), 1), width), IGNORED, dtype=torch.long)
-    for row, example in enumerate(examples):
-        ids[row, : example.length] = torch.tensor(example.tokens.ids)
-        start = example.tokens.loss_start
-        targets[row, start : example.length] = ids[row, start : example.length]
-    logits = model(input_ids=ids.to(device), use_cache=False, logits_to_keep=width - first).logits[:, :-1].float()
-    wanted = targets[:, first + 1 :].to(device)
-    if not examples:
-        return logits.sum() * 0.0
-    return cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum")
+    def part(some: Any, wanted: Any) -> Any:
+        return cross_entropy(some.float(), wanted, reduction="sum")
+
+    if logits.numel() <= at_once:
+        return part(logits, targets)
+    rows = max(at_once // logits.shape[1], 1)
+    parts = zip(logits.split(rows), targets.split(rows), strict=True)
+    return sum(checkpoint(part, some, wanted, use_reentrant=False) for some, wanted in parts)

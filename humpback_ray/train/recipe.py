@@ -14,6 +14,9 @@ from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
 
+TooLong = Literal["drop", "truncate"]
+"""What happens to examples that are longer than the limit."""
+
 
 class TrainRecipe(Config):
     """How every model is fine-tuned. Hashed into each model's fingerprint."""
@@ -64,7 +67,7 @@ class TrainRecipe(Config):
     """`m1`, `m2`, ... learn from the seed and the kept pairs; false: from the kept pairs alone, the paper's ablation
     "augmented only". Not hashed by itself: which pairs a model learned from is in its fingerprint."""
 
-    too_long: Literal["drop", "truncate"] = "drop"
+    too_long: TooLong = "drop"
     """What happens to longer examples: dropped and counted, or cut at the end (then they teach no end token)."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

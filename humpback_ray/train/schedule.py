@@ -9,7 +9,6 @@ import functools
 import itertools
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from humpback_ray.records import seed_of
@@ -93,25 +92,3 @@ def _order(examples: int, seed: int, epoch: int) -> list[int]:
     order = list(range(examples))
     random.Random(seed_of("order", seed, epoch)).shuffle(order)
     return order
-
-
-def shares(lengths: Sequence[int], workers: int, micro_batch_examples: int) -> list[list[list[int]]]:
-    """Share a batch out: for each worker the micro-batches, as positions in the batch; some may be empty.
-
-    Examples are dealt longest first, back and forth over the workers, so that all have about as many tokens and a
-    micro-batch holds examples of like length. Every worker gets the same number of micro-batches: ZeRO's collectives
-    would hang otherwise.
-    """
-    longest_first = sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
-    hands: list[list[int]] = [[] for _ in range(workers)]
-    for turn, position in enumerate(longest_first):
-        lap, seat = divmod(turn, workers)
-        hands[seat if lap % 2 == 0 else workers - 1 - seat].append(position)
-    rounds = micro_batches(len(lengths), workers, micro_batch_examples)
-    starts = [turn * micro_batch_examples for turn in range(rounds)]
-    return [[hand[start : start + micro_batch_examples] for start in starts] for hand in hands]
-
-
-def micro_batches(batch: int, workers: int, micro_batch_examples: int) -> int:
-    """Return how many micro-batches each worker runs in a step."""
-    return math.ceil(math.ceil(batch / workers) / micro_batch_examples)

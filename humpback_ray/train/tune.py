@@ -1,4 +1,4 @@
-"""A fine-tune as a stage: the base model and pairs in, one model directory out.
+"""A fine-tune as a stage: the base model and tokenised pairs in, one model directory out.
 
 The lease makes sure that one driver publishes; the checkpoints under `<stage>/checkpoints/<attempt>` make the same
 command go on where a killed one stopped. They stay there when the model is finished, until `gc` takes them.
@@ -12,7 +12,7 @@ from pydantic import Field
 from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.ledger import Attempt, Commit, DataFile, Manifest
-from humpback_ray.placement import TrainPlacement
+from humpback_ray.placement import PoolPlacement, TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.stage import Model, Place, Stage, StageFailed
 from humpback_ray.train.fit import TrainingFailed, launch
@@ -21,16 +21,18 @@ from humpback_ray.train.recipe import TrainRecipe
 
 
 class TrainConfig(Config):
-    """Every `models/*` stage."""
+    """Every `models/*` stage, and the `tokens` that they learn from."""
 
     recipe: TrainRecipe = TrainRecipe()
     placement: TrainPlacement = Field(default=TrainPlacement())
+    tokens_placement: PoolPlacement = PoolPlacement(max_replicas=8, rows_per_shard=20_000)
+    """Of the actors that tokenise pairs, some thousand a second each."""
 
 
 def fine_tune(
-    config: TrainConfig, chat: ChatRecipe, name: str, base: Model, pairs: Sequence[Manifest], place: Place
+    config: TrainConfig, chat: ChatRecipe, name: str, base: Model, tokens: Sequence[Manifest], place: Place
 ) -> Manifest:
-    """Fine-tune the base model on the kept pairs of the given stages; `backward` learns response → instruction.
+    """Fine-tune the base model on the kept examples of the given token stages.
 
     The fingerprint holds the settings of this model alone: other models' steps and rates do not touch it.
     """
@@ -40,18 +42,21 @@ def fine_tune(
         "train": recipe.model_dump(mode="json", exclude={"joint"}),
         "chat": chat.model_dump(mode="json"),
     }
-    inputs = {"base": base.source, **{manifest.stage: manifest for manifest in pairs}}
+    inputs = {"base": base.source, **{manifest.stage: manifest for manifest in tokens}}
     stage = Stage(place, identity, inputs)
-    if not any(manifest.kept for manifest in pairs):
-        counts = ", ".join(f"{manifest.stage}: 0 of {manifest.rows:,} rows kept" for manifest in pairs)
-        raise StageFailed(f"{place.name}: there is no pair to train on ({counts})")
+    if not any(manifest.kept for manifest in tokens):
+        counts = ", ".join(f"{manifest.stage}: 0 of {manifest.rows:,} rows kept" for manifest in tokens)
+        raise StageFailed(
+            f"{place.name}: there is no pair to train on ({counts}); where they are too_long, raise "
+            "train.recipe.max_length_tokens or set too_long to truncate"
+        )
 
     def train(attempt: Attempt) -> Commit:
         directory = attempt.directory
-        uris = [storage.join(m.uri, file.name) for m in pairs for file in m.files if file.kept]
+        uris = [storage.join(m.uri, file.name) for m in tokens for file in m.files]
         job = TrainJob(
             model=name, direction="backward" if name == "backward" else "forward", base_uri=base.uri,
-            pair_uris=tuple(uris), recipe=recipe, chat=chat, export_uri=attempt.ledger.at(directory),
+            token_uris=tuple(uris), recipe=recipe, chat=chat, export_uri=attempt.ledger.at(directory),
         )  # fmt: skip
         try:
             result = launch(job, config.placement, f"{attempt.number:04d}", attempt.ledger.at("checkpoints"))

@@ -4,8 +4,9 @@ ZeRO 0 to 3 on GPUs and on CPU workers, AdamW on float32 master weights. Under Z
 (`zero.Init`): each worker keeps its part of every parameter. transformers reads the files on every worker; only the
 parameter being loaded is whole there.
 
-DeepSpeed divides gradients by the number of workers and of accumulated micro-batches; `loss_scale_of` is the factor
-that undoes both, so that the loss may be a sum over the global batch's tokens.
+DeepSpeed divides gradients by the number of workers; `loss_scale_of` is the factor that undoes it, so that the loss may
+be a sum over the global batch's tokens. It is told of no accumulation: how many micro-batches a step has differs from
+step to step, so the loop says which is the last (`set_gradient_accumulation_boundary`).
 
 Given up: parameter offload, activation checkpointing, other optimizers; families without a configured dropout train
 without one (the names that were set are reported).
@@ -33,7 +34,7 @@ DROPOUT_FIELDS = (
 """Names under which transformers' configurations keep dropout probabilities."""
 
 
-def engine_config(placement: TrainPlacement, recipe: TrainRecipe, micro_batches: int) -> dict[str, Any]:
+def engine_config(placement: TrainPlacement, recipe: TrainRecipe) -> dict[str, Any]:
     """Return the DeepSpeed configuration of one worker.
 
     Stage 0 in bfloat16 becomes stage 1: without ZeRO, DeepSpeed 0.19 rounds every update to bfloat16 (a model that
@@ -52,8 +53,8 @@ def engine_config(placement: TrainPlacement, recipe: TrainRecipe, micro_batches:
     if offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": placement.gpus_per_worker > 0}
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": placement.micro_batch_examples,
-        "gradient_accumulation_steps": micro_batches,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": recipe.gradient_clip or NO_CLIP,
         "steps_per_print": None,
         "optimizer": _optimizer(placement, recipe, offload),
@@ -79,9 +80,9 @@ def _optimizer(placement: TrainPlacement, recipe: TrainRecipe, offload: bool) ->
     return {"type": "AdamW", "params": parameters}
 
 
-def loss_scale_of(workers: int, micro_batches: int, output_tokens: int) -> float:
+def loss_scale_of(workers: int, output_tokens: int) -> float:
     """Return the factor on a micro-batch's summed loss that makes the step's gradient that of the global mean."""
-    return workers * micro_batches / output_tokens
+    return workers / output_tokens
 
 
 def import_deepspeed(gpu: bool) -> Any:

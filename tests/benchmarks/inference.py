@@ -340,12 +340,10 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - since, value
 
 
-def line(name: str, values: Sequence[float], goal: str) -> None:
+def line(name: str, values: Sequence[float], goal: str, form: str = ".3f") -> None:
     """Print one figure: its median, lowest and highest."""
-    print(
-        f"BENCH {name} value={statistics.median(values):.3f} low={min(values):.3f} high={max(values):.3f} goal={goal}",
-        flush=True,
-    )
+    value, low, high = (format(figure, form) for figure in (statistics.median(values), min(values), max(values)))
+    print(f"BENCH {name} value={value} low={low} high={high} goal={goal}", flush=True)
 
 
 def stage_vllm(rounds: int, cpus: int) -> None:

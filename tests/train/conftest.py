@@ -10,9 +10,10 @@ import pytest
 
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import PAIR, record_id
-from humpback_ray.train.examples import make_examples, read_pairs
+from humpback_ray.train.examples import read_examples
 from humpback_ray.train.recipe import TrainRecipe
 from humpback_ray.train.schedule import schedule
+from humpback_ray.train.tokens import tokenise
 
 
 def make_tokenizer(pad: bool = False) -> Any:
@@ -72,35 +73,42 @@ def rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
+def tokens_of(some: Sequence[dict[str, Any]], tokenizer: Any, limit: int = 256) -> pa.Table:
+    """The kept ones of some pairs, tokenised forward."""
+    kept = [row for row in some if row["drop_reason"] is None]
+    return tokenise(pa.Table.from_pylist(kept, schema=PAIR), tokenizer, ChatRecipe(), "forward", limit, "drop")
+
+
 @pytest.fixture(scope="session")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Two files of pairs, 27 of 30 kept."""
+def pairs(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> tuple[str, ...]:
+    """Two files of tokens: of 30 pairs, 27 are kept."""
     directory = tmp_path_factory.mktemp("pairs")
     uris = []
     for part, some in enumerate([rows(30)[:20], rows(30)[20:]]):
         uris.append(str(directory / f"{part}.parquet"))
-        pq.write_table(pa.Table.from_pylist(some, schema=PAIR), uris[-1])
+        pq.write_table(tokens_of(some, tokenizer), uris[-1])
     return tuple(uris)
 
 
-def plain_loop(base: Path, pairs: Sequence[str], tokenizer: Any, recipe: TrainRecipe) -> list[tuple[float, float]]:
-    """Loss and gradient norm per step of a loop without DeepSpeed, padding, micro-batches or workers."""
+def plain_loop(base: Path, pairs: Sequence[str], recipe: TrainRecipe) -> list[tuple[float, float]]:
+    """Loss and gradient norm per step of a loop without DeepSpeed, padding, packing, micro-batches or workers."""
     import torch
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM
 
-    examples, _ = make_examples(read_pairs(pairs)[0], tokenizer, ChatRecipe(), "forward", 256)
+    examples, _ = read_examples(pairs)
     plan = schedule(recipe, "m0", len(examples))
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attention_dropout=0.0)
     optimizer = torch.optim.AdamW(model.parameters(), betas=recipe.betas, eps=recipe.epsilon, weight_decay=0.1)
     steps = []
     for step in range(1, plan.steps + 1):
-        batch = [examples[index].tokens for index in plan.batch(step)]
+        batch = [examples[index] for index in plan.batch(step)]
         total = torch.zeros(())
-        for ids, start in batch:
-            logits = model(torch.tensor([ids])).logits[0]
-            total = total + cross_entropy(logits[start - 1 : -1], torch.tensor(ids[start:]), reduction="sum")
-        loss = total / sum(len(ids) - start for ids, start in batch)
+        for example in batch:
+            ids, start = torch.tensor(example.ids, dtype=torch.long), example.loss_start
+            logits = model(ids[None]).logits[0]
+            total = total + cross_entropy(logits[start - 1 : -1], ids[start:], reduction="sum")
+        loss = total / sum(example.output_tokens for example in batch)
         optimizer.param_groups[0]["lr"] = plan.rate(step)
         optimizer.zero_grad()
         loss.backward()

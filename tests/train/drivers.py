@@ -20,7 +20,7 @@ from humpback_ray.lease import Lease
 from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
-from humpback_ray.records import PAIR
+from humpback_ray.records import TOKENS
 from humpback_ray.stage import Model, Place, Stage, TableWriter, read_manifest
 from humpback_ray.train.recipe import TrainRecipe
 from humpback_ray.train.tune import TrainConfig, fine_tune
@@ -42,27 +42,27 @@ except LeaseLost as lost:
 """
 
 
-def write_pairs(root: str, rows: Sequence[dict[str, Any]]) -> Manifest:
-    """Make the stage `pairs` of a root."""
+def write_tokens(root: str, tokens: pa.Table) -> Manifest:
+    """Make the stage `tokens/seed` of a root."""
 
     def work(attempt: Attempt) -> Commit:
-        writer = TableWriter(attempt, PAIR)
-        writer.write(pa.Table.from_pylist(list(rows), schema=PAIR))
+        writer = TableWriter(attempt, TOKENS)
+        writer.write(tokens)
         return writer.commit()
 
-    return Stage(Place("pairs", f"{root}/pairs", "test"), {}, {}, PAIR).leased(work)
+    return Stage(Place("tokens/seed", f"{root}/tokens/seed", "test"), {}, {}, TOKENS).leased(work)
 
 
 def tune(root: str, submission: str, recipe: str, placement: str) -> None:
-    """Fine-tune `<root>/base` on `<root>/pairs`, under a lease with a quick heart."""
+    """Fine-tune `<root>/base` on `<root>/tokens/seed`, under a lease with a quick heart."""
     stage.Lease = functools.partial(Lease, beat_s=0.3, stale_s=3.0)  # pyright: ignore[reportAttributeAccessIssue]
-    pairs = read_manifest(f"{root}/pairs")
-    assert pairs is not None
+    tokens = read_manifest(f"{root}/tokens/seed")
+    assert tokens is not None
     base = Model(f"{root}/base", resolve_model("base_model", f"{root}/base", Hashes(f"{root}/hashes.json")))
     config = TrainConfig(
         recipe=TrainRecipe.model_validate_json(recipe), placement=TrainPlacement.model_validate_json(placement)
     )
-    fine_tune(config, ChatRecipe(), "m0", base, [pairs], Place("models/m0", f"{root}/models/m0", submission))
+    fine_tune(config, ChatRecipe(), "m0", base, [tokens], Place("models/m0", f"{root}/models/m0", submission))
 
 
 @contextlib.contextmanager

@@ -1,94 +1,60 @@
 import random
+from pathlib import Path
 from typing import Any
 
-import pytest
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from humpback_ray.prompts.chat import ChatRecipe, encode, encode_prompt
-from humpback_ray.train.examples import encode_pair, make_examples, read_pairs
-from tests.train.conftest import make_tokenizer, rows
-
-TOKENIZER = make_tokenizer()
-CHAT = ChatRecipe()
-
-texts = st.text(max_size=60) | st.sampled_from(["</s>", "<s>", "### Response:\n", " ", "\n\n"])
-pair = st.fixed_dictionaries(
-    {
-        "id": st.uuids().map(str),
-        "instruction": texts,
-        "response": texts,
-        "source": st.sampled_from(["seed", "augmented"]),
-    }
-)
+from humpback_ray.records import TOKENS
+from humpback_ray.train.examples import Examples, read_examples
+from tests.train.conftest import make_tokenizer, rows, tokens_of
 
 
-def spans(tokens: Any) -> tuple[list[int], list[int]]:
-    return tokens.ids[: tokens.loss_start], tokens.ids[tokens.loss_start :]
+def contents(examples: Examples) -> list[tuple[str, list[int], int]]:
+    return [(example.id, example.ids.tolist(), example.loss_start) for example in examples]
 
 
-@given(pair)
-def test_exactly_the_response_and_the_end_token_carry_loss(pair: dict[str, Any]) -> None:
-    prompt, target = spans(encode_pair(pair, TOKENIZER, CHAT, "forward"))
-    assert target == [*encode(TOKENIZER, pair["response"]), TOKENIZER.eos_token_id]
-    assert prompt == encode_prompt(TOKENIZER, CHAT.forward_prompt(pair["instruction"], pair["source"]))
-    assert TOKENIZER.eos_token_id not in [*prompt, *target[:-1]]
-
-
-@given(pair)
-def test_a_backward_example_learns_the_instruction_without_any_tag(pair: dict[str, Any]) -> None:
-    prompt, target = spans(encode_pair(pair, TOKENIZER, CHAT, "backward"))
-    assert target == [*encode(TOKENIZER, pair["instruction"]), TOKENIZER.eos_token_id]
-    assert prompt == encode_prompt(TOKENIZER, CHAT.backward.prompt(pair["response"]))
-
-
-def test_the_source_decides_the_tag() -> None:
-    row = rows(1)[0]
-    for source, tag in [("seed", CHAT.seed_tag), ("augmented", CHAT.web_tag)]:
-        prompt, _ = spans(encode_pair(row | {"source": source}, TOKENIZER, CHAT, "forward"))
-        assert f"{row['instruction']} {tag}" in TOKENIZER.decode(prompt)
+TABLE = tokens_of(rows(12), make_tokenizer()).select(["id", "source", "ids", "loss_start"])
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.randoms(use_true_random=False))
-def test_storage_order_never_matters(shuffle: random.Random) -> None:
-    some = rows(12)
-    expected = make_examples(some, TOKENIZER, CHAT, "forward", 999)
-    shuffle.shuffle(some)
-    assert make_examples(some, TOKENIZER, CHAT, "forward", 999) == expected
+@given(st.randoms(use_true_random=False), st.integers(0, 10))
+def test_neither_files_nor_row_order_decide(shuffle: random.Random, cut: int) -> None:
+    order = list(range(TABLE.num_rows))
+    shuffle.shuffle(order)
+    mixed = TABLE.take(pa.array(order))
+    found, expected = Examples([mixed.slice(0, cut), mixed.slice(cut)]), Examples([TABLE])
+    assert contents(found) == contents(expected)
+    assert found.digest() == expected.digest()
+    assert [example.id for example in found] == sorted(TABLE["id"].to_pylist())
 
 
-@given(
-    st.lists(pair, max_size=8, unique_by=lambda row: row["id"]),
-    st.integers(8, 120),
-    st.sampled_from(["drop", "truncate"]),
-)
-def test_every_pair_is_kept_or_counted_and_none_is_longer_than_the_limit(
-    some: list[dict[str, Any]], limit: int, too_long: Any
-) -> None:
-    examples, counts = make_examples(some, TOKENIZER, CHAT, "forward", limit, too_long)
-    assert counts["kept"] + counts["too_long"] == len(some)
-    assert len(examples) == counts["kept"] >= counts["truncated"]
-    assert all(example.length <= limit and example.output_tokens >= 1 for example in examples)
+def test_any_token_changes_the_digest() -> None:
+    whole = Examples([TABLE]).digest()
+    changed = TABLE.to_pylist()
+    changed[3]["ids"][0] += 1
+    moved = TABLE.to_pylist()
+    moved[3]["loss_start"] += 1
+    for some in (changed, moved, TABLE.to_pylist()[1:]):
+        assert Examples([pa.Table.from_pylist(some, TABLE.schema)]).digest() != whole
 
 
-def test_a_truncated_example_loses_its_end_and_a_long_prompt_the_whole_of_it() -> None:
-    row = rows(1)[0] | {"response": "word " * 200}
-    whole = encode_pair(row, TOKENIZER, CHAT, "forward")
-    (cut,), counts = make_examples([row], TOKENIZER, CHAT, "forward", whole.loss_start + 5, "truncate")
-    assert cut.tokens.ids == whole.ids[: whole.loss_start + 5]
-    assert cut.output_tokens == 5
-    assert counts == {"kept": 1, "too_long": 0, "truncated": 1}
-    assert make_examples([row], TOKENIZER, CHAT, "forward", whole.loss_start, "truncate")[1]["too_long"] == 1
+def test_tokens_stay_where_arrow_put_them() -> None:
+    examples = Examples([TABLE])
+    (buffer,) = [chunk.values.buffers()[1] for chunk in TABLE["ids"].chunks]
+    for example in examples:
+        assert buffer.address <= example.ids.ctypes.data < buffer.address + buffer.size
 
 
-def test_rows_that_earlier_stages_dropped_are_not_trained_on(pairs: tuple[str, ...]) -> None:
-    kept, dropped = read_pairs(pairs)
-    assert (len(kept), dropped) == (27, 3)
-
-
-def test_a_tokenizer_without_an_end_token_is_refused() -> None:
-    tokenizer = make_tokenizer()
-    tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="no end token"):
-        make_examples(rows(1), tokenizer, CHAT, "forward", 99)
+def test_dropped_rows_are_counted_and_not_learned_from(tmp_path: Path, tokenizer: Any) -> None:
+    table = tokens_of(rows(12), tokenizer, limit=130)
+    lost = {"id": "q", "source": "", "ids": None, "loss_start": None, "drop_reason": "quarantined"}
+    pq.write_table(pa.concat_tables([table, pa.Table.from_pylist([lost], TOKENS)]), tmp_path / "tokens.parquet")
+    examples, counts = read_examples([str(tmp_path / "tokens.parquet")])
+    kept = [row for row in table.to_pylist() if row["drop_reason"] is None]
+    assert 0 < len(kept) < table.num_rows
+    assert counts == {"kept": len(kept), "too_long": table.num_rows - len(kept), "truncated": 0, "quarantined": 1}
+    assert {example.id for example in examples} == {row["id"] for row in kept}
+    assert [len(example.ids) for example in examples[:3]] == [example.length for example in list(examples)[:3]]

@@ -6,8 +6,8 @@ import pytest
 
 from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
 from humpback_ray.train import export
-from humpback_ray.train.examples import encode_pair
 from humpback_ray.train.job import TrainingStopped, TrainJob
+from humpback_ray.train.tokens import encode_pair
 from tests.train.conftest import make_tokenizer, rows
 from tests.train.workers import job
 

@@ -14,7 +14,7 @@ from tests.train.drivers import driver, wait_for
 from tests.train.workers import job
 
 STEPS = 24
-PLACEMENT = TrainPlacement(workers=2, cpus_per_worker=0.5, micro_batch_examples=4, checkpoint_every_steps=4)
+PLACEMENT = TrainPlacement(workers=2, cpus_per_worker=0.5, micro_batch_tokens=400, checkpoint_every_steps=4)
 
 DRIVER = """
 import json, sys

@@ -3,11 +3,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from humpback_ray.placement import TrainPlacement
-from humpback_ray.train.examples import read_pairs
-from tests.train.conftest import plain_loop
+from humpback_ray.train.examples import read_examples
+from tests.train.conftest import plain_loop, rows, tokens_of
 from tests.train.workers import RECIPE, Case, job, run
 
 pytestmark = pytest.mark.slow
@@ -16,12 +17,12 @@ Results = dict[str, dict[str, Any]]
 
 
 def placement(zero_stage: int, micro: int, **more: Any) -> TrainPlacement:
-    return TrainPlacement.model_validate({"zero_stage": zero_stage, "micro_batch_examples": micro, **more})
+    return TrainPlacement.model_validate({"zero_stage": zero_stage, "micro_batch_tokens": micro, **more})
 
 
 @pytest.fixture(scope="module")
-def plain(base: Path, pairs: tuple[str, ...], tokenizer: Any) -> list[tuple[float, float]]:
-    return plain_loop(base, pairs, tokenizer, RECIPE)
+def plain(base: Path, pairs: tuple[str, ...]) -> list[tuple[float, float]]:
+    return plain_loop(base, pairs, RECIPE)
 
 
 def damage(source: Path, target: Path, name: str) -> None:
@@ -34,43 +35,47 @@ def damage(source: Path, target: Path, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def one(base: Path, pairs: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Results:
+def one(base: Path, pairs: tuple[str, ...], tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What one worker makes of every case."""
     at = tmp_path_factory.mktemp("one")
+    pq.write_table(tokens_of(rows(30), tokenizer, limit=8), at / "long.parquet")
     full = job(base, pairs, at / "full")
     dropout = {"dropout": 0.3, "dtype": "bfloat16"}
     return run(
         [
-            Case("zero 0", full, placement(0, 7)),
-            Case("zero 2", full, placement(2, 2, checkpoint_every_steps=5), checkpoints=at / "checkpoint"),
-            Case("resumed", job(base, pairs, at / "resumed"), placement(2, 2), checkpoints=at / "checkpoint"),
+            Case("zero 0", full, placement(0, 2048)),
+            Case("zero 2", full, placement(2, 300, checkpoint_every_steps=5), checkpoints=at / "checkpoint"),
+            Case("resumed", job(base, pairs, at / "resumed"), placement(2, 300), checkpoints=at / "checkpoint"),
             Case(
                 "other recipe",
                 job(base, pairs, at / "x", weight_decay=0.2),
-                placement(2, 2),
+                placement(2, 300),
                 checkpoints=at / "checkpoint",
             ),
-            Case("other stage", full, placement(3, 2), checkpoints=at / "checkpoint"),
+            Case("other stage", full, placement(3, 300), checkpoints=at / "checkpoint"),
             Case(
-                "dropout", job(base, pairs, at / "d", **dropout), placement(2, 4, checkpoint_every_steps=5), at / "d-5"
+                "dropout",
+                job(base, pairs, at / "d", **dropout),
+                placement(2, 600, checkpoint_every_steps=5),
+                at / "d-5",
             ),
-            Case("dropout resumed", job(base, pairs, at / "d2", **dropout), placement(2, 4), checkpoints=at / "d-5"),
+            Case("dropout resumed", job(base, pairs, at / "d2", **dropout), placement(2, 600), checkpoints=at / "d-5"),
             Case(
                 "strange",
                 full,
-                placement(2, 2),
+                placement(2, 300),
                 at / "s",
                 partial(damage, at / "checkpoint", at / "s", "more.pt"),
             ),
             Case(
                 "damaged",
                 full,
-                placement(2, 2),
+                placement(2, 300),
                 at / "t",
                 partial(damage, at / "checkpoint", at / "t", "*optim*"),
             ),
-            Case("burst", job(base, pairs, at / "burst", learning_rate=1e30), placement(2, 4)),
-            Case("too long", job(base, pairs, at / "none", max_length_tokens=8), placement(2, 4)),
+            Case("burst", job(base, pairs, at / "burst", learning_rate=1e30), placement(2, 600)),
+            Case("too long", job(base, (str(at / "long.parquet"),), at / "none"), placement(2, 600)),
         ],
         workers=1,
         directory=at,
@@ -85,12 +90,12 @@ def two(one: Results, base: Path, pairs: tuple[str, ...], tmp_path_factory: pyte
     full = job(base, pairs, at / "full")
     return run(
         [
-            Case("zero 2", full, placement(2, 3)),
-            Case("zero 3", full, placement(3, 3, checkpoint_every_steps=5), checkpoints=at / "checkpoint"),
-            Case("resumed", job(base, pairs, at / "resumed"), placement(3, 3), checkpoints=at / "checkpoint"),
-            Case("bfloat16", job(base, pairs, at / "bfloat16", dtype="bfloat16"), placement(3, 3)),
+            Case("zero 2", full, placement(2, 300)),
+            Case("zero 3", full, placement(3, 300, checkpoint_every_steps=5), checkpoints=at / "checkpoint"),
+            Case("resumed", job(base, pairs, at / "resumed"), placement(3, 300), checkpoints=at / "checkpoint"),
+            Case("bfloat16", job(base, pairs, at / "bfloat16", dtype="bfloat16"), placement(3, 300)),
             Case("micro of one", job(base, pairs, at / "micro"), placement(1, 1)),
-            Case("other workers", full, placement(2, 2), checkpoints=alone),
+            Case("other workers", full, placement(2, 300), checkpoints=alone),
         ],
         workers=2,
         directory=at,
@@ -139,7 +144,7 @@ def test_a_resumed_run_draws_the_same_dropout_masks(one: Results) -> None:
 def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_rows(one: Results, pairs: tuple[str, ...]) -> None:
     verdict = one["burst"]["stopped"]
     assert "step 2 has loss" in verdict
-    assert sum(row["id"] in verdict for row in read_pairs(pairs)[0]) == RECIPE.batch_examples
+    assert sum(example.id in verdict for example in read_examples(pairs)[0]) == RECIPE.batch_examples
 
 
 def test_a_checkpoint_of_another_recipe_or_stage_is_refused_with_both_values(one: Results) -> None:
@@ -148,12 +153,12 @@ def test_a_checkpoint_of_another_recipe_or_stage_is_refused_with_both_values(one
 
 
 def test_no_examples_is_a_verdict_with_numbers(one: Results) -> None:
-    assert "27 pairs were kept by earlier stages and 27 of them are longer than 8" in one["too long"]["stopped"]
+    assert "27 of 27 pairs are longer than 2048 tokens" in one["too long"]["stopped"]
 
 
 def test_the_result_tells_what_was_trained(one: Results) -> None:
     result = one["zero 2"]
-    assert result["examples"] == {"kept": 27, "too_long": 0, "truncated": 0, "dropped_before": 3}
+    assert result["examples"] == {"kept": 27, "too_long": 0, "truncated": 0}
     assert result["metrics"][-1]["learning_rate"] == 9e-6
     assert result["output_tokens"] == sum(row["output_tokens"] for row in result["metrics"]) < result["tokens"]
     assert {"model.safetensors", "config.json", "chat_template.jinja", "generation_config.json"} <= {

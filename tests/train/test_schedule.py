@@ -1,5 +1,3 @@
-from collections import Counter
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,9 +7,7 @@ from humpback_ray.train.schedule import (
     STEPS_BY_EXAMPLES,
     Schedule,
     batch_examples,
-    micro_batches,
     schedule,
-    shares,
     steps,
 )
 
@@ -86,22 +82,6 @@ def test_a_batch_depends_on_seed_and_step_alone(examples: int, batch: int, step:
 def test_another_seed_is_another_order() -> None:
     first, second = (schedule(TrainRecipe(seed=seed), "m0", 100) for seed in (0, 1))
     assert first.batch(1) != second.batch(1)
-
-
-@given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 8))
-def test_workers_share_a_batch_without_loss_in_equally_many_micro_batches(
-    lengths: list[int], workers: int, size: int
-) -> None:
-    shared = shares(lengths, workers, size)
-    assert Counter(i for worker in shared for micro in worker for i in micro) == Counter(range(len(lengths)))
-    assert {len(worker) for worker in shared} == {micro_batches(len(lengths), workers, size)}
-    assert all(len(micro) <= size for worker in shared for micro in worker)
-
-
-@given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 9))
-def test_no_worker_has_a_whole_example_more_than_another(lengths: list[int], workers: int) -> None:
-    tokens = [sum(lengths[i] for micro in worker for i in micro) for worker in shares(lengths, workers, 1)]
-    assert max(tokens) - min(tokens) <= max(lengths)
 
 
 def test_no_examples_is_refused() -> None:

@@ -12,13 +12,13 @@ from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.stage import read_manifest
 from humpback_ray.train import checkpoints
-from tests.train.conftest import plain_loop, rows
-from tests.train.drivers import TUNE, driver, send, training_workers, wait_for, write_pairs
+from tests.train.conftest import plain_loop, rows, tokens_of
+from tests.train.drivers import TUNE, driver, send, training_workers, wait_for, write_tokens
 from tests.train.workers import RECIPE
 
 STEPS = 24
 THIS = RECIPE.model_copy(update={"steps": {"m0": STEPS}})
-PLACEMENT = TrainPlacement(workers=2, cpus_per_worker=0.5, micro_batch_examples=4, checkpoint_every_steps=4)
+PLACEMENT = TrainPlacement(workers=2, cpus_per_worker=0.5, micro_batch_tokens=400, checkpoint_every_steps=4)
 
 
 def step_reached(uri: str) -> int:
@@ -40,7 +40,7 @@ def test_a_driver_is_killed_the_next_sleeps_and_is_overtaken_and_the_third_ends_
 ) -> None:
     root = f"{s3_bucket}/{tmp_path.name}"
     storage.upload_directory(base, f"{root}/base")
-    write_pairs(root, rows(30))
+    write_tokens(root, tokens_of(rows(30), tokenizer))
     model, written = f"{root}/models/m0", f"{root}/models/m0/checkpoints"
     settings = [THIS.model_dump_json(), PLACEMENT.model_dump_json()]
 
@@ -60,7 +60,7 @@ def test_a_driver_is_killed_the_next_sleeps_and_is_overtaken_and_the_third_ends_
         assert asleep.wait(60) == 3, (tmp_path / "asleep.log").read_text()[-3000:]
         assert psutil.wait_procs(still, timeout=20)[1] == []
 
-    undisturbed = [loss for loss, _ in plain_loop(base, pairs, tokenizer, THIS)]
+    undisturbed = [loss for loss, _ in plain_loop(base, pairs, THIS)]
     made = read_manifest(model)
     assert made is not None
     assert [row["step"] for row in made.extra["history"]] == list(range(1, STEPS + 1))

@@ -8,7 +8,7 @@ from humpback_ray.train.zero import engine_config, loss_scale_of, restore_rotary
 
 
 def config(recipe: dict[str, Any], **placement: Any) -> dict[str, Any]:
-    return engine_config(TrainPlacement.model_validate(placement), TrainRecipe.model_validate(recipe), 4)
+    return engine_config(TrainPlacement.model_validate(placement), TrainRecipe.model_validate(recipe))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -37,10 +37,9 @@ def test_the_recipe_reaches_the_optimizer() -> None:
     assert made["gradient_clipping"] > 1e20
 
 
-def test_the_loss_scale_undoes_deepspeeds_two_averages() -> None:
-    workers, rounds, output_tokens = 3, 4, 50
-    averaged = loss_scale_of(workers, rounds, output_tokens) / workers / rounds
-    assert averaged == pytest.approx(1 / output_tokens)
+def test_the_loss_scale_undoes_deepspeeds_average_over_workers() -> None:
+    workers, output_tokens = 3, 50
+    assert loss_scale_of(workers, output_tokens) / workers == pytest.approx(1 / output_tokens)
 
 
 def test_dropout_goes_where_the_family_has_one() -> None:

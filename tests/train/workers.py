@@ -17,7 +17,7 @@ from humpback_ray.train.recipe import TrainRecipe
 RECIPE = TrainRecipe(
     steps={"m0": 12}, learning_rate=6e-4, final_learning_rate=9e-6, dropout=0.0, dtype="float32", batch_examples=7
 )
-"""Seven examples divide by neither two workers nor micro-batches of three: some are empty or short."""
+"""Seven examples do not divide by two workers: one has a micro-batch less to fill, or an empty one."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def job(base: Path, pairs: tuple[str, ...], export: Path, **changes: Any) -> Tra
         update={key: changes.pop(key) for key in list(changes) if key in TrainRecipe.model_fields}
     )
     values: dict[str, Any] = {"model": "m0", "direction": "forward", "chat": ChatRecipe()} | changes
-    return TrainJob(base_uri=str(base), pair_uris=pairs, recipe=recipe, export_uri=str(export), **values)
+    return TrainJob(base_uri=str(base), token_uris=pairs, recipe=recipe, export_uri=str(export), **values)
 
 
 def run(cases: list[Case], workers: int, directory: Path) -> dict[str, dict[str, Any]]:

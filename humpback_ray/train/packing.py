@@ -1,0 +1,64 @@
+"""Who computes which examples of a step, and in which micro-batches: pure functions of their lengths.
+
+A micro-batch is a row of whole examples laid end to end, without attention across them (attention.py), so a step costs
+its tokens and no padding. Every worker gets the same number of micro-batches, empty ones where there is nothing left:
+ZeRO-3 gathers parameters in all workers at once and would hang otherwise.
+"""
+
+import heapq
+import math
+from collections.abc import Sequence
+
+Share = list[list[int]]
+"""One worker's micro-batches of a step, in order; each names its examples by their place in the step, [] is empty."""
+
+
+def pack(lengths: Sequence[int], workers: int, micro_batch_tokens: int, padded: bool = False) -> list[Share]:
+    """Share a step's examples out: each once, longest first, always to the micro-batch with the fewest tokens.
+
+    There are as few rounds as that allows. The fullest micro-batch has more tokens than the emptiest by at most the
+    shortest example in it. A round has micro-batches of like size, so what workers wait for each other in a step,
+    summed over its rounds, is at most one example too, and so is the difference of any two workers' tokens.
+
+    Args:
+        lengths: tokens of each example.
+        workers: at least 1.
+        micro_batch_tokens: no micro-batch has more, unless it is a single example.
+        padded: a micro-batch counts as what its examples take when each is padded to the longest of them.
+
+    Returns:
+        For each worker its micro-batches, of all workers equally many and at least one.
+    """
+    rounds = max(math.ceil(sum(min(n, micro_batch_tokens) for n in lengths) / (workers * micro_batch_tokens)), 1)
+    while not all(_fits(bin_, lengths, micro_batch_tokens, padded) for bin_ in _spread(lengths, workers * rounds)):
+        rounds += 1
+    bins = sorted(_spread(lengths, workers * rounds), key=lambda bin_: -_tokens(bin_, lengths))
+    shares: list[Share] = [[] for _ in range(workers)]
+    loads = [0] * workers
+    for first in range(0, len(bins), workers):
+        lightest_first = sorted(range(workers), key=lambda worker: loads[worker])
+        for worker, bin_ in zip(lightest_first, bins[first : first + workers], strict=True):
+            shares[worker].append(bin_)
+            loads[worker] += _tokens(bin_, lengths)
+    return shares
+
+
+def _spread(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Deal examples over `count` bins by longest processing time (Graham 1969), ties by place."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    emptiest = [(0, number) for number in range(count)]
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        tokens, number = emptiest[0]
+        bins[number].append(place)
+        heapq.heapreplace(emptiest, (tokens + lengths[place], number))
+    return bins
+
+
+def _fits(places: Sequence[int], lengths: Sequence[int], most: int, padded: bool) -> bool:
+    longest = max((lengths[place] for place in places), default=0)
+    tokens = longest * len(places) if padded else _tokens(places, lengths)
+    return len(places) <= 1 or tokens <= most
+
+
+def _tokens(places: Sequence[int], lengths: Sequence[int]) -> int:
+    return sum(lengths[place] for place in places)

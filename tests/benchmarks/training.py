@@ -1,0 +1,324 @@
+"""Fine-tuning, side by side with what one would use instead; examples are the demo's.
+
+    make bench-train     (or: python -m tests.benchmarks.training speed exact)
+
+`speed` needs TRL and so the virtual environment `.venv-bench` that the make target makes.
+
+speed    output tokens/s of the loop in one process over those of TRL's SFTTrainer with padding, over those of the same
+         with its packing, and over those of a bare forward, backward and AdamW step on the same packed tensors. Llamas
+         of 3 M and 50 M parameters with random weights, float32, 32 examples a step; TRL packs as many tokens. The
+         demo's examples are nearly all of one length, so `3m_long` has some as long, and as unlike, as the paper's.
+exact    the largest relative difference of a step's loss from that of a plain PyTorch loop over 20 steps in float32:
+         1, 2 and 4 workers, ZeRO 1, 2 and 3, packed and each example alone.
+
+Rivals take turns in one call, each in a process of its own that waits meanwhile; every figure is the median over rounds
+of a ratio taken within a round.
+"""
+
+import argparse
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from humpback_ray.placement import TrainPlacement
+from humpback_ray.records import PAIR, record_id
+from humpback_ray.seed import SeedRecipe, seed_file
+from humpback_ray.train.examples import Examples, read_examples
+from humpback_ray.train.recipe import TrainRecipe
+from humpback_ray.train.tokens import tokenise
+from tests.benchmarks.inference import SHAPES, Material, line, save_llama
+from tests.train.conftest import plain_loop
+from tests.train.workers import Case, job, run
+
+STEPS = {"3m": 20, "50m": 4, "3m_long": 2}
+"""Of one turn, after one that is not counted."""
+PAPER_CHARS = ((148, 322, 1072, 818), (206, 298, 1985, 649))
+"""Of seed and A_4: mean and deviation of instruction and output (Li et al. 2023, arXiv:2308.06259, table 1)."""
+BATCH = 32
+ROOM_TOKENS = 4096
+RECIPE = TrainRecipe(
+    dropout=0.0, dtype="float32", batch_examples=BATCH, learning_rate=1e-4, final_learning_rate=1e-5,
+    steps={"m0": 10_000},
+)  # fmt: skip
+
+
+def demo_pairs(material: Material, folder: Path) -> list[dict[str, Any]]:
+    """The demo's seed pairs, and for each segment of its web a pair like a candidate."""
+    with (folder / "web/seed.jsonl").open("rb") as stream:
+        seed = seed_file(stream, "seed.jsonl", SeedRecipe()).to_pylist()
+    asked, draw = [pair["instruction"] for pair in seed], random.Random(0)
+    augmented = [
+        {"id": record_id(text), "instruction": draw.choice(asked), "response": text, "source": "augmented"}
+        for text in material.texts
+    ]
+    return seed + augmented
+
+
+def long_pairs(material: Material, count: int = 512) -> list[dict[str, Any]]:
+    """Pairs of the web's text whose lengths are drawn as the paper's are; half like its seed, half like its A_4."""
+    draw = random.Random(0)
+
+    def text(mean: float, deviation: float) -> str:
+        chars = draw.gammavariate((mean / deviation) ** 2, deviation**2 / mean)
+        return " ".join(draw.choices(material.texts, k=round(chars / 20) + 1))[: round(chars) + 1]
+
+    shapes = [PAPER_CHARS[number % 2] for number in range(count)]
+    return [
+        {"id": str(number), "instruction": text(*shape[:2]), "response": text(*shape[2:]), "source": "seed"}
+        for number, shape in enumerate(shapes)
+    ]
+
+
+def write_tokens(material: Material, pairs: list[dict[str, Any]], path: Path) -> str:
+    """Write pairs as tokens; those that do not fit the model are dropped."""
+    table = pa.Table.from_pylist(pairs, schema=PAIR)
+    pq.write_table(tokenise(table, material.tokenizer, material.config.chat, "forward", 2048, "drop"), path)
+    return str(path)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a rival is given."""
+
+    base: Path
+    tokens: str
+    steps: int
+    cpus: int
+
+    def examples(self) -> Examples:
+        return read_examples([self.tokens])[0]
+
+
+Turn = Callable[[], tuple[int, float]]
+"""Trains for the steps of a turn; returns output tokens and seconds."""
+
+
+def ours(bench: Bench) -> Turn:
+    """The loop, in one process."""
+    import torch.distributed as dist
+
+    from humpback_ray.train import loop
+
+    rendezvous = f"file://{bench.base}/rendezvous-{os.getpid()}"
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    dist.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=1)
+    this = job(bench.base, (bench.tokens,), bench.base / "export", **dict(RECIPE))
+    session = loop.Session(0, 1, str(bench.base / "checkpoints"), "0001", lambda figures: None)
+    running, *_ = loop.prepare(this, TrainPlacement(micro_batch_tokens=ROOM_TOKENS), session, bench.base)
+
+    def turn() -> tuple[int, float]:
+        for _ in range(bench.steps + 1):
+            loop.advance(running, len(running.history) + 1)
+        counted = running.history[-bench.steps :]
+        return sum(step.output_tokens for step in counted), sum(step.seconds for step in counted)
+
+    return turn
+
+
+def bare(bench: Bench) -> Turn:
+    """Forward, backward and step on tensors that were laid out before."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from humpback_ray.train import attention
+    from humpback_ray.train.packing import pack
+    from humpback_ray.train.schedule import schedule
+
+    model: Any = AutoModelForCausalLM.from_pretrained(bench.base, dtype=torch.float32).train()
+    layout = attention.prepare(model, TrainPlacement())
+    examples = bench.examples()
+    plan = schedule(RECIPE, "m0", len(examples))
+    steps = []
+    for number in range(1, bench.steps + 2):
+        batch = [examples[index] for index in plan.batch(number)]
+        micros = pack([example.length for example in batch], 1, ROOM_TOKENS)[0]
+        steps.append([attention.inputs([batch[place] for place in micro], layout, "cpu") for micro in micros])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=RECIPE.betas, weight_decay=RECIPE.weight_decay)
+
+    def step(micros: list[tuple[dict[str, Any], Any]]) -> None:
+        output_tokens = sum(len(targets) for _, targets in micros)
+        optimizer.zero_grad()
+        for arguments, targets in micros:
+            logits = model(**arguments, use_cache=False).logits[0]
+            (torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / output_tokens).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    def turn() -> tuple[int, float]:
+        step(steps[0])
+        since = time.perf_counter()
+        for micros in steps[1:]:
+            step(micros)
+        return sum(len(targets) for micros in steps[1:] for _, targets in micros), time.perf_counter() - since
+
+    return turn
+
+
+def trl(bench: Bench, packing: bool) -> Turn:
+    """TRL's trainer on the same tokens, of which the same carry loss."""
+    import torch
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
+
+    class Counting(SFTTrainer):
+        """Counts the output tokens of every step."""
+
+        def training_step(self, model: Any, inputs: dict[str, Any], *others: Any) -> Any:
+            counts.append(int((inputs["labels"] != -100).sum()))
+            return super().training_step(model, inputs, *others)
+
+    class Clock(TrainerCallback):
+        """Notes when every step ended."""
+
+        def on_step_end(self, *arguments: Any, **others: Any) -> None:
+            ends.append(time.perf_counter())
+
+    counts: list[int] = []
+    ends: list[float] = []
+    examples = list(bench.examples())
+    rows = [
+        {"input_ids": e.ids.tolist(), "labels": [-100] * e.loss_start + e.ids[e.loss_start :].tolist()}
+        for e in examples
+    ]
+    batch_tokens = sum(e.length for e in examples) * BATCH // len(examples)
+    rounds = -(-batch_tokens // ROOM_TOKENS)
+    settings = SFTConfig(
+        output_dir=str(bench.base / "trl"), max_steps=bench.steps + 1, use_cpu=True, bf16=False, optim="adamw_torch",
+        gradient_checkpointing=False, learning_rate=1e-4, weight_decay=RECIPE.weight_decay, adam_beta2=RECIPE.betas[1],
+        report_to="none", logging_strategy="no", save_strategy="no", disable_tqdm=True, packing=packing,
+        per_device_train_batch_size=1 if packing else BATCH // rounds, gradient_accumulation_steps=rounds,
+        max_length=batch_tokens // rounds if packing else None,
+    )  # fmt: skip
+    trainer = Counting(
+        model=AutoModelForCausalLM.from_pretrained(bench.base, dtype=torch.float32),
+        args=settings, train_dataset=Dataset.from_list(rows), callbacks=[Clock()],
+        processing_class=AutoTokenizer.from_pretrained(bench.base),
+    )  # fmt: skip
+
+    def turn() -> tuple[int, float]:
+        counts.clear()
+        ends.clear()
+        trainer.train()
+        assert len(counts) == rounds * len(ends) == rounds * (bench.steps + 1)
+        return sum(counts[rounds:]), ends[-1] - ends[0]
+
+    return turn
+
+
+RIVALS: dict[str, Callable[[Bench], Turn]] = {
+    "ours": ours,
+    "bare_step": bare,
+    "trl_padding": lambda bench: trl(bench, packing=False),
+    "trl_packing": lambda bench: trl(bench, packing=True),
+}
+
+
+def serve(rival: str, bench: Bench, pipe: Connection) -> None:
+    """Get a rival ready, and let it train a turn whenever it is told to."""
+    import torch
+
+    torch.set_num_threads(bench.cpus)
+    sys.stdout = sys.stderr
+    turn = RIVALS[rival](bench)
+    pipe.send("ready")
+    while pipe.recv():
+        pipe.send(turn())
+
+
+def speed(rounds: int, cpus: int) -> None:
+    """Measure the loop against TRL and against the bare step."""
+    spawn = multiprocessing.get_context("spawn")
+    for name, bench in benches(cpus):
+        pipes = {}
+        for rival in RIVALS:
+            pipes[rival], theirs = spawn.Pipe()
+            spawn.Process(target=serve, args=(rival, bench, theirs), daemon=True).start()
+            assert pipes[rival].recv() == "ready"
+        found: dict[str, list[float]] = {rival: [] for rival in RIVALS}
+        for turn in range(rounds + 1):
+            for rival, pipe in pipes.items():
+                pipe.send(True)
+                tokens, seconds = pipe.recv()
+                if turn:  # the first is to warm up
+                    found[rival].append(tokens / seconds)
+            print(f"{name}: " + ", ".join(f"{rival} {rates[-1:]}" for rival, rates in found.items()), flush=True)
+        for pipe in pipes.values():
+            pipe.send(False)
+        for rival, rates in found.items():
+            line(f"speed_{name}_{rival}_output_tokens_per_s", rates, "-")
+        for rival, goal in (("trl_padding", ">=2"), ("trl_packing", ">=1.1"), ("bare_step", ">=0.9")):
+            ratios = [mine / theirs for mine, theirs in zip(found["ours"], found[rival], strict=True)]
+            line(f"speed_{name}_over_{rival}", ratios, goal)
+
+
+def benches(cpus: int) -> Iterator[tuple[str, Bench]]:
+    """Yield the name of each comparison and what its rivals are given."""
+    with tempfile.TemporaryDirectory(prefix="bench-training-") as directory:
+        folder = Path(directory)
+        material = Material.make(folder / "web")
+        demo = write_tokens(material, demo_pairs(material, folder), folder / "demo.parquet")
+        long = write_tokens(material, long_pairs(material), folder / "long.parquet")
+        bases = {name: save_llama(folder / name, material.tokenizer, **shape) for name, shape in SHAPES.items()}
+        for name, steps in STEPS.items():
+            tokens = long if name.endswith("_long") else demo
+            yield name, Bench(bases[name.removesuffix("_long")], tokens, steps, cpus)
+
+
+EXACT_STEPS = 20
+EXACT = RECIPE.model_copy(update={"steps": {"m0": EXACT_STEPS}, "batch_examples": 8})
+
+
+def exact(rounds: int, cpus: int) -> None:
+    """Measure how far any layout's losses are from a plain loop's; one round says all."""
+    del rounds
+    _, bench = next(benches(cpus))
+    worst = {"packed": 0.0, "unpacked": 0.0}
+    expected = [loss for loss, _ in plain_loop(bench.base, (bench.tokens,), EXACT)]
+    for workers in (1, 2, 4):
+        for stage in (1, 2, 3):
+            at = bench.base / f"{workers}-{stage}"
+            cases = [
+                Case(
+                    name,
+                    job(bench.base, (bench.tokens,), at / name, **dict(EXACT)),
+                    TrainPlacement(zero_stage=stage, micro_batch_tokens=room),
+                )
+                for name, room in (("packed", 64), ("unpacked", 1))
+            ]
+            for name, result in run(cases, workers, at).items():
+                losses = [step["loss"] for step in result["metrics"]]
+                apart = max(abs(a / b - 1) for a, b in zip(losses, expected, strict=True))
+                worst[name] = max(worst[name], apart)
+                print(f"{workers} workers, ZeRO {stage}, {name}: {apart:.2g}", flush=True)
+    for name, apart in worst.items():
+        line(f"exact_{name}_largest_relative_difference", [apart], "<=1e-5", ".2g")
+
+
+PARTS: dict[str, Callable[[int, int], None]] = {"speed": speed, "exact": exact}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cpus", type=int, default=2)
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        PARTS[part](arguments.rounds, arguments.cpus)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,12 +2,11 @@
 
 import json
 import multiprocessing
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
@@ -42,13 +41,11 @@ def job(base: Path, pairs: tuple[str, ...], export: Path, **changes: Any) -> Tra
 def run(cases: list[Case], workers: int, directory: Path) -> dict[str, dict[str, Any]]:
     """Run cases in `workers` processes; return rank 0's results by case, or `stopped` with the verdict."""
     directory.mkdir(parents=True, exist_ok=True)
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=work, args=(rank, workers, cases, directory)) for rank in range(workers)]
-    for rank, process in enumerate(processes):
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers}.items():
-                patch.setenv(name, str(value))
-            process.start()
+    fork = multiprocessing.get_context("forkserver")  # of a process that has imported what takes seconds
+    fork.set_forkserver_preload(["deepspeed", "transformers.models.llama.modeling_llama", "humpback_ray.train.loop"])
+    processes = [fork.Process(target=work, args=(rank, workers, cases, directory)) for rank in range(workers)]
+    for process in processes:
+        process.start()
     for process in processes:
         process.join(240)
         process.kill()
@@ -56,6 +53,7 @@ def run(cases: list[Case], workers: int, directory: Path) -> dict[str, dict[str,
 
 
 def work(rank: int, workers: int, cases: list[Case], directory: Path) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(workers))
     import torch
     import torch.distributed as dist
 

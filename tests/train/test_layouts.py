@@ -13,6 +13,7 @@ from tests.train.workers import RECIPE, Case, job, run
 pytestmark = pytest.mark.slow
 
 STEPS = RECIPE.steps["m0"]
+PLACEMENT = TrainPlacement(micro_batch_examples=3, checkpoint_every_steps=3, keep_checkpoints=9)
 
 
 class Move(NamedTuple):
@@ -66,9 +67,7 @@ def made(base: Path, pairs: tuple[str, ...], tmp_path_factory: pytest.TempPathFa
     for number, phase in enumerate(PHASES):
         cases = []
         for name, move in phase.items():
-            placement = TrainPlacement(
-                zero_stage=move.stage, micro_batch_examples=3, checkpoint_every_steps=3, keep_checkpoints=9
-            )  # pyright: ignore[reportArgumentType]
+            placement = PLACEMENT.model_copy(update={"zero_stage": move.stage})
             first = None
             if move.source is not None and move.step is not None:
                 first = partial(take, at / move.source / "saved", at / name / "saved", move.step)

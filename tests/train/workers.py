@@ -1,5 +1,6 @@
 """Training workers without Ray: processes of their own, joined by gloo, that run the loop on one case after another."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -21,13 +22,17 @@ RECIPE = TrainRecipe(
 
 @dataclass(frozen=True)
 class Case:
-    """One call of the loop: it resumes from and saves to `checkpoints`; `first` is called before, by rank 0."""
+    """One call of the loop: it resumes from and saves to `checkpoints`; `first` is called before, by rank 0.
+
+    At step `warned` the last rank hears that its machine is about to go.
+    """
 
     name: str
     job: TrainJob
     placement: TrainPlacement
     checkpoints: Path | None = None
     first: Callable[[], None] | None = None
+    warned: int | None = None
 
 
 def job(base: Path, pairs: tuple[str, ...], export: Path, **changes: Any) -> TrainJob:
@@ -52,6 +57,12 @@ def run(cases: list[Case], workers: int, directory: Path) -> dict[str, dict[str,
     return json.loads((directory / "results.json").read_text())
 
 
+def warnings(step: int | None) -> Callable[[], bool]:
+    """What tells of one warning, at a step: the loop asks once in each."""
+    steps = itertools.count(1)
+    return lambda: next(steps) == step
+
+
 def work(rank: int, workers: int, cases: list[Case], directory: Path) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(workers))
     import torch
@@ -72,6 +83,7 @@ def work(rank: int, workers: int, cases: list[Case], directory: Path) -> None:
             checkpoints=str(case.checkpoints or directory / case.name),
             attempt="0001",
             progress=lambda figures: None,
+            leaving=warnings(case.warned if rank == workers - 1 else None),
         )
         try:
             results[case.name] = asdict(train(case.job, case.placement, session)) | {"at": str(directory)}

@@ -21,6 +21,7 @@ Given up: a node's disk must hold the files that its workers need of a checkpoin
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -114,18 +115,19 @@ def state_of(identity: Mapping[str, Any], history: Sequence[StepMetrics], worker
 
 def newest(uri: str) -> str | None:
     """Return the complete checkpoint with the most steps under `<stage>/checkpoints`, of any attempt, or None."""
-    return next(_complete(uri, _listed(uri)), None)
+    return next(complete(uri, logger.warning), None)
 
 
-def _complete(uri: str, found: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
-    """Yield the complete checkpoints among those listed, that with the most steps first."""
+def complete(uri: str, log: Callable[..., None] = logger.debug) -> Iterator[str]:
+    """Yield the complete checkpoints under a directory, that with the most steps first; others are logged."""
+    found = _listed(uri)
     for name in sorted(found, key=_step, reverse=True):
         checkpoint = storage.join(uri, name)
         lacking = missing(checkpoint, found[name])
         if lacking is None:
             yield checkpoint
         else:
-            logger.warning("%s is passed over, it was never finished: %s is missing or short", checkpoint, lacking)
+            log("%s is passed over, it is not finished: %s is missing or short", checkpoint, lacking)
 
 
 def missing(uri: str, sizes: Mapping[str, int]) -> str | None:
@@ -153,7 +155,7 @@ def _read(uri: str, name: str) -> dict[str, Any]:
 def prune(uri: str, keep: int) -> None:
     """Delete what is older than the last `keep` complete checkpoints under `<stage>/checkpoints/<attempt>`."""
     found = _listed(uri)
-    kept = [checkpoint.rsplit("/", 1)[-1] for checkpoint, _ in zip(_complete(uri, found), range(keep), strict=False)]
+    kept = [checkpoint.rsplit("/", 1)[-1] for checkpoint in itertools.islice(complete(uri), keep)]
     if len(kept) == keep:
         for name in [name for name in found if _step(name) < _step(kept[-1])]:
             for file in found[name]:

@@ -6,9 +6,8 @@ with the retries of `storage`, and Ray Train is not told: its own snapshot belon
 that wakes up late would load and overwrite another's. Worker failures are retried by Ray Train up to `max_failures`; a
 verdict that retrying cannot change (`TrainingStopped`) comes back as a value and is raised once.
 
-With `workers: [least, most]` Ray Train restarts the workers whenever there is room for more or a node is gone, and they
-go on with however many there are. A worker that is sent SIGTERM, or whose node Ray was told to drain, asks for a
-checkpoint after the step under way; then it trains on until it is taken away.
+With `workers: [least, most]` Ray Train restarts the workers when there is room for more or a node is gone, and they
+go on with however many there are. Who is about to take workers away may say so (see notices.py): then they save first.
 
 Rank 0 leaves its figures in `<storage path>/<name>/progress.json`; the driver reads them there, so no actor is held
 for it and another process may look too.
@@ -34,6 +33,7 @@ from humpback_ray.placement import TrainPlacement
 from humpback_ray.progress import Progress
 from humpback_ray.train.job import TrainingStopped, TrainJob, TrainResult, absolute
 from humpback_ray.train.loop import Session, train
+from humpback_ray.train.notices import Notices, callbacks
 
 __all__ = ["TrainJob", "TrainResult", "TrainingFailed", "TrainingStopped", "launch"]
 
@@ -86,7 +86,7 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
                 name=f"{job.model}-{name}",
                 storage_path=scratch,  # of the controller, which sits beside the driver
                 failure_config=FailureConfig(**placement.failure_arguments()),
-                callbacks=[_terminations()],
+                callbacks=callbacks(storage_path),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
@@ -118,63 +118,12 @@ def worker(config: dict[str, Any]) -> TrainResult | str:
         checkpoints=config["checkpoints"],
         attempt=config["name"],
         progress=_Pulse(storage.join(config["checkpoints"], config["name"], PROGRESS)),
-        leaving=_Warnings(),
+        leaving=Notices(),
     )
     try:
         return train(config["job"], placement, session)
     except TrainingStopped as verdict:
         return str(verdict)
-
-
-_TERMINATED = threading.Event()
-"""Set in a worker that was sent SIGTERM."""
-
-
-def _terminations() -> Any:
-    """Return what makes SIGTERM set `_TERMINATED` in every worker; a second one ends it, as Ray has it.
-
-    Only a process's main thread may say so, and training runs in another: hence a callback of Ray Train, which Ray
-    2.60 calls there.
-    """
-    from ray.train.v2._internal.execution.callback import WorkerCallback
-
-    class Terminations(WorkerCallback):
-        def after_init_train_context(self) -> None:
-            catch_termination()
-
-    return Terminations()
-
-
-def catch_termination() -> None:
-    """Let the first SIGTERM to this process set `_TERMINATED`, and restore what it did before."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def note(number: int, frame: Any) -> None:
-        _TERMINATED.set()
-        signal.signal(signal.SIGTERM, before)
-
-    signal.signal(signal.SIGTERM, note)
-
-
-class _Warnings:
-    """Tell, once for each, of warnings that this worker's machine is about to go.
-
-    `ray.train.get_preemption_info` would ask all workers, through an actor, at every step; the loop has a cheaper way
-    to agree, so each looks where Ray Train has put what that function returns.
-    """
-
-    def __init__(self) -> None:
-        from ray.train.v2._internal.execution.context import get_train_context
-
-        self.context = get_train_context().preemption_context
-        self.known: Any = None
-
-    def __call__(self) -> bool:
-        told = self.context.preemption_info
-        drained, self.known = told is not None and told != self.known, told
-        terminated = _TERMINATED.is_set()
-        _TERMINATED.clear()
-        return drained or terminated
 
 
 class _Pulse:

@@ -5,9 +5,9 @@ Every worker lays out the same schedule, takes its share of each global batch an
 their number, whatever the number of workers, the micro-batch or the accumulation: in float32 without dropout the
 losses agree to about 1e-6. Dropout masks are seeded by (seed, step, rank), so that a resumed run draws the same ones.
 
-A checkpoint is due every so many steps or minutes, or when a worker hears that its machine is about to go. All workers
-must save after the same step, so they tell each other in the reduction that sums the loss. That sum is known before
-the last backward pass: a step with a bad loss is not applied, and the run stops or goes on by the recipe.
+A checkpoint is due every so many steps or minutes, or when a worker hears that it is about to be taken away. All
+workers must save after the same step, so they tell each other in the reduction that sums the loss. That sum is known
+before the last backward pass: a step with a bad loss is not applied, and the run stops or goes on by the recipe.
 
 The loop knows nothing of Ray: a `Session` says which worker it is and where checkpoints and progress go.
 """
@@ -55,7 +55,7 @@ class Session:
     progress: Callable[[dict[str, Any]], None]
     """Told about every step, on rank 0; decides itself how often to pass it on."""
     leaving: Callable[[], bool] = lambda: False
-    """Tells, once for each warning, that this worker's machine is about to go."""
+    """Tells, once for each word heard from outside, that a checkpoint is wanted now."""
 
 
 @dataclass

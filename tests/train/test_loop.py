@@ -188,7 +188,7 @@ def test_a_skipped_step_leaves_no_trace_in_weights_and_optimizer(
 
 def written(result: dict[str, Any], case: str) -> set[str]:
     """The steps of a case's checkpoints."""
-    return {path.name.split("-")[1] for path in Path(result["at"], case).glob("0001/step-*/state.json")}
+    return {path.parent.name.split("-")[1] for path in Path(result["at"], case).glob("0001/step-*/state.json")}
 
 
 def test_checkpoints_come_by_the_clock_and_at_a_warning_to_any_worker(one: Results, two: Results) -> None:

@@ -106,11 +106,14 @@ def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainRe
     base = storage.local_directory(job.base_uri)
     run, counts, dropouts = prepare(job, placement, session, base)
     resume(run)
-    for step in range(len(run.history) + 1, run.schedule.steps + 1):
-        asked = advance(run, step)
-        if step < run.schedule.steps and (asked or step % placement.checkpoint_every_steps == 0):
-            save(run)
-    finish_saving(run)
+    try:
+        for step in range(len(run.history) + 1, run.schedule.steps + 1):
+            asked = advance(run, step)
+            if step < run.schedule.steps and (asked or step % placement.checkpoint_every_steps == 0):
+                save(run)
+    finally:
+        run.saver.wait()
+    prune(run)
     files = export(run.engine, run.tokenizer, base, job, session.rank)
     return TrainResult(
         model=job.model,
@@ -224,11 +227,10 @@ def save(run: Run) -> None:
     run.saved_at = time.monotonic()
 
 
-def finish_saving(run: Run) -> None:
-    """Wait until every worker has stored what it began; then old checkpoints can go."""
+def prune(run: Run) -> None:
+    """Delete old checkpoints, once every worker has stored what it began."""
     import torch.distributed as dist
 
-    run.saver.wait()
     dist.barrier()
     run.saver.prune()
 

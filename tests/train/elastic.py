@@ -5,6 +5,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 import time
@@ -51,7 +52,10 @@ def play(scenario: Scenario) -> dict[str, Any]:
     process = spawn.Process(target=_play, args=(scenario, told))
     process.start()
     try:
-        return told.get(timeout=300)
+        while process.is_alive():
+            with contextlib.suppress(queue.Empty):
+                return told.get(timeout=1)
+        raise AssertionError("the run failed; what it printed says why")
     finally:
         process.join(30)
         process.kill()

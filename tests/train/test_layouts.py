@@ -30,12 +30,13 @@ PHASES: list[dict[str, Move]] = [
     {
         "start": Move(2, 2),
         "2 x ZeRO 3": Move(2, 3, "start", 3),
+        "2 x ZeRO 0": Move(2, 0, "start", 3),
         "start in bfloat16": Move(2, 2, dtype="bfloat16"),
     },
     {
         "1 x ZeRO 1": Move(1, 1, "start", 3),
         "1 x ZeRO 3": Move(1, 3, "start", 6),
-        "1 x ZeRO 0": Move(1, 0, "2 x ZeRO 3", 6),
+        "1 x ZeRO 0": Move(1, 0, "2 x ZeRO 0", 6),
         "1 x ZeRO 3 in bfloat16": Move(1, 3, "start in bfloat16", 6, "bfloat16"),
     },
     {
@@ -43,6 +44,7 @@ PHASES: list[dict[str, Move]] = [
         "3 x ZeRO 3": Move(3, 3, "1 x ZeRO 0", 9),
     },
     {
+        "back from 2 x ZeRO 3": Move(2, 2, "2 x ZeRO 3", 6),
         "back from 1 x ZeRO 1": Move(2, 2, "1 x ZeRO 1", 6),
         "back from 1 x ZeRO 3": Move(2, 2, "1 x ZeRO 3", 9),
         "back from 3 x ZeRO 2": Move(2, 2, "3 x ZeRO 2", 9),

@@ -7,7 +7,7 @@ that wakes up late would load and overwrite another's. Worker failures are retri
 verdict that retrying cannot change (`TrainingStopped`) comes back as a value and is raised once.
 
 With `workers: [least, most]` Ray Train restarts the workers when there is room for more or a node is gone, and they
-go on with however many there are. Who is about to take workers away may say so (see notices.py): then they save first.
+go on with however many there are. Who is about to take them away may say so (see notices.py): then they save first.
 
 Rank 0 leaves its figures in `<storage path>/<name>/progress.json`; the driver reads them there, so no actor is held
 for it and another process may look too.
@@ -31,9 +31,10 @@ from typing import Any
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.progress import Progress
+from humpback_ray.train.callbacks import callbacks
 from humpback_ray.train.job import TrainingStopped, TrainJob, TrainResult, absolute
 from humpback_ray.train.loop import Session, train
-from humpback_ray.train.notices import Notices, callbacks
+from humpback_ray.train.notices import Notices
 
 __all__ = ["TrainJob", "TrainResult", "TrainingFailed", "TrainingStopped", "launch"]
 

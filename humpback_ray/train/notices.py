@@ -1,22 +1,15 @@
 """Words from outside that a checkpoint is wanted now: SIGTERM to a worker, a node that Ray drains, a run about to grow.
 
-A worker hears them in other threads than the one that trains; `Notices` tells the loop at its next step. After a
-checkpoint for SIGTERM or a drained node the worker trains on until it is taken away: that costs nothing.
+A worker hears them in other threads than the one that trains; `Notices` tells the loop at its next step. After the
+checkpoint the worker trains on until it is taken away: that costs nothing.
 """
 
-import contextlib
 import signal
 import threading
-import time
 from typing import Any
-
-from humpback_ray.train import checkpoints
 
 _ASKED = threading.Event()
 """Set in a worker that was asked for a checkpoint and has not told the loop."""
-
-STORED_WITHIN_S = 300.0
-"""How long growing waits for the checkpoint that it asks for; then it goes by an older one."""
 
 
 class Notices:
@@ -55,31 +48,3 @@ def catch_termination() -> None:
         ask()
 
     signal.signal(signal.SIGTERM, note)
-
-
-def callbacks(uri: str) -> list[Any]:
-    """Return what Ray Train calls so that these words arrive; `uri` is where checkpoints of the run are.
-
-    Signals are taken over in a process's main thread alone, and training runs in another: Ray 2.60 calls workers'
-    callbacks in the main one.
-    """
-    import ray.exceptions
-    from ray.train.v2._internal.execution.callback import WorkerCallback, WorkerGroupCallback
-
-    class Terminations(WorkerCallback):
-        def after_init_train_context(self) -> None:
-            catch_termination()
-
-    class Resizes(WorkerGroupCallback):
-        def before_worker_group_shutdown(self, worker_group: Any) -> None:
-            """Have healthy workers that are ended in the middle of a run, to start more of them, save first."""
-            status = worker_group.get_latest_poll_status()
-            if status is None or status.errors or status.finished or status.get_preemption_info():
-                return
-            with contextlib.suppress(ray.exceptions.RayError):
-                before, deadline = next(checkpoints.complete(uri), None), time.monotonic() + STORED_WITHIN_S
-                worker_group.execute(ask)
-                while next(checkpoints.complete(uri), None) == before and time.monotonic() < deadline:
-                    time.sleep(1)
-
-    return [Terminations(), Resizes()]

@@ -26,7 +26,7 @@ ATTEMPT = "0001"
 class Event:
     """What happens once a step is reached: to one of the workers, or to a node."""
 
-    kind: Literal["kill", "warn", "lose", "join"]
+    kind: Literal["kill", "warn", "lose", "join", "drain"]
     step: int
 
 
@@ -66,13 +66,14 @@ def _play(scenario: Scenario, told: Any) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "20"  # as jobs set it
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"  # as jobs set it
     os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "1"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(scenario.nodes)]
     happen: dict[str, Callable[[], Any]] = {
         "lose": lambda: cluster.remove_node(nodes.pop(), allow_graceful=False),
         "join": lambda: nodes.append(cluster.add_node(num_cpus=1)),
+        "drain": lambda: drain(nodes.pop().node_id),
         "kill": lambda: os.kill(training_workers(psutil.Process())[-1].pid, signal.SIGKILL),
         "warn": lambda: os.kill(training_workers(psutil.Process())[-1].pid, signal.SIGTERM),
     }
@@ -97,6 +98,17 @@ def _play(scenario: Scenario, told: Any) -> None:
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def drain(node_id: str) -> None:
+    """Do what an autoscaler does that was told of a preemption: the node has five seconds."""
+    import ray
+    from ray._raylet import GcsClient
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    client = GcsClient(address=ray.get_runtime_context().gcs_address)
+    deadline_ms = int((time.time() + 5) * 1000)
+    client.drain_node(node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "a test", deadline_ms)
 
 
 def _followed(progress: Path, alive: Callable[[], bool]) -> list[tuple[int, float]]:

@@ -1,4 +1,4 @@
-"""What Ray Train calls at its turning points, so that interruptions cost little: with Ray 2.60, whose hooks these are."""
+"""What Ray Train calls at its turning points, so that interruptions cost little; the hooks are those of Ray 2.60."""
 
 import contextlib
 import time

@@ -73,7 +73,7 @@ def _play(scenario: Scenario, told: Any) -> None:
     happen: dict[str, Callable[[], Any]] = {
         "lose": lambda: cluster.remove_node(nodes.pop(), allow_graceful=False),
         "join": lambda: nodes.append(cluster.add_node(num_cpus=1)),
-        "drain": lambda: drain(nodes.pop().node_id),
+        "drain": lambda: drain(cluster, nodes.pop()),
         "kill": lambda: os.kill(training_workers(psutil.Process())[-1].pid, signal.SIGKILL),
         "warn": lambda: os.kill(training_workers(psutil.Process())[-1].pid, signal.SIGTERM),
     }
@@ -100,15 +100,16 @@ def _play(scenario: Scenario, told: Any) -> None:
         cluster.shutdown()
 
 
-def drain(node_id: str) -> None:
-    """Do what an autoscaler does that was told of a preemption: the node has five seconds."""
+def drain(cluster: Any, node: Any) -> None:
+    """Do what an autoscaler and a cloud do: say that a node will be taken back in five seconds, and take it."""
     import ray
     from ray._raylet import GcsClient
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
     client = GcsClient(address=ray.get_runtime_context().gcs_address)
     deadline_ms = int((time.time() + 5) * 1000)
-    client.drain_node(node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "a test", deadline_ms)
+    client.drain_node(node.node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "a test", deadline_ms)
+    threading.Timer(6, lambda: cluster.remove_node(node, allow_graceful=False)).start()
 
 
 def _followed(progress: Path, alive: Callable[[], bool]) -> list[tuple[int, float]]:

@@ -205,15 +205,25 @@ class TaskPlacement(Config):
         }  # fmt: skip
 
 
+Workers = Annotated[int, Field(ge=1)]
+
+
 class TrainPlacement(Config):
     """Workers of one fine-tune, and how DeepSpeed spreads the model over them."""
 
-    workers: int = Field(default=1, ge=1)
+    workers: Workers | tuple[Workers, Workers] = 1
+    """How many; or [least, most]: then a lost node leaves the run smaller and a new one lets it grow, each time from
+    the newest checkpoint."""
+
+    resize_every_s: float = Field(default=60, gt=0)
+    """How often a run with fewer than its most workers looks for room for more; growing costs a restart."""
+
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
     accelerator_type: str | None = None
     labels: Labels = Field(default_factory=dict)
-    """Of the nodes that workers may run on; all of them are wanted at once, so on-demand nodes suit a long training."""
+    """Of the nodes that workers may run on; a fixed number of workers is wanted at once, so that on-demand nodes suit a
+    long training."""
 
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO: 1 shards optimizer state, 2 also gradients, 3 also parameters."""
@@ -232,6 +242,12 @@ class TrainPlacement(Config):
     """auto: Liger's kernels on GPUs where they are installed and made for the family; plain: the model's own."""
 
     checkpoint_every_steps: int = Field(default=100, ge=1)
+    checkpoint_every_minutes: float | None = Field(default=15, gt=0)
+    """A checkpoint is begun after this time, too, whichever comes first; None: by steps alone."""
+
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Complete checkpoints that an attempt keeps: the last one and, should it be damaged, those before."""
+
     max_failures: int = Field(default=3, ge=0)
     """Worker failures after which Ray Train gives up; it restarts from the last checkpoint until then."""
 
@@ -241,15 +257,37 @@ class TrainPlacement(Config):
             raise ValueError("attention is flash_attention_2 but gpus_per_worker 0; set it to 1, or attention to sdpa")
         return self
 
+    max_preemption_failures: int | None = Field(default=None, ge=0)
+    """Of failures on nodes that Ray was told to drain, which count apart; None: any number."""
+
+    @model_validator(mode="after")
+    def _least_comes_first(self) -> Self:
+        least, most = self.least_and_most
+        if least > most:
+            raise ValueError(f"workers is [{least}, {most}], but the least comes first; set it to [{most}, {least}]")
+        return self
+
+    @property
+    def least_and_most(self) -> tuple[int, int]:
+        """Workers that the run can go on with, and that it has use for."""
+        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+
     def needs(self) -> dict[str, float]:
-        """Return what must be there at once: all workers."""
-        return {"CPU": self.workers * self.cpus_per_worker, "GPU": self.workers * self.gpus_per_worker}
+        """Return what must be there at once: the least workers."""
+        least, _ = self.least_and_most
+        return {"CPU": least * self.cpus_per_worker, "GPU": least * self.gpus_per_worker}
+
+    def failure_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `ray.train.FailureConfig`."""
+        preemptions = -1 if self.max_preemption_failures is None else self.max_preemption_failures
+        return {"max_failures": self.max_failures, "max_preemption_failures": preemptions}
 
     def scaling_arguments(self) -> dict[str, Any]:
         """Return the arguments of `ray.train.ScalingConfig` for these workers."""
         resources = {"CPU": self.cpus_per_worker} | ({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})
         return {
             "num_workers": self.workers,
+            "elastic_resize_monitor_interval_s": self.resize_every_s,
             "use_gpu": self.gpus_per_worker > 0,
             "resources_per_worker": resources,
             "accelerator_type": self.accelerator_type,

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -398,19 +398,47 @@ def local_directory(uri: str, without: tuple[str, ...] = ()) -> Path:
     """
     if not is_s3(uri):
         return Path(uri)
-    cache = Path(tempfile.gettempdir()) / f"humpback-ray-{os.getuid()}"
-    cache.mkdir(mode=0o700, exist_ok=True)
     stored_files = sorted(_stored_under(uri), key=lambda pair: pair[0])
     found = [(name, stored) for name, stored in stored_files if not name.endswith(without)]
-    content = "\n".join([uri, *(f"{name} {stored.bytes} {stored.etag}" for name, stored in found)])
+
+    def fetch(directory: Path) -> None:
+        for name, stored in found:
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _s3().download(stored, path)
+
+    return _copied("\n".join([uri, *(f"{name} {stored.bytes} {stored.etag}" for name, stored in found)]), fetch)
+
+
+def local_file(uri: str) -> Path:
+    """Return a local path with a file's content: itself, or a copy fetched once per node, until `forget_local_file`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    stored = _s3().stat(uri) if is_s3(uri) else None
+    if stored is None and not os.path.isfile(uri):
+        raise FileNotFoundError(errno.ENOENT, "no such file", uri)
+    if stored is None:
+        return Path(uri)
+    return _copied(f"{uri} {stored.bytes} {stored.etag}", lambda path: _s3().download(stored, path / "file")) / "file"
+
+
+def forget_local_file(uri: str, path: Path) -> None:
+    """Delete what `local_file` returned if it is a copy, for all processes of this node."""
+    if is_s3(uri):
+        shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _copied(content: str, fetch: Callable[[Path], None]) -> Path:
+    """Return the directory of this node that `fetch` fills with the named content, unless somebody has done so."""
+    cache = Path(tempfile.gettempdir()) / f"humpback-ray-{os.getuid()}"
+    cache.mkdir(mode=0o700, exist_ok=True)
     target = cache / hashlib.sha256(content.encode()).hexdigest()[:32]
     with _file_lock(target.with_suffix(".lock")):
         if not target.is_dir():
             with tempfile.TemporaryDirectory(dir=cache) as partial:
-                for name, stored in found:
-                    path = Path(partial, name)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    _s3().download(stored, path)
+                fetch(Path(partial))
                 os.rename(partial, target)
     return target
 

@@ -142,6 +142,8 @@ def start_ray(config: RunConfig) -> str:
 
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # A node that has just died still counts for some seconds; workers that wait for it are placed anew after this.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, logging_level=logging.ERROR)

@@ -387,7 +387,8 @@ def _model_row(name: str, manifest: Manifest) -> ModelRow:
     ]
     rates = [step["learning_rate"] for step in history if step.get("learning_rate") is not None]
     tokens = [step["output_tokens"] for step in history if step.get("output_tokens") is not None]
-    losses = [(step.get("step") or place, step.get("loss")) for place, step in enumerate(history, start=1)]
+    numbered = enumerate(history, start=1)
+    losses = [(step.get("step") or place, step.get("loss")) for place, step in numbered if not step.get("skipped")]
     examples = extra.get("examples")
     return ModelRow(
         model=name,

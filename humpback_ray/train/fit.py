@@ -6,6 +6,9 @@ with the retries of `storage`, and Ray Train is not told: its own snapshot belon
 that wakes up late would load and overwrite another's. Worker failures are retried by Ray Train up to `max_failures`; a
 verdict that retrying cannot change (`TrainingStopped`) comes back as a value and is raised once.
 
+With `workers: [least, most]` Ray Train restarts the workers when there is room for more or a node is gone, and they
+go on with however many there are. Who is about to take them away may say so (see notices.py): then they save first.
+
 Rank 0 leaves its figures in `<storage path>/<name>/progress.json`; the driver reads them there, so no actor is held
 for it and another process may look too.
 """
@@ -28,8 +31,10 @@ from typing import Any
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.progress import Progress
+from humpback_ray.train.callbacks import callbacks
 from humpback_ray.train.job import TrainingStopped, TrainJob, TrainResult, absolute
 from humpback_ray.train.loop import Session, train
+from humpback_ray.train.notices import Notices
 
 __all__ = ["TrainJob", "TrainResult", "TrainingFailed", "TrainingStopped", "launch"]
 
@@ -58,9 +63,10 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
             attempt are looked for there.
 
     Raises:
-        TrainingStopped: trying again will not help: a loss that is no number, a checkpoint of another run or another
-            number of workers, no examples, an export that does not give the model back.
-        TrainingFailed: workers failed more than `placement.max_failures` times.
+        TrainingStopped: trying again will not help: a loss that is no number, a checkpoint of another run, no examples,
+            an export that does not give the model back.
+        TrainingFailed: workers failed more than `placement.max_failures` times, or their nodes were drained more than
+            `placement.max_preemption_failures` times.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -80,7 +86,8 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
             run_config=RunConfig(
                 name=f"{job.model}-{name}",
                 storage_path=scratch,  # of the controller, which sits beside the driver
-                failure_config=FailureConfig(max_failures=placement.max_failures),
+                failure_config=FailureConfig(**placement.failure_arguments()),
+                callbacks=callbacks(storage_path),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
@@ -112,6 +119,7 @@ def worker(config: dict[str, Any]) -> TrainResult | str:
         checkpoints=config["checkpoints"],
         attempt=config["name"],
         progress=_Pulse(storage.join(config["checkpoints"], config["name"], PROGRESS)),
+        leaving=Notices(),
     )
     try:
         return train(config["job"], placement, session)

@@ -40,7 +40,7 @@ class TrainJob:
         return {
             "model": self.model,
             "direction": self.direction,
-            "recipe": self.recipe.model_dump(mode="json"),
+            "recipe": self.recipe.identity(),
             "chat": self.chat.model_dump(mode="json"),
         }
 
@@ -58,6 +58,8 @@ class StepMetrics:
     tokens: int
     output_tokens: int
     seconds: float
+    skipped: bool = False
+    """Its update was not applied: the loss or the gradient was no number, or the loss a spike."""
 
 
 @dataclass(frozen=True)

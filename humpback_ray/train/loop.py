@@ -5,9 +5,14 @@ micro-batches (an empty one carries no loss). The loss of a step is the sum over
 divided by their number, whatever the number of workers, the packing or the accumulation: in float32 without dropout the
 losses agree to about 1e-6. Dropout masks are seeded by (seed, step, rank), so that a resumed run draws the same ones.
 
+A checkpoint is due every so many steps or minutes, or when a worker hears that it is about to be taken away. All
+workers must save after the same step, so they tell each other in the reduction that sums the loss. That sum is known
+before the last backward pass: a step with a bad loss is not applied, and the run stops or goes on by the recipe.
+
 The loop knows nothing of Ray: a `Session` says which worker it is and where checkpoints and progress go.
 """
 
+import json
 import logging
 import math
 import secrets
@@ -16,19 +21,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.records import seed_of
-from humpback_ray.train import checkpoints, zero
+from humpback_ray.train import checkpoints, fragments, losses, zero
 from humpback_ray.train.attention import Layout, logits_of
 from humpback_ray.train.attention import prepare as prepare_attention
 from humpback_ray.train.examples import Example, Examples, read_examples
 from humpback_ray.train.export import export
 from humpback_ray.train.job import StepMetrics, TrainingStopped, TrainJob, TrainResult
 from humpback_ray.train.packing import pack
+from humpback_ray.train.saver import Saver
 from humpback_ray.train.schedule import Schedule, schedule
 
 T = TypeVar("T")
@@ -51,6 +56,8 @@ class Session:
     """Name of the directory in it where this attempt's are written."""
     progress: Callable[[dict[str, Any]], None]
     """Told about every step, on rank 0; decides itself how often to pass it on."""
+    leaving: Callable[[], bool] = lambda: False
+    """Tells, once for each word heard from outside, that a checkpoint is wanted now."""
 
 
 @dataclass
@@ -68,8 +75,28 @@ class Run:
     identity: dict[str, Any]
     start: str
     """Marks what these workers write, among earlier and later ones of the same attempt."""
+    saver: Saver
+    saved_at: float = field(default_factory=time.monotonic)
+    """When the last checkpoint was begun."""
     history: list[StepMetrics] = field(default_factory=list)
     resumed_from: int | None = None
+
+    def asks(self) -> bool:
+        """Tell whether this worker wants a checkpoint after this step; the clock is rank 0's."""
+        minutes = self.placement.checkpoint_every_minutes
+        due = self.session.rank == 0 and minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        return self.session.leaving() or due
+
+
+class Update(NamedTuple):
+    """What came of one step's forward and backward passes."""
+
+    loss: float
+    gradient_norm: float
+    asked: bool
+    """A worker wants a checkpoint."""
+    problem: str | None
+    """Why it was not applied."""
 
 
 def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainResult:
@@ -82,10 +109,14 @@ def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainRe
     base = storage.local_directory(job.base_uri)
     run, counts, dropouts = prepare(job, placement, session, base)
     resume(run)
-    for step in range(len(run.history) + 1, run.schedule.steps + 1):
-        advance(run, step)
-        if step % placement.checkpoint_every_steps == 0 and step < run.schedule.steps:
-            save(run)
+    try:
+        for step in range(len(run.history) + 1, run.schedule.steps + 1):
+            asked = advance(run, step)
+            if step < run.schedule.steps and (asked or step % placement.checkpoint_every_steps == 0):
+                save(run)
+    finally:
+        run.saver.wait()
+    prune(run)
     files = export(run.engine, run.tokenizer, base, job, session.rank)
     return TrainResult(
         model=job.model,
@@ -123,38 +154,43 @@ def prepare(
     layout = prepare_attention(model, placement)
     engine = zero.start_engine(model, config, gpu=placement.gpus_per_worker > 0)
     identity = job.identity() | {
-        "placement": {"workers": session.workers, "zero_stage": placement.zero_stage},
         "examples": examples.digest(),
     }
     start = chosen(session.rank, lambda: secrets.token_hex(3))
-    return Run(job, placement, session, plan, examples, engine, layout, tokenizer, identity, start), counts, dropouts
+    saver = Saver(storage.join(session.checkpoints, session.attempt), session.rank, placement.keep_checkpoints)
+    run = Run(job, placement, session, plan, examples, engine, layout, tokenizer, identity, start, saver)
+    return run, counts, dropouts
 
 
 def resume(run: Run) -> None:
-    """Go on from the newest checkpoint, if there is one; nothing is unpickled before all workers found it sound."""
+    """Go on from the newest checkpoint, if there is one; nothing is read from it before all workers found it sound."""
     import torch.distributed as dist
 
-    uri, directory = found(run.session)
-    if uri is None or directory is None:
+    source = found(run)
+    if source is None:
         return
-    run.history = checkpoints.read_state(directory, run.identity)
-    problem = checkpoints.problem(directory, run.session.rank)
-    agree(f"{uri}: {problem}; delete this checkpoint to go on from an earlier one" if problem else None)
-    checkpoints.load(run.engine, directory)
+    run.history = checkpoints.read_state(source.uri, run.identity)
+    agree(source.problem())
+    updates = sum(not row.skipped for row in run.history)
+    if updates:
+        fragments.start_optimizer(run.engine, updates)
+    agree(source.fill(fragments.held(run.engine)))
+    fragments.publish(run.engine)
     run.resumed_from = len(run.history)
     if run.session.rank == 0:
-        logger.info("%s goes on from %s", run.job.model, uri)
+        logger.info("%s goes on from %s", run.job.model, source.uri)
     dist.barrier()
-    checkpoints.forget(uri, directory)
+    source.forget()
 
 
-def found(session: Session) -> tuple[str | None, Path | None]:
-    """Return the newest checkpoint and where its files are on this machine, once every worker has them."""
-    while uri := chosen(session.rank, lambda: checkpoints.newest(session.checkpoints)):
-        directory = checkpoints.fetch(uri)
-        if all(gathered(directory is not None)):
-            return uri, directory
-    return None, None
+def found(run: Run) -> checkpoints.Fetched | None:
+    """Return the newest checkpoint, once every worker has what it needs of it on its machine."""
+    held = fragments.held(run.engine)
+    while uri := chosen(run.session.rank, lambda: checkpoints.newest(run.session.checkpoints)):
+        source = checkpoints.fetch(uri, held)
+        if all(gathered(source is not None)):
+            return source
+    return None
 
 
 def chosen(rank: int, choose: Callable[[], T]) -> T:
@@ -183,48 +219,74 @@ def gathered(value: T) -> list[T]:
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint, every worker its part; once it is whole, rank 0 deletes old ones."""
+    """Begin a checkpoint, every worker its part; it is stored while the next steps run."""
+    session = run.session
+    mine = fragments.owned(run.engine, session.rank, session.workers)
+    state = checkpoints.state_of(run.identity, run.history, session.workers)
+    run.saver.save(f"step-{len(run.history):06d}-{run.start}", mine, state)
+    run.saved_at = time.monotonic()
+
+
+def prune(run: Run) -> None:
+    """Delete old checkpoints, once every worker has stored what it began."""
     import torch.distributed as dist
 
-    mine = storage.join(run.session.checkpoints, run.session.attempt)
-    with TemporaryDirectory(prefix="humpback-checkpoint-") as name:
-        directory = Path(name)
-        checkpoints.save(run.engine, directory, run.session.rank, run.identity, run.history)
-        uri = storage.join(mine, f"step-{len(run.history):06d}-{run.start}")
-        checkpoints.upload(directory, run.session.rank, uri)
     dist.barrier()
-    if run.session.rank == 0:
-        checkpoints.prune(mine)
+    run.saver.prune()
 
 
-def advance(run: Run, step: int) -> None:
-    """Take one optimizer step, note its metrics, and stop on a loss that is no number."""
+def advance(run: Run, step: int) -> bool:
+    """Take one optimizer step and note its metrics; return whether a worker wants a checkpoint."""
     began = time.monotonic()
     batch = [run.examples[index] for index in run.schedule.batch(step)]
     rate = run.schedule.rate(step)
-    loss, norm = optimize(run, batch, step, rate)
+    update = optimize(run, batch, step, rate)
     row = StepMetrics(
         step=step,
-        loss=loss,
+        loss=update.loss,
         learning_rate=rate,
-        gradient_norm=norm,
+        gradient_norm=update.gradient_norm,
         tokens=sum(example.length for example in batch),
         output_tokens=sum(example.output_tokens for example in batch),
         seconds=time.monotonic() - began,
+        skipped=update.problem is not None,
     )
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        ids = ", ".join(sorted({example.id for example in batch}))
-        raise TrainingStopped(
-            f"{run.job.model}: step {step} has loss {loss} and gradient norm {norm} at learning rate {rate:g}; "
-            f"lower the learning rate or look at its rows: {ids}"
-        )
+    if update.problem is not None:
+        refuse(run, row, batch, update.problem)
     run.history.append(row)
     if run.session.rank == 0:
         run.session.progress({"step": step, "steps": run.schedule.steps, "resumed_from": run.resumed_from} | vars(row))
+    return update.asked
 
 
-def optimize(run: Run, batch: list[Example], step: int, rate: float) -> tuple[float, float]:
-    """Run this worker's micro-batches and one update; return the global mean loss and the gradient's norm."""
+def refuse(run: Run, row: StepMetrics, batch: list[Example], problem: str) -> None:
+    """Write down the rows of a step that was not applied; stop there, unless the recipe skips it.
+
+    Raises:
+        TrainingStopped: the recipe says stop, or too many steps were skipped.
+    """
+    recipe, session = run.job.recipe, run.session
+    uri = storage.join(session.checkpoints, session.attempt, f"refused-{row.step:06d}-{run.start}.json")
+    if session.rank == 0:
+        ids = sorted({example.id for example in batch})
+        storage.write_bytes(uri, json.dumps({"problem": problem, **vars(row), "rows": ids}, indent=1).encode())
+    before = sum(earlier.skipped for earlier in run.history)
+    said = f"{run.job.model}: step {row.step} was not applied, {problem}; rate {row.learning_rate:g}, rows {uri}"
+    if recipe.on_bad_loss == "stop":
+        raise TrainingStopped(
+            f"{said}; look at the rows, lower the learning rate, or set train.recipe.on_bad_loss=skip to go on without"
+        )
+    if before >= recipe.max_skipped_steps:
+        raise TrainingStopped(
+            f"{said}; {before} steps were skipped before it and train.recipe.max_skipped_steps is "
+            f"{recipe.max_skipped_steps}: lower the learning rate, or raise that number"
+        )
+    if session.rank == 0:
+        logger.warning("%s; it is skipped", said)
+
+
+def optimize(run: Run, batch: list[Example], step: int, rate: float) -> Update:
+    """Run this worker's micro-batches and one update, unless the global batch's mean loss or gradient forbids it."""
     import torch
     import torch.distributed as dist
 
@@ -237,17 +299,34 @@ def optimize(run: Run, batch: list[Example], step: int, rate: float) -> tuple[fl
     share = shares[session.rank]
     output_tokens = sum(example.output_tokens for example in batch)
     scale = zero.loss_scale_of(session.workers, output_tokens)
-    total = torch.zeros((), dtype=torch.float64, device=engine.device)
+    total = torch.tensor([0.0, run.asks()], dtype=torch.float64, device=engine.device)
+    mean, asked, problem = 0.0, False, None
     for turn, places in enumerate(share, start=1):
-        engine.set_gradient_accumulation_boundary(turn == len(share))
+        last = turn == len(share)
+        engine.set_gradient_accumulation_boundary(last)
         loss = summed_loss(engine, [batch[place] for place in places], run.layout, engine.device)
+        total[0] += loss.detach()
+        if last:
+            dist.all_reduce(total)
+            mean, asked = total[0].item() / output_tokens, total[1].item() > 0
+            problem = losses.problem(mean, run.history, run.job.recipe.spike_factor)
+            if problem and run.job.recipe.on_bad_loss == "stop":
+                return Update(mean, math.nan, asked, problem)
+            if problem:
+                loss = loss * math.nan  # DeepSpeed drops an update whose gradient is no number
         engine.backward(loss * scale)
-        total += loss.detach()
     plain = engine.zero_optimization_stage() == 0
     norm = zero.gradient_norm(engine) if plain else 0.0
-    engine.step()
-    dist.all_reduce(total)
-    return total.item() / output_tokens, norm if plain else zero.gradient_norm(engine)
+    if plain and not math.isfinite(norm):
+        zero.drop_update(engine)
+    else:
+        engine.step()
+    norm = norm if plain else zero.gradient_norm(engine)
+    if problem is None and not math.isfinite(norm):
+        problem = f"its loss is {mean:.4g} and its gradient norm {norm}"
+    if problem:
+        zero.forget_dropped(engine)
+    return Update(mean, norm, asked, problem)
 
 
 def summed_loss(model: Any, examples: Sequence[Example], layout: Layout, device: Any) -> Any:

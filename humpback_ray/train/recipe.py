@@ -8,7 +8,7 @@ parameters decay (all), where dropout acts (wherever the model's own configurati
 attention alone), and the backward model's settings (the same as the others').
 """
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -76,6 +76,18 @@ class TrainRecipe(Config):
     seed: int = Field(default=0, ge=0)
     """Decides the order of examples and the dropout masks."""
 
+    spike_factor: float | None = Field(default=None, gt=1)
+    """A step whose loss is above this many times the median of the 20 steps before counts as bad, as one without a
+    number always does. None: off, for batches of 8 or 32 short texts differ by themselves, and how much is a matter of
+    the data."""
+
+    on_bad_loss: Literal["stop", "skip"] = "stop"
+    """What follows a bad step, whose update is never applied: the run stops, or goes on with the next step. Not hashed,
+    like `max_skipped_steps`: no step depends on it before one is bad, and then one may change it and go on."""
+
+    max_skipped_steps: int = Field(default=10, ge=0)
+    """Bad steps of one model after which the run stops all the same."""
+
     @model_validator(mode="after")
     def _rates_and_steps_are_usable(self) -> Self:
         bad = {name: count for name, count in self.steps.items() if count < 1}
@@ -93,6 +105,10 @@ class TrainRecipe(Config):
         steps = {model: self.steps[model]} if model in self.steps else {}
         alone = {"learning_rates": {}, "final_learning_rates": {}, "steps": steps}
         return self.model_copy(update={"learning_rate": first, "final_learning_rate": last, **alone})
+
+    def identity(self) -> dict[str, Any]:
+        """Return what is hashed."""
+        return self.model_dump(mode="json", exclude={"joint", "on_bad_loss", "max_skipped_steps"})
 
     def rates(self, model: str) -> tuple[float, float]:
         """Return the first and the last learning rate of a model."""

@@ -39,7 +39,7 @@ def fine_tune(
     recipe = config.recipe.of(name)
     identity = {
         "model": name,
-        "train": recipe.model_dump(mode="json", exclude={"joint"}),
+        "train": recipe.identity(),
         "chat": chat.model_dump(mode="json"),
     }
     inputs = {"base": base.source, **{manifest.stage: manifest for manifest in tokens}}

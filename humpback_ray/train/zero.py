@@ -174,6 +174,22 @@ def gradient_norm(engine: Any) -> float:
     return float(engine.get_global_grad_norm())
 
 
+def drop_update(engine: Any) -> None:
+    """Do in the place of `engine.step()`, where ZeRO is off, what ZeRO does with gradients that are no numbers."""
+    engine.zero_grad()
+    engine.micro_steps += 1
+
+
+def forget_dropped(engine: Any) -> None:
+    """Clear the gradients of an update that ZeRO dropped.
+
+    Where stage 2 offloads the optimizer of a bfloat16 model, DeepSpeed 0.19 keeps them, adds the next step's to what is
+    no number, and drops every update from then on.
+    """
+    kept = getattr(engine.optimizer, "averaged_gradients", {})
+    kept.update(dict.fromkeys(kept))
+
+
 def parameter_count(model: Any) -> int:
     """Count parameters, partitioned ones by their whole size."""
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())

@@ -1,6 +1,6 @@
 """A tiny random Llama with a byte-level tokenizer, and pairs for it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> tuple[str
     return tuple(uris)
 
 
-def plain_loop(base: Path, pairs: Sequence[str], recipe: TrainRecipe) -> list[tuple[float, float]]:
+def plain_loop(
+    base: Path, pairs: Sequence[str], recipe: TrainRecipe, skipped: Collection[int] = ()
+) -> list[tuple[float, float]]:
     """Loss and gradient norm per step of a loop without DeepSpeed, padding, packing, micro-batches or workers."""
     import torch
     from torch.nn.functional import cross_entropy
@@ -113,6 +115,7 @@ def plain_loop(base: Path, pairs: Sequence[str], recipe: TrainRecipe) -> list[tu
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        if step not in skipped:
+            optimizer.step()
         steps.append((loss.item(), norm.item()))
     return steps

@@ -1,13 +1,13 @@
 """Training workers without Ray: processes of their own, joined by gloo, that run the loop on one case after another."""
 
+import itertools
 import json
 import multiprocessing
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
@@ -22,13 +22,17 @@ RECIPE = TrainRecipe(
 
 @dataclass(frozen=True)
 class Case:
-    """One call of the loop: it resumes from and saves to `checkpoints`; `first` is called before, by rank 0."""
+    """One call of the loop: it resumes from and saves to `checkpoints`; `first` is called before, by rank 0.
+
+    At step `warned` the last rank hears that its machine is about to go.
+    """
 
     name: str
     job: TrainJob
     placement: TrainPlacement
     checkpoints: Path | None = None
     first: Callable[[], None] | None = None
+    warned: int | None = None
 
 
 def job(base: Path, pairs: tuple[str, ...], export: Path, **changes: Any) -> TrainJob:
@@ -42,20 +46,25 @@ def job(base: Path, pairs: tuple[str, ...], export: Path, **changes: Any) -> Tra
 def run(cases: list[Case], workers: int, directory: Path) -> dict[str, dict[str, Any]]:
     """Run cases in `workers` processes; return rank 0's results by case, or `stopped` with the verdict."""
     directory.mkdir(parents=True, exist_ok=True)
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=work, args=(rank, workers, cases, directory)) for rank in range(workers)]
-    for rank, process in enumerate(processes):
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers}.items():
-                patch.setenv(name, str(value))
-            process.start()
+    fork = multiprocessing.get_context("forkserver")  # of a process that has imported what takes seconds
+    fork.set_forkserver_preload(["deepspeed", "transformers.models.llama.modeling_llama", "humpback_ray.train.loop"])
+    processes = [fork.Process(target=work, args=(rank, workers, cases, directory)) for rank in range(workers)]
+    for process in processes:
+        process.start()
     for process in processes:
         process.join(240)
         process.kill()
     return json.loads((directory / "results.json").read_text())
 
 
+def warnings(step: int | None) -> Callable[[], bool]:
+    """What tells of one warning, at a step: the loop asks once in each."""
+    steps = itertools.count(1)
+    return lambda: next(steps) == step
+
+
 def work(rank: int, workers: int, cases: list[Case], directory: Path) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(workers))
     import torch
     import torch.distributed as dist
 
@@ -74,6 +83,7 @@ def work(rank: int, workers: int, cases: list[Case], directory: Path) -> None:
             checkpoints=str(case.checkpoints or directory / case.name),
             attempt="0001",
             progress=lambda figures: None,
+            leaving=warnings(case.warned if rank == workers - 1 else None),
         )
         try:
             results[case.name] = asdict(train(case.job, case.placement, session)) | {"at": str(directory)}

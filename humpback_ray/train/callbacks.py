@@ -1,0 +1,52 @@
+"""What Ray Train calls at its turning points, so that interruptions cost little; the hooks are those of Ray 2.60."""
+
+import contextlib
+import time
+from typing import Any
+
+from humpback_ray.train import checkpoints
+from humpback_ray.train.notices import ask, catch_termination
+
+STORED_WITHIN_S = 300.0
+"""How long growing waits for the checkpoint that it asks for; then it goes by an older one."""
+
+RECOUNTED_WITHIN_S = 5.0
+
+
+def callbacks(uri: str) -> list[Any]:
+    """Return them for a run whose checkpoints are under `uri`."""
+    import ray
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+    from ray.exceptions import RayError
+    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerCallback, WorkerGroupCallback
+
+    class Terminations(WorkerCallback):
+        """Signals are taken over in a process's main thread alone, and training runs in another."""
+
+        def after_init_train_context(self) -> None:
+            catch_termination()
+
+    class Resizes(WorkerGroupCallback):
+        """Healthy workers that are ended in the middle of a run, to start more of them, save first."""
+
+        def before_worker_group_shutdown(self, worker_group: Any) -> None:
+            status = worker_group.get_latest_poll_status()
+            if status is None or status.errors or status.finished or status.get_preemption_info():
+                return
+            with contextlib.suppress(RayError):
+                before, deadline = next(checkpoints.complete(uri), None), time.monotonic() + STORED_WITHIN_S
+                worker_group.execute(ask)
+                while next(checkpoints.complete(uri), None) == before and time.monotonic() < deadline:
+                    time.sleep(0.5)
+
+    class Losses(ControllerCallback):
+        """Nodes are counted anew after a failure: else workers are planned on a lost one for up to 20 s."""
+
+        def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+            with contextlib.suppress(RayError):
+                count = get_or_create_autoscaling_coordinator().get_reserved_resources.remote("", recompute=True)
+                ray.get(count, timeout=RECOUNTED_WITHIN_S)
+
+    return [Terminations(), Resizes(), Losses()]

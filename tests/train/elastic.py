@@ -1,0 +1,134 @@
+"""A fine-tune on a cluster of its own, in a process of its own, while nodes come and go and workers are killed."""
+
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from humpback_ray.placement import TrainPlacement
+from humpback_ray.train.fit import PROGRESS, launch
+from humpback_ray.train.job import TrainJob, TrainResult
+from tests.train.drivers import training_workers, wait_for
+
+ATTEMPT = "0001"
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happens once a step is reached: to one of the workers, or to a node."""
+
+    kind: Literal["kill", "warn", "lose", "join", "drain"]
+    step: int
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A job, the nodes of one CPU each that it begins with, and what happens."""
+
+    job: TrainJob
+    placement: TrainPlacement
+    storage: Path
+    nodes: int
+    events: Sequence[Event] = ()
+
+
+def play(scenario: Scenario) -> dict[str, Any]:
+    """Run a scenario in a process of its own; return its result.
+
+    Beside it stand `gaps_s`, for each event the longest time after it without a new step, to a second, and `workers`,
+    how many there were at each checkpoint that is left.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    told = spawn.Queue()
+    process = spawn.Process(target=_play, args=(scenario, told))
+    process.start()
+    try:
+        while process.is_alive():
+            with contextlib.suppress(queue.Empty):
+                return told.get(timeout=1)
+        raise AssertionError("the run failed; what it printed says why")
+    finally:
+        process.join(30)
+        process.kill()
+
+
+def _play(scenario: Scenario, told: Any) -> None:
+    import psutil
+    import ray
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"  # as jobs set it
+    os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "1"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(scenario.nodes)]
+    happen: dict[str, Callable[[], Any]] = {
+        "lose": lambda: cluster.remove_node(nodes.pop(), allow_graceful=False),
+        "join": lambda: nodes.append(cluster.add_node(num_cpus=1)),
+        "drain": lambda: drain(cluster, nodes.pop()),
+        "kill": lambda: os.kill(training_workers(psutil.Process())[-1].pid, signal.SIGKILL),
+        "warn": lambda: os.kill(training_workers(psutil.Process())[-1].pid, signal.SIGTERM),
+    }
+    results: list[TrainResult] = []
+    thread = threading.Thread(
+        target=lambda: results.append(launch(scenario.job, scenario.placement, ATTEMPT, str(scenario.storage)))
+    )
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        thread.start()
+        reached = _followed(scenario.storage / ATTEMPT / PROGRESS, thread.is_alive)
+        at = []
+        for event in scenario.events:
+            wait_for(lambda: reached[-1][0] >= event.step, thread.is_alive)  # noqa: B023
+            at.append(time.monotonic())
+            happen[event.kind]()
+        thread.join()
+        states = [json.loads(file.read_text()) for file in scenario.storage.glob("*/step-*/state.json")]
+        gaps = [_gap_s(reached, since, until) for since, until in itertools.pairwise([*at, time.monotonic()])]
+        workers = {state["step"]: state["workers"] for state in states}
+        told.put(results[0].as_json() | {"gaps_s": gaps, "workers": workers})
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def drain(cluster: Any, node: Any) -> None:
+    """Do what an autoscaler and a cloud do: say that a node will be taken back in five seconds, and take it."""
+    import ray
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # pyright: ignore[reportAttributeAccessIssue]
+
+    client = GcsClient(address=ray.get_runtime_context().gcs_address)
+    deadline_ms = int((time.time() + 5) * 1000)
+    client.drain_node(node.node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "a test", deadline_ms)
+    threading.Timer(6, lambda: cluster.remove_node(node, allow_graceful=False)).start()
+
+
+def _followed(progress: Path, alive: Callable[[], bool]) -> list[tuple[int, float]]:
+    """Return a list that grows by (step, when it was seen) whenever a step is made that had not been made before."""
+    reached = [(0, time.monotonic())]
+
+    def follow() -> None:
+        while alive():
+            with contextlib.suppress(OSError, ValueError):
+                step = json.loads(progress.read_text())["step"]
+                if step > reached[-1][0]:
+                    reached.append((step, time.monotonic()))
+            time.sleep(0.05)
+
+    threading.Thread(target=follow, daemon=True).start()
+    return reached
+
+
+def _gap_s(reached: Sequence[tuple[int, float]], since: float, until: float) -> float:
+    """Return the longest time without a new step that ended between two moments."""
+    pairs = itertools.pairwise(when for _, when in reached)
+    return max(later - earlier for earlier, later in pairs if since <= later <= until)

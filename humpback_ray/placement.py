@@ -228,6 +228,11 @@ class TrainPlacement(Config):
     max_failures: int = Field(default=3, ge=0)
     """Worker failures after which Ray Train gives up; it restarts from the last checkpoint until then."""
 
+    track: Literal["online", "offline"] | None = None
+    """Tell Weights & Biases (extra `track`) of every step: "online" with the address, key and project of its own
+    environment variables; "offline" into `checkpoints/<attempt>/wandb` of the model's stage, for `wandb sync` before
+    `jobs.gc`. Where that fails there is a warning, and training goes on."""
+
     def needs(self) -> dict[str, float]:
         """Return what must be there at once: all workers."""
         return {"CPU": self.workers * self.cpus_per_worker, "GPU": self.workers * self.gpus_per_worker}

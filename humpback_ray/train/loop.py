@@ -5,16 +5,19 @@ Every worker lays out the same schedule, takes its share of each global batch an
 their number, whatever the number of workers, the micro-batch or the accumulation: in float32 without dropout the
 losses agree to about 1e-6. Dropout masks are seeded by (seed, step, rank), so that a resumed run draws the same ones.
 
-The loop knows nothing of Ray: a `Session` says which worker it is and where checkpoints and progress go.
+The loop knows nothing of Ray: a `Session` says which worker it is and where checkpoints and progress go. A single
+worker needs no launcher either: `train(job, placement, Session.alone("checkpoints"))` is all there is to it.
 """
 
+import contextlib
 import logging
 import math
 import secrets
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -23,9 +26,10 @@ from humpback_ray import storage
 from humpback_ray.config import fingerprint
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.records import seed_of
-from humpback_ray.train import checkpoints, zero
+from humpback_ray.train import checkpoints, lora, metrics, validation, zero
+from humpback_ray.train.card import model_card
 from humpback_ray.train.examples import Example, make_examples, read_pairs
-from humpback_ray.train.export import export
+from humpback_ray.train.export import export, lacking_room
 from humpback_ray.train.job import StepMetrics, TrainingStopped, TrainJob, TrainResult
 from humpback_ray.train.schedule import Schedule, micro_batches, schedule, shares
 
@@ -50,6 +54,11 @@ class Session:
     progress: Callable[[dict[str, Any]], None]
     """Told about every step, on rank 0; decides itself how often to pass it on."""
 
+    @staticmethod
+    def alone(checkpoints: str, progress: Callable[[dict[str, Any]], None] = lambda figures: None) -> "Session":
+        """Return the session of a single worker, without Ray and without a launcher."""
+        return Session(rank=0, workers=1, checkpoints=checkpoints, attempt="0001", progress=progress)
+
 
 @dataclass
 class Run:
@@ -60,7 +69,10 @@ class Run:
     session: Session
     schedule: Schedule
     examples: list[Example]
+    held_out: list[Example]
+    """Seed pairs that no step trains on; their loss is the validation loss."""
     engine: Any
+    meter: metrics.Meter
     tokenizer: Any
     identity: dict[str, Any]
     start: str
@@ -72,9 +84,33 @@ class Run:
 def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainResult:
     """Fine-tune and export one model; every worker calls it, rank 0's result counts.
 
+    torch.distributed must be up, unless there is one worker: then it is started here and stays up.
+
     Raises:
         TrainingStopped: on every worker alike, where trying again would not help.
     """
+    with joined(session.workers, gpu=placement.gpus_per_worker > 0):
+        return trained(job, placement, session)
+
+
+@contextlib.contextmanager
+def joined(workers: int, gpu: bool) -> Iterator[None]:
+    """Start torch.distributed for a single worker where nobody has, and give it what a launcher would."""
+    import torch.distributed as dist
+    from accelerate.utils import patch_environment
+
+    if workers > 1 and not dist.is_initialized():
+        raise RuntimeError(f"torch.distributed is not up, and {workers} workers cannot train without it (see fit.py)")
+    if not dist.is_initialized():
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=0, world_size=1)
+    with warnings.catch_warnings(), patch_environment(**({"local_rank": 0} if workers == 1 else {})):
+        warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)  # DeepSpeed's calls
+        yield
+
+
+def trained(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainResult:
+    """Do what `train` promises, with torch.distributed up."""
     started = time.monotonic()
     base = storage.local_directory(job.base_uri)
     run, counts, dropouts = prepare(job, placement, session, base)
@@ -83,20 +119,24 @@ def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainRe
         advance(run, step)
         if step % placement.checkpoint_every_steps == 0 and step < run.schedule.steps:
             save(run)
-    files = export(run.engine, run.tokenizer, base, job, session.rank)
-    return TrainResult(
+    result = TrainResult(
         model=job.model,
         metrics=run.history,
-        files=files,
+        files=[],
         examples=dict(counts),
         batch_examples=run.schedule.batch_examples,
         parameters=zero.parameter_count(run.engine.module),
+        trainable_parameters=zero.parameter_count(run.engine.module, trainable=True),
         dropouts=dropouts,
         tokens=sum(row.tokens for row in run.history),
         output_tokens=sum(row.output_tokens for row in run.history),
+        peak=run.meter.peak,
+        greedy=[],
         resumed_from=run.resumed_from,
-        seconds=time.monotonic() - started,
+        seconds=0.0,
     )
+    files, greedy = export(run.engine, run.tokenizer, base, job, session.rank, model_card(job, result))
+    return replace(result, files=files, greedy=greedy, seconds=time.monotonic() - started)
 
 
 def prepare(
@@ -111,7 +151,10 @@ def prepare(
     context = getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", None) or recipe.max_length_tokens
     pairs, dropped = read_pairs(job.pair_uris)
     limit = min(recipe.max_length_tokens, context)
+    pairs, held = validation.split(pairs, recipe.validation_share)
     examples, counts = make_examples(pairs, tokenizer, job.chat, job.direction, limit, recipe.too_long)
+    held_out, _ = make_examples(held, tokenizer, job.chat, job.direction, limit, recipe.too_long)
+    counts["held_out"] = len(held)
     counts["dropped_before"] = dropped
     if not examples:
         raise TrainingStopped(
@@ -122,13 +165,19 @@ def prepare(
     rounds = micro_batches(plan.batch_examples, session.workers, placement.micro_batch_examples)
     config = zero.engine_config(placement, recipe, rounds)
     model, dropouts = zero.load_model(base, recipe, config)
+    lora.attach(model, recipe)
+    sizes = zero.parameter_count(model), zero.parameter_count(model, trainable=True)
+    width_bytes = 2 if recipe.dtype == "bfloat16" else 4
+    agree(lacking_room(job.export_uri, sizes[0] * width_bytes) if session.rank == 0 else None)
     engine = zero.start_engine(model, config, gpu=placement.gpus_per_worker > 0)
+    meter = metrics.make_meter(model.config, *sizes, engine.device, recipe.dtype)
     identity = job.identity() | {
         "placement": {"workers": session.workers, "zero_stage": placement.zero_stage},
         "examples": fingerprint([[example.id, example.tokens.loss_start, example.tokens.ids] for example in examples]),
     }
     start = chosen(session.rank, lambda: secrets.token_hex(3))
-    return Run(job, placement, session, plan, examples, engine, tokenizer, identity, start), counts, dropouts
+    run = Run(job, placement, session, plan, examples, held_out, engine, meter, tokenizer, identity, start)
+    return run, counts, dropouts
 
 
 def resume(run: Run) -> None:
@@ -202,16 +251,25 @@ def advance(run: Run, step: int) -> None:
     """Take one optimizer step, note its metrics, and stop on a loss that is no number."""
     began = time.monotonic()
     batch = [run.examples[index] for index in run.schedule.batch(step)]
+    waited = time.monotonic() - began
     rate = run.schedule.rate(step)
-    loss, norm = optimize(run, batch, step, rate)
+    loss, norm, positions = optimize(run, batch, step, rate)
+    seconds = time.monotonic() - began
+    lengths = [example.length for example in batch]
+    device = run.engine.device
+    memory, waited = metrics.most([metrics.memory_bytes(device), waited], device)
     row = StepMetrics(
         step=step,
         loss=loss,
         learning_rate=rate,
         gradient_norm=norm,
-        tokens=sum(example.length for example in batch),
+        tokens=sum(lengths),
         output_tokens=sum(example.output_tokens for example in batch),
-        seconds=time.monotonic() - began,
+        seconds=seconds,
+        mfu=run.meter.mfu(lengths, seconds),
+        memory_bytes=int(memory),
+        padding_share=1 - sum(lengths) / positions,
+        data_s=waited,
     )
     if not (math.isfinite(loss) and math.isfinite(norm)):
         ids = ", ".join(sorted({example.id for example in batch}))
@@ -219,13 +277,20 @@ def advance(run: Run, step: int) -> None:
             f"{run.job.model}: step {step} has loss {loss} and gradient norm {norm} at learning rate {rate:g}; "
             f"lower the learning rate or look at its rows: {ids}"
         )
+    if run.held_out and (step % run.job.recipe.validate_every_steps == 0 or step == run.schedule.steps):
+        row = replace(row, validation_loss=validate(run))
     run.history.append(row)
     if run.session.rank == 0:
-        run.session.progress({"step": step, "steps": run.schedule.steps, "resumed_from": run.resumed_from} | vars(row))
+        figures = {"step": step, "steps": run.schedule.steps, "resumed_from": run.resumed_from} | row.figures()
+        run.session.progress(figures)
 
 
-def optimize(run: Run, batch: list[Example], step: int, rate: float) -> tuple[float, float]:
-    """Run this worker's micro-batches and one update; return the global mean loss and the gradient's norm."""
+def optimize(run: Run, batch: list[Example], step: int, rate: float) -> tuple[float, float, int]:
+    """Run this worker's micro-batches and one update.
+
+    Returns:
+        The global mean loss, the gradient's norm, and the positions that all workers computed, padding included.
+    """
     import torch
     import torch.distributed as dist
 
@@ -238,16 +303,42 @@ def optimize(run: Run, batch: list[Example], step: int, rate: float) -> tuple[fl
     output_tokens = sum(example.output_tokens for example in batch)
     plain, norm = engine.zero_optimization_stage() == 0, 0.0
     scale = zero.loss_scale_of(session.workers, len(share), output_tokens)
-    total = torch.zeros(1, dtype=torch.float64)
-    for positions in share:
-        loss = summed_loss(engine, [batch[position] for position in positions], engine.device)
+    total = torch.zeros(2, dtype=torch.float64)
+    for places in share:
+        micro = [batch[place] for place in places]
+        loss = summed_loss(engine, micro, engine.device)
         engine.backward(loss * scale)
         norm = zero.gradient_norm(engine) if plain else 0.0
         engine.step()
-        total += loss.detach().double().cpu()
+        total += torch.tensor([loss.item(), computed_positions(micro)], dtype=torch.float64)
     total = total.to(engine.device)
     dist.all_reduce(total)
-    return total.item() / output_tokens, norm if plain else zero.gradient_norm(engine)
+    return total[0].item() / output_tokens, norm if plain else zero.gradient_norm(engine), int(total[1].item())
+
+
+def validate(run: Run) -> float:
+    """Return the mean loss over the output tokens of the held-out pairs, without dropout; every worker calls it."""
+    import torch
+    import torch.distributed as dist
+
+    engine, session = run.engine, run.session
+    lengths = [example.length for example in run.held_out]
+    share = shares(lengths, session.workers, run.placement.micro_batch_examples)[session.rank]
+    total = torch.zeros(1, dtype=torch.float64)
+    engine.eval()
+    with torch.no_grad():
+        for places in share:
+            loss = summed_loss(engine, [run.held_out[place] for place in places], engine.device)
+            total += loss.double().cpu()
+    engine.train()
+    total = total.to(engine.device)
+    dist.all_reduce(total)
+    return total.item() / sum(example.output_tokens for example in run.held_out)
+
+
+def computed_positions(examples: list[Example]) -> int:
+    """Return how many positions a micro-batch takes: the padded rectangle that `summed_loss` lays out."""
+    return max(len(examples), 1) * max((example.length for example in examples), default=2)
 
 
 def summed_loss(model: Any, examples: list[Example], device: Any) -> Any:

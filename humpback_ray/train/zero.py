@@ -156,7 +156,7 @@ def start_engine(model: Any, config: dict[str, Any], gpu: bool) -> Any:
     What DeepSpeed prints of its memory meanwhile is swallowed.
     """
     deepspeed = import_deepspeed(gpu)
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with contextlib.redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=parameters, config=config, dist_init_required=False
@@ -173,6 +173,7 @@ def gradient_norm(engine: Any) -> float:
     return float(engine.get_global_grad_norm())
 
 
-def parameter_count(model: Any) -> int:
-    """Count parameters, partitioned ones by their whole size."""
-    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+def parameter_count(model: Any, trainable: bool = False) -> int:
+    """Count parameters, partitioned ones by their whole size; `trainable`: those alone that require gradients."""
+    counted = (parameter for parameter in model.parameters() if parameter.requires_grad or not trainable)
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in counted)

@@ -19,7 +19,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -50,7 +50,7 @@ def export(
     asked = probe(engine, encode_prompt(tokenizer, probe_prompt(job.chat, job.direction)))
     module = engine.module
     if rank != 0:
-        for part in parts(module):
+        for part in [*parts(module), *adapter_parts(module)]:
             with part.gathered():
                 pass
         return [], asked.greedy
@@ -60,7 +60,7 @@ def export(
         write_tokenizer(tokenizer, job, shelf.scratch)
         (shelf.scratch / "README.md").write_text(card, encoding="utf-8")
         if isinstance(job.recipe.method, Lora):
-            write_adapters(module, job.recipe.method, shelf)
+            write_adapters(module, job.recipe.method, shelf.scratch / "adapter")
         shelf.put_rest()
         verify(shelf.directory, asked, job)
         return shelf.entries, asked.greedy
@@ -196,10 +196,7 @@ def write_weights(module: Any, shelf: Shelf, shard_bytes: int = SHARD_BYTES) -> 
     for number, shard in enumerate(shards, start=1):
         several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         path = shelf.scratch / (several if len(shards) > 1 else "model.safetensors")
-        tensors: dict[str, Any] = {}
-        for part in shard:
-            with part.gathered():
-                tensors[part.name] = part.value()
+        tensors = _values(shard)
         save_file(tensors, path, metadata={"format": "pt"})
         check_file(path, tensors)
         shelf.put(path)
@@ -249,19 +246,29 @@ def _same(found: Any, expected: Any) -> bool:
     return alike and torch.equal(found.reshape(-1).view(torch.uint8), expected.reshape(-1).view(torch.uint8))
 
 
-def write_adapters(module: Any, recipe: Lora, shelf: Shelf) -> None:
-    """Write the adapters by themselves, as peft keeps them, under `adapter/`: `PeftModel.from_pretrained` takes it."""
-    from safetensors.torch import save_file
-
-    directory = shelf.scratch / "adapter"
-    lora.configuration(recipe).save_pretrained(directory)
-    tensors: dict[str, Any] = {}
+def adapter_parts(module: Any) -> Iterator[Part]:
+    """Yield the adapters by themselves, by the names that peft gives them in a file; none after a full fine-tune."""
     for name, layer in lora.layers(module):
         for letter in ("lora_A", "lora_B"):
-            part = _part(f"base_model.model.{name}.{letter}.weight", getattr(layer, letter)[lora.ADAPTER].weight)
-            with part.gathered():
-                tensors[part.name] = part.value()
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+            tensor = getattr(layer, letter)[lora.ADAPTER].weight
+            yield _part(f"base_model.model.{name}.{letter}.weight", tensor)
+
+
+def write_adapters(module: Any, recipe: Lora, directory: Path) -> None:
+    """Write the adapters as peft keeps them: `PeftModel.from_pretrained` takes the directory."""
+    from safetensors.torch import save_file
+
+    lora.configuration(recipe).save_pretrained(directory)
+    save_file(_values(adapter_parts(module)), directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _values(some: Iterable[Part]) -> dict[str, Any]:
+    """Gather parts one after another; return them by name, on the host."""
+    values: dict[str, Any] = {}
+    for part in some:
+        with part.gathered():
+            values[part.name] = part.value()
+    return values
 
 
 def write_configuration(base: Path, architecture: str, dtype: str, directory: Path) -> None:

@@ -151,7 +151,10 @@ def prepare(
     context = getattr(AutoConfig.from_pretrained(base), "max_position_embeddings", None) or recipe.max_length_tokens
     pairs, dropped = read_pairs(job.pair_uris)
     limit = min(recipe.max_length_tokens, context)
-    pairs, held = validation.split(pairs, recipe.validation_share)
+    try:
+        pairs, held = validation.split(pairs, recipe.validation_share)
+    except ValueError as error:
+        raise TrainingStopped(f"{job.model}: {error}") from error
     examples, counts = make_examples(pairs, tokenizer, job.chat, job.direction, limit, recipe.too_long)
     held_out, _ = make_examples(held, tokenizer, job.chat, job.direction, limit, recipe.too_long)
     counts["held_out"] = len(held)

@@ -10,14 +10,25 @@ from typing import Any
 from humpback_ray.records import seed_of
 
 
-def is_held_out(pair: Mapping[str, Any], share: float) -> bool:
-    """Tell whether a row of PAIR is for validation."""
-    return pair["source"] == "seed" and seed_of(pair["id"], "validation") < share * 2**63
+def is_held_out(row_id: str, source: str, share: float) -> bool:
+    """Tell whether a pair is for validation."""
+    return source == "seed" and seed_of(row_id, "validation") < share * 2**63
 
 
 def split(pairs: Iterable[Mapping[str, Any]], share: float) -> tuple[list[Any], list[Any]]:
-    """Return the pairs to train on and those held out."""
+    """Return the pairs to train on and those held out.
+
+    Raises:
+        ValueError: there are seed pairs, of which the share holds out none.
+    """
     parts: tuple[list[Any], list[Any]] = ([], [])
     for pair in pairs:
-        parts[is_held_out(pair, share)].append(pair)
-    return parts
+        parts[is_held_out(pair["id"], pair["source"], share)].append(pair)
+    trained, held = parts
+    seeds = sum(pair["source"] == "seed" for pair in trained)
+    if share and seeds and not held:
+        raise ValueError(
+            f"validation_share = {share:g} holds out none of {seeds} seed pairs; raise it, or set it to 0 to train on "
+            "all of them"
+        )
+    return trained, held

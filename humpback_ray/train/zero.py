@@ -161,6 +161,7 @@ def start_engine(model: Any, config: dict[str, Any], gpu: bool) -> Any:
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=parameters, config=config, dist_init_required=False
         )
+    engine.train()  # transformers loads models for inference, in which no dropout acts
     return engine
 
 

@@ -10,6 +10,7 @@ read layer by layer; then one token is generated and not 16, as each is another 
 """
 
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,9 @@ def verify(directory: Path, asked: Probe, job: TrainJob, host_bytes: int | None 
     greedy = {"do_sample": False, "temperature": None, "top_p": None}
     count = 1 if on_disk else len(behind)  # each token is another pass over a model on disk
     inputs = torch.tensor([prompt])
-    reply = model.generate(inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=count, **greedy)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You are calling .generate.. with the `input_ids` being on a device")
+        reply = model.generate(inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=count, **greedy)
     generated = reply.shape[1] - len(prompt)
     if generated < 1:
         raise TrainingStopped(f"the exported {job.model} generated nothing on the probe prompt")

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from humpback_ray.train import export, reload
 from humpback_ray.train.examples import encode_pair
 from humpback_ray.train.export import Shelf
 from humpback_ray.train.job import TrainingStopped, TrainJob
+from tests.conftest import Said
 from tests.train.conftest import make_tokenizer, rows
 from tests.train.workers import job
 
@@ -73,7 +73,7 @@ def test_an_exported_model_is_loaded_again_and_is_the_same(
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_larger_weights_are_split_indexed_and_read_from_disk_where_memory_is_short(
-    base: Path, tokenizer: Any, this: TrainJob, tmp_path: Path, tied: bool, caplog: pytest.LogCaptureFixture
+    base: Path, tokenizer: Any, this: TrainJob, tmp_path: Path, tied: bool, said: Said
 ) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -96,15 +96,15 @@ def test_larger_weights_are_split_indexed_and_read_from_disk_where_memory_is_sho
         (path.name, path.stat().st_size, storage.sha256_of(str(path))) for path in target.iterdir()
     }
     assert not list((tmp_path / "scratch").rglob("*")), "nothing is on the disk twice"
-    with caplog.at_level(logging.INFO, "humpback_ray.train.reload"):
-        reload.verify(target, asked(model, tokenizer, this), this, host_bytes=60_000)
-        reload.verify(target, asked(model, tokenizer, this), this)
-    once, whole = (record.getMessage() for record in caplog.records)
+    reload.verify(target, asked(model, tokenizer, this), this, host_bytes=60_000)
+    reload.verify(target, asked(model, tokenizer, this), this)
+    once, whole = (message for _, message in said.records)
     assert "loaded again from disk" in once
     assert "16 of 16 greedy tokens agree, 1 generated" in once
     assert "16 of 16 greedy tokens agree, 16 generated" in whole
 
 
+@pytest.mark.s3
 def test_on_object_storage_files_stay_for_the_check_until_then(
     model: Any, base: Path, tokenizer: Any, tmp_path: Path, s3_bucket: str
 ) -> None:

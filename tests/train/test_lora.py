@@ -68,7 +68,7 @@ def test_base_and_adapters_of_the_export_are_the_merged_model(
 
     tokenizer = AutoTokenizer.from_pretrained(home / "model")
     ids = torch.tensor([encode_prompt(tokenizer, probe_prompt(ChatRecipe(), "forward"))])
-    merged = AutoModelForCausalLM.from_pretrained(home / "model").eval()
+    merged: Any = AutoModelForCausalLM.from_pretrained(home / "model").eval()
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(home / "model" / "adapter"))
     with torch.no_grad():
         torch.testing.assert_close(adapted.eval()(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-5)

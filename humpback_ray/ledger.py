@@ -33,7 +33,7 @@ import pyarrow as pa
 from humpback_ray import steps, storage
 from humpback_ray.config import fingerprint
 from humpback_ray.inventory import Inventory
-from humpback_ray.records import QUARANTINE, QUARANTINED
+from humpback_ray.records import METRICS, QUARANTINE, QUARANTINED
 
 MOST_LOST_NODES = 20
 """Attempts at one shard within a submission after which lost nodes are no excuse any more."""
@@ -121,6 +121,8 @@ class Commit:
     versions: dict[str, str] = field(default_factory=dict)
     quarantine: DataFile | None = None
     """QUARANTINE rows, one for each row of `files` whose reason is `quarantined`; None where there is none."""
+    metrics: DataFile | None = None
+    """METRICS rows, one per optimizer step; None where nothing was trained. No part of the digest: it holds times."""
     requests: dict[str, int] = field(default_factory=dict)
     """Requests to object storage since this process's last commit, by operation, retries included."""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -133,13 +135,16 @@ class Commit:
     @staticmethod
     def parse(value: Mapping[str, Any]) -> "Commit":
         """Read what `json` wrote."""
-        lost = value.get("quarantine")
+        aside = {name: DataFile(**value[name]) if value.get(name) else None for name in ("quarantine", "metrics")}
         files = tuple(DataFile(**file) for file in value["files"])
         same = {name: sys.intern(value[name]) for name in ("node", "submission")}  # thousands of commits share them
         versions = _shared_versions(tuple(value["versions"].items()))
-        return Commit(
-            **{**value, **same, "files": files, "quarantine": DataFile(**lost) if lost else None, "versions": versions}
-        )
+        return Commit(**{**value, **same, **aside, "files": files, "versions": versions})
+
+    @property
+    def aside(self) -> list[DataFile]:
+        """Its files that are no result: `quarantine` and `metrics`, where there are any."""
+        return [file for file in (self.quarantine, self.metrics) if file]
 
 
 @functools.lru_cache(maxsize=64)
@@ -233,6 +238,12 @@ class Manifest:
         files = [commit.quarantine.name for commit in self.commits if commit.quarantine]
         tables = [storage.read_table(storage.join(self.uri, name)) for name in files]
         return pa.concat_tables([QUARANTINE.empty_table(), *tables])
+
+    def metrics(self) -> pa.Table:
+        """Read what was measured at each optimizer step, schema METRICS; no rows where nothing was trained."""
+        files = [commit.metrics.name for commit in self.commits if commit.metrics]
+        tables = [storage.read_table(storage.join(self.uri, name)) for name in files]
+        return pa.concat_tables([METRICS.empty_table(), *tables])
 
     def json(self) -> bytes:
         """Write the manifest as JSON; the URI is where it lies and not part of it."""
@@ -352,7 +363,7 @@ class Ledger:
             return commit
         winner = Commit.parse(json.loads(storage.read_bytes(name)))
         if winner.attempt != commit.attempt:
-            for file in (*commit.files, *filter(None, [commit.quarantine])):
+            for file in (*commit.files, *commit.aside):
                 storage.delete(self.at(file.name))
         return winner
 

@@ -251,14 +251,19 @@ class TrainPlacement(Config):
     max_failures: int = Field(default=3, ge=0)
     """Worker failures after which Ray Train gives up; it restarts from the last checkpoint until then."""
 
+    max_preemption_failures: int | None = Field(default=None, ge=0)
+    """Of failures on nodes that Ray was told to drain, which count apart; None: any number."""
+
+    track: Literal["online", "offline"] | None = None
+    """Tell Weights & Biases (extra `track`) of every step: "online" with the address, key and project of its own
+    environment variables; "offline" into `checkpoints/<attempt>/wandb` of the model's stage, for `wandb sync` before
+    `jobs.gc`. Where that fails there is a warning, and training goes on."""
+
     @model_validator(mode="after")
     def _attention_has_its_gpu(self) -> Self:
         if self.attention == "flash_attention_2" and not self.gpus_per_worker:
             raise ValueError("attention is flash_attention_2 but gpus_per_worker 0; set it to 1, or attention to sdpa")
         return self
-
-    max_preemption_failures: int | None = Field(default=None, ge=0)
-    """Of failures on nodes that Ray was told to drain, which count apart; None: any number."""
 
     @model_validator(mode="after")
     def _least_comes_first(self) -> Self:

@@ -120,6 +120,26 @@ RESPONSE = pa.schema(
     ]
 )
 
+METRICS = pa.schema(
+    [
+        ("step", pa.int32()),  # of the optimizer, from 1; each once, those before a resume included
+        ("loss", pa.float64()),  # mean over all output tokens of the global batch, nats
+        ("validation_loss", pa.float64()),  # of the held-out seed pairs, after the step; null where not measured
+        ("learning_rate", pa.float64()),
+        ("gradient_norm", pa.float64()),  # of the global batch's mean loss, before clipping
+        ("tokens", pa.int64()),  # of the batch, prompts included, padding not
+        ("output_tokens", pa.int64()),  # those that carry loss
+        ("skipped", pa.bool_()),  # its update was not applied: loss or gradient no number, or the loss a spike
+        ("seconds", pa.float64()),  # from asking for the rows to the update; without validation and checkpoints
+        ("tokens_per_s", pa.float64()),  # of all workers together
+        ("output_tokens_per_s", pa.float64()),
+        ("mfu", pa.float64()),  # share of all workers' peak that the model's arithmetic took (train/metrics.py)
+        ("memory_bytes", pa.int64()),  # of the worker with most: its device's peak so far; on a CPU resident memory
+        ("padding_share", pa.float64()),  # of the positions that the workers computed, those that held no token
+        ("data_s", pa.float64()),  # the longest that a worker waited for the step's rows
+    ]
+)
+
 QUARANTINED = "quarantined"
 """Drop reason of a row that no worker survived."""
 

@@ -122,6 +122,7 @@ class Run:
             self.base_model = storage.located(config.base_model) if config.base_model else None
             self.rewriter = storage.located(config.rewrite.model) if config.rewrite.model else None
             storage.check_writable(self.root)
+            config.train.check_installed()
             self.config = config
             self.place: Place | None = None
             self.hashes = Hashes(storage.join(self.root, "hashes.json"))

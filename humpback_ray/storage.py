@@ -82,6 +82,10 @@ class StorageError(OSError):
     """Storage answered something the caller cannot act on; the message says which URI and what to do."""
 
 
+class Damaged(StorageError):
+    """A file's content is not what was recorded of it."""
+
+
 def is_s3(uri: str) -> bool:
     """Tell whether a URI is on S3."""
     return uri.startswith("s3://")
@@ -190,8 +194,7 @@ def _same_file(first: str, second: str) -> bool:
 
 def _write_temporary(uri: str, source: BinaryIO) -> str:
     """Write what is to become a file under another name beside it; nothing is left of a write that failed."""
-    os.makedirs(os.path.dirname(uri), exist_ok=True)
-    temporary = os.path.join(os.path.dirname(uri), f"{_TEMPORARY}{socket.gethostname()}-{uuid.uuid4().hex}")
+    temporary = _temporary_beside(uri)
     try:
         with open(temporary, "xb") as file:
             shutil.copyfileobj(source, file, BLOCK_BYTES)
@@ -201,6 +204,12 @@ def _write_temporary(uri: str, source: BinaryIO) -> str:
         Path(temporary).unlink(missing_ok=True)
         raise
     return temporary
+
+
+def _temporary_beside(uri: str) -> str:
+    """Return a new name in the directory of a file that is to be made, which is made if it is missing."""
+    os.makedirs(os.path.dirname(uri), exist_ok=True)
+    return os.path.join(os.path.dirname(uri), f"{_TEMPORARY}{socket.gethostname()}-{uuid.uuid4().hex}")
 
 
 def delete(uri: str) -> None:
@@ -379,6 +388,37 @@ def upload_file(local: Path, uri: str) -> None:
         return
     with local.open("rb") as source:
         os.replace(_write_temporary(uri, source), uri)
+
+
+def copy_file(uri: str, target: str, sha256: str) -> None:
+    """Copy a file of any size; it appears under the new name only whole and with the right content.
+
+    Raises:
+        Damaged: the content read has another SHA-256; nothing is written.
+    """
+    if is_s3(target):
+        with tempfile.TemporaryDirectory(prefix="humpback-copy-") as directory:
+            path = Path(directory, "file")
+            _fetch(uri, path, sha256)
+            upload_file(path, target)
+        return
+    path = Path(_temporary_beside(target))
+    try:
+        _fetch(uri, path, sha256)
+        os.replace(path, target)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _fetch(uri: str, path: Path, sha256: str) -> None:
+    if not is_s3(uri):
+        shutil.copyfile(uri, path)
+    elif stored := _s3().stat(uri):
+        _s3().download(stored, path)
+    else:
+        raise FileNotFoundError(errno.ENOENT, "there is no such object", uri)
+    if (found := sha256_of(str(path))) != sha256:
+        raise Damaged(errno.EIO, f"{uri} has the SHA-256 {found}, recorded is {sha256}; it was not copied")
 
 
 def _bytes_of(local: Path, start: int, stop: int) -> bytes:

@@ -72,8 +72,8 @@ def verify_stage(manifest: Manifest, finished: dict[str, Manifest]) -> str:
         recorded = Ledger(manifest.uri, "").commit_of(commit.shard)
         same(recorded, commit, f"{manifest.uri}/commits/{commit.shard}.json", "the commit in the manifest")
         check_files(manifest.uri, commit.files, commit.drops)
-        if commit.quarantine:
-            read_recorded(manifest.uri, commit.quarantine)
+        for file in commit.aside:
+            read_recorded(manifest.uri, file)
     check_quarantine(manifest)
     source = source_of(manifest.stage, manifest.inputs)
     given = finished.get(source)

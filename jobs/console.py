@@ -242,8 +242,9 @@ class LiveHandler(RichHandler):
 def fates(manifest: Manifest) -> str:
     """Say what became of a stage's rows: kept, dropped by reason."""
     extra = manifest.extra
-    if extra.get("history"):
-        return f"{extra['steps']} steps, loss {extra['history'][-1]['loss']:.3f}"
+    if extra.get("losses"):
+        held_out = f", held out {extra['validation_losses'][-1]:.3f}" if extra.get("validation_losses") else ""
+        return f"{extra['steps']} steps, loss {extra['losses'][-1]:.3f}{held_out}"
     if manifest.files and all(file.rows is None for file in manifest.files):
         return f"{len(manifest.files)} files"
     drops = ", ".join(f"{reason} {count:,}" for reason, count in manifest.drops.items())

@@ -1,6 +1,7 @@
 """Fixtures that many test modules share: Ray, an S3 server, the folder of real input."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,30 @@ def fault_proxy(s3_server: str, s3_bucket: str) -> Iterator[FaultProxy]:
     """A proxy in front of the S3 server that does nothing until it is given rules; storage talks to it."""
     with FaultProxy(s3_server) as proxy, storage_at(proxy.endpoint):
         yield proxy
+
+
+class Said(logging.Handler):
+    """Keeps what the package logs, from INFO on."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.records: list[tuple[str, str]] = []
+        """(level, message) of each record."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append((record.levelname, record.getMessage()))
+
+
+@pytest.fixture
+def said() -> Iterator[Said]:
+    """What the package says during a test."""
+    logger, handler = logging.getLogger("humpback_ray"), Said()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(before)
 
 
 @contextlib.contextmanager

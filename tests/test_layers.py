@@ -17,7 +17,7 @@ LEVEL = {
     "isolation": 4, "pool": 5, "stage": 6,
     "prompts": 7, "instructions": 8, "engines": 8,
     "sample": 9, "seed": 9, "corpus": 9, "augment": 9, "rewrite": 9, "curate": 9, "train": 9, "evaluate": 9,
-    "report": 10, "run": 10, "pipeline": 11, "verify": 11, "status": 11, "gc": 11, "miniature": 12,
+    "report": 10, "run": 10, "pipeline": 11, "verify": 11, "status": 11, "gc": 11, "fetch": 11, "miniature": 12,
 }  # fmt: skip
 """A module imports what is below it; parts of one level do not import each other."""
 
@@ -73,7 +73,21 @@ def test_the_package_neither_prints_nor_starts_ray_nor_reads_the_environment() -
 
 
 @pytest.mark.parametrize(
-    "job", ["pipeline", "corpus", "seed", "train", "augment", "curate", "evaluate", "report", "verify", "status", "gc"]
+    "job",
+    [
+        "pipeline",
+        "corpus",
+        "seed",
+        "train",
+        "augment",
+        "curate",
+        "evaluate",
+        "report",
+        "verify",
+        "status",
+        "gc",
+        "export",
+    ],
 )
 def test_help_imports_nothing_heavy(job: str) -> None:
     check = (

@@ -1,14 +1,19 @@
 """Which attempts count against a shard, how shards are divided into blocks, and what a manifest keeps."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humpback_ray.ledger import MOST_LOST_NODES, Commit, DataFile, Manifest, Shard, charged
+from humpback_ray.ledger import MOST_LOST_NODES, Attempt, Commit, DataFile, Manifest, Shard, charged, write_table
 from humpback_ray.pool import SHARDS_PER_BLOCK, SINGLE_BLOCKS, groups
+from humpback_ray.records import METRICS
+from humpback_ray.stage import Place, Stage
+from humpback_ray.verify import Difference, verify_stage
 
 
 def attempt(number: int, **more: Any) -> dict[str, Any]:
@@ -57,6 +62,7 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
             {"quarantined": 1},
             0.5,
             quarantine=file,
+            metrics=replace(file, name="data/0.1/metrics.parquet"),
             versions={"ray": "2"},
             requests={"GetObject": n},
         )
@@ -68,3 +74,25 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read.requests == {"PutObject": 5, "GetObject": 3}
     assert read.quarantined == 3
     assert read.digest == made.digest
+
+
+def trained(root: Path, seconds: float) -> Manifest:
+    """A stage with metrics of two steps."""
+    steps = [{"step": step, "loss": 2.0, "seconds": seconds} for step in (1, 2)]
+
+    def work(attempt: Attempt) -> Commit:
+        file = write_table(attempt.ledger, "data/all.1/metrics.parquet", pa.Table.from_pylist(steps, schema=METRICS))
+        return replace(attempt.describe([], {}), metrics=file)
+
+    return Stage(Place("models/m0", str(root), "test"), {}, {}).leased(work)
+
+
+def test_metrics_are_read_and_proven_but_their_times_are_no_part_of_a_models_identity(tmp_path: Path) -> None:
+    made = trained(tmp_path / "one", 0.5)
+    assert made.metrics().column("seconds").to_pylist() == [0.5, 0.5]
+    assert made.digest == trained(tmp_path / "other", 0.7).digest
+    verify_stage(made, {})
+    path = tmp_path / "one/data/all.1/metrics.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(Difference, match=r"metrics\.parquet: SHA-256"):
+        verify_stage(made, {})

@@ -123,20 +123,27 @@ def _grid(frame: Frame, levels: Sequence[float]) -> Markup:
 
 
 def loss_curve(model: ModelRow) -> Markup:
-    """Draw one model's loss over its steps: every step thin, a running mean thick."""
+    """Draw one model's loss over its steps: every step thin, a running mean thick, that of held-out pairs as rings."""
     points = thin([point for point in model.losses if math.isfinite(point[1])])
     if not points:
         return Markup("")
-    losses = [loss for _, loss in points]
+    held_out = thin([point for point in model.validation if math.isfinite(point[1])])
+    losses = [loss for _, loss in [*points, *held_out]]
     frame = Frame(42, 20, 250, 120, (points[0][0], points[-1][0]), _padded(min(losses), max(losses)))
     parts = [_grid(frame, ticks(*frame.y_range, most=3))]
     parts.append(_path(frame, points, "curve thin"))
     parts.append(_path(frame, smooth(points), "curve"))
+    for step, loss in held_out:
+        title = Markup("<title>validation loss {} at step {}</title>").format(f"{loss:.3f}", f"{step:,.0f}")
+        ring = Markup('<circle cx="{}" cy="{}" r="3" class="ring">{}</circle>')
+        parts.append(ring.format(frame.x(step), frame.y(loss), title))
     for step in {points[0][0], points[-1][0]}:
         parts.append(words(frame.x(step), frame.bottom + 15, f"{step:,}", "tick"))
     parts.append(words(frame.left + frame.width / 2, frame.bottom + 15, "step", "tick"))
     parts.append(words(4, 11, "loss (nats per output token)", "tick", "start"))
     said = f"Loss of {model.model} from {model.first_loss:.3f} to {model.last_loss:.3f} over {model.steps} steps"
+    if held_out:
+        said += f"; of held-out pairs from {held_out[0][1]:.3f} to {held_out[-1][1]:.3f}"
     return svg(310, 165, said, parts)
 
 

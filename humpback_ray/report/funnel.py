@@ -1,11 +1,12 @@
 """What the stages of a run took in, kept and dropped, how long they took, and how long the texts are.
 
-Everything is read from manifests, except text lengths and scores: those are streamed from the tables one file at a
-time; of texts only sums are kept.
+Everything is read from manifests, except text lengths, scores and the metrics of training: those are streamed from the
+tables one file at a time; of texts only sums are kept.
 """
 
 import math
 import re
+import statistics
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -355,6 +356,15 @@ class ModelRow:
     output_tokens: int | None
     """Output tokens trained on, summed over the steps."""
     wall_s: float
+    validation: tuple[tuple[int, float], ...] = field(default=(), repr=False)
+    """(step, loss) on the held-out seed pairs, where measured."""
+    tokens_per_s: float | None = None
+    """Of this and the two below the median over the steps; of memory the most."""
+    mfu: float | None = None
+    padding_share: float | None = None
+    memory_bytes: int | None = None
+    peak: str = ""
+    """What the utilisation is a share of, in words."""
 
     @property
     def first_loss(self) -> float | None:
@@ -382,22 +392,32 @@ def model_rows(manifests: Manifests) -> list[ModelRow]:
 
 def _model_row(name: str, manifest: Manifest) -> ModelRow:
     extra = manifest.extra
-    history: list[Mapping[str, Any]] = extra.get("history") or [
+    steps: list[Mapping[str, Any]] = manifest.metrics().to_pylist() or [
         {"step": step, "loss": loss} for step, loss in extra.get("metrics") or []
     ]
-    rates = [step["learning_rate"] for step in history if step.get("learning_rate") is not None]
-    tokens = [step["output_tokens"] for step in history if step.get("output_tokens") is not None]
-    numbered = enumerate(history, start=1)
-    losses = [(step.get("step") or place, step.get("loss")) for place, step in numbered if not step.get("skipped")]
-    examples = extra.get("examples")
+
+    def known(column: str) -> list[Any]:
+        return [step[column] for step in steps if step.get(column) is not None]
+
+    def median(column: str) -> float | None:
+        return statistics.median(known(column)) if known(column) else None
+
+    applied = [step for step in steps if not step.get("skipped")]
+    rates, examples = known("learning_rate"), extra.get("examples")
     return ModelRow(
         model=name,
         parameters=extra.get("parameters"),
         examples=examples.get("kept") if isinstance(examples, Mapping) else examples,
-        steps=extra.get("steps") or max((step for step, _ in losses), default=0),
-        losses=tuple((step, loss) for step, loss in losses if loss is not None),
+        steps=extra.get("steps") or max(known("step"), default=0),
+        losses=tuple((step["step"], step["loss"]) for step in applied if step["loss"] is not None),
         first_rate=rates[0] if rates else None,
         last_rate=rates[-1] if rates else None,
-        output_tokens=sum(tokens) if tokens else None,
+        output_tokens=sum(known("output_tokens")) or None,
         wall_s=manifest.seconds,
+        validation=tuple((step["step"], loss) for step in steps if (loss := step.get("validation_loss")) is not None),
+        tokens_per_s=median("tokens_per_s"),
+        mfu=median("mfu"),
+        padding_share=median("padding_share"),
+        memory_bytes=max(known("memory_bytes"), default=None),
+        peak=extra.get("peak") or "",
     )

@@ -74,6 +74,7 @@ def _template(name: str) -> Template:
         "decimals": lambda value, digits=2: "–" if value is None else f"{value:,.{digits}f}",
         "rate": lambda value: "–" if value is None else f"{value:.3g}",
         "parameters": parameters,
+        "gigabytes": lambda value: "–" if value is None else f"{value / 1e9:.2f} GB",
         "moments": lambda pair: "–" if pair[0] is None else f"{pair[0]:,.0f} ± {pair[1] or 0:,.0f}",
         "duration": lambda value: f"{value:.1f} s" if value < 60 else duration(value),
     }

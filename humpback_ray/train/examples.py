@@ -7,7 +7,7 @@ sees; the ids of tokens stay in the buffers that Arrow read them into.
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
@@ -47,17 +47,28 @@ class Example:
 
 
 class Examples(Sequence[Example]):
-    """The kept rows of token tables, sorted by id.
+    """Rows of a table of tokens, in an order.
 
     Args:
-        tables: rows of TOKENS without a drop reason.
+        table: rows of TOKENS without a drop reason.
+        rows: which of them, each by its place.
     """
 
-    def __init__(self, tables: Sequence[pa.Table]) -> None:
-        self._table = pa.concat_tables([TOKENS.empty_table().select(_COLUMNS), *tables])
-        place = pa.array(range(self._table.num_rows), pa.int64())
-        keys = self._table.select(["id", "source"]).append_column("place", place)
-        self._rows = keys.sort_by([("id", "ascending"), ("source", "ascending")])["place"].to_numpy()
+    def __init__(self, table: pa.Table, rows: np.ndarray) -> None:
+        self._table, self._rows = table, rows
+
+    @staticmethod
+    def of(tables: Sequence[pa.Table]) -> "Examples":
+        """Return all rows of some tables, sorted by id."""
+        table = pa.concat_tables([TOKENS.empty_table().select(_COLUMNS), *tables])
+        keys = table.select(["id", "source"]).append_column("place", pa.array(range(table.num_rows), pa.int64()))
+        return Examples(table, keys.sort_by([("id", "ascending"), ("source", "ascending")])["place"].to_numpy())
+
+    def split(self, apart: Callable[[str, str], bool]) -> tuple["Examples", "Examples"]:
+        """Return those whose id and source are not to be kept apart, and those that are, in their order."""
+        ids, sources = (self._table[name].to_pylist() for name in ("id", "source"))
+        chosen = np.array([apart(ids[row], sources[row]) for row in self._rows], bool)
+        return Examples(self._table, self._rows[~chosen]), Examples(self._table, self._rows[chosen])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -100,4 +111,4 @@ def read_examples(uris: Sequence[str]) -> tuple[Examples, Counter[str]]:
         counts["kept"] += kept.num_rows
         counts["truncated"] += kept["truncated"].to_pylist().count(True)
         tables.append(kept.select(_COLUMNS))
-    return Examples(tables), counts
+    return Examples.of(tables), counts

@@ -1,129 +1,274 @@
 """A trained engine → the directory that people serve, loaded again before it counts (P9).
 
-Rank 0 writes safetensors in the training format's dtype, parameter by parameter (ZeRO 3 gathers one at a time), the
-tokenizer, `chat_template.jinja` that is the training layout, a generation config with the paper's sampling, and the
-*base* model's configuration: no training-only dropout or cache setting. Plain transformers then loads the directory
-into a fresh model, whose logits on a probe prompt must be those of the model in memory and which must generate. Only
-then is it uploaded.
+Rank 0 writes safetensors in the training format's dtype, file by file, then the tokenizer, `chat_template.jinja` that
+is the training layout, a generation config with the paper's sampling, the *base* model's configuration (no
+training-only dropout or cache setting) and a model card. Parameters are gathered one at a time (ZeRO 3) and merged one
+at a time (LoRA), so a worker holds one more than its own and rank 0's host the tensors of one file. A finished file
+goes to its destination while the next one is gathered; for s3:// it stays in the temporary directory until the check.
 
-Given up: architectures whose checkpoint names differ from their parameter names (none among Llama, Qwen, Mistral);
-the check loads the whole model on rank 0's host.
+What is checked, and when:
+
+- each file as it is written: read back, every tensor is the one in memory, bit for bit;
+- the whole directory at the end, before anything of it is committed: plain transformers loads it and it does what the
+  model in memory does (reload.py).
+
+Given up: architectures whose checkpoint names differ from their parameter names (none among Llama, Qwen, Mistral).
 """
 
 import json
-import logging
-from collections.abc import Iterator
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import TracebackType
 from typing import Any
 
 from humpback_ray import storage
-from humpback_ray.prompts.chat import ChatRecipe, chat_template, encode_prompt, start_ids
-from humpback_ray.train.examples import Direction
+from humpback_ray.prompts.chat import chat_template, encode_prompt, start_ids
+from humpback_ray.train import lora
 from humpback_ray.train.job import TrainingStopped, TrainJob
-
-logger = logging.getLogger(__name__)
+from humpback_ray.train.recipe import Lora
+from humpback_ray.train.reload import probe, probe_prompt, verify
 
 SHARD_BYTES = 5 << 30
 """Largest safetensors file, unless one parameter is larger."""
 
-PROBE = "Which rivers meet below the old mill, and why did the miller leave?"
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
-"""Largest difference of a logit, as a share of the largest logit: GPUs and hosts sum in another order."""
-
-PROBE_NEW_TOKENS = 8
-
-
-def export(engine: Any, tokenizer: Any, base: Path, job: TrainJob, rank: int) -> list[storage.FileEntry]:
-    """Write, check and upload the model; every rank calls it, rank 0 gets the list of files.
+def export(
+    engine: Any, tokenizer: Any, base: Path, job: TrainJob, rank: int, card: str
+) -> tuple[list[storage.FileEntry], list[int]]:
+    """Write, check and upload the model; every rank calls it, rank 0 gets the files and the probe's greedy tokens.
 
     Raises:
         TrainingStopped: on rank 0, where the directory does not give the trained model back.
     """
-    ids = encode_prompt(tokenizer, probe_prompt(job.chat, job.direction))
-    expected = probe_logits(engine, ids)
-    with TemporaryDirectory(prefix="humpback-export-") as name:
-        directory = Path(name)
-        if rank != 0:
-            for _ in weights(engine.module, rank):
+    asked = probe(engine, encode_prompt(tokenizer, probe_prompt(job.chat, job.direction)))
+    module = engine.module
+    if rank != 0:
+        for part in [*parts(module), *adapter_parts(module)]:
+            with part.gathered():
                 pass
-            return []
-        write_weights(engine.module, directory)
-        write_configuration(base, type(engine.module).__name__, job.recipe.dtype, directory)
-        write_tokenizer(tokenizer, job, directory)
-        verify(directory, ids, expected, job)
-        return storage.upload_directory(directory, job.export_uri)
+        return [], asked.greedy
+    with TemporaryDirectory(prefix="humpback-export-") as name, Shelf(job.export_uri, Path(name)) as shelf:
+        write_weights(module, shelf)
+        write_configuration(base, type(module).__name__, job.recipe.dtype, shelf.scratch)
+        write_tokenizer(tokenizer, job, shelf.scratch)
+        (shelf.scratch / "README.md").write_text(card, encoding="utf-8")
+        if isinstance(job.recipe.method, Lora):
+            write_adapters(module, job.recipe.method, shelf.scratch / "adapter")
+        shelf.put_rest()
+        verify(shelf.directory, asked, job)
+        return shelf.entries, asked.greedy
 
 
-def probe_prompt(chat: ChatRecipe, direction: Direction) -> str:
-    """Render the prompt on which memory and export are compared."""
-    return chat.backward_prompt(PROBE) if direction == "backward" else chat.forward_prompt(PROBE)
+@dataclass(frozen=True)
+class Part:
+    """A tensor of the export, by what it is made of."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    sources: list[Any]
+    """Parameters or buffers of the model; under ZeRO 3 each worker has a piece of each."""
+    make: Callable[[], Any]
+    """Makes the tensor of the whole sources."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of its data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def gathered(self) -> Any:
+        """Make the sources whole in a `with` block that every rank enters."""
+        from deepspeed import zero
+
+        return zero.GatheredParameters([source for source in self.sources if hasattr(source, "ds_id")])
+
+    def value(self) -> Any:
+        """Return the tensor on the host, in the block of `gathered`."""
+        return self.make().detach().to("cpu", copy=True).contiguous()
 
 
-def probe_logits(engine: Any, ids: list[int]) -> Any:
-    """Return the trained model's logits on the probe, float32 [T, V] on the host; collective under ZeRO 3."""
-    import torch
-
-    engine.eval()
-    with torch.no_grad():
-        logits = engine(input_ids=torch.tensor([ids], device=engine.device), use_cache=False).logits
-    return logits[0].float().cpu()
-
-
-def weights(module: Any, rank: int) -> Iterator[tuple[str, Any]]:
-    """Yield name and value, on the host, of every parameter and persistent buffer; tied ones once.
-
-    Only rank 0 is given values; the others take part in the gathering.
-    """
-    from deepspeed import zero
-
+def parts(module: Any) -> Iterator[Part]:
+    """Yield every parameter and persistent buffer, tied ones once, adapters merged into the weights they adapt."""
+    adapted = dict(lora.layers(module))
     seen: set[int] = set()
     for name, tensor in module.state_dict(keep_vars=True).items():
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        with zero.GatheredParameters([tensor] if hasattr(tensor, "ds_id") else []):
-            value = tensor.detach().to("cpu", copy=True).contiguous() if rank == 0 else None
-        if value is not None:
-            yield name, value
+        owner = next((owner for owner in adapted if name.startswith(f"{owner}.")), None)
+        if owner is None:
+            yield _part(name, tensor)
+            continue
+        layer, inner = adapted[owner], name.removeprefix(f"{owner}.")
+        if inner == "base_layer.weight":
+            adapters = [layer.lora_A[lora.ADAPTER].weight, layer.lora_B[lora.ADAPTER].weight]
+            shape = tuple(getattr(tensor, "ds_shape", tensor.shape))
+            yield Part(f"{owner}.weight", shape, tensor.dtype, [tensor, *adapters], partial(lora.merged, layer))
+        elif inner.startswith("base_layer."):
+            yield _part(f"{owner}.{inner.removeprefix('base_layer.')}", tensor)
 
 
-def write_weights(module: Any, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write safetensors files of at most `shard_bytes`, with an index where there are several."""
+def _part(name: str, tensor: Any) -> Part:
+    return Part(name, tuple(getattr(tensor, "ds_shape", tensor.shape)), tensor.dtype, [tensor], lambda: tensor)
+
+
+class Shelf:
+    """Where the finished files of a model are put, one at a time and in the background; a `with` block.
+
+    Args:
+        uri: the model's directory.
+        scratch: a temporary directory, in which files are made.
+    """
+
+    def __init__(self, uri: str, scratch: Path) -> None:
+        self.uri, self.scratch = uri, scratch
+        self.directory = scratch if storage.is_s3(uri) else Path(uri)
+        """Where the files can be read, those put and those that are not yet."""
+        self.entries: list[storage.FileEntry] = []
+        self._putter = ThreadPoolExecutor(1)
+        self._putting: Future[None] | None = None
+
+    def __enter__(self) -> "Shelf":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._putter.shutdown()
+
+    def put(self, path: Path) -> None:
+        """Put a finished file of the scratch directory; waits for the one before, and raises what that raised."""
+        self.wait()
+        self._putting = self._putter.submit(self._put, path)
+
+    def _put(self, path: Path) -> None:
+        name = path.relative_to(self.scratch).as_posix()
+        storage.upload_file(path, storage.join(self.uri, name))
+        self.entries.append(storage.FileEntry(name, path.stat().st_size, storage.sha256_of(str(path))))
+        if self.directory != self.scratch:
+            path.unlink()
+
+    def wait(self) -> None:
+        """Return once everything is put."""
+        if self._putting is not None:
+            self._putting.result()
+
+    def put_rest(self) -> None:
+        """Put every file that is in the scratch directory and was not put."""
+        self.wait()
+        known = {entry.name for entry in self.entries}
+        for path in sorted(path for path in self.scratch.rglob("*") if path.is_file()):
+            if path.relative_to(self.scratch).as_posix() not in known:
+                self.put(path)
+        self.wait()
+
+
+def lacking_room(uri: str, model_bytes: int) -> str | None:
+    """Say so where the disk that a model is written to has less room than it needs; None if it has enough."""
+    path = Path(tempfile.gettempdir() if storage.is_s3(uri) else uri)
+    path = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(path).free
+    if free >= model_bytes:
+        return None
+    return (
+        f"the trained model will be {model_bytes:,} bytes and {path} has {free:,} free, where it is put together to be "
+        f"checked; make room, or {'set TMPDIR to' if storage.is_s3(uri) else 'give the run a root on'} a larger disk"
+    )
+
+
+def write_weights(module: Any, shelf: Shelf, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write safetensors files of at most `shard_bytes`, with an index where there are several; each is put when done.
+
+    Raises:
+        TrainingStopped: a file does not hold what is in memory.
+    """
     from safetensors.torch import save_file
 
-    shard: dict[str, Any] = {}
-    names: list[list[str]] = []
-    held = total = 0
+    shards = divide(list(parts(module)), shard_bytes)
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        path = shelf.scratch / (several if len(shards) > 1 else "model.safetensors")
+        tensors = _values(shard)
+        save_file(tensors, path, metadata={"format": "pt"})
+        check_file(path, tensors)
+        shelf.put(path)
+        weight_map |= dict.fromkeys(tensors, path.name)
+    if len(shards) > 1:
+        total = sum(part.bytes for shard in shards for part in shard)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (shelf.scratch / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
-    def flush() -> None:
-        save_file(shard, directory / f"part-{len(names)}", metadata={"format": "pt"})
-        names.append(list(shard))
-        shard.clear()
 
-    for name, value in weights(module, rank=0):
-        size = value.numel() * value.element_size()
-        if shard and held + size > shard_bytes:
-            flush()
+def divide(found: Sequence[Part], shard_bytes: int) -> list[list[Part]]:
+    """Divide parts into files, in order, none above `shard_bytes` unless a part is."""
+    shards: list[list[Part]] = [[]]
+    held = 0
+    for part in found:
+        if shards[-1] and held + part.bytes > shard_bytes:
+            shards.append([])
             held = 0
-        shard[name] = value
-        held, total = held + size, total + size
-    flush()
-    _name_shards(directory, names, total)
+        shards[-1].append(part)
+        held += part.bytes
+    return shards
 
 
-def _name_shards(directory: Path, names: list[list[str]], total_bytes: int) -> None:
-    """Give the parts the names that transformers and vLLM look for."""
-    if len(names) == 1:
-        (directory / "part-0").rename(directory / "model.safetensors")
-        return
-    files = [f"model-{number + 1:05d}-of-{len(names):05d}.safetensors" for number in range(len(names))]
-    for number, file in enumerate(files):
-        (directory / f"part-{number}").rename(directory / file)
-    weight_map = {name: file for file, held in zip(files, names, strict=True) for name in held}
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+def check_file(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Read a written file, tensor by tensor.
+
+    Raises:
+        TrainingStopped: one is not that of memory.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        wrong = [name for name in tensors if name not in names or not _same(file.get_tensor(name), tensors[name])]
+    if wrong or len(names) != len(tensors):
+        raise TrainingStopped(
+            f"{path.name} was written and does not hold the model: {len(wrong)} of {len(tensors)} tensors differ or "
+            f"are missing ({', '.join(wrong[:3])}), {len(names)} are there; look at the disk of {path.parent}"
+        )
+
+
+def _same(found: Any, expected: Any) -> bool:
+    """Compare two tensors bit for bit."""
+    import torch
+
+    alike = found.dtype == expected.dtype and found.shape == expected.shape
+    return alike and torch.equal(found.reshape(-1).view(torch.uint8), expected.reshape(-1).view(torch.uint8))
+
+
+def adapter_parts(module: Any) -> Iterator[Part]:
+    """Yield the adapters by themselves, by the names that peft gives them in a file; none after a full fine-tune."""
+    for name, layer in lora.layers(module):
+        for letter in ("lora_A", "lora_B"):
+            tensor = getattr(layer, letter)[lora.ADAPTER].weight
+            yield _part(f"base_model.model.{name}.{letter}.weight", tensor)
+
+
+def write_adapters(module: Any, recipe: Lora, directory: Path) -> None:
+    """Write the adapters as peft keeps them: `PeftModel.from_pretrained` takes the directory."""
+    from safetensors.torch import save_file
+
+    lora.configuration(recipe).save_pretrained(directory)
+    save_file(_values(adapter_parts(module)), directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _values(some: Iterable[Part]) -> dict[str, Any]:
+    """Gather parts one after another; return them by name, on the host."""
+    values: dict[str, Any] = {}
+    for part in some:
+        with part.gathered():
+            values[part.name] = part.value()
+    return values
 
 
 def write_configuration(base: Path, architecture: str, dtype: str, directory: Path) -> None:
@@ -157,35 +302,3 @@ def write_tokenizer(tokenizer: Any, job: TrainJob, directory: Path) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=pad,
     ).save_pretrained(directory)
-
-
-def verify(directory: Path, ids: list[int], expected: Any, job: TrainJob) -> None:
-    """Load a written directory with plain transformers; compare its logits with memory's and let it generate.
-
-    Raises:
-        TrainingStopped: tokens or logits differ, or a logit is no number.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    if encode_prompt(tokenizer, probe_prompt(job.chat, job.direction)) != ids:
-        raise TrainingStopped(
-            f"the exported tokenizer of {job.model} encodes the probe prompt unlike the one trained with"
-        )
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", use_safetensors=True).eval()
-    prompt = torch.tensor([ids])
-    with torch.no_grad():
-        logits = model(input_ids=prompt).logits[0].float()
-    apart = ((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-6)).item()
-    if not apart <= TOLERANCE[job.recipe.dtype]:
-        raise TrainingStopped(
-            f"the exported {job.model} is not the trained model: logits differ by {apart:.2g} of the largest, "
-            f"at most {TOLERANCE[job.recipe.dtype]:g} was expected; nothing was uploaded"
-        )
-    greedy = {"do_sample": False, "temperature": None, "top_p": None}
-    reply = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=PROBE_NEW_TOKENS, **greedy)
-    generated = reply.shape[1] - len(ids)
-    if generated < 1:
-        raise TrainingStopped(f"the exported {job.model} generated nothing on the probe prompt")
-    logger.info("%s: loaded again, logits differ by %.2g, generated %d tokens", job.model, apart, generated)

@@ -10,7 +10,7 @@ With `workers: [least, most]` Ray Train restarts the workers when there is room 
 go on with however many there are. Who is about to take them away may say so (see notices.py): then they save first.
 
 Rank 0 leaves its figures in `<storage path>/<name>/progress.json`; the driver reads them there, so no actor is held
-for it and another process may look too.
+for it and another process may look too. Ray's gauges and, if asked for, Weights & Biases have them too (tracking.py).
 """
 
 import contextlib
@@ -23,7 +23,6 @@ import socket
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -31,6 +30,7 @@ from typing import Any
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.progress import Progress
+from humpback_ray.train import tracking
 from humpback_ray.train.callbacks import callbacks
 from humpback_ray.train.job import TrainingStopped, TrainJob, TrainResult, absolute
 from humpback_ray.train.loop import Session, train
@@ -108,23 +108,35 @@ def worker(config: dict[str, Any]) -> TrainResult | str:
     import ray.train
     import torch
 
-    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     context = ray.train.get_context()
     placement: TrainPlacement = config["placement"]
     if not placement.gpus_per_worker:
         torch.set_num_threads(max(int(placement.cpus_per_worker), 1))
+    job: TrainJob = config["job"]
+    mine = storage.join(config["checkpoints"], config["name"])
+    told = [_Pulse(storage.join(mine, PROGRESS)), tracking.gauges(job.provenance.run, job.model)]
+    tracker = None
+    if placement.track:
+        tracker = tracking.Tracker(placement.track, job.provenance.run, job.model, storage.join(mine, "wandb"))
+        told.append(tracker)
+
+    def tell(figures: dict[str, Any]) -> None:
+        for one in told:
+            one(figures)
+
     session = Session(
         rank=context.get_world_rank(),
         workers=context.get_world_size(),
         checkpoints=config["checkpoints"],
         attempt=config["name"],
-        progress=_Pulse(storage.join(config["checkpoints"], config["name"], PROGRESS)),
+        progress=tell,
         leaving=Notices(),
     )
-    try:
-        return train(config["job"], placement, session)
-    except TrainingStopped as verdict:
-        return str(verdict)
+    with tracker or contextlib.nullcontext():
+        try:
+            return train(job, placement, session)
+        except TrainingStopped as verdict:
+            return str(verdict)
 
 
 class _Pulse:

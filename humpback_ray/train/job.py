@@ -4,14 +4,34 @@ A `TrainJob` travels from the driver to the workers and holds names, not data: w
 model themselves, so a run goes on after its driver died.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from humpback_ray import storage
 from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.records import METRICS
 from humpback_ray.train.examples import Direction
 from humpback_ray.train.recipe import TrainRecipe
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model comes from, for its card and for whoever watches; nothing of it decides the model."""
+
+    run: str = ""
+    """Name of the run's root."""
+    fingerprint: str = ""
+    """Of the model's stage: recipe and inputs."""
+    base: str = ""
+    """The base model, by its directory's name."""
+    base_digest: str = ""
+    inputs: tuple[tuple[str, int, str], ...] = ()
+    """(stage, pairs kept, digest) of every table of pairs."""
+    licence: str = "unknown"
 
 
 @dataclass(frozen=True)
@@ -29,6 +49,7 @@ class TrainJob:
     chat: ChatRecipe
     export_uri: str
     """Directory that receives the model."""
+    provenance: Provenance = Provenance()
 
     def located(self) -> "TrainJob":
         """Return the job with absolute local paths: Ray Train's workers run in another directory."""
@@ -60,6 +81,23 @@ class StepMetrics:
     seconds: float
     skipped: bool = False
     """Its update was not applied: the loss or the gradient was no number, or the loss a spike."""
+    validation_loss: float | None = None
+    """Over the held-out seed pairs, after the step; None where it was not asked for."""
+    mfu: float | None = None
+    memory_bytes: int | None = None
+    padding_share: float | None = None
+    data_s: float | None = None
+
+    def figures(self) -> dict[str, Any]:
+        """Return the row of METRICS: the fields, and the rates that follow from them."""
+        rate = 1 / self.seconds if self.seconds else 0.0
+        rates = {"tokens_per_s": self.tokens * rate, "output_tokens_per_s": self.output_tokens * rate}
+        return vars(self) | rates
+
+
+def metrics_table(steps: Sequence[StepMetrics]) -> pa.Table:
+    """Return the steps as a table, schema METRICS."""
+    return pa.Table.from_pylist([step.figures() for step in steps], schema=METRICS)
 
 
 @dataclass(frozen=True)
@@ -72,14 +110,19 @@ class TrainResult:
     files: list[storage.FileEntry]
     """The exported model."""
     examples: dict[str, int]
-    """Pairs by fate: kept, too_long, truncated (a part of kept)."""
+    """Pairs by fate: kept, too_long, truncated (a part of kept), held_out (for validation)."""
     batch_examples: int
     parameters: int
+    trainable_parameters: int
     dropouts: list[str]
     """Fields of the model's configuration that the recipe's dropout was set on; empty where the family has none."""
     tokens: int
     """Tokens trained on over all steps, prompts included."""
     output_tokens: int
+    peak: str
+    """Of the workers' arithmetic, in words: FLOP/s and where the figure is from."""
+    greedy: list[int]
+    """Tokens that the trained model writes first after the probe prompt (export.py), greedily."""
     resumed_from: int | None
     """Step of the checkpoint that the last start went on from."""
     seconds: float

@@ -9,30 +9,34 @@ A checkpoint is due every so many steps or minutes, or when a worker hears that 
 workers must save after the same step, so they tell each other in the reduction that sums the loss. That sum is known
 before the last backward pass: a step with a bad loss is not applied, and the run stops or goes on by the recipe.
 
-The loop knows nothing of Ray: a `Session` says which worker it is and where checkpoints and progress go.
+The loop knows nothing of Ray: a `Session` says which worker it is and where checkpoints and progress go. A single
+worker needs no launcher either: `train(job, placement, Session.alone("checkpoints"))` is all there is to it.
 """
 
+import contextlib
 import json
 import logging
 import math
 import secrets
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.records import seed_of
-from humpback_ray.train import checkpoints, fragments, losses, zero
+from humpback_ray.train import checkpoints, fragments, lora, losses, metrics, validation, zero
 from humpback_ray.train.attention import Layout, logits_of
 from humpback_ray.train.attention import prepare as prepare_attention
+from humpback_ray.train.card import model_card
 from humpback_ray.train.examples import Example, Examples, read_examples
-from humpback_ray.train.export import export
+from humpback_ray.train.export import export, lacking_room
 from humpback_ray.train.job import StepMetrics, TrainingStopped, TrainJob, TrainResult
-from humpback_ray.train.packing import pack
+from humpback_ray.train.packing import computed_tokens, pack
 from humpback_ray.train.saver import Saver
 from humpback_ray.train.schedule import Schedule, schedule
 
@@ -59,6 +63,11 @@ class Session:
     leaving: Callable[[], bool] = lambda: False
     """Tells, once for each word heard from outside, that a checkpoint is wanted now."""
 
+    @staticmethod
+    def alone(checkpoints: str, progress: Callable[[dict[str, Any]], None] = lambda figures: None) -> "Session":
+        """Return the session of a single worker, without Ray and without a launcher."""
+        return Session(rank=0, workers=1, checkpoints=checkpoints, attempt="0001", progress=progress)
+
 
 @dataclass
 class Run:
@@ -69,8 +78,11 @@ class Run:
     session: Session
     schedule: Schedule
     examples: Examples
+    held_out: Examples
+    """Seed pairs that no step trains on; their loss is the validation loss."""
     engine: Any
     layout: Layout
+    meter: metrics.Meter
     tokenizer: Any
     identity: dict[str, Any]
     start: str
@@ -95,6 +107,8 @@ class Update(NamedTuple):
     gradient_norm: float
     asked: bool
     """A worker wants a checkpoint."""
+    computed_tokens: int
+    """By all workers, padding included."""
     problem: str | None
     """Why it was not applied."""
 
@@ -102,9 +116,33 @@ class Update(NamedTuple):
 def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainResult:
     """Fine-tune and export one model; every worker calls it, rank 0's result counts.
 
+    torch.distributed must be up, unless there is one worker: then it is started here and stays up.
+
     Raises:
         TrainingStopped: on every worker alike, where trying again would not help.
     """
+    with joined(session.workers, gpu=placement.gpus_per_worker > 0):
+        return trained(job, placement, session)
+
+
+@contextlib.contextmanager
+def joined(workers: int, gpu: bool) -> Iterator[None]:
+    """Start torch.distributed for a single worker where nobody has, and give it what a launcher would."""
+    import torch.distributed as dist
+    from accelerate.utils import patch_environment
+
+    if workers > 1 and not dist.is_initialized():
+        raise RuntimeError(f"torch.distributed is not up, and {workers} workers cannot train without it (see fit.py)")
+    if not dist.is_initialized():
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=0, world_size=1)
+    with warnings.catch_warnings(), patch_environment(**({"local_rank": 0} if workers == 1 else {})):
+        warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)  # DeepSpeed's calls
+        yield
+
+
+def trained(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainResult:
+    """Do what `train` promises, with torch.distributed up."""
     started = time.monotonic()
     base = storage.local_directory(job.base_uri)
     run, counts, dropouts = prepare(job, placement, session, base)
@@ -117,20 +155,24 @@ def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainRe
     finally:
         run.saver.wait()
     prune(run)
-    files = export(run.engine, run.tokenizer, base, job, session.rank)
-    return TrainResult(
+    result = TrainResult(
         model=job.model,
         metrics=run.history,
-        files=files,
+        files=[],
         examples=dict(counts),
         batch_examples=run.schedule.batch_examples,
         parameters=zero.parameter_count(run.engine.module),
+        trainable_parameters=zero.parameter_count(run.engine.module, trainable=True),
         dropouts=dropouts,
         tokens=sum(row.tokens for row in run.history),
         output_tokens=sum(row.output_tokens for row in run.history),
+        peak=run.meter.peak,
+        greedy=[],
         resumed_from=run.resumed_from,
-        seconds=time.monotonic() - started,
+        seconds=0.0,
     )
+    files, greedy = export(run.engine, run.tokenizer, base, job, session.rank, model_card(job, result))
+    return replace(result, files=files, greedy=greedy, seconds=time.monotonic() - started)
 
 
 def prepare(
@@ -141,7 +183,12 @@ def prepare(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    examples, counts = read_examples(job.token_uris)
+    found, counts = read_examples(job.token_uris)
+    try:
+        examples, held_out = validation.split(found, job.recipe.validation_share)
+    except ValueError as error:
+        raise TrainingStopped(f"{job.model}: {error}") from error
+    counts["kept"], counts["held_out"] = len(examples), len(held_out)
     if not examples:
         raise TrainingStopped(
             f"{job.model} has no examples: {counts['too_long']} of {counts.total()} pairs are longer than "
@@ -152,13 +199,20 @@ def prepare(
     config = zero.engine_config(placement, job.recipe)
     model, dropouts = zero.load_model(base, job.recipe, config)
     layout = prepare_attention(model, placement)
+    lora.attach(model, job.recipe)
+    sizes = zero.parameter_count(model), zero.parameter_count(model, trainable=True)
+    width_bytes = 2 if job.recipe.dtype == "bfloat16" else 4
+    agree(lacking_room(job.export_uri, sizes[0] * width_bytes) if session.rank == 0 else None)
     engine = zero.start_engine(model, config, gpu=placement.gpus_per_worker > 0)
+    meter = metrics.make_meter(model.config, *sizes, engine.device, job.recipe.dtype)
     identity = job.identity() | {
         "examples": examples.digest(),
     }
     start = chosen(session.rank, lambda: secrets.token_hex(3))
     saver = Saver(storage.join(session.checkpoints, session.attempt), session.rank, placement.keep_checkpoints)
-    run = Run(job, placement, session, plan, examples, engine, layout, tokenizer, identity, start, saver)
+    run = Run(
+        job, placement, session, plan, examples, held_out, engine, layout, meter, tokenizer, identity, start, saver
+    )
     return run, counts, dropouts
 
 
@@ -239,23 +293,35 @@ def advance(run: Run, step: int) -> bool:
     """Take one optimizer step and note its metrics; return whether a worker wants a checkpoint."""
     began = time.monotonic()
     batch = [run.examples[index] for index in run.schedule.batch(step)]
+    waited = time.monotonic() - began
     rate = run.schedule.rate(step)
     update = optimize(run, batch, step, rate)
+    seconds = time.monotonic() - began
+    lengths = [example.length for example in batch]
+    device = run.engine.device
+    memory, waited = metrics.most([metrics.memory_bytes(device), waited], device)
     row = StepMetrics(
         step=step,
         loss=update.loss,
         learning_rate=rate,
         gradient_norm=update.gradient_norm,
-        tokens=sum(example.length for example in batch),
+        tokens=sum(lengths),
         output_tokens=sum(example.output_tokens for example in batch),
-        seconds=time.monotonic() - began,
+        seconds=seconds,
         skipped=update.problem is not None,
+        mfu=run.meter.mfu(lengths, seconds),
+        memory_bytes=int(memory),
+        padding_share=1 - sum(lengths) / update.computed_tokens,
+        data_s=waited,
     )
     if update.problem is not None:
         refuse(run, row, batch, update.problem)
+    if run.held_out and (step % run.job.recipe.validate_every_steps == 0 or step == run.schedule.steps):
+        row = replace(row, validation_loss=validate(run))
     run.history.append(row)
     if run.session.rank == 0:
-        run.session.progress({"step": step, "steps": run.schedule.steps, "resumed_from": run.resumed_from} | vars(row))
+        figures = {"step": step, "steps": run.schedule.steps, "resumed_from": run.resumed_from} | row.figures()
+        run.session.progress(figures)
     return update.asked
 
 
@@ -298,6 +364,7 @@ def optimize(run: Run, batch: list[Example], step: int, rate: float) -> Update:
     shares = pack(lengths, session.workers, run.placement.micro_batch_tokens, padded=run.layout == "padded")
     share = shares[session.rank]
     output_tokens = sum(example.output_tokens for example in batch)
+    computed = computed_tokens(shares, lengths, padded=run.layout == "padded")
     scale = zero.loss_scale_of(session.workers, output_tokens)
     total = torch.tensor([0.0, run.asks()], dtype=torch.float64, device=engine.device)
     mean, asked, problem = 0.0, False, None
@@ -311,7 +378,7 @@ def optimize(run: Run, batch: list[Example], step: int, rate: float) -> Update:
             mean, asked = total[0].item() / output_tokens, total[1].item() > 0
             problem = losses.problem(mean, run.history, run.job.recipe.spike_factor)
             if problem and run.job.recipe.on_bad_loss == "stop":
-                return Update(mean, math.nan, asked, problem)
+                return Update(mean, math.nan, asked, computed, problem)
             if problem:
                 loss = loss * math.nan  # DeepSpeed drops an update whose gradient is no number
         engine.backward(loss * scale)
@@ -326,7 +393,25 @@ def optimize(run: Run, batch: list[Example], step: int, rate: float) -> Update:
         problem = f"its loss is {mean:.4g} and its gradient norm {norm}"
     if problem:
         zero.forget_dropped(engine)
-    return Update(mean, norm, asked, problem)
+    return Update(mean, norm, asked, computed, problem)
+
+
+def validate(run: Run) -> float:
+    """Return the mean loss over the output tokens of the held-out pairs, without dropout; every worker calls it."""
+    import torch
+    import torch.distributed as dist
+
+    engine, session = run.engine, run.session
+    lengths = [example.length for example in run.held_out]
+    shares = pack(lengths, session.workers, run.placement.micro_batch_tokens, padded=run.layout == "padded")
+    total = torch.zeros((), dtype=torch.float64, device=engine.device)
+    engine.eval()
+    with torch.no_grad():
+        for places in shares[session.rank]:
+            total += summed_loss(engine, [run.held_out[place] for place in places], run.layout, engine.device)
+    engine.train()
+    dist.all_reduce(total)
+    return total.item() / sum(example.output_tokens for example in run.held_out)
 
 
 def summed_loss(model: Any, examples: Sequence[Example], layout: Layout, device: Any) -> Any:

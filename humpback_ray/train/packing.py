@@ -43,6 +43,12 @@ def pack(lengths: Sequence[int], workers: int, micro_batch_tokens: int, padded: 
     return shares
 
 
+def computed_tokens(shares: Sequence[Share], lengths: Sequence[int], padded: bool = False) -> int:
+    """Return how many tokens all micro-batches take: padding counts, and an empty one takes one."""
+    micros = [[lengths[place] for place in micro] or [1] for share in shares for micro in share]
+    return sum(max(micro) * len(micro) if padded else sum(micro) for micro in micros)
+
+
 def _spread(lengths: Sequence[int], count: int) -> list[list[int]]:
     """Deal examples over `count` bins by longest processing time (Graham 1969), ties by place."""
     bins: list[list[int]] = [[] for _ in range(count)]

@@ -8,7 +8,7 @@ parameters decay (all), where dropout acts (wherever the model's own configurati
 attention alone), and the backward model's settings (the same as the others').
 """
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,11 +18,46 @@ TooLong = Literal["drop", "truncate"]
 """What happens to examples that are longer than the limit."""
 
 
+class Full(Config):
+    """Every parameter is trained, as in the paper."""
+
+    kind: Literal["full"] = "full"
+
+
+class Lora(Config):
+    """Low-rank adapters beside frozen weights (Hu et al. 2021, arXiv:2106.09685); extra `lora`.
+
+    Batches, loss and export are the same; what is exported has the adapters merged in and lies beside them. Adapters
+    want a larger `learning_rate` than the paper's full fine-tune: 1e-4 to 2e-4 is usual.
+    """
+
+    kind: Literal["lora"] = "lora"
+
+    rank: int = Field(default=16, ge=1)
+    """Inner dimension of the adapters."""
+
+    alpha: float = Field(default=32, gt=0)
+    """The adapters' product is scaled by alpha / rank."""
+
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    """On the adapters' input, beside the recipe's own dropout."""
+
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Which linear layers get adapters: all but the output layer (Dettmers et al. 2023, arXiv:2305.14314, section 4),
+    or those whose name ends so: `[q_proj, v_proj]` are the first authors'."""
+
+
+Method = Annotated[Full | Lora, Field(discriminator="kind")]
+
+
 class TrainRecipe(Config):
     """How every model is fine-tuned. Hashed into each model's fingerprint."""
 
     version: int = Field(default=1, ge=1)
     """Raised by hand when the meaning of training changes."""
+
+    method: Method = Full()
+    """Which parameters learn: `{kind: full}`, or `{kind: lora}` for those without 64 GPUs."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
     """Rate of the first step (after warm-up); section 3.1."""
@@ -69,6 +104,13 @@ class TrainRecipe(Config):
 
     too_long: TooLong = "drop"
     """What happens to longer examples: dropped and counted, or cut at the end (then they teach no end token)."""
+
+    validation_share: float = Field(default=0.0, ge=0, lt=1)
+    """Of the seed pairs, those held out of every model's training, by the hash of their ids, to measure the loss on
+    them. 0, since the paper trains on all of its seed."""
+
+    validate_every_steps: int = Field(default=100, ge=1)
+    """How often, and after the last step, the loss on the held-out pairs is measured."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of weights and arithmetic; bfloat16 keeps float32 master weights in the optimizer."""

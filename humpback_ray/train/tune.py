@@ -4,20 +4,21 @@ The lease makes sure that one driver publishes; the checkpoints under `<stage>/c
 command go on where a killed one stopped. They stay there when the model is finished, until `gc` takes them.
 """
 
+import importlib.util
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 
 from pydantic import Field
 
 from humpback_ray import storage
-from humpback_ray.config import Config
-from humpback_ray.ledger import Attempt, Commit, DataFile, Manifest
+from humpback_ray.config import Config, ConfigError
+from humpback_ray.ledger import Attempt, Commit, DataFile, Manifest, write_table
 from humpback_ray.placement import PoolPlacement, TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.stage import Model, Place, Stage, StageFailed
 from humpback_ray.train.fit import TrainingFailed, launch
-from humpback_ray.train.job import TrainingStopped, TrainJob
-from humpback_ray.train.recipe import TrainRecipe
+from humpback_ray.train.job import Provenance, TrainingStopped, TrainJob, metrics_table
+from humpback_ray.train.recipe import Lora, TrainRecipe
 
 
 class TrainConfig(Config):
@@ -27,6 +28,21 @@ class TrainConfig(Config):
     placement: TrainPlacement = Field(default=TrainPlacement())
     tokens_placement: PoolPlacement = PoolPlacement(max_replicas=8, rows_per_shard=20_000)
     """Of the actors that tokenise pairs, some thousand a second each."""
+
+    licence: str = "unknown"
+    """What the model cards say, such as `apache-2.0`; that of the base model and of the data decide it. Not hashed."""
+
+    def check_installed(self) -> None:
+        """Refuse what this environment lacks the libraries for, before anything starts.
+
+        Raises:
+            ConfigError: naming the extra to install.
+        """
+        wanted = {"peft": isinstance(self.recipe.method, Lora), "wandb": self.placement.track is not None}
+        extras = {"peft": ("train.recipe.method", "lora"), "wandb": ("train.placement.track", "track")}
+        for library, (field, extra) in extras.items():
+            if wanted[library] and importlib.util.find_spec(library) is None:
+                raise ConfigError(f"{field} needs {library}; pip install 'humpback-ray[{extra}]' on every node")
 
 
 def fine_tune(
@@ -51,23 +67,40 @@ def fine_tune(
             "train.recipe.max_length_tokens or set too_long to truncate"
         )
 
+    origin = Provenance(
+        run=place.uri.removesuffix(f"/{place.name}").rpartition("/")[2], fingerprint=stage.fingerprint,
+        base=_name_of(base), base_digest=base.digest, licence=config.licence,
+        inputs=tuple((manifest.stage, manifest.kept, manifest.digest) for manifest in tokens),
+    )  # fmt: skip
+
     def train(attempt: Attempt) -> Commit:
         directory = attempt.directory
         uris = [storage.join(m.uri, file.name) for m in tokens for file in m.files]
         job = TrainJob(
             model=name, direction="backward" if name == "backward" else "forward", base_uri=base.uri,
             token_uris=tuple(uris), recipe=recipe, chat=chat, export_uri=attempt.ledger.at(directory),
+            provenance=origin,
         )  # fmt: skip
         try:
             result = launch(job, config.placement, f"{attempt.number:04d}", attempt.ledger.at("checkpoints"))
         except (TrainingStopped, TrainingFailed) as error:
             raise StageFailed(f"{place.name}: {error}") from error
         files = [DataFile(f"{directory}/{entry.name}", entry.bytes, entry.sha256) for entry in result.files]
+        metrics = write_table(attempt.ledger, f"{directory}/metrics.parquet", metrics_table(result.metrics))
+        validated = [step.validation_loss for step in result.metrics if step.validation_loss is not None]
         extra = {
-            "model": directory, "history": [asdict(step) for step in result.metrics], "examples": result.examples,
-            "steps": len(result.metrics), "parameters": result.parameters, "batch_examples": result.batch_examples,
-            "dropouts": result.dropouts, "resumed_from": result.resumed_from,
+            "model": directory, "examples": result.examples, "steps": len(result.metrics),
+            "losses": [result.metrics[0].loss, result.metrics[-1].loss],
+            "validation_losses": [validated[0], validated[-1]] if validated else None,
+            "parameters": result.parameters, "trainable_parameters": result.trainable_parameters,
+            "batch_examples": result.batch_examples, "dropouts": result.dropouts, "peak": result.peak,
+            "greedy": result.greedy, "resumed_from": result.resumed_from,
         }  # fmt: skip
-        return attempt.describe(files, {}, result.tokens, extra)
+        return replace(attempt.describe(files, {}, result.tokens, extra), metrics=metrics)
 
     return stage.leased(train)
+
+
+def _name_of(base: Model) -> str:
+    """Return what a card calls the base model: the stage that made it, or the name of its directory."""
+    return base.source.stage if isinstance(base.source, Manifest) else base.uri.rstrip("/").rpartition("/")[2]

@@ -157,11 +157,12 @@ def start_engine(model: Any, config: dict[str, Any], gpu: bool) -> Any:
     What DeepSpeed prints of its memory meanwhile is swallowed.
     """
     deepspeed = import_deepspeed(gpu)
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with contextlib.redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=parameters, config=config, dist_init_required=False
         )
+    engine.train()  # transformers loads models for inference, in which no dropout acts
     return engine
 
 
@@ -190,6 +191,7 @@ def forget_dropped(engine: Any) -> None:
     kept.update(dict.fromkeys(kept))
 
 
-def parameter_count(model: Any) -> int:
-    """Count parameters, partitioned ones by their whole size."""
-    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+def parameter_count(model: Any, trainable: bool = False) -> int:
+    """Count parameters, partitioned ones by their whole size; `trainable`: those alone that require gradients."""
+    counted = (parameter for parameter in model.parameters() if parameter.requires_grad or not trainable)
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in counted)

@@ -2,15 +2,17 @@
 
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from humpback_ray.ledger import Attempt, Commit, Manifest
+from humpback_ray.ledger import Attempt, Commit, Manifest, write_table
 from humpback_ray.records import CANARY, CANDIDATE, PAIR, RESPONSE, SCORE, SEGMENT, record_id
 from humpback_ray.stage import Place, Stage, TableWriter
+from humpback_ray.train.job import StepMetrics, metrics_table
 
 WORDS = ("lake", "orchard", "bridge", "lantern", "copper", "harvest", "valley", "market", "engine", "winter", "signal")
 Wrap = Callable[[str], str]
@@ -49,15 +51,20 @@ class MadeRun:
     def model(self, name: str, steps: int, examples: int, losses: Callable[[int], float] | None = None) -> Manifest:
         loss = losses or (lambda step: 4.2 * (0.985**step) + 0.4)
         history = [
-            {
-                "step": step, "loss": loss(step), "learning_rate": 1e-5 - 1e-6 * (step - 1) / max(1, steps - 1),
-                "gradient_norm": 1.0, "output_tokens": 900, "seconds": 0.1,
-            }
+            StepMetrics(
+                step, loss(step), 1e-5 - 1e-6 * (step - 1) / max(1, steps - 1), gradient_norm=1.0, tokens=1800,
+                output_tokens=900, seconds=0.1, validation_loss=loss(step) + 0.1 if step % 20 == 0 else None, mfu=0.4,
+                memory_bytes=step * 10**9, padding_share=0.25, data_s=0.0,
+            )
             for step in range(1, steps + 1)
         ]  # fmt: skip
-        extra = {"history": history, "model": "data/all.1", "examples": {"kept": examples}, "steps": steps}
-        extra["parameters"] = self.parameters
-        return self.leased(name, lambda attempt: attempt.describe([], {}, 900 * steps, extra), {"model": name})
+        extra = {"model": "data/all.1", "examples": {"kept": examples}, "steps": steps, "parameters": self.parameters}
+
+        def write(attempt: Attempt) -> Commit:
+            file = write_table(attempt.ledger, f"{attempt.directory}/metrics.parquet", metrics_table(history))
+            return replace(attempt.describe([], {}, 900 * steps, extra), metrics=file)
+
+        return self.leased(name, write, {"model": name})
 
     def build(self, rounds: int = 2) -> dict[str, Manifest]:
         """Make every stage of a run and return its manifests in order."""

@@ -121,19 +121,17 @@ def test_nearest_rounds_halves_up(score: float, point: int) -> None:
     assert funnel.nearest(score) == point
 
 
-def test_a_training_history_with_missing_keys_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_a_model_without_metrics_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
     made = MadeRun(tmp_path)
-    extra = {"history": [{"loss": 2.0}, {"step": 2}, {"step": 3, "loss": 1.0}]}
-    made.leased("models/m0", lambda attempt: attempt.describe([], {}, extra=extra), {})
     made.leased("sample/base", lambda attempt: attempt.describe([], {}, extra={"metrics": [[20, 3.0], [40, 2.5]]}), {})
     made.leased("models/m1", lambda attempt: attempt.describe([], {}), {})
-    base, m0, m1 = funnel.model_rows(made.manifests)
+    base, m1 = funnel.model_rows(made.manifests)
     assert (base.losses, base.steps) == (((20, 3.0), (40, 2.5)), 40)
-    assert (m0.losses, m0.first_loss, m0.last_loss, m0.last_rate) == (((1, 2.0), (3, 1.0)), 2.0, 1.0, None)
+    assert (base.first_loss, base.last_loss, base.last_rate, base.mfu) == (3.0, 2.5, None, None)
     assert (m1.losses, m1.first_loss, m1.steps) == ((), None, 0)
 
 
-def test_a_full_history_gives_losses_rates_and_tokens(finished: Manifests) -> None:
+def test_the_metrics_of_every_step_give_losses_rates_and_medians(finished: Manifests) -> None:
     m2 = next(row for row in funnel.model_rows(finished) if row.model == "m2")
     assert (m2.examples, m2.steps, m2.output_tokens, m2.parameters) == (30, 80, 80 * 900, 410_000)
     assert m2.first_rate == 1e-5
@@ -142,3 +140,5 @@ def test_a_full_history_gives_losses_rates_and_tokens(finished: Manifests) -> No
     assert m2.first_loss is not None
     assert not math.isnan(m2.last_loss)
     assert m2.last_loss < m2.first_loss
+    assert [step for step, _ in m2.validation] == [20, 40, 60, 80]
+    assert (m2.tokens_per_s, m2.mfu, m2.padding_share, m2.memory_bytes) == (18_000, 0.4, 0.25, 80 * 10**9)

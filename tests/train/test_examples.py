@@ -25,24 +25,24 @@ def test_neither_files_nor_row_order_decide(shuffle: random.Random, cut: int) ->
     order = list(range(TABLE.num_rows))
     shuffle.shuffle(order)
     mixed = TABLE.take(pa.array(order))
-    found, expected = Examples([mixed.slice(0, cut), mixed.slice(cut)]), Examples([TABLE])
+    found, expected = Examples.of([mixed.slice(0, cut), mixed.slice(cut)]), Examples.of([TABLE])
     assert contents(found) == contents(expected)
     assert found.digest() == expected.digest()
     assert [example.id for example in found] == sorted(TABLE["id"].to_pylist())
 
 
 def test_any_token_changes_the_digest() -> None:
-    whole = Examples([TABLE]).digest()
+    whole = Examples.of([TABLE]).digest()
     changed = TABLE.to_pylist()
     changed[3]["ids"][0] += 1
     moved = TABLE.to_pylist()
     moved[3]["loss_start"] += 1
     for some in (changed, moved, TABLE.to_pylist()[1:]):
-        assert Examples([pa.Table.from_pylist(some, TABLE.schema)]).digest() != whole
+        assert Examples.of([pa.Table.from_pylist(some, TABLE.schema)]).digest() != whole
 
 
 def test_tokens_stay_where_arrow_put_them() -> None:
-    examples = Examples([TABLE])
+    examples = Examples.of([TABLE])
     (buffer,) = [chunk.values.buffers()[1] for chunk in TABLE["ids"].chunks]
     for example in examples:
         assert buffer.address <= example.ids.ctypes.data < buffer.address + buffer.size

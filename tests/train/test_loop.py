@@ -212,7 +212,7 @@ def test_no_examples_is_a_verdict_with_numbers(one: Results) -> None:
 
 def test_the_result_tells_what_was_trained(one: Results) -> None:
     result = one["zero 2"]
-    assert result["examples"] == {"kept": 27, "too_long": 0, "truncated": 0}
+    assert result["examples"] == {"kept": 27, "too_long": 0, "truncated": 0, "held_out": 0}
     assert result["metrics"][-1]["learning_rate"] == 9e-6
     assert result["output_tokens"] == sum(row["output_tokens"] for row in result["metrics"]) < result["tokens"]
     assert {"model.safetensors", "config.json", "chat_template.jinja", "generation_config.json"} <= {

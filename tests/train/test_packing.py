@@ -4,7 +4,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humpback_ray.train.packing import pack
+from humpback_ray.train.packing import computed_tokens, pack
 
 lengths = st.lists(st.integers(1, 500), max_size=40)
 workers = st.integers(1, 9)
@@ -68,3 +68,10 @@ def test_the_fullest_micro_batch_leads_by_no_more_than_the_shortest_example_in_i
 def test_a_longer_example_goes_alone_and_the_others_share() -> None:
     assert pack([900, 100, 200, 300], 1, 600) == [[[0], [3, 2, 1]]]
     assert pack([10, 10], 3, 100) == [[[0]], [[1]], [[]]]
+
+
+def test_padding_and_empty_micro_batches_are_counted_as_computed() -> None:
+    lengths = [5, 3, 9]
+    assert computed_tokens([[[0, 1]], [[2]]], lengths) == 17
+    assert computed_tokens([[[0, 1], []], [[2], []]], lengths) == 19
+    assert computed_tokens([[[0, 1], []], [[2], []]], lengths, padded=True) == 2 * 5 + 9 + 2

@@ -63,8 +63,10 @@ def test_a_driver_is_killed_the_next_sleeps_and_is_overtaken_and_the_third_ends_
     undisturbed = [loss for loss, _ in plain_loop(base, pairs, THIS)]
     made = read_manifest(model)
     assert made is not None
-    assert [row["step"] for row in made.extra["history"]] == list(range(1, STEPS + 1))
-    assert [row["loss"] for row in made.extra["history"]] == pytest.approx(undisturbed, rel=1e-5)
+    steps = made.metrics().to_pylist()
+    assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
+    assert [row["loss"] for row in steps] == pytest.approx(undisturbed, rel=1e-5)
+    assert made.extra["losses"] == [steps[0]["loss"], steps[-1]["loss"]]
     assert made.extra["resumed_from"] > first
     assert [commit.attempt for commit in made.commits] == [3]
     assert storage.list_names(f"{model}/commits") == ["all.json"]

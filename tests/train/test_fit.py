@@ -43,7 +43,7 @@ def checkpoints_of(storage: Path) -> list[str]:
 def kill_driver(job: TrainJob, storage: Path) -> None:
     """Run the job under a driver and a Ray of its own; kill both once a checkpoint is there."""
     recipe = job.recipe.model_dump(mode="json")
-    names = {key: value for key, value in vars(job).items() if key not in ("recipe", "chat")}
+    names = {key: value for key, value in vars(job).items() if key not in ("recipe", "chat", "provenance")}
     values = {"job": names, "recipe": recipe, "placement": PLACEMENT.model_dump(), "storage": str(storage)}
     with driver(DRIVER, [json.dumps(values)], storage.parent / "driver.log") as process:
         wait_for(lambda: checkpoints_of(storage), lambda: process.poll() is None)

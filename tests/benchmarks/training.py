@@ -309,7 +309,7 @@ def exact(rounds: int, cpus: int) -> None:
                 )
                 for name, room in (("packed", 150), ("unpacked", 1))
             ]
-            for name, result in run(cases, workers, at).items():
+            for name, result in run(cases, workers, at, patience_s=1800).items():
                 losses = [step["loss"] for step in result["metrics"]]
                 apart = max(abs(a / b - 1) for a, b in zip(losses, expected, strict=True))
                 worst[name] = max(worst[name], apart)

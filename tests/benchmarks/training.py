@@ -16,6 +16,8 @@ of a ratio taken within a round.
 """
 
 import argparse
+import contextlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -98,6 +100,21 @@ class Bench:
 
     def examples(self) -> Examples:
         return read_examples([self.tokens])[0]
+
+
+@contextlib.contextmanager
+def benches(cpus: int) -> Iterator[dict[str, Bench]]:
+    """Make what rivals are given, by the name of the comparison."""
+    with tempfile.TemporaryDirectory(prefix="bench-training-") as directory:
+        folder = Path(directory)
+        material = Material.make(folder / "web")
+        demo = write_tokens(material, demo_pairs(material, folder), folder / "demo.parquet")
+        long = write_tokens(material, long_pairs(material), folder / "long.parquet")
+        bases = {name: save_llama(folder / name, material.tokenizer, **shape) for name, shape in SHAPES.items()}
+        yield {
+            name: Bench(bases[name.removesuffix("_long")], long if name.endswith("_long") else demo, steps, cpus)
+            for name, steps in STEPS.items()
+        }
 
 
 Turn = Callable[[], tuple[int, float]]
@@ -239,41 +256,36 @@ def serve(rival: str, bench: Bench, pipe: Connection) -> None:
 
 def speed(rounds: int, cpus: int) -> None:
     """Measure the loop against TRL and against the bare step."""
+    with benches(cpus) as found:
+        for name, bench in found.items():
+            rates = race(name, bench, rounds)
+            for rival, theirs in rates.items():
+                line(f"speed_{name}_{rival}_output_tokens_per_s", theirs, "-")
+            for rival, goal in (("trl_padding", ">=2"), ("trl_packing", ">=1.1"), ("bare_step", ">=0.9")):
+                ratios = [mine / theirs for mine, theirs in zip(rates["ours"], rates[rival], strict=True)]
+                line(f"speed_{name}_over_{rival}", ratios, goal)
+
+
+def race(name: str, bench: Bench, rounds: int) -> dict[str, list[float]]:
+    """Let rivals train in turn; returns each one's output tokens per second by round."""
     spawn = multiprocessing.get_context("spawn")
-    for name, bench in benches(cpus):
-        pipes = {}
-        for rival in RIVALS:
-            pipes[rival], theirs = spawn.Pipe()
-            spawn.Process(target=serve, args=(rival, bench, theirs), daemon=True).start()
-            assert pipes[rival].recv() == "ready"
-        found: dict[str, list[float]] = {rival: [] for rival in RIVALS}
-        for turn in range(rounds + 1):
-            for rival, pipe in pipes.items():
-                pipe.send(True)
-                tokens, seconds = pipe.recv()
-                if turn:  # the first is to warm up
-                    found[rival].append(tokens / seconds)
-            print(f"{name}: " + ", ".join(f"{rival} {rates[-1:]}" for rival, rates in found.items()), flush=True)
-        for pipe in pipes.values():
-            pipe.send(False)
-        for rival, rates in found.items():
-            line(f"speed_{name}_{rival}_output_tokens_per_s", rates, "-")
-        for rival, goal in (("trl_padding", ">=2"), ("trl_packing", ">=1.1"), ("bare_step", ">=0.9")):
-            ratios = [mine / theirs for mine, theirs in zip(found["ours"], found[rival], strict=True)]
-            line(f"speed_{name}_over_{rival}", ratios, goal)
-
-
-def benches(cpus: int) -> Iterator[tuple[str, Bench]]:
-    """Yield the name of each comparison and what its rivals are given."""
-    with tempfile.TemporaryDirectory(prefix="bench-training-") as directory:
-        folder = Path(directory)
-        material = Material.make(folder / "web")
-        demo = write_tokens(material, demo_pairs(material, folder), folder / "demo.parquet")
-        long = write_tokens(material, long_pairs(material), folder / "long.parquet")
-        bases = {name: save_llama(folder / name, material.tokenizer, **shape) for name, shape in SHAPES.items()}
-        for name, steps in STEPS.items():
-            tokens = long if name.endswith("_long") else demo
-            yield name, Bench(bases[name.removesuffix("_long")], tokens, steps, cpus)
+    pipes: dict[str, Connection] = {}
+    rates: dict[str, list[float]] = {rival: [] for rival in RIVALS}
+    for rival in RIVALS:
+        pipes[rival], theirs = spawn.Pipe()
+        spawn.Process(target=serve, args=(rival, bench, theirs), daemon=True).start()
+        assert pipes[rival].recv() == "ready"
+    for turn in range(rounds + 1):
+        for rival, pipe in pipes.items():
+            pipe.send(True)
+            tokens, seconds = pipe.recv()
+            if turn:  # the first is to warm up
+                rates[rival].append(tokens / seconds)
+        if turn:
+            print(f"{name}: " + ", ".join(f"{rival} {found[-1]:.0f}" for rival, found in rates.items()), flush=True)
+    for pipe in pipes.values():
+        pipe.send(False)
+    return rates
 
 
 EXACT_STEPS = 20
@@ -283,21 +295,21 @@ EXACT = RECIPE.model_copy(update={"steps": {"m0": EXACT_STEPS}, "batch_examples"
 def exact(rounds: int, cpus: int) -> None:
     """Measure how far any layout's losses are from a plain loop's; one round says all."""
     del rounds
-    _, bench = next(benches(cpus))
     worst = {"packed": 0.0, "unpacked": 0.0}
-    expected = [loss for loss, _ in plain_loop(bench.base, (bench.tokens,), EXACT)]
-    for workers in (1, 2, 4):
-        for stage in (1, 2, 3):
+    with benches(cpus) as found:
+        bench = found["3m"]
+        expected = [loss for loss, _ in plain_loop(bench.base, (bench.tokens,), EXACT)]
+        for workers, stage in itertools.product((1, 2, 4), (1, 2, 3)):
             at = bench.base / f"{workers}-{stage}"
             cases = [
                 Case(
                     name,
-                    job(bench.base, (bench.tokens,), at / name, **dict(EXACT)),
+                    job(bench.base, (bench.tokens,), at / "export", **dict(EXACT)),
                     TrainPlacement(zero_stage=stage, micro_batch_tokens=room),
                 )
-                for name, room in (("packed", 64), ("unpacked", 1))
+                for name, room in (("packed", 150), ("unpacked", 1))
             ]
-            for name, result in run(cases, workers, at).items():
+            for name, result in run(cases, workers, at, patience_s=1800).items():
                 losses = [step["loss"] for step in result["metrics"]]
                 apart = max(abs(a / b - 1) for a, b in zip(losses, expected, strict=True))
                 worst[name] = max(worst[name], apart)

@@ -1,5 +1,7 @@
 """Packed examples are as if each were alone, in every family that is packed; others are padded and right too."""
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -126,3 +128,17 @@ def test_the_loss_is_the_same_however_many_logits_are_taken_at_once() -> None:
 def test_flash_attention_without_a_gpu_is_refused() -> None:
     with pytest.raises(ValueError, match="gpus_per_worker 0"):
         TrainPlacement(attention="flash_attention_2")
+
+
+def test_ligers_kernels_are_taken_on_gpus_alone_where_they_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    assert prepare(model, TrainPlacement(gpus_per_worker=1)) == "packed"  # Liger is not installed here
+    changed: list[Any] = []
+    liger = SimpleNamespace(_apply_liger_kernel_to_instance=changed.append)
+    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace(transformers=liger))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", liger)
+    prepare(model, TrainPlacement(gpus_per_worker=0))
+    prepare(model, TrainPlacement(gpus_per_worker=1, kernels="plain"))
+    assert changed == []
+    prepare(model, TrainPlacement(gpus_per_worker=1))
+    assert changed == [model]

@@ -43,7 +43,7 @@ def job(base: Path, pairs: tuple[str, ...], export: Path, **changes: Any) -> Tra
     return TrainJob(base_uri=str(base), token_uris=pairs, recipe=recipe, export_uri=str(export), **values)
 
 
-def run(cases: list[Case], workers: int, directory: Path) -> dict[str, dict[str, Any]]:
+def run(cases: list[Case], workers: int, directory: Path, patience_s: float = 240) -> dict[str, dict[str, Any]]:
     """Run cases in `workers` processes; return rank 0's results by case, or `stopped` with the verdict."""
     directory.mkdir(parents=True, exist_ok=True)
     fork = multiprocessing.get_context("forkserver")  # of a process that has imported what takes seconds
@@ -52,7 +52,7 @@ def run(cases: list[Case], workers: int, directory: Path) -> dict[str, dict[str,
     for process in processes:
         process.start()
     for process in processes:
-        process.join(240)
+        process.join(patience_s)
         process.kill()
     return json.loads((directory / "results.json").read_text())
 

@@ -255,7 +255,8 @@ def advance(run: Run, step: int) -> bool:
         refuse(run, row, batch, update.problem)
     run.history.append(row)
     if run.session.rank == 0:
-        run.session.progress({"step": step, "steps": run.schedule.steps, "resumed_from": run.resumed_from} | vars(row))
+        told = {"steps": run.schedule.steps, "workers": run.session.workers, "resumed_from": run.resumed_from}
+        run.session.progress(told | vars(row))
     return update.asked
 
 

@@ -190,6 +190,8 @@ def found(run: Run) -> checkpoints.Fetched | None:
         source = checkpoints.fetch(uri, held)
         if all(gathered(source is not None)):
             return source
+        if source is not None:
+            source.forget()
     return None
 
 

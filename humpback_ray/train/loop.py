@@ -244,6 +244,8 @@ def found(run: Run) -> checkpoints.Fetched | None:
         source = checkpoints.fetch(uri, held)
         if all(gathered(source is not None)):
             return source
+        if source is not None:
+            source.forget()
     return None
 
 
@@ -320,8 +322,8 @@ def advance(run: Run, step: int) -> bool:
         row = replace(row, validation_loss=validate(run))
     run.history.append(row)
     if run.session.rank == 0:
-        figures = {"step": step, "steps": run.schedule.steps, "resumed_from": run.resumed_from} | row.figures()
-        run.session.progress(figures)
+        told = {"steps": run.schedule.steps, "workers": run.session.workers, "resumed_from": run.resumed_from}
+        run.session.progress(told | row.figures())
     return update.asked
 
 

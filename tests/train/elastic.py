@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from humpback_ray.placement import TrainPlacement
+from humpback_ray.train import checkpoints
 from humpback_ray.train.fit import PROGRESS, launch
 from humpback_ray.train.job import TrainJob, TrainResult
 from tests.train.drivers import training_workers, wait_for
@@ -44,8 +45,8 @@ class Scenario:
 def play(scenario: Scenario) -> dict[str, Any]:
     """Run a scenario in a process of its own; return its result.
 
-    Beside it stand `gaps_s`, for each event the longest time after it without a new step, to a second, and `workers`,
-    how many there were at each checkpoint that is left.
+    Beside it stand `gaps_s`, for each event the longest time after it without a new step, to a second, `workers`, how
+    many there were from time to time, and `checkpoints`, the steps of those that are left.
     """
     spawn = multiprocessing.get_context("spawn")
     told = spawn.Queue()
@@ -87,14 +88,16 @@ def _play(scenario: Scenario, told: Any) -> None:
         reached = _followed(scenario.storage / ATTEMPT / PROGRESS, thread.is_alive)
         at = []
         for event in scenario.events:
-            wait_for(lambda: reached[-1][0] >= event.step, thread.is_alive)  # noqa: B023
+            wait_for(lambda: reached[-1].step >= event.step, thread.is_alive)  # noqa: B023
+            if event.kind != "warn":
+                wait_for(lambda: next(checkpoints.complete(str(scenario.storage)), None), thread.is_alive)
             at.append(time.monotonic())
             happen[event.kind]()
         thread.join()
-        states = [json.loads(file.read_text()) for file in scenario.storage.glob("*/step-*/state.json")]
         gaps = [_gap_s(reached, since, until) for since, until in itertools.pairwise([*at, time.monotonic()])]
-        workers = {state["step"]: state["workers"] for state in states}
-        told.put(results[0].as_json() | {"gaps_s": gaps, "workers": workers})
+        steps = sorted(int(path.parent.name.split("-")[1]) for path in scenario.storage.glob("*/step-*/state.json"))
+        workers = [workers for workers, _ in itertools.groupby(seen.workers for seen in reached[1:])]
+        told.put(results[0].as_json() | {"gaps_s": gaps, "workers": workers, "checkpoints": steps})
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -112,23 +115,31 @@ def drain(cluster: Any, node: Any) -> None:
     threading.Timer(6, lambda: cluster.remove_node(node, allow_graceful=False)).start()
 
 
-def _followed(progress: Path, alive: Callable[[], bool]) -> list[tuple[int, float]]:
-    """Return a list that grows by (step, when it was seen) whenever a step is made that had not been made before."""
-    reached = [(0, time.monotonic())]
+class Seen(NamedTuple):
+    """A step that had not been made before."""
+
+    step: int
+    workers: int
+    when: float
+
+
+def _followed(progress: Path, alive: Callable[[], bool]) -> list[Seen]:
+    """Return a list that grows while the run makes steps."""
+    reached = [Seen(0, 0, time.monotonic())]
 
     def follow() -> None:
         while alive():
             with contextlib.suppress(OSError, ValueError):
-                step = json.loads(progress.read_text())["step"]
-                if step > reached[-1][0]:
-                    reached.append((step, time.monotonic()))
+                figures = json.loads(progress.read_text())
+                if figures["step"] > reached[-1].step:
+                    reached.append(Seen(figures["step"], figures["workers"], time.monotonic()))
             time.sleep(0.05)
 
     threading.Thread(target=follow, daemon=True).start()
     return reached
 
 
-def _gap_s(reached: Sequence[tuple[int, float]], since: float, until: float) -> float:
+def _gap_s(reached: Sequence[Seen], since: float, until: float) -> float:
     """Return the longest time without a new step that ended between two moments."""
-    pairs = itertools.pairwise(when for _, when in reached)
+    pairs = itertools.pairwise(seen.when for seen in reached)
     return max(later - earlier for earlier, later in pairs if since <= later <= until)

@@ -92,10 +92,10 @@ def test_two_workers_with_zero_3_have_the_same_losses(
     home: Path, base: Path, pairs: tuple[str, ...], result: TrainResult
 ) -> None:
     """Three held-out pairs in micro-batches of one: a worker has an empty one."""
-    bfloat16 = LORA | {"dtype": "bfloat16"}
+    bfloat16, placement = LORA | {"dtype": "bfloat16"}, TrainPlacement(zero_stage=3, micro_batch_tokens=1)
     done = run(
         [
-            Case("zero 3", job(base, pairs, home / "two", **LORA), TrainPlacement(zero_stage=3, micro_batch_tokens=1)),
+            Case("zero 3", job(base, pairs, home / "two", **LORA), placement),
             Case(
                 "bfloat16",
                 job(base, pairs, home / "bfloat16", **bfloat16),

@@ -219,14 +219,39 @@ class TrainPlacement(Config):
     """DeepSpeed ZeRO: 1 shards optimizer state, 2 also gradients, 3 also parameters."""
 
     offload_optimizer: bool = False
-    """Keep optimizer state in CPU memory (ZeRO 2 and 3)."""
+    """Keep optimizer state in CPU memory, and update there (ZeRO 2 and 3)."""
+
+    offload_parameters: bool = False
+    """Keep each worker's part of the weights in CPU memory, too, until a layer needs them (ZeRO 3)."""
+
+    activation_checkpointing: bool = False
+    """Keep only the input of each layer for the backward pass and compute the rest again: a third more arithmetic for
+    a tenth of the activations."""
 
     micro_batch_examples: int = Field(default=1, ge=1)
     """Examples per forward pass of one worker; what is missing to the recipe's batch is accumulated."""
 
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens per forward pass of one worker, examples packed; what is missing to the recipe's batch is accumulated."""
+
     checkpoint_every_steps: int = Field(default=100, ge=1)
     max_failures: int = Field(default=3, ge=0)
     """Worker failures after which Ray Train gives up; it restarts from the last checkpoint until then."""
+
+    @model_validator(mode="after")
+    def _offload_is_possible(self) -> Self:
+        if self.offload_optimizer and self.zero_stage < 2:
+            raise ValueError(
+                f"offload_optimizer is set and zero_stage is {self.zero_stage}, but DeepSpeed offloads from stage 2 "
+                "on; set zero_stage to 2 or 3, or offload_optimizer to false"
+            )
+        if self.offload_parameters and not (self.zero_stage == 3 and self.offload_optimizer):
+            raise ValueError(
+                f"offload_parameters is set, zero_stage is {self.zero_stage} and offload_optimizer "
+                f"{str(self.offload_optimizer).lower()}; weights are offloaded with zero_stage 3 and the optimizer, "
+                "which is four times as large, before them"
+            )
+        return self
 
     def needs(self) -> dict[str, float]:
         """Return what must be there at once: all workers."""

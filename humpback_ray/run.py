@@ -29,6 +29,7 @@ from humpback_ray.evaluate.respond import load_prompts
 from humpback_ray.inventory import Hashes, Inventory, resolve, resolve_model
 from humpback_ray.ledger import Ledger, Manifest, versions
 from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.rates import PlanConfig
 from humpback_ray.rewrite import RewriteConfig
 from humpback_ray.sample.build import SampleConfig
 from humpback_ray.seed import SeedConfig
@@ -60,6 +61,21 @@ class RunConfig(Config):
     curate: CurateConfig = Field(default_factory=CurateConfig)
     rewrite: RewriteConfig = RewriteConfig()
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+
+    plan: PlanConfig = PlanConfig()
+    """What `jobs.plan` assumes, and the prices by which `max_dollars` counts. Not hashed."""
+
+    max_hours: float | None = Field(default=None, gt=0)
+    """The run is stopped once its submissions have taken so long together; the same command goes on with a higher one.
+    Not hashed. None: no limit."""
+
+    max_dollars: float | None = Field(default=None, gt=0)
+    """The same for what its stages' placements have cost by the prices of `plan`, pools counted at their largest. Not
+    hashed. None: no limit."""
+
+    pilot: float | None = Field(default=None, gt=0, le=1)
+    """Run so much of the corpus, chosen by hash, and few steps of each training, in `<root>-pilot`, to measure rates
+    for `jobs.plan`. None: all of it."""
 
     @model_validator(mode="after")
     def _inputs_come_from_somewhere(self) -> Self:
@@ -98,6 +114,11 @@ class RunConfig(Config):
                 recipes.get("recipe", {}).pop("inputs", None)
                 sections[name] = recipes
         return sections
+
+
+def pilot_root(root: str) -> str:
+    """Return where the pilot of a run lies: beside it, since it is another run."""
+    return f"{root.rstrip('/')}-pilot"
 
 
 SECTIONS = ("sample", "seed", "corpus", "train", "augment", "curate", "rewrite", "evaluate")

@@ -121,7 +121,7 @@ def prepare(
     plan = schedule(recipe, job.model, len(examples))
     rounds = micro_batches(plan.batch_examples, session.workers, placement.micro_batch_examples)
     config = zero.engine_config(placement, recipe, rounds)
-    model, dropouts = zero.load_model(base, recipe, config)
+    model, dropouts = zero.load_model(base, recipe, config, placement.activation_checkpointing)
     engine = zero.start_engine(model, config, gpu=placement.gpus_per_worker > 0)
     identity = job.identity() | {
         "placement": {"workers": session.workers, "zero_stage": placement.zero_stage},

@@ -1,0 +1,115 @@
+"""What a pilot measured, read from its manifests.
+
+A pool's rate is that of one replica: seconds of its shards, which it works on several at a time, over their rows. A
+training's is the median second of a step, the first ones left out. Rates are used only for the machine and the GPUs per
+replica that the pilot had.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import ceil
+from statistics import median
+from typing import Any
+
+from humpback_ray import storage
+from humpback_ray.ledger import Manifest
+from humpback_ray.placement import PoolPlacement, TrainPlacement
+from humpback_ray.run import RunConfig, latest_submission
+from humpback_ray.stage import read_manifest
+
+WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class MeasuredStep:
+    """An optimizer step."""
+
+    workers: int
+    examples: int
+    tokens: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures of a pilot."""
+
+    root: str
+    share: float
+    """Of the corpus."""
+    segments: float | None = None
+    """Of the whole corpus, if the share kept as many."""
+    cutting_s: float | None = None
+    """CPU seconds that cutting the whole corpus takes."""
+    row_s: dict[str, float] = field(default_factory=dict)
+    """Seconds of one replica per row, by stage."""
+    step: MeasuredStep | None = None
+
+    def said(self) -> list[tuple[str, Any, str]]:
+        """List what was measured, for people."""
+        source = f"measured in {self.root} ({self.share:.2%} of the corpus)"
+        found: list[tuple[str, Any]] = [("segments", self.segments), ("segments: CPU seconds", self.cutting_s)]
+        found += [(f"{name}: rows/s of a replica", 1 / seconds) for name, seconds in self.row_s.items()]
+        if self.step:
+            found.append(
+                (f"seconds per step of {self.step.tokens:.0f} tokens, {self.step.workers} workers", self.step.seconds)
+            )
+        return [(name, value, source) for name, value in found if value is not None]
+
+
+def measured(config: RunConfig, root: str) -> Measured | None:
+    """Read what the pilot at a root measured that holds for this configuration; None where there is no pilot."""
+    _, record = latest_submission(root)
+    if not record.get("config", {}).get("pilot"):
+        return None
+    before = record["config"]
+    same_machine = before["plan"]["machine"] == config.plan.machine
+    manifests = {
+        name: manifest for name in config.stage_names() if (manifest := read_manifest(storage.join(root, name)))
+    }
+    share, cutting, corpus = before["pilot"], manifests.get("segments"), manifests.get("corpus")
+    return Measured(
+        root=root, share=share, segments=corpus.kept / share if corpus else None,
+        cutting_s=cutting.work_s / share if cutting else None,
+        row_s=rates_of(manifests, before, config) if same_machine else {},
+        step=step_of(manifests, before) if same_machine else None,
+    )  # fmt: skip
+
+
+def rates_of(manifests: Mapping[str, Manifest], before: Mapping[str, Any], config: RunConfig) -> dict[str, float]:
+    """Return the seconds of one replica per row of the stages whose replicas are what the pilot's were."""
+    found = {}
+    for name, manifest in manifests.items():
+        section = section_of(name)
+        if section is None or not manifest.rows:
+            continue
+        was = PoolPlacement.model_validate(before[section]["placement"])
+        now: PoolPlacement = getattr(config, section).placement
+        if (was.gpus_per_replica, was.cpus_per_replica) != (now.gpus_per_replica, now.cpus_per_replica):
+            continue
+        shards = len(manifest.commits)
+        together = min(was.shards_in_flight, ceil(shards / was.most_replicas))
+        found[name] = manifest.work_s / together / manifest.rows
+    return found
+
+
+def section_of(stage: str) -> str | None:
+    """Return the section of the configuration that places a stage's engines; None for a stage without any."""
+    if stage == "candidates":
+        return "augment"
+    if stage.endswith(("/scores", "prescores")):
+        return "curate"
+    if stage.endswith("/rewritten"):
+        return "rewrite"
+    return "evaluate" if stage.startswith("evaluation/m") else None
+
+
+def step_of(manifests: Mapping[str, Manifest], before: Mapping[str, Any]) -> MeasuredStep | None:
+    """Return the step of the latest training that has more steps than are left out."""
+    for name, manifest in reversed([*manifests.items()]):
+        history = manifest.extra.get("history", [])[WARM_UP_STEPS:]
+        if name.startswith("models/") and history:
+            placement = TrainPlacement.model_validate(before["train"]["placement"])
+            tokens, seconds = (median(row[field] for row in history) for field in ("tokens", "seconds"))
+            return MeasuredStep(placement.workers, manifest.extra["batch_examples"], tokens, seconds)
+    return None

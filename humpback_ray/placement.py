@@ -127,6 +127,10 @@ class PoolPlacement(Config):
         """Return what must be there at once: the pool at its start."""
         return {"CPU": self.min_replicas * self.cpus_per_replica, "GPU": self.min_replicas * self.gpus_per_replica}
 
+    def most(self) -> dict[str, float]:
+        """Return what the pool holds at its largest."""
+        return {"CPU": self.most_replicas * self.cpus_per_replica, "GPU": self.most_replicas * self.gpus_per_replica}
+
     @property
     def most_replicas(self) -> int:
         """Actors that the pool has at most."""
@@ -198,6 +202,10 @@ class TaskPlacement(Config):
         """Return what must be there at once."""
         return {"CPU": self.cpus}
 
+    def most(self) -> dict[str, float]:
+        """Return what it holds."""
+        return self.needs()
+
     def remote_arguments(self) -> dict[str, Any]:
         """Return the options of the Ray task."""
         return {
@@ -256,6 +264,10 @@ class TrainPlacement(Config):
     def needs(self) -> dict[str, float]:
         """Return what must be there at once: all workers."""
         return {"CPU": self.workers * self.cpus_per_worker, "GPU": self.workers * self.gpus_per_worker}
+
+    def most(self) -> dict[str, float]:
+        """Return what it holds."""
+        return self.needs()
 
     def scaling_arguments(self) -> dict[str, Any]:
         """Return the arguments of `ray.train.ScalingConfig` for these workers."""

@@ -5,9 +5,9 @@ stage reads it. A pilot's measurements take the place of the assumptions that it
 """
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from humpback_ray.config import Config
 
@@ -80,7 +80,7 @@ class PlanConfig(Config):
     """Whose row of `machines` the placements' GPUs are; those without GPUs are on `cpu`."""
 
     machines: dict[str, Machine] = Field(default_factory=dict)
-    """Machines of your own, or other prices of known ones; added to MACHINES."""
+    """Machines of your own, or other figures of known ones: `{H200: {dollars_per_hour: 3.5}}`."""
 
     usable_share: float = Field(default=0.92, gt=0, le=1)
     """Of a GPU's memory: the rest is CUDA's, NCCL's and lost between blocks."""
@@ -158,6 +158,14 @@ class PlanConfig(Config):
 
     answer_tokens: int = Field(default=400, ge=1)
     """What a model answers a test prompt with. Assumed."""
+
+    @field_validator("machines", mode="before")
+    @classmethod
+    def _known_ones_are_completed(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = {name: row.model_dump() for name, row in MACHINES.items()}
+        return {name: {**known.get(name, {}), **row} if isinstance(row, dict) else row for name, row in value.items()}
 
     @model_validator(mode="after")
     def _the_machine_is_known(self) -> Self:

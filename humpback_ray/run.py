@@ -1,6 +1,7 @@
 """A run: one configuration, one root directory, many submissions.
 
     <root>/run.json                   the resolved recipes and inputs of the first submission
+    <root>/spent/<id>.json            see limits.py
     <root>/submissions/<id>.json      how each submission ran it: placements, versions, Ray's job id
     <root>/<stage>/...                see ledger.py
 
@@ -28,6 +29,7 @@ from humpback_ray.evaluate.answers import EvaluateConfig
 from humpback_ray.evaluate.respond import load_prompts
 from humpback_ray.inventory import Hashes, Inventory, resolve, resolve_model
 from humpback_ray.ledger import Ledger, Manifest, versions
+from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.rates import PlanConfig
 from humpback_ray.rewrite import RewriteConfig
@@ -103,6 +105,13 @@ class RunConfig(Config):
         prescored_by = [scorer.first.rater] if isinstance(scorer, Chained) else []
         return stage_names(len(self.curate.recipe.rounds), prescored_by, self.rewrite.model is not None)
 
+    def placement_of(self, stage: str) -> PoolPlacement | TaskPlacement | TrainPlacement | None:
+        """Return the placement by which a stage is run; None of one that has none."""
+        for pattern, section, field in PLACED:
+            if re.fullmatch(pattern, stage):
+                return getattr(getattr(self, section), field, None)
+        return None
+
     def recipes(self) -> dict[str, Any]:
         """Return what is hashed: every section's recipe, without placements and locations."""
         sections: dict[str, Any] = {"chat": self.chat.model_dump(mode="json")}
@@ -114,6 +123,18 @@ class RunConfig(Config):
                 recipes.get("recipe", {}).pop("inputs", None)
                 sections[name] = recipes
         return sections
+
+
+PLACED = (
+    (r"sample/(web|base|check)", "sample", "placement"), (r"seed", "seed", "placement"),
+    (r"segments", "corpus", "placement"), (r"corpus", "corpus", "duplicates_placement"),
+    (r"models/.+", "train", "placement"), (r"candidates", "augment", "placement"),
+    (r"canaries|round-\d+/curated", "curate", "select_placement"),
+    (r"sample/ratings|prescores|round-\d+/(pre|canary-)?scores", "curate", "placement"),
+    (r"round-\d+/rewritten", "rewrite", "placement"),
+    (r"evaluation/prompts", "evaluate", "prompts_placement"), (r"evaluation/m\d+", "evaluate", "placement"),
+)  # fmt: skip
+"""Of stages, by their names: the section and the field that hold the placement."""
 
 
 def pilot_root(root: str) -> str:

@@ -19,7 +19,7 @@ LEVEL = {
     "prompts": 7, "instructions": 8, "engines": 8,
     "sample": 9, "seed": 9, "corpus": 9, "augment": 9, "rewrite": 9, "curate": 9, "train": 9, "evaluate": 9,
     "report": 10, "run": 10, "pipeline": 11, "verify": 11, "status": 11, "gc": 11, "plan": 11, "limits": 11,
-    "miniature": 12,
+    "pilot": 11, "miniature": 12,
 }  # fmt: skip
 """A module imports what is below it; parts of one level do not import each other."""
 

@@ -16,7 +16,7 @@ from humpback_ray.config import ConfigError
 from humpback_ray.curate.scorers import Additive, Chained, Likelihood, Rubric
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.plan.inference import Work, row_s, weights_fit
-from humpback_ray.plan.measured import Measured, section_of
+from humpback_ray.plan.measured import Measured
 from humpback_ray.plan.training import HOST_SHARE, Batch, Step, choose, smallest, step, steps
 from humpback_ray.rates import PlanConfig
 from humpback_ray.run import RunConfig
@@ -236,26 +236,26 @@ class _Planner:
 
     def work(self, name: str) -> tuple[int, Work, PoolPlacement, str] | None:
         """Return rows, work per row, placement and dtype of a stage over a pool of engines; None for others."""
-        config, rates, section = self.config, self.rates, section_of(name)
-        if section is None:
-            return None
+        config, rates, placement = self.config, self.rates, self.config.placement_of(name)
         scorer, pair = config.curate.recipe.scorer, self.instruction + self.response
+        if not isinstance(placement, PoolPlacement) or name.endswith("canary-scores"):
+            return None
         if name == "candidates":
-            rows, asked = self.segments, Work(self.response, self.instruction)
-        elif section == "rewrite":
-            rows, asked = self.kept(_number(name)), Work(rates.rating_prompt_tokens + pair, self.response)
-        elif section == "evaluate":
-            rows, asked = rates.prompts, Work(self.instruction, rates.answer_tokens)
-            if not (config.evaluate.recipe.inputs or config.sample):
-                return None
-        elif isinstance(scorer, Chained):
+            return self.segments, Work(self.response, self.instruction), placement, _dtype(config.augment)
+        if name.endswith("/rewritten"):
+            asked = Work(rates.rating_prompt_tokens + pair, self.response)
+            return self.kept(int(name.split("/")[0].removeprefix("round-"))), asked, placement, _dtype(config.rewrite)
+        if name.startswith("evaluation/"):
+            answered = config.evaluate.recipe.inputs or config.sample
+            asked = Work(self.instruction, rates.answer_tokens)
+            return (rates.prompts, asked, placement, _dtype(config.evaluate)) if answered else None
+        if name == "sample/ratings":
+            return None
+        rows = self.rated
+        if isinstance(scorer, Chained):
             first = name.endswith("prescores")
-            rows = self.rated if first else round(scorer.share * self.rated)
-            asked = self.rating(scorer.first if first else scorer.then)
-        else:
-            rows, asked = self.rated, self.rating(scorer)
-        own = getattr(config, section)
-        return rows, asked, own.placement, _dtype(own)
+            rows, scorer = (rows, scorer.first) if first else (round(scorer.share * rows), scorer.then)
+        return rows, self.rating(scorer), placement, _dtype(config.curate)
 
     def rating(self, scorer: Any) -> Work:
         """Return what a scorer asks of the model per pair."""
@@ -311,11 +311,6 @@ class _Planner:
 def _round_of(model: str) -> int:
     """Return the round whose pairs a model learns from; 0: the seed alone."""
     return int(model.removeprefix("m")) if model.removeprefix("m").isdigit() else 0
-
-
-def _number(stage: str) -> int:
-    """Return the number in `round-<number>/...`."""
-    return int(stage.split("/")[0].removeprefix("round-"))
 
 
 def _dtype(section: Any) -> str:

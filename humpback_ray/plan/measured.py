@@ -13,7 +13,7 @@ from typing import Any
 
 from humpback_ray import storage
 from humpback_ray.ledger import Manifest
-from humpback_ray.placement import PoolPlacement, TrainPlacement
+from humpback_ray.placement import PoolPlacement
 from humpback_ray.run import RunConfig, latest_submission
 from humpback_ray.stage import read_manifest
 
@@ -62,12 +62,12 @@ def measured(config: RunConfig, root: str) -> Measured | None:
     _, record = latest_submission(root)
     if not record.get("config", {}).get("pilot"):
         return None
-    before = record["config"]
-    same_machine = before["plan"]["machine"] == config.plan.machine
+    before = RunConfig.model_validate(record["config"])
+    same_machine = before.plan.machine == config.plan.machine
     manifests = {
         name: manifest for name in config.stage_names() if (manifest := read_manifest(storage.join(root, name)))
     }
-    share, cutting, corpus = before["pilot"], manifests.get("segments"), manifests.get("corpus")
+    share, cutting, corpus = before.pilot or 1.0, manifests.get("segments"), manifests.get("corpus")
     return Measured(
         root=root, share=share, segments=corpus.kept / share if corpus else None,
         cutting_s=cutting.work_s / share if cutting else None,
@@ -76,40 +76,24 @@ def measured(config: RunConfig, root: str) -> Measured | None:
     )  # fmt: skip
 
 
-def rates_of(manifests: Mapping[str, Manifest], before: Mapping[str, Any], config: RunConfig) -> dict[str, float]:
+def rates_of(manifests: Mapping[str, Manifest], before: RunConfig, config: RunConfig) -> dict[str, float]:
     """Return the seconds of one replica per row of the stages whose replicas are what the pilot's were."""
     found = {}
     for name, manifest in manifests.items():
-        section = section_of(name)
-        if section is None or not manifest.rows:
+        was, now = before.placement_of(name), config.placement_of(name)
+        if not (isinstance(was, PoolPlacement) and isinstance(now, PoolPlacement) and manifest.tokens):
             continue
-        was = PoolPlacement.model_validate(before[section]["placement"])
-        now: PoolPlacement = getattr(config, section).placement
-        if (was.gpus_per_replica, was.cpus_per_replica) != (now.gpus_per_replica, now.cpus_per_replica):
-            continue
-        shards = len(manifest.commits)
-        together = min(was.shards_in_flight, ceil(shards / was.most_replicas))
-        found[name] = manifest.work_s / together / manifest.rows
+        if (was.gpus_per_replica, was.cpus_per_replica) == (now.gpus_per_replica, now.cpus_per_replica):
+            together = min(was.shards_in_flight, ceil(len(manifest.commits) / was.most_replicas))
+            found[name] = manifest.work_s / together / manifest.rows
     return found
 
 
-def section_of(stage: str) -> str | None:
-    """Return the section of the configuration that places a stage's engines; None for a stage without any."""
-    if stage == "candidates":
-        return "augment"
-    if stage.endswith(("/scores", "prescores")):
-        return "curate"
-    if stage.endswith("/rewritten"):
-        return "rewrite"
-    return "evaluate" if stage.startswith("evaluation/m") else None
-
-
-def step_of(manifests: Mapping[str, Manifest], before: Mapping[str, Any]) -> MeasuredStep | None:
+def step_of(manifests: Mapping[str, Manifest], before: RunConfig) -> MeasuredStep | None:
     """Return the step of the latest training that has more steps than are left out."""
     for name, manifest in reversed([*manifests.items()]):
         history = manifest.extra.get("history", [])[WARM_UP_STEPS:]
         if name.startswith("models/") and history:
-            placement = TrainPlacement.model_validate(before["train"]["placement"])
             tokens, seconds = (median(row[field] for row in history) for field in ("tokens", "seconds"))
-            return MeasuredStep(placement.workers, manifest.extra["batch_examples"], tokens, seconds)
+            return MeasuredStep(before.train.placement.workers, manifest.extra["batch_examples"], tokens, seconds)
     return None

@@ -42,27 +42,41 @@ def job(base: Path, pairs: tuple[str, ...], export: Path, **changes: Any) -> Tra
 def run(cases: list[Case], workers: int, directory: Path) -> dict[str, dict[str, Any]]:
     """Run cases in `workers` processes; return rank 0's results by case, or `stopped` with the verdict."""
     directory.mkdir(parents=True, exist_ok=True)
+    spawned(work, workers, directory, cases)
+    return json.loads((directory / "results.json").read_text())
+
+
+def spawned(target: Callable[..., None], workers: int, directory: Path, *arguments: Any, wait_s: float = 240) -> None:
+    """Call `target(rank, workers, directory, *arguments)` in so many processes, joined by gloo."""
     spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=work, args=(rank, workers, cases, directory)) for rank in range(workers)]
+    processes = [
+        spawn.Process(target=joined, args=(target, rank, workers, directory, *arguments)) for rank in range(workers)
+    ]
     for rank, process in enumerate(processes):
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers}.items():
                 patch.setenv(name, str(value))
             process.start()
     for process in processes:
-        process.join(240)
+        process.join(wait_s)
         process.kill()
-    return json.loads((directory / "results.json").read_text())
 
 
-def work(rank: int, workers: int, cases: list[Case], directory: Path) -> None:
+def joined(target: Callable[..., None], rank: int, workers: int, directory: Path, *arguments: Any) -> None:
     import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=workers)
+    target(rank, workers, directory, *arguments)
+    dist.barrier()
+
+
+def work(rank: int, workers: int, directory: Path, cases: list[Case]) -> None:
     import torch.distributed as dist
 
     from humpback_ray.train.loop import Session, train
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=workers)
     results: dict[str, Any] = {}
     for case in cases:
         if case.first is not None and rank == 0:
@@ -81,4 +95,3 @@ def work(rank: int, workers: int, cases: list[Case], directory: Path) -> None:
             results[case.name] = {"stopped": str(verdict)}
     if rank == 0:
         (directory / "results.json").write_text(json.dumps(results))
-    dist.barrier()

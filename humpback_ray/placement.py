@@ -239,8 +239,9 @@ class TrainPlacement(Config):
     micro_batch_examples: int = Field(default=1, ge=1)
     """Examples per forward pass of one worker; what is missing to the recipe's batch is accumulated."""
 
-    micro_batch_tokens: int = Field(default=4096, ge=1)
-    """Tokens per forward pass of one worker, examples packed; what is missing to the recipe's batch is accumulated."""
+    micro_batch_tokens: int = Field(default=2048, ge=1)
+    """Tokens per forward pass of one worker, whole examples laid end to end; a longer example goes alone. What is
+    missing to the recipe's batch is accumulated."""
 
     checkpoint_every_steps: int = Field(default=100, ge=1)
     max_failures: int = Field(default=3, ge=0)
@@ -265,9 +266,14 @@ class TrainPlacement(Config):
         """Return what must be there at once: all workers."""
         return {"CPU": self.workers * self.cpus_per_worker, "GPU": self.workers * self.gpus_per_worker}
 
+    @property
+    def most_workers(self) -> int:
+        """Workers that the run has at most."""
+        return self.workers
+
     def most(self) -> dict[str, float]:
-        """Return what it holds."""
-        return self.needs()
+        """Return what it holds at its largest."""
+        return {"CPU": self.most_workers * self.cpus_per_worker, "GPU": self.most_workers * self.gpus_per_worker}
 
     def scaling_arguments(self) -> dict[str, Any]:
         """Return the arguments of `ray.train.ScalingConfig` for these workers."""

@@ -134,7 +134,7 @@ class _Planner:
         self.config, self.rates, self.shape, self.measured = config, config.plan, shape, measured
         self.names = [name for name in config.stage_names() if name not in config.reuse]
         self.models = [name.removeprefix("models/") for name in self.names if name.startswith("models/")]
-        self.layout = Layout.of(config.train.placement, config.train.recipe, config.train.placement.workers)
+        self.layout = Layout.of(config.train.placement, config.train.recipe, config.train.placement.most_workers)
         self.segments = round(measured.segments) if measured and measured.segments else self.rates.segments
         self.rated = round(self.segments * self.rates.usable_candidates)
         self.response = self.rates.response_chars / self.rates.chars_per_token
@@ -212,7 +212,7 @@ class _Planner:
         placement = self.config.train.placement
         machine, _ = self.rates.on(placement.gpus_per_worker)
         seconds = self.rates.start_s + training.steps * training.step.seconds
-        needs = {"CPU": placement.cpus_per_worker * placement.workers, "GPU": training.step.workers * self.layout.gpu}
+        needs = placement.most()
         found = self.measured.step if self.measured else None
         return StagePlan(
             name, machine, needs["GPU"] or needs["CPU"], training.examples, training.tokens, seconds,
@@ -224,7 +224,7 @@ class _Planner:
         found = self.measured.row_s.get(name) if self.measured else None
         each = found or row_s(self.shape, gpus or placement.cpus_per_replica, bool(gpus), _element(dtype), work, rates)
         seconds = rates.start_s + rows * each / replicas
-        needs = {"CPU": placement.cpus_per_replica * replicas, "GPU": gpus * replicas}
+        needs = placement.most()
         tokens = rows * (work.prompt_tokens + work.replies * work.reply_tokens)
         return StagePlan(
             name, rates.on(gpus)[0], needs["GPU"] or needs["CPU"], rows, tokens, seconds,

@@ -95,5 +95,5 @@ def step_of(manifests: Mapping[str, Manifest], before: RunConfig) -> MeasuredSte
         history = manifest.extra.get("history", [])[WARM_UP_STEPS:]
         if name.startswith("models/") and history:
             tokens, seconds = (median(row[field] for row in history) for field in ("tokens", "seconds"))
-            return MeasuredStep(before.train.placement.workers, manifest.extra["batch_examples"], tokens, seconds)
+            return MeasuredStep(before.train.placement.most_workers, manifest.extra["batch_examples"], tokens, seconds)
     return None

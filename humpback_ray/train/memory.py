@@ -201,6 +201,16 @@ def norm_activations(width: int, element: int) -> int:
     return FP32 * width + element * width
 
 
+LOGITS_AT_ONCE = 1 << 26
+"""Logits of which the loop takes the loss at once, in float32; of more, some rows at a time."""
+
+
 def logits(shape: Shape, layout: Layout, tokens: int | None = None) -> int:
-    """Return the most bytes that logits and loss hold: logits, log-probabilities and a gradient in float32."""
-    return 3 * FP32 * shape.vocabulary * (layout.micro_batch_tokens if tokens is None else tokens)
+    """Return the most bytes that logits and loss hold.
+
+    In float32 log-probabilities and two gradients of as many as the loss takes at once; in the training dtype all of
+    them, and where they are taken in parts their gradient, too.
+    """
+    count = shape.vocabulary * (layout.micro_batch_tokens if tokens is None else tokens)
+    whole = layout.element * count * (2 if count > LOGITS_AT_ONCE else 1 if layout.dtype == "bfloat16" else 0)
+    return 3 * FP32 * min(count, LOGITS_AT_ONCE) + whole

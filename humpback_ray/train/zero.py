@@ -181,7 +181,6 @@ def load_model(
         refuse_names(base, found["missing_keys"], found["unexpected_keys"])
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()  # DeepSpeed leaves the mode as it is, and neither dropout nor checkpointing acts in the other one
     return model, dropouts
 
 
@@ -323,6 +322,7 @@ def start_engine(model: Any, config: dict[str, Any], gpu: bool) -> Any:
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=parameters, config=config, dist_init_required=False
         )
+    engine.train()  # transformers loads models for inference, in which no dropout acts
     return engine
 
 

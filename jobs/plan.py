@@ -22,7 +22,7 @@ from humpback_ray.rates import PlanConfig
 from humpback_ray.run import RunConfig, pilot_root
 from jobs.console import arguments, console, guarded, say
 
-PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "buffers")
+PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "working", "buffers")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,12 +64,11 @@ def show(made: Plan, rates: PlanConfig, pilot: Measured | None) -> None:
     if made.trainings:
         step = made.trainings[-1].step
         split = ", ".join(f"{name} {gb(getattr(step.memory, name))}" for name in PARTS)
-        usable = rates.usable(row)
+        host = f"; on the host {gb(step.memory.host)}" if step.memory.host else ""
+        say(f"memory of a worker: {split} (of logits and working what is more)")
         say(
-            f"memory of a worker: {split}; at the update {gb(step.memory.update)} in place of all but parameters and "
-            f"optimizer; peak {gb(step.memory.peak)} of {gb(usable)} usable"
-            + (f"; on the host {gb(step.memory.host)}" if step.memory.host else "")
-            + (": fits" if step.fits else ": DOES NOT FIT")
+            f"at the update {gb(step.memory.update)} in place of all but parameters and optimizer; peak "
+            f"{gb(step.memory.peak)} of {gb(rates.usable(row))} usable{host}: {'fits' if step.fits else 'DOES NOT FIT'}"
         )
     trainings(made)
     counts(made, row.dollars_per_hour)

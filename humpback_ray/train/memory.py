@@ -5,8 +5,9 @@ that autograd keeps per token and layer, buffers of collectives. `make bench-tra
 allocations. Whole bytes of tensors are counted, not what an allocator wastes nor what CUDA takes for itself: a plan
 leaves a share of the GPU free for that.
 
-A step has two moments that may be the highest: the backward pass, with activations and logits, and the update, with
-whatever copies of the gradients it makes. `Memory.peak` is the higher one.
+A step has three moments that may be the highest: the loss, when all activations and the logits are there; the begin of
+the backward pass, when a layer's gradients and the buckets of ZeRO 2 have taken the logits' place; and the update, with
+whatever copies of the gradients it makes. `Memory.peak` is the highest.
 """
 
 from dataclasses import dataclass
@@ -63,23 +64,26 @@ class Memory:
     parameters: int
     """Weights that stay: whole ones up to ZeRO 2, this worker's part with ZeRO 3."""
     gradients: int
-    """At the end of a backward pass, the one being made included."""
+    """That are kept from one micro-batch to the next."""
     optimizer: int
     """Float32 master weights and two moments."""
     activations: int
-    """Kept for the backward pass, and what one layer's backward pass needs at once."""
+    """Kept for the backward pass."""
     logits: int
+    """And what the loss makes of them; gone when the first layer's backward pass begins."""
+    working: int
+    """What the backward pass takes in their place: a layer's gradients, the largest parameter's, ZeRO 2's buckets."""
     buffers: int
     """Of collectives, and with ZeRO 3 the weights that are whole at a time."""
     update: int
-    """What the update takes where the backward pass had gradients, activations, logits and buffers."""
+    """What the update takes where the backward pass had all but parameters and optimizer."""
     host: int
     """Offloaded state, in the memory of the worker's host."""
 
     @property
     def peak(self) -> int:
         """The most that is held at once on the device."""
-        step = self.gradients + self.activations + self.logits + self.buffers
+        step = self.gradients + self.activations + self.buffers + max(self.logits, self.working)
         return self.parameters + self.optimizer + max(step, self.update)
 
 
@@ -103,6 +107,7 @@ def memory(shape: Shape, layout: Layout, logits_tokens: int | None = None) -> Me
         optimizer=optimizer - moved,
         activations=activations(shape, layout),
         logits=logits(shape, layout, logits_tokens),
+        working=_working(shape, layout),
         buffers=_buffers(shape, layout),
         update=_update(shape, layout, owned),
         host=moved + gone + kept_on_host,
@@ -131,55 +136,69 @@ def _optimizer(shape: Shape, layout: Layout, owned: int) -> int:
 def _gradients(shape: Shape, layout: Layout, owned: int) -> tuple[int, int]:
     """Return the bytes of gradients on the device and on the host.
 
-    Stages 0 and 1 keep whole gradients, in float32; from stage 2 on each worker keeps its part (float32, the dtype of
-    accumulation), and the gradient of one parameter is whole in the training dtype until it is reduced.
+    Stages 0 and 1 keep whole gradients in float32, and stage 1 of a bfloat16 model those in bfloat16 as well
+    (DeepSpeed's BF16_Optimizer). From stage 2 on each worker keeps its part in float32, the dtype of accumulation;
+    in float32 stage 2 holds the part of a micro-batch beside that of the ones before from when the first bucket is full,
+    and the activations of as many layers are gone.
     """
-    one = layout.element * shape.largest
     if layout.stage <= 1:
-        return FP32 * shape.parameters + (one if layout.dtype == "bfloat16" else 0), 0
+        both = layout.stage == 1 and layout.dtype == "bfloat16"
+        return (FP32 + layout.element if both else FP32) * shape.parameters, 0
     part = FP32 * owned
     if layout.stage == 2:
-        twice = layout.dtype == "float32" and layout.accumulates
         if layout.offload_optimizer:
-            return part + one, FP32 * owned
-        return part * (2 if twice else 1) + one, 0
-    return (one, 2 * part) if layout.offload_optimizer else (part + one, 0)
+            return part, part
+        twice = layout.dtype == "float32" and layout.accumulates
+        gone = activations(shape, layout) * min(BUCKET_ELEMENTS / shape.parameters, 1)
+        return part + (max(part - round(gone), 0) if twice else 0), 0
+    return (0, 2 * part) if layout.offload_optimizer else (part, 0)
+
+
+def _buckets(layout: Layout) -> int:
+    """Bytes in which gradients are reduced; on a GPU stages 1 and 2 fill one while the other is on its way."""
+    return layout.element * BUCKET_ELEMENTS * (2 if layout.gpu and layout.stage < 3 else 1)
 
 
 def _buffers(shape: Shape, layout: Layout) -> int:
-    """Buckets in which gradients are reduced; with ZeRO 3 whole weights, too, of layers in use or soon to be used."""
-    if layout.stage == 0:
-        return 0
-    element = FP32 if layout.stage == 1 else layout.element
-    buckets = 2 if layout.gpu and layout.stage < 3 else 1
-    total = buckets * element * BUCKET_ELEMENTS
-    if layout.stage == 3 and (layout.workers > 1 or layout.offload_parameters):
-        total += layout.element * min(shape.parameters, LIVE_ELEMENTS + BUCKET_ELEMENTS)
-    return total
+    """Buckets that stay from one micro-batch to the next; with ZeRO 3 whole weights of layers in or near use, too."""
+    if layout.stage == 3:
+        gathers = layout.workers > 1 or layout.offload_parameters
+        live = min(shape.parameters, LIVE_ELEMENTS + BUCKET_ELEMENTS) if gathers else 0
+        return _buckets(layout) + layout.element * live
+    return _buckets(layout) if layout.stage == 1 and layout.dtype == "float32" else 0
+
+
+def _working(shape: Shape, layout: Layout) -> int:
+    """What the backward pass makes beside what it keeps."""
+    layer = layout.micro_batch_tokens * layout.element * (2 * shape.hidden + 3 * shape.ffn)
+    if layout.checkpointing:
+        layer += layout.micro_batch_tokens * layer_activations(shape, layout.element)
+    return layer + layout.element * shape.largest + (_buckets(layout) if layout.stage == 2 else 0)
 
 
 def _update(shape: Shape, layout: Layout, owned: int) -> int:
-    """Gradients at the update; fused AdamW needs nothing else."""
-    if layout.stage == 0:
-        return FP32 * shape.parameters
+    """Gradients at the update, and copies that are made of them; fused AdamW needs nothing else."""
     if layout.offload_optimizer:
         return 0
+    whole, part = FP32 * shape.parameters, FP32 * owned
+    if layout.stage == 0:
+        return whole + (FP32 * min(shape.parameters, ALL_REDUCE_ELEMENTS) if layout.workers > 1 else 0)
     if layout.stage == 3:
-        return FP32 * (owned + min(owned, SUB_GROUP_ELEMENTS))
-    return (1 if layout.dtype == "bfloat16" else 2) * FP32 * owned
+        return part + FP32 * min(owned, SUB_GROUP_ELEMENTS)
+    if layout.dtype == "bfloat16":
+        return _gradients(shape, layout, owned)[0]
+    return whole + _buckets(layout) + part if layout.stage == 1 else 2 * part
+
+
+ALL_REDUCE_ELEMENTS = 500_000_000
+"""Elements that DeepSpeed copies together to reduce them where ZeRO is off."""
 
 
 def activations(shape: Shape, layout: Layout) -> int:
-    """Return the bytes that autograd keeps of a micro-batch, logits left out.
-
-    With checkpointing each layer's input, and everything of the one layer that is computed again.
-    """
-    layer, token = layer_activations(shape, layout.element), layout.micro_batch_tokens
-    ends = norm_activations(shape.hidden, layout.element) + layout.element * shape.hidden
-    working = layout.element * (2 * shape.hidden + 3 * shape.ffn)
-    if layout.checkpointing:
-        return token * (shape.layers * layout.element * shape.hidden + layer + ends + working)
-    return token * (shape.layers * layer + ends + working)
+    """Return the bytes that autograd keeps of a micro-batch, logits left out; with checkpointing each layer's input."""
+    kept = layout.element * shape.hidden if layout.checkpointing else layer_activations(shape, layout.element)
+    end = norm_activations(shape.hidden, layout.element) + layout.element * shape.hidden
+    return layout.micro_batch_tokens * (shape.layers * kept + end)
 
 
 def layer_activations(shape: Shape, element: int) -> int:
@@ -208,9 +227,8 @@ LOGITS_AT_ONCE = 1 << 26
 def logits(shape: Shape, layout: Layout, tokens: int | None = None) -> int:
     """Return the most bytes that logits and loss hold.
 
-    In float32 log-probabilities and two gradients of as many as the loss takes at once; in the training dtype all of
-    them, and where they are taken in parts their gradient, too.
+    In float32 log-probabilities and two gradients, of as many as the loss takes at once; where that is not all, all of
+    them and their gradient in the training dtype.
     """
     count = shape.vocabulary * (layout.micro_batch_tokens if tokens is None else tokens)
-    whole = layout.element * count * (2 if count > LOGITS_AT_ONCE else 1 if layout.dtype == "bfloat16" else 0)
-    return 3 * FP32 * min(count, LOGITS_AT_ONCE) + whole
+    return 3 * FP32 * min(count, LOGITS_AT_ONCE) + (2 * layout.element * count if count > LOGITS_AT_ONCE else 0)

@@ -146,21 +146,24 @@ def one(case: Case, base: str, pairs: str, directory: str, rank: int) -> tuple[i
 
     from humpback_ray.train import loop
 
-    advance, at_rest, events = loop.advance, [], []
+    advance, export, before = loop.advance, loop.export, living_bytes()
+    at_rest, events = [], []
 
     def watched(run: Any, step: int) -> None:
         if step == 1:
             advance(run, step)
             gc.collect()
-            at_rest.append(living_bytes())
+            at_rest.append(living_bytes() - before)
             return
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
             advance(run, step)
         events.append(highest(recorded))
+        if step == STEPS:
+            run.engine.destroy()
 
     job = TrainJob("backward", "backward", base, (pairs,), case.recipe, CHAT, f"{directory}/model")
     session = loop.Session(rank, case.workers, f"{directory}/checkpoints", "0001", lambda figures: None)
-    export, loop.advance, loop.export = loop.export, watched, lambda *arguments: []
+    loop.advance, loop.export = watched, lambda *arguments: []
     try:
         loop.train(job, case.placement, session)
     finally:

@@ -138,8 +138,8 @@ def _gradients(shape: Shape, layout: Layout, owned: int) -> tuple[int, int]:
 
     Stages 0 and 1 keep whole gradients in float32, and stage 1 of a bfloat16 model those in bfloat16 as well
     (DeepSpeed's BF16_Optimizer). From stage 2 on each worker keeps its part in float32, the dtype of accumulation;
-    in float32 stage 2 holds the part of a micro-batch beside that of the ones before from when the first bucket is full,
-    and the activations of as many layers are gone.
+    in float32 stage 2 holds the part of a micro-batch beside that of the ones before from when the first bucket is
+    full, and the activations of as many layers are gone.
     """
     if layout.stage <= 1:
         both = layout.stage == 1 and layout.dtype == "bfloat16"

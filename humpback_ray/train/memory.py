@@ -66,7 +66,7 @@ class Memory:
     gradients: int
     """That are kept from one micro-batch to the next."""
     optimizer: int
-    """Float32 master weights and two moments."""
+    """Float32 master weights and two moments; without ZeRO the weights are their own master copy."""
     activations: int
     """Kept for the backward pass."""
     logits: int
@@ -96,7 +96,7 @@ def memory(shape: Shape, layout: Layout, logits_tokens: int | None = None) -> Me
         logits_tokens: positions of a micro-batch whose logits are made; None: all.
     """
     owned = -(-shape.parameters // layout.workers)
-    optimizer = _optimizer(shape, layout, owned)
+    optimizer = MOMENTS * shape.parameters if layout.stage == 0 else (MOMENTS + FP32) * owned
     moved = optimizer if layout.offload_optimizer else 0
     parameters = layout.element * (shape.parameters if layout.stage < 3 else owned + _persistent(shape, layout))
     gone = layout.element * owned if layout.offload_parameters else 0
@@ -120,17 +120,6 @@ def _persistent(shape: Shape, layout: Layout) -> int:
         return 0
     norms = [shape.hidden] * (2 * shape.layers + 1) + [shape.head] * (2 * shape.layers if shape.qk_norm else 0)
     return sum(size for size in norms if size < PERSISTENT_ELEMENTS)
-
-
-def _optimizer(shape: Shape, layout: Layout, owned: int) -> int:
-    """Master weights and moments.
-
-    Without ZeRO, and with ZeRO 3 in float32 on the same device, the weights are their own master copy.
-    """
-    if layout.stage == 0:
-        return MOMENTS * shape.parameters
-    shared = layout.stage == 3 and layout.dtype == "float32" and not layout.offload_optimizer
-    return (MOMENTS if shared else MOMENTS + FP32) * owned
 
 
 def _gradients(shape: Shape, layout: Layout, owned: int) -> tuple[int, int]:

@@ -15,7 +15,6 @@ import gc
 import itertools
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,26 +117,20 @@ def planned(case: Case, base: Path) -> Memory:
     return memory(shape, Layout.of(case.placement, case.recipe, case.workers))
 
 
-def measure(cases: Sequence[Case], folder: Path) -> list[Measured]:
-    """Run cases of equally many workers in fresh processes; return the worker that held most, by case."""
-    workers = cases[0].workers
-    names = sorted({case.model for case in cases})
-    bases = {name: str(make_base(folder / name, name)) for name in names if not (folder / name).exists()}
-    bases |= {name: str(folder / name) for name in names}
-    pairs = make_pairs(folder)
+def measure(case: Case, folder: Path) -> Measured:
+    """Run a case in processes of its own; return the worker that held most."""
+    base = folder / case.model
+    if not base.exists():
+        make_base(base, case.model)
     directory = Path(tempfile.mkdtemp(dir=folder))
-    spawned(work, workers, directory, list(cases), bases, pairs, wait_s=3600)
-    found = [json.loads((directory / f"{rank}.json").read_text()) for rank in range(workers)]
-    return [Measured(*max(of_case, key=lambda pair: pair[1])) for of_case in zip(*found, strict=True)]
+    spawned(work, case.workers, directory, case, str(base), make_pairs(folder), wait_s=3600)
+    found = [json.loads((directory / f"{rank}.json").read_text()) for rank in range(case.workers)]
+    return Measured(*max(found, key=lambda pair: pair[1]))
 
 
-def work(rank: int, workers: int, directory: Path, cases: Sequence[Case], bases: dict[str, str], pairs: str) -> None:
-    """Measure case after case in one worker."""
-    found = []
-    for number, case in enumerate(cases):
-        found.append(one(case, bases[case.model], pairs, str(directory / str(number)), rank))
-        gc.collect()
-    (directory / f"{rank}.json").write_text(json.dumps(found))
+def work(rank: int, workers: int, directory: Path, case: Case, base: str, pairs: str) -> None:
+    """Measure in one worker."""
+    (directory / f"{rank}.json").write_text(json.dumps(one(case, base, pairs, str(directory), rank)))
 
 
 def one(case: Case, base: str, pairs: str, directory: str, rank: int) -> tuple[int, int]:
@@ -146,28 +139,22 @@ def one(case: Case, base: str, pairs: str, directory: str, rank: int) -> tuple[i
 
     from humpback_ray.train import loop
 
-    advance, export, before = loop.advance, loop.export, living_bytes()
-    at_rest, events = [], []
+    advance, at_rest, events = loop.advance, [], []
 
     def watched(run: Any, step: int) -> None:
         if step == 1:
             advance(run, step)
             gc.collect()
-            at_rest.append(living_bytes() - before)
+            at_rest.append(living_bytes())
             return
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
             advance(run, step)
         events.append(highest(recorded))
-        if step == STEPS:
-            run.engine.destroy()
 
     job = TrainJob("backward", "backward", base, (pairs,), case.recipe, CHAT, f"{directory}/model")
     session = loop.Session(rank, case.workers, f"{directory}/checkpoints", "0001", lambda figures: None)
-    loop.advance, loop.export = watched, lambda *arguments: []
-    try:
-        loop.train(job, case.placement, session)
-    finally:
-        loop.advance, loop.export = advance, export
+    loop.advance, loop.export = watched, lambda *arguments: []  # of this process, which does nothing else
+    loop.train(job, case.placement, session)
     return at_rest[0], at_rest[0] + max(events)
 
 
@@ -218,10 +205,11 @@ def main() -> None:
     arguments = parser.parse_args()
     apart = []
     with tempfile.TemporaryDirectory(prefix="bench-memory-") as directory:
-        for model, workers, dtype in itertools.product(arguments.models, arguments.workers, arguments.dtypes):
-            cases = [Case(model, workers, stage, dtype, arguments.checkpointing) for stage in arguments.stages]
-            for case, found in zip(cases, measure(cases, Path(directory)), strict=True):
-                apart.append(report(case, planned(case, Path(directory) / model), found))
+        folder = Path(directory)
+        for layout in itertools.product(arguments.models, arguments.workers, arguments.stages, arguments.dtypes):
+            case = Case(*layout, checkpointing=arguments.checkpointing)
+            found = measure(case, folder)
+            apart.append(report(case, planned(case, folder / case.model), found))
     print(f"BENCH memory_plan_apart value={max(apart):.3f} goal=<=0.1", flush=True)
 
 

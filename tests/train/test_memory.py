@@ -48,8 +48,7 @@ def test_more_tokens_more_workers_and_higher_stages_go_the_way_that_they_should(
     assert more.logits == 2 * less.logits
 
 
-def test_the_plan_is_within_a_tenth_of_what_a_small_model_allocates(tmp_path: Path) -> None:
-    checkpointed = Case("3m", 2, 3, "bfloat16", checkpointing=True)
-    cases = [Case("3m", 2, 2), Case("3m", 2, 3), Case("3m", 2, 1, "bfloat16"), checkpointed]
-    for case, found in zip(cases, measure(cases, tmp_path), strict=True):
-        assert planned(case, tmp_path / case.model).peak == pytest.approx(found.peak, rel=0.1), case
+@pytest.mark.parametrize("case", [Case("3m", 2, 2), Case("3m", 2, 3, "bfloat16", checkpointing=True)])
+def test_the_plan_is_within_a_tenth_of_what_a_small_model_allocates(case: Case, tmp_path: Path) -> None:
+    found = measure(case, tmp_path)
+    assert planned(case, tmp_path / case.model).peak == pytest.approx(found.peak, rel=0.1)

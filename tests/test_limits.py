@@ -1,5 +1,6 @@
 """`max_hours` and `max_dollars`: counted over all submissions, said with both numbers, gone on from."""
 
+import signal
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from humpback_ray.config import load
 from humpback_ray.limits import LimitReached, Limits, dollars_per_s, spent
 from humpback_ray.run import Run, RunConfig
+from jobs.console import guarded
 
 DEMO = Path(__file__).parents[1] / "configs/demo.yaml"
 PRICES = "plan.machines={H100-80G: {dollars_per_hour: 3600}}"
@@ -55,6 +57,24 @@ def test_an_error_in_the_block_is_not_taken_for_a_limit(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), Limits(run(tmp_path)):
         raise ZeroDivisionError
     assert spent(str(tmp_path))[0] > 0
+
+
+def test_a_job_that_reached_a_limit_says_so_in_a_line_and_exits_4(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work_too_long() -> int:
+        work(run(tmp_path, f"max_hours={0.3 / 3600}"), 60)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert guarded(work_too_long) == 4
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.set_wakeup_fd(-1)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("stopped: ")
+    assert "goes on from here; models/m0 is not done" in said
 
 
 def test_every_stage_of_a_run_has_a_placement_that_is_paid_for(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import sys
 
 from rich.table import Table
 
-from humpback_ray.config import load
+from humpback_ray.config import ConfigError, load
 from humpback_ray.plan import Measured, Plan, measured, plan
 from humpback_ray.plan.training import Step
 from humpback_ray.progress import duration
@@ -31,7 +31,10 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> int:
         config = load(RunConfig, found.config, found.overrides)
-        pilot = measured(config, pilot_root(config.root))
+        try:
+            pilot = measured(config, pilot_root(config.root))
+        except OSError as error:
+            raise ConfigError(f"cannot look for a pilot in {pilot_root(config.root)}: {error}") from error
         made = plan(config, pilot)
         if found.json:
             say(json.dumps(as_json(made), indent=1))

@@ -4,6 +4,7 @@ The lease makes sure that one driver publishes; the checkpoints under `<stage>/c
 command go on where a killed one stopped. They stay there when the model is finished, until `gc` takes them.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -18,6 +19,8 @@ from humpback_ray.stage import Model, Place, Stage, StageFailed
 from humpback_ray.train.fit import TrainingFailed, launch
 from humpback_ray.train.job import TrainingStopped, TrainJob
 from humpback_ray.train.recipe import TrainRecipe
+
+logger = logging.getLogger(__name__)
 
 
 class TrainConfig(Config):
@@ -57,6 +60,8 @@ def fine_tune(
             result = launch(job, config.placement, f"{attempt.number:04d}", attempt.ledger.at("checkpoints"))
         except (TrainingStopped, TrainingFailed) as error:
             raise StageFailed(f"{place.name}: {error}") from error
+        if recipe.dropout:
+            logger.info("%s: %s", place.name, dropout_words(recipe.dropout, result.dropouts))
         files = [DataFile(f"{directory}/{entry.name}", entry.bytes, entry.sha256) for entry in result.files]
         extra = {
             "model": directory, "history": [asdict(step) for step in result.metrics], "examples": result.examples,
@@ -66,3 +71,10 @@ def fine_tune(
         return attempt.describe(files, {}, result.tokens, extra)
 
     return stage.leased(train)
+
+
+def dropout_words(probability: float, fields: Sequence[str]) -> str:
+    """Say where a recipe's dropout acted: on the fields of the model's configuration that it was set on."""
+    if not fields:
+        return f"trained without dropout: this family has none, so the recipe's {probability:g} acts nowhere"
+    return f"dropout {probability:g} acted on {', '.join(fields)}, all that this family has"

@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.recipe import TrainRecipe
+from humpback_ray.train.tune import dropout_words
 from humpback_ray.train.zero import engine_config, loss_scale_of, restore_rotary, set_dropout
 
 
@@ -71,6 +72,13 @@ def test_dropout_goes_where_the_family_has_one() -> None:
     assert llama.attention_dropout == 0.2
     assert set(set_dropout(gpt2, 0.2)) == {"attn_pdrop", "resid_pdrop", "embd_pdrop"}
     assert set_dropout(MambaConfig(), 0.2) == []
+
+
+def test_where_dropout_acted_is_said_and_that_it_acted_nowhere_too() -> None:
+    assert dropout_words(0.1, ["attention_dropout"]) == (
+        "dropout 0.1 acted on attention_dropout, all that this family has"
+    )
+    assert "trained without dropout" in dropout_words(0.1, [])
 
 
 def test_rotary_frequencies_are_restored_to_float32() -> None:

@@ -80,6 +80,8 @@ def work_until(found: argparse.Namespace, last: Last) -> int:
         for line in pipeline.truths(run):
             say(line)
         say(f"report: {pipeline.write_report(run)}")
+    if config.pilot is not None:
+        say(f"its rates are what `python -m jobs.plan {found.config}` plans with from here on, given the same root")
     return 0
 
 

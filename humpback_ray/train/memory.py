@@ -149,10 +149,13 @@ def _buckets(layout: Layout) -> int:
 
 
 def _buffers(shape: Shape, layout: Layout) -> int:
-    """Buckets that stay from one micro-batch to the next; with ZeRO 3 whole weights of layers in or near use, too."""
+    """Buckets that stay from one micro-batch to the next; with ZeRO 3 whole weights, too.
+
+    Those of layers in or near use, and once more those that came last, in the buffer in which they came.
+    """
     if layout.stage == 3:
         gathers = layout.workers > 1 or layout.offload_parameters
-        live = min(shape.parameters, LIVE_ELEMENTS + BUCKET_ELEMENTS) if gathers else 0
+        live = min(shape.parameters, LIVE_ELEMENTS) + min(shape.parameters, BUCKET_ELEMENTS) if gathers else 0
         return _buckets(layout) + layout.element * live
     return _buckets(layout) if layout.stage == 1 and layout.dtype == "float32" else 0
 

@@ -2,7 +2,7 @@
 
 ZeRO 0 to 3 on GPUs and on CPU workers, AdamW on float32 master weights; optimizer and weights may stay in CPU memory.
 Under ZeRO 3 the model is created partitioned (`zero.Init`) and each worker reads its own part of each parameter from
-the safetensors files: no process ever holds the model, and nothing is sent. A name that the files lack, or have
+the safetensors files, so no process ever holds the model. A name that the files lack, or have
 besides, stops the run.
 
 Dropout is what the model's family has: transformers' Llama, Mistral and Qwen have it in attention alone, and

@@ -8,13 +8,12 @@ CPU (minutes), machines that wait between stages, storage.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
 from typing import Any
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
-from humpback_ray.curate.scorers import Additive, Chained, Likelihood, Rubric
 from humpback_ray.placement import PoolPlacement
+from humpback_ray.plan.expected import Expected, dtype_of
 from humpback_ray.plan.inference import Work, row_s, weights_fit
 from humpback_ray.plan.measured import Measured
 from humpback_ray.plan.training import HOST_SHARE, Batch, Step, choose, smallest, step, steps
@@ -128,44 +127,20 @@ def base_shape(config: RunConfig) -> tuple[str, Shape]:
 
 
 class _Planner:
-    """The counts that a run's stages hand on to each other."""
+    """A run's stages, one by one."""
 
     def __init__(self, config: RunConfig, shape: Shape, measured: Measured | None) -> None:
         self.config, self.rates, self.shape, self.measured = config, config.plan, shape, measured
         self.names = [name for name in config.stage_names() if name not in config.reuse]
         self.models = [name.removeprefix("models/") for name in self.names if name.startswith("models/")]
         self.layout = Layout.of(config.train.placement, config.train.recipe, config.train.placement.most_workers)
-        self.segments = round(measured.segments) if measured and measured.segments else self.rates.segments
-        self.rated = round(self.segments * self.rates.usable_candidates)
-        self.response = self.rates.response_chars / self.rates.chars_per_token
-        self.instruction = self.rates.instruction_chars / self.rates.chars_per_token
-
-    def kept(self, number: int) -> int:
-        """Return how many pairs a round keeps."""
-        rule = self.config.curate.recipe.rounds[number - 1]
-        most = [count for count in (rule.top_k, rule.sample) if count is not None]
-        if rule.top_k is None and not (rule.threshold is None and rule.sample is not None):
-            most.append(round(self.rated * self.rates.kept_share(number)))
-        return min([self.rated, *most])
-
-    def batch(self, model: str) -> tuple[int, Batch]:
-        """Return a model's examples and what a step reads of them."""
-        parts = [(self.rates.seed_pairs, self.rates.seed_chars)]
-        if number := _round_of(model):
-            parts = parts if self.config.train.recipe.joint else []
-            parts.append((self.kept(number), self.rates.kept_chars))
-        examples = max(sum(count for count, _ in parts), 1)
-        mean = sum(count * mean for count, (mean, _) in parts) / examples
-        square = sum(count * (deviation**2 + (own - mean) ** 2) for count, (own, deviation) in parts) / examples
-        recipe, token = self.config.train.recipe, self.rates.chars_per_token
-        laid_out = schedule(recipe, model, examples)
-        length = max(mean / token, 2.0)
-        return examples, Batch(laid_out.batch_examples, length, sqrt(square) / token, recipe.max_length_tokens)
+        segments = round(measured.segments) if measured and measured.segments else self.rates.segments
+        self.expected = Expected(config, segments)
 
     def training(self, model: str) -> TrainingPlan:
         """Plan one fine-tune."""
         recipe: TrainRecipe = self.config.train.recipe
-        examples, batch = self.batch(model)
+        examples, batch = self.expected.batch(model)
         count = schedule(recipe, model, examples).steps
         slower = self.slower()
         options = steps(self.shape, self.layout, batch, self.rates, slower)
@@ -183,7 +158,7 @@ class _Planner:
         if found is None:
             return 1.0
         layout = replace(self.layout, workers=found.workers)
-        deviation = self.batch(self.models[0])[1].deviation if self.models else 0.0
+        deviation = self.expected.batch(self.models[0])[1].deviation if self.models else 0.0
         batch = Batch(
             found.examples, found.tokens / found.examples, deviation, self.config.train.recipe.max_length_tokens
         )
@@ -197,7 +172,7 @@ class _Planner:
                 yield self._cutting()
             elif name in by_name:
                 yield self._training_stage(name, by_name[name])
-            elif (work := self.work(name)) is not None:
+            elif (work := self.expected.work(name)) is not None:
                 yield self._pool_stage(name, *work)
 
     def _cutting(self) -> StagePlan:
@@ -234,45 +209,12 @@ class _Planner:
     def _source(self, found: Any) -> str:
         return f"measured in {self.measured.root}" if self.measured and found else "assumed"
 
-    def work(self, name: str) -> tuple[int, Work, PoolPlacement, str] | None:
-        """Return rows, work per row, placement and dtype of a stage over a pool of engines; None for others."""
-        config, rates, placement = self.config, self.rates, self.config.placement_of(name)
-        scorer, pair = config.curate.recipe.scorer, self.instruction + self.response
-        if not isinstance(placement, PoolPlacement) or name.endswith("canary-scores"):
-            return None
-        if name == "candidates":
-            return self.segments, Work(self.response, self.instruction), placement, _dtype(config.augment)
-        if name.endswith("/rewritten"):
-            asked = Work(rates.rating_prompt_tokens + pair, self.response)
-            return self.kept(int(name.split("/")[0].removeprefix("round-"))), asked, placement, _dtype(config.rewrite)
-        if name.startswith("evaluation/"):
-            answered = config.evaluate.recipe.inputs or config.sample
-            asked = Work(self.instruction, rates.answer_tokens)
-            return (rates.prompts, asked, placement, _dtype(config.evaluate)) if answered else None
-        if name == "sample/ratings":
-            return None
-        rows = self.rated
-        if isinstance(scorer, Chained):
-            first = name.endswith("prescores")
-            rows, scorer = (rows, scorer.first) if first else (round(scorer.share * rows), scorer.then)
-        return rows, self.rating(scorer), placement, _dtype(config.curate)
-
-    def rating(self, scorer: Any) -> Work:
-        """Return what a scorer asks of the model per pair."""
-        pair = self.instruction + self.response
-        if isinstance(scorer, Likelihood):
-            return Work(pair + self.response)
-        prompt = self.rates.rating_prompt_tokens + pair
-        if isinstance(scorer, Rubric | Additive):
-            return Work(prompt, min(self.rates.rating_reply_tokens, scorer.max_new_tokens), scorer.samples)
-        return Work(prompt)
-
     def problems(self, trainings: Sequence[TrainingPlan]) -> list[str]:
         """Say what does not fit where the placements put it."""
         found = [self._too_large(training) for training in trainings[:1] if not training.step.fits]
         for name in ("augment", "curate", "evaluate"):
             section = getattr(self.config, name)
-            gpus, weights = section.placement.gpus_per_replica, _element(_dtype(section)) * self.shape.parameters
+            gpus, weights = section.placement.gpus_per_replica, _element(dtype_of(section)) * self.shape.parameters
             if gpus and not weights_fit(weights, gpus, self.rates):
                 room = gpus * self.rates.on(gpus)[1].memory_bytes
                 found.append(
@@ -306,16 +248,6 @@ class _Planner:
             for field, value in self.rates.known[name].model_dump().items():
                 listed.append((f"{name}.{field}", value, "the configuration" if own else "data sheet, list price"))
         return [*listed, *(self.measured.said() if self.measured else [])]
-
-
-def _round_of(model: str) -> int:
-    """Return the round whose pairs a model learns from; 0: the seed alone."""
-    return int(model.removeprefix("m")) if model.removeprefix("m").isdigit() else 0
-
-
-def _dtype(section: Any) -> str:
-    """Return the dtype of a section's engine; engines without one have no weights."""
-    return getattr(section.recipe.engine, "dtype", "bfloat16")
 
 
 def _element(dtype: str) -> int:

@@ -11,7 +11,8 @@ import pytest
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.job import TrainingStopped
 from humpback_ray.train.recipe import TrainRecipe
-from humpback_ray.train.zero import engine_config, load_model, pieces, refuse_names
+from humpback_ray.train.weights import pieces, refuse_names
+from humpback_ray.train.zero import engine_config, load_model
 from tests.train.conftest import plain_loop
 from tests.train.workers import RECIPE, Case, job, run, spawned
 
@@ -100,9 +101,9 @@ def test_a_part_is_read_row_by_row_wherever_it_begins_and_ends(
 ) -> None:
     import torch
 
-    from humpback_ray.train import zero
+    from humpback_ray.train import weights
 
-    monkeypatch.setattr(zero, "PIECE_ELEMENTS", 11)
+    monkeypatch.setattr(weights, "PIECE_ELEMENTS", 11)
     tensor = torch.arange(torch.Size(shape).numel()).view(shape)
     for first in range(tensor.numel()):
         for last in range(first, tensor.numel() + 1):

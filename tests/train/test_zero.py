@@ -6,7 +6,8 @@ from pydantic import ValidationError
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.recipe import TrainRecipe
 from humpback_ray.train.tune import dropout_words
-from humpback_ray.train.zero import engine_config, loss_scale_of, restore_rotary, set_dropout
+from humpback_ray.train.weights import restore_rotary
+from humpback_ray.train.zero import engine_config, loss_scale_of, set_dropout
 
 
 def config(recipe: dict[str, Any], **placement: Any) -> dict[str, Any]:

@@ -57,7 +57,7 @@ _LEDGER = re.compile(
     r"(recipe|plan|manifest|model_outputs)\.json|progress\.txt|attempts/.+\.json|commits/[^/]+\.json"
     r"|lease/[^/]+\.(json|beat|end)|checkpoints/.+"
 )
-_RUN = re.compile(r"run\.json|hashes\.json|submissions/[^/]+\.json|report/.+")
+_RUN = re.compile(r"run\.json|hashes\.json|(submissions|spent)/[^/]+\.json|report/.+")
 _PROBE = re.compile(r"probe-[0-9a-f]{32}")
 
 

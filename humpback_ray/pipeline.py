@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 
 from humpback_ray import storage
 from humpback_ray.augment import make_candidates
-from humpback_ray.corpus.build import make_corpus, make_segments
+from humpback_ray.corpus.build import make_corpus, make_segments, sampled
 from humpback_ray.curate.canaries import make_canaries
 from humpback_ray.curate.compare import Comparison, compare, make_sample
 from humpback_ray.curate.rounds import make_curated, make_scores
@@ -46,7 +46,10 @@ def stages(run: Run) -> Iterator[Manifest]:
     if not (corpus := run.reused("corpus")):
         segments = run.reused("segments")
         if not segments:
-            segments = make_segments(config.corpus, inputs(run, "corpus", web), run.at("segments"))
+            cut, files = config.corpus, inputs(run, "corpus", web)
+            if config.pilot is not None:
+                cut, files = sampled(cut, files, config.pilot)
+            segments = make_segments(cut, files, run.at("segments"))
         yield segments
         corpus = make_corpus(config.corpus, segments, run.at("corpus"))
     yield corpus

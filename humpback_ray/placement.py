@@ -127,6 +127,10 @@ class PoolPlacement(Config):
         """Return what must be there at once: the pool at its start."""
         return {"CPU": self.min_replicas * self.cpus_per_replica, "GPU": self.min_replicas * self.gpus_per_replica}
 
+    def most(self) -> dict[str, float]:
+        """Return what the pool holds at its largest."""
+        return {"CPU": self.most_replicas * self.cpus_per_replica, "GPU": self.most_replicas * self.gpus_per_replica}
+
     @property
     def most_replicas(self) -> int:
         """Actors that the pool has at most."""
@@ -198,6 +202,10 @@ class TaskPlacement(Config):
         """Return what must be there at once."""
         return {"CPU": self.cpus}
 
+    def most(self) -> dict[str, float]:
+        """Return what it holds."""
+        return self.needs()
+
     def remote_arguments(self) -> dict[str, Any]:
         """Return the options of the Ray task."""
         return {
@@ -229,7 +237,14 @@ class TrainPlacement(Config):
     """DeepSpeed ZeRO: 1 shards optimizer state, 2 also gradients, 3 also parameters."""
 
     offload_optimizer: bool = False
-    """Keep optimizer state in CPU memory (ZeRO 2 and 3)."""
+    """Keep optimizer state in CPU memory, and update there (ZeRO 2 and 3)."""
+
+    offload_parameters: bool = False
+    """Keep each worker's part of the weights in CPU memory, too, until a layer needs them (ZeRO 3)."""
+
+    activation_checkpointing: bool = False
+    """Keep only the input of each layer for the backward pass and compute the rest again: a third more arithmetic for
+    a tenth of the activations."""
 
     micro_batch_tokens: int = Field(default=2048, ge=1)
     """Tokens per forward pass of one worker, whole examples laid end to end; a longer example goes alone. What is
@@ -277,6 +292,21 @@ class TrainPlacement(Config):
         """Workers that the run can go on with, and that it has use for."""
         return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
 
+    @model_validator(mode="after")
+    def _offload_is_possible(self) -> Self:
+        if self.offload_optimizer and self.zero_stage < 2:
+            raise ValueError(
+                f"offload_optimizer is set and zero_stage is {self.zero_stage}, but DeepSpeed offloads from stage 2 "
+                "on; set zero_stage to 2 or 3, or offload_optimizer to false"
+            )
+        if self.offload_parameters and not (self.zero_stage == 3 and self.offload_optimizer):
+            raise ValueError(
+                f"offload_parameters is set, zero_stage is {self.zero_stage} and offload_optimizer "
+                f"{str(self.offload_optimizer).lower()}; weights are offloaded with zero_stage 3 and the optimizer, "
+                "which is four times as large, before them"
+            )
+        return self
+
     def needs(self) -> dict[str, float]:
         """Return what must be there at once: the least workers."""
         least, _ = self.least_and_most
@@ -286,6 +316,15 @@ class TrainPlacement(Config):
         """Return the arguments of `ray.train.FailureConfig`."""
         preemptions = -1 if self.max_preemption_failures is None else self.max_preemption_failures
         return {"max_failures": self.max_failures, "max_preemption_failures": preemptions}
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that the run has at most."""
+        return self.least_and_most[1]
+
+    def most(self) -> dict[str, float]:
+        """Return what it holds at its largest."""
+        return {"CPU": self.most_workers * self.cpus_per_worker, "GPU": self.most_workers * self.gpus_per_worker}
 
     def scaling_arguments(self) -> dict[str, Any]:
         """Return the arguments of `ray.train.ScalingConfig` for these workers."""

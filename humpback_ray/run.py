@@ -1,6 +1,7 @@
 """A run: one configuration, one root directory, many submissions.
 
     <root>/run.json                   the resolved recipes and inputs of the first submission
+    <root>/spent/<id>.json            see limits.py
     <root>/submissions/<id>.json      how each submission ran it: placements, versions, Ray's job id
     <root>/<stage>/...                see ledger.py
 
@@ -28,7 +29,9 @@ from humpback_ray.evaluate.answers import EvaluateConfig
 from humpback_ray.evaluate.respond import load_prompts
 from humpback_ray.inventory import Hashes, Inventory, resolve, resolve_model
 from humpback_ray.ledger import Ledger, Manifest, versions
+from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.rates import PlanConfig
 from humpback_ray.rewrite import RewriteConfig
 from humpback_ray.sample.build import SampleConfig
 from humpback_ray.seed import SeedConfig
@@ -61,6 +64,21 @@ class RunConfig(Config):
     rewrite: RewriteConfig = RewriteConfig()
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
 
+    plan: PlanConfig = PlanConfig()
+    """What `jobs.plan` assumes, and the prices by which `max_dollars` counts. Not hashed."""
+
+    max_hours: float | None = Field(default=None, gt=0)
+    """The run is stopped once its submissions have taken so long together; the same command goes on with a higher one.
+    Not hashed. None: no limit."""
+
+    max_dollars: float | None = Field(default=None, gt=0)
+    """The same for what its stages' placements have cost by the prices of `plan`, pools counted at their largest. Not
+    hashed. None: no limit."""
+
+    pilot: float | None = Field(default=None, gt=0, le=1)
+    """Run so much of the corpus, chosen by hash, and few steps of each training, in `<root>-pilot`, to measure rates
+    for `jobs.plan`. None: all of it."""
+
     @model_validator(mode="after")
     def _inputs_come_from_somewhere(self) -> Self:
         given = {
@@ -87,6 +105,13 @@ class RunConfig(Config):
         prescored_by = [scorer.first.rater] if isinstance(scorer, Chained) else []
         return stage_names(len(self.curate.recipe.rounds), prescored_by, self.rewrite.model is not None)
 
+    def placement_of(self, stage: str) -> PoolPlacement | TaskPlacement | TrainPlacement | None:
+        """Return the placement by which a stage is run; None of one that has none."""
+        for pattern, section, field in PLACED:
+            if re.fullmatch(pattern, stage):
+                return getattr(getattr(self, section), field, None)
+        return None
+
     def recipes(self) -> dict[str, Any]:
         """Return what is hashed: every section's recipe, without placements and locations."""
         sections: dict[str, Any] = {"chat": self.chat.model_dump(mode="json")}
@@ -98,6 +123,23 @@ class RunConfig(Config):
                 recipes.get("recipe", {}).pop("inputs", None)
                 sections[name] = recipes
         return sections
+
+
+PLACED = (
+    (r"sample/(web|base|check)", "sample", "placement"), (r"seed", "seed", "placement"),
+    (r"segments", "corpus", "placement"), (r"corpus", "corpus", "duplicates_placement"),
+    (r"models/.+", "train", "placement"), (r"candidates", "augment", "placement"),
+    (r"canaries|round-\d+/curated", "curate", "select_placement"),
+    (r"sample/ratings|prescores|round-\d+/(pre|canary-)?scores", "curate", "placement"),
+    (r"round-\d+/rewritten", "rewrite", "placement"),
+    (r"evaluation/prompts", "evaluate", "prompts_placement"), (r"evaluation/m\d+", "evaluate", "placement"),
+)  # fmt: skip
+"""Of stages, by their names: the section and the field that hold the placement."""
+
+
+def pilot_root(root: str) -> str:
+    """Return where the pilot of a run lies: beside it, since it is another run."""
+    return f"{root.rstrip('/')}-pilot"
 
 
 SECTIONS = ("sample", "seed", "corpus", "train", "augment", "curate", "rewrite", "evaluate")

@@ -1,8 +1,8 @@
 """What every job does around its one call: arguments, logging, Ray, the table at the end, the exit code.
 
 Exit codes: 0 done · 1 a stage failed, a check found a difference, or the error above it was not expected · 2 the
-configuration or an input is unusable, nothing was started · 3 another driver holds what this one needs · 130
-interrupted · 143 terminated (`ray job stop`).
+configuration or an input is unusable, nothing was started · 3 another driver holds what this one needs · 4 `max_hours`
+or `max_dollars` is reached · 130 interrupted · 143 terminated (`ray job stop`).
 """
 
 import argparse
@@ -21,6 +21,8 @@ from humpback_ray import pipeline
 from humpback_ray.config import Config, ConfigError, load
 from humpback_ray.lease import LeaseHeld, LeaseLost
 from humpback_ray.ledger import Manifest
+from humpback_ray.limits import LimitReached, Limits
+from humpback_ray.pilot import as_pilot
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
 from humpback_ray.run import Run, RunConfig
 from humpback_ray.stage import StageFailed
@@ -66,8 +68,11 @@ def work_until(found: argparse.Namespace, last: Last) -> int:
     """Do the work of `run_until` for arguments already parsed."""
     config = load(RunConfig, found.config, found.overrides)
     until = last(found, config)
+    if config.pilot is not None:
+        config = as_pilot(config)
     run = opened(config, until)
-    done = list(shown(run, until))
+    with Limits(run):
+        done = list(shown(run, until))
     table(done)
     for line in [*pipeline.failures({manifest.stage: manifest for manifest in done}), *pipeline.attacks(done)]:
         say(line)
@@ -75,6 +80,8 @@ def work_until(found: argparse.Namespace, last: Last) -> int:
         for line in pipeline.truths(run):
             say(line)
         say(f"report: {pipeline.write_report(run)}")
+    if config.pilot is not None:
+        say(f"its rates are what `python -m jobs.plan {found.config}` plans with from here on, given the same root")
     return 0
 
 
@@ -125,6 +132,9 @@ def guarded(work: Callable[[], int]) -> int:
     except StageFailed as error:
         say(f"error: {error}", "red")
         return 1
+    except LimitReached as error:
+        say(f"stopped: {error}", "red")
+        return 4
     except KeyboardInterrupt:
         ending.interrupted()
         return 130

@@ -3,6 +3,9 @@
     python -m jobs.pipeline configs/demo.yaml root=out/mine
     ray job submit --working-dir . -- python -m jobs.pipeline configs/demo.yaml root=s3://bucket/run
 
+    python -m jobs.pipeline configs/llama-7b.yaml pilot=0.001          # a share of it, to measure rates for jobs.plan
+    python -m jobs.pipeline configs/llama-7b.yaml max_dollars=4000     # stops there, and goes on with a higher limit
+
 Safe to submit again after a crash: finished stages cost one read, a stage in the middle goes on from its commits.
 """
 

@@ -13,11 +13,13 @@ HEAVY = {"torch", "transformers", "deepspeed", "vllm", "ray"}
 
 LEVEL = {
     "steps": 0, "config": 0, "records": 0, "s3": 0, "storage": 0,
-    "inventory": 1, "placement": 1, "progress": 1, "lease": 1, "processes": 1, "ledger": 2, "watch": 3, "actor": 3,
+    "rates": 1, "inventory": 1, "placement": 1, "progress": 1, "lease": 1, "processes": 1, "ledger": 2, "watch": 3,
+    "actor": 3,
     "isolation": 4, "pool": 5, "stage": 6,
     "prompts": 7, "instructions": 8, "engines": 8,
     "sample": 9, "seed": 9, "corpus": 9, "augment": 9, "rewrite": 9, "curate": 9, "train": 9, "evaluate": 9,
-    "report": 10, "run": 10, "pipeline": 11, "verify": 11, "status": 11, "gc": 11, "fetch": 11, "miniature": 12,
+    "report": 10, "run": 10, "pipeline": 11, "verify": 11, "status": 11, "gc": 11, "fetch": 11, "plan": 11,
+    "limits": 11, "pilot": 11, "miniature": 12,
 }  # fmt: skip
 """A module imports what is below it; parts of one level do not import each other."""
 
@@ -87,6 +89,7 @@ def test_the_package_neither_prints_nor_starts_ray_nor_reads_the_environment() -
         "status",
         "gc",
         "export",
+        "plan",
     ],
 )
 def test_help_imports_nothing_heavy(job: str) -> None:

@@ -16,8 +16,9 @@ from humpback_ray.corpus.segments import Segmenter, SegmentRecipe
 from humpback_ray.inventory import Inventory
 from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import PoolPlacement, TaskPlacement
-from humpback_ray.records import SEGMENT
+from humpback_ray.records import SEGMENT, record_id
 from humpback_ray.stage import Place, Stage, StageFailed, TableWriter, short
+from humpback_ray.storage import InputFile
 
 
 class DuplicatesRecipe(Config):
@@ -59,10 +60,27 @@ def make_segments(config: CorpusConfig, files: Inventory, place: Place) -> Manif
     recipe = config.recipe
     identity = {
         "readers": [reader.model_dump(mode="json") for reader in recipe.readers],
-        "segments": recipe.segments.model_dump(mode="json"),
+        "segments": recipe.segments.identity(),
     }
     stage = Stage(place, identity, {"files": files}, SEGMENT)
     return stage.run(Segmenter, (recipe.segments, recipe.readers), config.placement, files)
+
+
+def sampled(config: CorpusConfig, files: Inventory, share: float) -> tuple[CorpusConfig, Inventory]:
+    """Return the configuration and the files of a pilot that takes a share of the corpus.
+
+    Files are taken in the order of a hash of their names until they hold the share of the bytes; of their documents
+    then the share that is wanted, so one large file is enough for a small pilot.
+    """
+    order = sorted(files.files, key=lambda file: record_id("pilot", file.name))
+    wanted, taken = share * sum(file.bytes for file in order), list[InputFile]()
+    while order and (not taken or sum(file.bytes for file in taken) < wanted):
+        taken.append(order.pop(0))
+    documents = min(1.0, wanted / max(sum(file.bytes for file in taken), 1))
+    segments = config.recipe.segments.model_copy(update={"sample_share": documents})
+    recipe = config.recipe.model_copy(update={"segments": segments})
+    chosen = Inventory(tuple(file for file in files.files if file in taken))
+    return config.model_copy(update={"recipe": recipe}), chosen
 
 
 def make_corpus(config: CorpusConfig, segments: Manifest, place: Place) -> Manifest:

@@ -26,8 +26,11 @@ from humpback_ray.corpus.extract import ExtractRecipe, Section, Unusable, extrac
 from humpback_ray.corpus.filters import FilterRecipe, header_reason, is_foreign, length_reason, repetition_reason
 from humpback_ray.corpus.readers import Document, Dropped, Reader, default_readers, reader_for
 from humpback_ray.placement import Resources
-from humpback_ray.records import QUARANTINED, SEGMENT, record_id
+from humpback_ray.records import QUARANTINED, SEGMENT, record_id, seed_of
 from humpback_ray.storage import open_input
+
+NOT_SAMPLED = "not_sampled"
+"""Drop reason of a document that a pilot leaves out."""
 
 
 class SegmentRecipe(Config):
@@ -47,6 +50,18 @@ class SegmentRecipe(Config):
 
     max_segments: int = Field(default=2_000, ge=1)
     """Headers of one document that are looked at; one with more is dropped as `too_many_headers`. Chosen by us."""
+
+    sample_share: float | None = Field(default=None, gt=0, le=1)
+    """Of the documents, the share that is cut, chosen by a hash of their ids; the others are dropped as `not_sampled`.
+    A pilot sets it. None: all."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what is hashed."""
+        return self.model_dump(mode="json", exclude={"sample_share"} if self.sample_share is None else set())
+
+    def takes(self, document_id: str) -> bool:
+        """Tell whether a document is among those that are cut."""
+        return self.sample_share is None or seed_of(document_id, "pilot") < self.sample_share * 2**63
 
 
 class Segmenter:
@@ -144,6 +159,9 @@ def segments(record: Document | Dropped, recipe: SegmentRecipe) -> Iterator[Row]
     """Yield the rows of one record: its segments in order, or one row at position -1 with the reason."""
     if isinstance(record, Dropped):
         yield _no_segment(record, record.reason)
+        return
+    if not recipe.takes(record.document_id):
+        yield _no_segment(record, NOT_SAMPLED)
         return
     try:
         sections = extract(record, recipe.extract)

@@ -197,7 +197,7 @@ def prepare(
         )
     plan = schedule(job.recipe, job.model, len(examples))
     config = zero.engine_config(placement, job.recipe)
-    model, dropouts = zero.load_model(base, job.recipe, config)
+    model, dropouts = zero.load_model(base, job.recipe, config, placement.activation_checkpointing)
     layout = prepare_attention(model, placement)
     lora.attach(model, job.recipe)
     sizes = zero.parameter_count(model), zero.parameter_count(model, trainable=True)

@@ -5,6 +5,7 @@ command go on where a killed one stopped. They stay there when the model is fini
 """
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,6 +20,8 @@ from humpback_ray.stage import Model, Place, Stage, StageFailed
 from humpback_ray.train.fit import TrainingFailed, launch
 from humpback_ray.train.job import Provenance, TrainingStopped, TrainJob, metrics_table
 from humpback_ray.train.recipe import Lora, TrainRecipe
+
+logger = logging.getLogger(__name__)
 
 
 class TrainConfig(Config):
@@ -85,6 +88,8 @@ def fine_tune(
             result = launch(job, config.placement, f"{attempt.number:04d}", attempt.ledger.at("checkpoints"))
         except (TrainingStopped, TrainingFailed) as error:
             raise StageFailed(f"{place.name}: {error}") from error
+        if recipe.dropout:
+            logger.info("%s: %s", place.name, dropout_words(recipe.dropout, result.dropouts))
         files = [DataFile(f"{directory}/{entry.name}", entry.bytes, entry.sha256) for entry in result.files]
         metrics = write_table(attempt.ledger, f"{directory}/metrics.parquet", metrics_table(result.metrics))
         validated = [step.validation_loss for step in result.metrics if step.validation_loss is not None]
@@ -104,3 +109,10 @@ def fine_tune(
 def _name_of(base: Model) -> str:
     """Return what a card calls the base model: the stage that made it, or the name of its directory."""
     return base.source.stage if isinstance(base.source, Manifest) else base.uri.rstrip("/").rpartition("/")[2]
+
+
+def dropout_words(probability: float, fields: Sequence[str]) -> str:
+    """Say where a recipe's dropout acted: on the fields of the model's configuration that it was set on."""
+    if not fields:
+        return f"trained without dropout: this family has none, so the recipe's {probability:g} acts nowhere"
+    return f"dropout {probability:g} acted on {', '.join(fields)}, all that this family has"

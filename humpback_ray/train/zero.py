@@ -1,28 +1,42 @@
 """DeepSpeed for one worker: its configuration from a placement, the base model, the engine.
 
-ZeRO 0 to 3 on GPUs and on CPU workers, AdamW on float32 master weights. Under ZeRO 3 the model is created partitioned
-(`zero.Init`): each worker keeps its part of every parameter. transformers reads the files on every worker; only the
-parameter being loaded is whole there.
+ZeRO 0 to 3 on GPUs and on CPU workers, AdamW on float32 master weights; optimizer and weights may stay in CPU memory.
+Under ZeRO 3 the model is created partitioned (`zero.Init`) and each worker reads its own part of each parameter from
+the files (weights.py). Parameters that the files lack, or have besides, stop the run.
+
+Dropout is what the model's family has: transformers' Llama, Mistral and Qwen have it in attention alone, and
+`TrainResult.dropouts` names the fields that were set. There is none on the residual stream, where the paper's
+unreported dropout may have been.
 
 DeepSpeed divides gradients by the number of workers; `loss_scale_of` is the factor that undoes it, so that the loss may
 be a sum over the global batch's tokens. It is told of no accumulation: how many micro-batches a step has differs from
 step to step, so the loop says which is the last (`set_gradient_accumulation_boundary`).
 
-Given up: parameter offload, activation checkpointing, other optimizers; families without a configured dropout train
-without one (the names that were set are reported).
+Given up: optimizers other than AdamW.
 """
 
 import contextlib
 import io
 import logging
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.recipe import TrainRecipe
+from humpback_ray.train.weights import load_partitioned, refuse_names
 
 BUCKET_ELEMENTS = 50_000_000
 """Elements that ZeRO reduces or gathers at once: 100 MB in bfloat16."""
+
+LIVE_ELEMENTS = 1_000_000_000
+"""Elements of weights that ZeRO 3 keeps whole at a time, 2 GB in bfloat16: more than a layer of 70B has."""
+
+PERSISTENT_ELEMENTS = 100_000
+"""Smaller parameters stay whole under ZeRO 3: the norms, which would cost a message each."""
+
+SUB_GROUP_ELEMENTS = 1_000_000_000
+"""Elements of its part that a worker updates at once under ZeRO 3."""
 
 NO_CLIP = 1e30
 """A norm that no gradient reaches: DeepSpeed reports the norm only where it may clip."""
@@ -41,23 +55,28 @@ def engine_config(placement: TrainPlacement, recipe: TrainRecipe) -> dict[str, A
     reached a loss of 5.434 in ten steps with stage 2 was at 5.459 with stage 0).
     """
     bfloat16 = recipe.dtype == "bfloat16"
-    stage = max(placement.zero_stage, 1) if bfloat16 else placement.zero_stage
-    offload = placement.offload_optimizer and stage >= 2
     zero: dict[str, Any] = {
-        "stage": stage,
+        "stage": stage_of(placement, recipe),
         "reduce_bucket_size": BUCKET_ELEMENTS,
         "allgather_bucket_size": BUCKET_ELEMENTS,
         "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
+        "stage3_max_live_parameters": LIVE_ELEMENTS,
+        "stage3_max_reuse_distance": LIVE_ELEMENTS,
+        "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
+        "sub_group_size": SUB_GROUP_ELEMENTS,
         "overlap_comm": placement.gpus_per_worker > 0,
     }
-    if offload:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": placement.gpus_per_worker > 0}
+    on_host = {"device": "cpu", "pin_memory": placement.gpus_per_worker > 0}
+    if placement.offload_optimizer:
+        zero["offload_optimizer"] = on_host
+    if placement.offload_parameters:
+        zero["offload_param"] = on_host
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": recipe.gradient_clip or NO_CLIP,
         "steps_per_print": None,
-        "optimizer": _optimizer(placement, recipe, offload),
+        "optimizer": _optimizer(placement, recipe),
         "bf16": {"enabled": bfloat16},
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
@@ -67,16 +86,22 @@ def engine_config(placement: TrainPlacement, recipe: TrainRecipe) -> dict[str, A
     return config
 
 
-def _optimizer(placement: TrainPlacement, recipe: TrainRecipe, offload: bool) -> dict[str, Any]:
-    """PyTorch's AdamW, except where a GPU worker offloads: DeepSpeed's CPU Adam is built for that."""
+def stage_of(placement: TrainPlacement, recipe: TrainRecipe) -> Literal[0, 1, 2, 3]:
+    """Return the ZeRO stage that is run: at least 1 in bfloat16 (see `engine_config`)."""
+    return 1 if placement.zero_stage == 0 and recipe.dtype == "bfloat16" else placement.zero_stage
+
+
+def _optimizer(placement: TrainPlacement, recipe: TrainRecipe) -> dict[str, Any]:
+    """PyTorch's fused AdamW; for an offloaded optimizer of a GPU worker DeepSpeed's CPU Adam, if it can be compiled."""
     parameters: dict[str, Any] = {
         "lr": recipe.learning_rate,
         "betas": list(recipe.betas),
         "eps": recipe.epsilon,
         "weight_decay": recipe.weight_decay,
     }
-    if not (offload and placement.gpus_per_worker):
-        parameters["torch_adam"] = True
+    compiles = all(shutil.which(tool) for tool in ("c++", "ninja"))
+    if not (placement.offload_optimizer and placement.gpus_per_worker and compiles):
+        parameters |= {"torch_adam": True, "fused": True}
     return {"type": "AdamW", "params": parameters}
 
 
@@ -116,14 +141,24 @@ def set_dropout(config: Any, probability: float) -> list[str]:
     return names
 
 
-def load_model(base: Path, recipe: TrainRecipe, engine: dict[str, Any]) -> tuple[Any, list[str]]:
+def load_model(
+    base: Path, recipe: TrainRecipe, engine: dict[str, Any], checkpointing: bool = False
+) -> tuple[Any, list[str]]:
     """Load the base model for training; return it and the dropout fields that were set.
 
     Under ZeRO 3 every worker must call this at once: parameters are partitioned as they are created.
+
+    Args:
+        base: directory of the model.
+        recipe: says the dtype and the dropout.
+        engine: DeepSpeed's configuration.
+        checkpointing: whether layers are computed again in the backward pass.
+
+    Raises:
+        TrainingStopped: the files lack a parameter, or have one of another name or shape.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -131,24 +166,17 @@ def load_model(base: Path, recipe: TrainRecipe, engine: dict[str, Any]) -> tuple
     dropouts = set_dropout(config, recipe.dropout)
     config.use_cache = False
     dtype = getattr(torch, recipe.dtype)
-    partitioned = HfDeepSpeedConfig(engine) if engine["zero_optimization"]["stage"] == 3 else None
-    try:
-        model = AutoModelForCausalLM.from_pretrained(base, config=config, dtype=dtype, use_safetensors=True)
-    finally:
-        if partitioned is not None:
-            unset_hf_deepspeed_config()
-    if partitioned is not None:
-        restore_rotary(model)
+    if engine["zero_optimization"]["stage"] == 3:
+        model = load_partitioned(base, config, dtype, engine)
+    else:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            base, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        model, found = loaded
+        refuse_names(base, found["missing_keys"], found["unexpected_keys"])
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     return model, dropouts
-
-
-def restore_rotary(model: Any) -> None:
-    """Compute rotary frequencies anew, in float32: `zero.Init` made them in the training dtype."""
-    for module in model.modules():
-        frequencies = module._buffers.get("inv_freq")
-        if frequencies is not None and hasattr(module, "config"):
-            fresh = type(module)(module.config).to(frequencies.device)
-            module._buffers.update(fresh._buffers)
 
 
 def start_engine(model: Any, config: dict[str, Any], gpu: bool) -> Any:

@@ -1,10 +1,13 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.recipe import TrainRecipe
-from humpback_ray.train.zero import engine_config, loss_scale_of, restore_rotary, set_dropout
+from humpback_ray.train.tune import dropout_words
+from humpback_ray.train.weights import restore_rotary
+from humpback_ray.train.zero import engine_config, loss_scale_of, set_dropout
 
 
 def config(recipe: dict[str, Any], **placement: Any) -> dict[str, Any]:
@@ -20,14 +23,33 @@ def test_bfloat16_always_has_master_weights(stage: int, dtype: str) -> None:
     assert made.get("data_types") == ({"grad_accum_dtype": "fp32"} if dtype == "bfloat16" else None)
 
 
-def test_the_optimizer_is_offloaded_from_stage_two_on_and_then_deepspeeds_on_a_gpu() -> None:
-    assert "offload_optimizer" not in config({}, zero_stage=1, offload_optimizer=True)["zero_optimization"]
+def test_what_is_offloaded_is_pinned_for_a_gpu_and_updated_by_deepspeed_where_it_compiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     on_cpu = config({}, zero_stage=2, offload_optimizer=True)
-    on_gpu = config({}, zero_stage=3, offload_optimizer=True, gpus_per_worker=1)
     assert on_cpu["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
-    assert on_gpu["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
-    assert on_cpu["optimizer"]["params"]["torch_adam"] is True
-    assert "torch_adam" not in on_gpu["optimizer"]["params"]
+    assert "offload_param" not in on_cpu["zero_optimization"]
+    assert on_cpu["optimizer"]["params"]["torch_adam"] is on_cpu["optimizer"]["params"]["fused"] is True
+    away = {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True, "gpus_per_worker": 1}
+    for compiler, compiled in (("/usr/bin/c++", True), (None, False)):
+        monkeypatch.setattr("shutil.which", lambda tool, found=compiler: found)
+        on_gpu = config({}, **away)
+        for name in ("offload_optimizer", "offload_param"):
+            assert on_gpu["zero_optimization"][name] == {"device": "cpu", "pin_memory": True}
+        assert ("torch_adam" not in on_gpu["optimizer"]["params"]) == compiled
+
+
+@pytest.mark.parametrize(
+    ("placement", "said"),
+    [
+        ({"zero_stage": 1, "offload_optimizer": True}, "zero_stage is 1, but DeepSpeed offloads from stage 2 on"),
+        ({"zero_stage": 2, "offload_optimizer": True, "offload_parameters": True}, "zero_stage is 2"),
+        ({"zero_stage": 3, "offload_parameters": True}, "offload_optimizer false"),
+    ],
+)
+def test_what_cannot_be_offloaded_is_refused_with_the_fix(placement: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        TrainPlacement.model_validate(placement)
 
 
 def test_the_recipe_reaches_the_optimizer() -> None:
@@ -50,6 +72,13 @@ def test_dropout_goes_where_the_family_has_one() -> None:
     assert llama.attention_dropout == 0.2
     assert set(set_dropout(gpt2, 0.2)) == {"attn_pdrop", "resid_pdrop", "embd_pdrop"}
     assert set_dropout(MambaConfig(), 0.2) == []
+
+
+def test_where_dropout_acted_is_said_and_that_it_acted_nowhere_too() -> None:
+    assert dropout_words(0.1, ["attention_dropout"]) == (
+        "dropout 0.1 acted on attention_dropout, all that this family has"
+    )
+    assert "trained without dropout" in dropout_words(0.1, [])
 
 
 def test_rotary_frequencies_are_restored_to_float32() -> None:

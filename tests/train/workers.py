@@ -46,15 +46,22 @@ def job(base: Path, pairs: tuple[str, ...], export: Path, **changes: Any) -> Tra
 def run(cases: list[Case], workers: int, directory: Path, patience_s: float = 240) -> dict[str, dict[str, Any]]:
     """Run cases in `workers` processes; return rank 0's results by case, or `stopped` with the verdict."""
     directory.mkdir(parents=True, exist_ok=True)
+    spawned(work, workers, directory, cases, wait_s=patience_s)
+    return json.loads((directory / "results.json").read_text())
+
+
+def spawned(target: Callable[..., None], workers: int, directory: Path, *arguments: Any, wait_s: float = 240) -> None:
+    """Call `target(rank, workers, directory, *arguments)` in so many processes, joined by gloo."""
     fork = multiprocessing.get_context("forkserver")  # of a process that has imported what takes seconds
     fork.set_forkserver_preload(["deepspeed", "transformers.models.llama.modeling_llama", "humpback_ray.train.loop"])
-    processes = [fork.Process(target=work, args=(rank, workers, cases, directory)) for rank in range(workers)]
+    processes = [
+        fork.Process(target=joined, args=(target, rank, workers, directory, *arguments)) for rank in range(workers)
+    ]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(patience_s)
+        process.join(wait_s)
         process.kill()
-    return json.loads((directory / "results.json").read_text())
 
 
 def warnings(step: int | None) -> Callable[[], bool]:
@@ -63,15 +70,22 @@ def warnings(step: int | None) -> Callable[[], bool]:
     return lambda: next(steps) == step
 
 
-def work(rank: int, workers: int, cases: list[Case], directory: Path) -> None:
+def joined(target: Callable[..., None], rank: int, workers: int, directory: Path, *arguments: Any) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(workers))
     import torch
     import torch.distributed as dist
 
-    from humpback_ray.train.loop import Session, train
-
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=workers)
+    target(rank, workers, directory, *arguments)
+    dist.barrier()
+
+
+def work(rank: int, workers: int, directory: Path, cases: list[Case]) -> None:
+    import torch.distributed as dist
+
+    from humpback_ray.train.loop import Session, train
+
     results: dict[str, Any] = {}
     for case in cases:
         if case.first is not None and rank == 0:
@@ -91,4 +105,3 @@ def work(rank: int, workers: int, cases: list[Case], directory: Path) -> None:
             results[case.name] = {"stopped": str(verdict)}
     if rank == 0:
         (directory / "results.json").write_text(json.dumps(results))
-    dist.barrier()

@@ -1,0 +1,37 @@
+"""A pilot: a small part of a run, end to end, in a root of its own, to measure what `jobs.plan` would have to assume.
+
+It is another run beside the first (`<root>-pilot`): a share of the corpus chosen by hash, a few steps of each training,
+and no limit on what may fail, for models that learned next to nothing cannot rate. Its rates are real; its shares of
+kept pairs and its models are not, and nothing reads them.
+"""
+
+from humpback_ray.config import ConfigError
+from humpback_ray.run import RunConfig, pilot_root
+
+STEPS = 12
+"""Of each training: two to warm up, ten to measure."""
+
+
+def as_pilot(config: RunConfig) -> RunConfig:
+    """Return the configuration of a run's pilot.
+
+    Raises:
+        ConfigError: its corpus, or what is made of it, is another run's.
+    """
+    taken = sorted(set(config.reuse) & {"segments", "corpus", "candidates"})
+    if taken:
+        raise ConfigError(
+            f"pilot takes a share of the corpus's files, but reuse.{taken[0]} is a stage that is finished; leave it out"
+        )
+    steps = {name.removeprefix("models/"): STEPS for name in config.stage_names() if name.startswith("models/")}
+    rounds = tuple(rule.model_copy(update={"min_kept": 0}) for rule in config.curate.recipe.rounds)
+    lenient = {"max_failed_share": 1.0}
+    recipes = {
+        "train": {"steps": steps, "joint": True}, "augment": lenient, "rewrite": lenient,
+        "curate": {**lenient, "rounds": rounds},
+    }  # fmt: skip
+    sections = {}
+    for name, changes in recipes.items():
+        section = getattr(config, name)
+        sections[name] = section.model_copy(update={"recipe": section.recipe.model_copy(update=changes)})
+    return config.model_copy(update={"root": pilot_root(config.root), **sections})

@@ -1,0 +1,202 @@
+"""What a plan assumes: what machines can do and cost, how well they are used, what a run will find.
+
+Every figure is a field of the configuration's `plan` section, with where it comes from; nothing here is hashed, and no
+stage reads it. A pilot's measurements take the place of the assumptions that it can measure.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from humpback_ray.config import Config
+
+GIB = 1 << 30
+GB = 10**9
+TERA = 10**12
+
+
+class Machine(Config):
+    """One GPU and its share of the node around it; or, as `cpu`, one core."""
+
+    memory_bytes: int = Field(gt=0)
+    """What torch can allocate on an empty device."""
+    peak_flops: float = Field(gt=0)
+    """Dense matrix products per second in bfloat16, as the vendor states them."""
+    memory_bytes_per_s: float = Field(gt=0)
+    """Of the device's own memory."""
+    link_bytes_per_s: float = Field(gt=0)
+    """From one GPU to the others of its node, one direction."""
+    network_bytes_per_s: float = Field(gt=0)
+    """Of a whole node to other nodes, one direction."""
+    host_link_bytes_per_s: float = Field(gt=0)
+    """From a GPU to its host's memory, one direction."""
+    host_bytes: int = Field(gt=0)
+    """Host memory per GPU."""
+    per_node: int = Field(ge=1)
+    """GPUs of one node."""
+    dollars_per_hour: float = Field(ge=0)
+    """Of one GPU with its share of the node."""
+
+
+MACHINES: Mapping[str, Machine] = {
+    "A100-80G": Machine(
+        memory_bytes=79 * GIB, peak_flops=312 * TERA, memory_bytes_per_s=2.0 * TERA, link_bytes_per_s=300 * GB,
+        network_bytes_per_s=50 * GB, host_link_bytes_per_s=25 * GB, host_bytes=144 * GIB, per_node=8,
+        dollars_per_hour=3.4,
+    ),
+    "H100-80G": Machine(
+        memory_bytes=79 * GIB, peak_flops=989 * TERA, memory_bytes_per_s=3.35 * TERA, link_bytes_per_s=450 * GB,
+        network_bytes_per_s=400 * GB, host_link_bytes_per_s=50 * GB, host_bytes=256 * GIB, per_node=8,
+        dollars_per_hour=6.9,
+    ),
+    "H200": Machine(
+        memory_bytes=140 * GIB, peak_flops=989 * TERA, memory_bytes_per_s=4.8 * TERA, link_bytes_per_s=450 * GB,
+        network_bytes_per_s=400 * GB, host_link_bytes_per_s=50 * GB, host_bytes=256 * GIB, per_node=8,
+        dollars_per_hour=7.9,
+    ),
+    "L40S": Machine(
+        memory_bytes=44 * GIB, peak_flops=362 * TERA, memory_bytes_per_s=0.86 * TERA, link_bytes_per_s=25 * GB,
+        network_bytes_per_s=12.5 * GB, host_link_bytes_per_s=25 * GB, host_bytes=96 * GIB, per_node=4,
+        dollars_per_hour=2.6,
+    ),
+    "cpu": Machine(
+        memory_bytes=4 * GIB, peak_flops=0.1 * TERA, memory_bytes_per_s=10 * GB, link_bytes_per_s=5 * GB,
+        network_bytes_per_s=1 * GB, host_link_bytes_per_s=10 * GB, host_bytes=4 * GIB, per_node=16,
+        dollars_per_hour=0.05,
+    ),
+}  # fmt: skip
+"""Vendors' data sheets (SXM modules); nodes as on AWS: p4de (400 Gb/s), p5 and p5en (3,200 Gb/s), g6e.12xlarge
+(100 Gb/s, PCIe), and a core of a general-purpose instance. Prices are about what is listed on demand, and differ."""
+
+
+class PlanConfig(Config):
+    """Assumptions of `jobs.plan`, and the prices by which `max_dollars` counts."""
+
+    size: str | None = None
+    """The base model's row in `train/sizes.py`; None: what its config.json says."""
+
+    machine: str = "H100-80G"
+    """Whose row of `machines` the placements' GPUs are; those without GPUs are on `cpu`."""
+
+    machines: dict[str, Machine] = Field(default_factory=dict)
+    """Machines of your own, or other figures of known ones: `{H200: {dollars_per_hour: 3.5}}`."""
+
+    usable_share: float = Field(default=0.92, gt=0, le=1)
+    """Of a GPU's memory: the rest is CUDA's, NCCL's and lost between blocks."""
+
+    training_mfu: float = Field(default=0.45, gt=0, le=1)
+    """Of the peak, what the products of a long enough micro-batch reach. Assumed."""
+
+    traffic_share: float = Field(default=0.7, gt=0, le=1)
+    """Of links and network, what collectives reach. Assumed."""
+
+    overlap: float = Field(default=0.5, ge=0, le=1)
+    """Of the shorter one of arithmetic and traffic, what the longer one hides. Assumed."""
+
+    message_s: float = Field(default=50e-6, ge=0)
+    """What a collective costs however short it is, per doubling of the workers. Assumed."""
+
+    host_updates_per_s: float = Field(default=0.5e9, gt=0)
+    """Parameters that a GPU's share of the host updates per second where the optimizer is offloaded. Assumed."""
+
+    start_s: float = Field(default=300.0, ge=0)
+    """What a stage with a model takes before its first row or step and after its last: machines, weights, export.
+    Assumed."""
+
+    prefill_mfu: float = Field(default=0.4, gt=0, le=1)
+    """Of the peak, what reading prompts reaches. Assumed."""
+
+    decode_share: float = Field(default=0.5, gt=0, le=1)
+    """Of the memory's bandwidth, what writing replies reaches. Assumed."""
+
+    most_sequences: int = Field(default=256, ge=1)
+    """Replies that one engine writes at once, where memory allows (vLLM's default). Assumed."""
+
+    pages: int = Field(default=2_000_000, ge=0)
+    """Documents of the corpus. Assumed; the paper names only the segments."""
+
+    pages_per_s: float = Field(default=40.0, gt=0)
+    """Documents that one core cuts into segments per second. Assumed."""
+
+    segments: int = Field(default=502_133, ge=0)
+    """Segments that are kept: for each an instruction is predicted and rated. The paper's (Li et al. 2023, table 1)."""
+
+    usable_candidates: float = Field(default=0.95, ge=0, le=1)
+    """Of the predicted instructions, those that pass the filters and are rated. Assumed."""
+
+    kept_shares: tuple[float, ...] = (0.083, 0.083)
+    """Of the rated candidates, by round, those that are trained on; the last one stands for further rounds. The
+    paper's for a score of 4.5 in round 2 (table 1)."""
+
+    seed_pairs: int = Field(default=3200, ge=0)
+    """The paper's."""
+
+    seed_chars: tuple[float, float] = (1220.0, 880.0)
+    """Instruction and response of a seed pair together, mean and deviation; the paper's (table 1)."""
+
+    kept_chars: tuple[float, float] = (1778.0, 640.0)
+    """The same of a kept pair; the paper's for a score of 4.5."""
+
+    instruction_chars: float = Field(default=352.0, gt=0)
+    """Of a predicted instruction; the paper's, over all candidates."""
+
+    response_chars: float = Field(default=1722.0, gt=0)
+    """Of a segment; the same."""
+
+    prompts: int = Field(default=805, ge=0)
+    """Test prompts that every model answers; AlpacaEval's."""
+
+    chars_per_token: float = Field(default=4.0, gt=0)
+    """Of English, with a vocabulary of 32,000 or more. Assumed; makes the paper's 32 examples 14,000 tokens."""
+
+    rating_prompt_tokens: int = Field(default=400, ge=0)
+    """What a rating prompt has beside the pair. Measured with the default prompt."""
+
+    rating_reply_tokens: int = Field(default=150, ge=1)
+    """What a judge writes before it ends. Assumed."""
+
+    answer_tokens: int = Field(default=400, ge=1)
+    """What a model answers a test prompt with. Assumed."""
+
+    @field_validator("machines", mode="before")
+    @classmethod
+    def _known_ones_are_completed(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = {name: row.model_dump() for name, row in MACHINES.items()}
+        return {name: {**known.get(name, {}), **row} if isinstance(row, dict) else row for name, row in value.items()}
+
+    @model_validator(mode="after")
+    def _the_machine_is_known(self) -> Self:
+        if self.machine not in self.known:
+            raise ValueError(
+                f"machine is {self.machine}, which is not among {', '.join(self.known)}; add it to plan.machines"
+            )
+        if not self.kept_shares:
+            raise ValueError("kept_shares is empty; name at least the share that the first round keeps")
+        return self
+
+    @property
+    def known(self) -> dict[str, Machine]:
+        """All machines by name."""
+        return {**MACHINES, **self.machines}
+
+    def on(self, gpus: float) -> tuple[str, Machine]:
+        """Return name and row of the machine of a placement with so many GPUs."""
+        name = self.machine if gpus else "cpu"
+        return name, self.known[name]
+
+    def usable(self, machine: Machine) -> float:
+        """Return the bytes of a GPU that tensors may take."""
+        return machine.memory_bytes * self.usable_share
+
+    def kept_share(self, round_number: int) -> float:
+        """Return the share that a round, counted from 1, keeps."""
+        return self.kept_shares[min(round_number, len(self.kept_shares)) - 1]
+
+    def dollars_per_s(self, needs: Mapping[str, float]) -> float:
+        """Return what resources cost per second: GPUs with their hosts, or CPUs where there is no GPU."""
+        gpus = needs.get("GPU", 0)
+        _, machine = self.on(gpus)
+        return (gpus or needs.get("CPU", 0)) * machine.dollars_per_hour / 3600

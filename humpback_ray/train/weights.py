@@ -1,0 +1,145 @@
+"""Weights under ZeRO 3: safetensors files → the parts of each parameter that this worker keeps.
+
+The model is created partitioned (`zero.Init`), without values; then every worker reads from the files the rows in which
+its own part of a parameter lies, and nothing else. No process ever holds the model: beside its parts a worker has one
+parameter while modules are created, and `PIECE_ELEMENTS` while files are read. Names and shapes must agree exactly:
+weights that nobody trained would train, too, only worse.
+
+Given up: families whose checkpoints name or lay out parameters otherwise than transformers' classes do; they are
+refused by name, and load with ZeRO 2.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from humpback_ray.train.job import TrainingStopped
+
+PIECE_ELEMENTS = 16_000_000
+"""Elements that are read at once."""
+
+
+def load_partitioned(base: Path, config: Any, dtype: Any, engine: dict[str, Any]) -> Any:
+    """Create a model partitioned over the workers and fill this worker's parts from the files; collective.
+
+    At most the part of one parameter, and while modules are created one parameter, is held beside the parts.
+    """
+    from deepspeed import zero
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights(), zero.Init(config_dict_or_path=engine):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()
+    fill(model, base)
+    restore_rotary(model)
+    return model
+
+
+def fill(model: Any, base: Path) -> None:
+    """Read this worker's part of every parameter, and every persistent buffer, from a model directory."""
+    import torch
+    from safetensors import safe_open
+
+    names = stored_names(base)
+    wanted = wanted_names(model, {name for held in names.values() for name in held}, base)
+    for file, held in names.items():
+        with safe_open(base / file, framework="pt") as tensors, torch.no_grad():
+            for name in held:
+                if name in wanted:
+                    _fill_one(wanted[name], tensors.get_slice(name), f"{base}: {name}")
+
+
+def stored_names(base: Path) -> dict[str, list[str]]:
+    """Return the names of the tensors of a model directory by safetensors file."""
+    from safetensors import safe_open
+
+    index = base / "model.safetensors.index.json"
+    found: dict[str, list[str]] = defaultdict(list)
+    if index.exists():
+        for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+            found[file].append(name)
+        return found
+    with safe_open(base / "model.safetensors", framework="pt") as tensors:
+        return {"model.safetensors": list(tensors.keys())}
+
+
+def wanted_names(model: Any, stored: set[str], base: Path) -> dict[str, Any]:
+    """Return the tensors of a model by the names under which they are stored, each once; tied ones have several names.
+
+    Raises:
+        TrainingStopped: a tensor is stored under none of its names, or a name belongs to none.
+    """
+    tensors = model.state_dict(keep_vars=True)
+    aliases: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        aliases[id(tensor)].append(name)
+    chosen = [next((name for name in names if name in stored), None) for names in aliases.values()]
+    missing = [names[0] for names, name in zip(aliases.values(), chosen, strict=True) if name is None]
+    ignored = [r"rotary_emb\.inv_freq", *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])]
+    strange = [name for name in stored - set(tensors) if not any(re.search(pattern, name) for pattern in ignored)]
+    refuse_names(base, missing, strange)
+    return {name: tensors[name] for name in chosen if name is not None}
+
+
+def refuse_names(base: Path, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Stop unless a model directory has the parameters that its configuration calls for, and no others."""
+    for names, what in ((missing, "lacks"), (unexpected, "has, and its configuration does not call for,")):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise TrainingStopped(
+                f"the base model in {base} {what} {shown}; is its config.json that of another model? Training would "
+                "begin with weights that nobody trained"
+            )
+
+
+def _fill_one(tensor: Any, stored: Any, where: str) -> None:
+    """Copy one stored tensor, or this worker's part of it, in."""
+    shape, part = list(stored.get_shape()), getattr(tensor, "ds_tensor", None)
+    expected = list(tensor.shape if part is None else tensor.ds_shape)
+    if shape != expected:
+        raise TrainingStopped(f"{where} is of shape {shape} and the model's configuration calls for {expected}")
+    if part is None:
+        tensor.copy_(stored[:])
+        return
+    rank = _partition_rank(tensor)
+    first = min(part.numel() * rank, tensor.ds_numel)
+    last = min(first + part.numel(), tensor.ds_numel)
+    part.zero_()  # its end may lie beyond the parameter's
+    for start, piece in pieces(stored, shape, first, last):
+        part.narrow(0, start - first, piece.numel()).copy_(piece)
+
+
+def pieces(stored: Any, shape: Sequence[int], first: int, last: int) -> Iterator[tuple[int, Any]]:
+    """Read the elements `first` to `last` - 1 of a tensor laid flat, whole rows at a time.
+
+    Yields:
+        The number of the first element of a piece, and the piece, flat.
+    """
+    row = 1
+    for size in shape[1:]:
+        row *= size
+    rows = max(1, PIECE_ELEMENTS // row)
+    for top in range(first // row, -(-last // row), rows):
+        bottom = min(top + rows, -(-last // row))
+        start, end = max(first, top * row), min(last, bottom * row)
+        yield start, stored[top:bottom].flatten()[start - top * row : end - top * row]
+
+
+def _partition_rank(parameter: Any) -> int:
+    """Return which of the parts of a partitioned parameter is this worker's."""
+    import torch.distributed as dist
+
+    return dist.get_rank(group=parameter.ds_process_group)
+
+
+def restore_rotary(model: Any) -> None:
+    """Compute rotary frequencies anew, in float32: `zero.Init` made them in the training dtype."""
+    for module in model.modules():
+        frequencies = module._buffers.get("inv_freq")
+        if frequencies is not None and hasattr(module, "config"):
+            fresh = type(module)(module.config).to(frequencies.device)
+            module._buffers.update(fresh._buffers)

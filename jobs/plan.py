@@ -1,0 +1,150 @@
+"""Say what a run takes before anything is started: memory, steps, hours and dollars, without a GPU or weights.
+
+    python -m jobs.plan configs/llama-7b.yaml
+    python -m jobs.plan configs/llama-65b.yaml plan.machine=H200 train.placement.workers=16
+    python -m jobs.plan configs/llama-7b.yaml --json
+
+Every assumption is printed with where it comes from. Where `<root>-pilot` holds a pilot (`python -m jobs.pipeline
+CONFIG pilot=0.001`), its rates are used. Exits 0, 1 where something does not fit, or 2 with an unusable configuration.
+"""
+
+import dataclasses
+import json
+import sys
+
+from rich.table import Table
+
+from humpback_ray.config import ConfigError, load
+from humpback_ray.plan import Measured, Plan, measured, plan
+from humpback_ray.plan.training import Step
+from humpback_ray.progress import duration
+from humpback_ray.rates import PlanConfig
+from humpback_ray.run import RunConfig, pilot_root
+from jobs.console import arguments, console, guarded, say
+
+PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "working", "buffers")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Plan CONFIG."""
+    found = arguments(argv, str(__doc__), {"json": "all of it as JSON, for machines"})
+
+    def work() -> int:
+        config = load(RunConfig, found.config, found.overrides)
+        try:
+            pilot = measured(config, pilot_root(config.root))
+        except OSError as error:
+            raise ConfigError(f"cannot look for a pilot in {pilot_root(config.root)}: {error}") from error
+        made = plan(config, pilot)
+        if found.json:
+            say(json.dumps(as_json(made), indent=1))
+        else:
+            show(made, config.plan, pilot)
+        return 1 if made.problems else 0
+
+    return guarded(work)
+
+
+def as_json(made: Plan) -> dict[str, object]:
+    """Return a plan as JSON values, totals and peaks included."""
+    values = dataclasses.asdict(made)
+    for training, written in zip(made.trainings, values["trainings"], strict=True):
+        written["step"]["memory"]["peak"] = training.step.memory.peak
+    return values | {"parameters": made.shape.parameters, "seconds": made.seconds, "dollars": made.dollars}
+
+
+def show(made: Plan, rates: PlanConfig, pilot: Measured | None) -> None:
+    """Print a plan."""
+    machine, row = rates.on(made.layout.gpu)
+    layout = made.layout
+    options = {"optimizer offloaded": layout.offload_optimizer, "weights offloaded": layout.offload_parameters,
+               "activation checkpointing": layout.checkpointing}  # fmt: skip
+    say(
+        f"{made.size}: {made.shape.parameters:,} parameters; training on {layout.workers} x {machine}, ZeRO "
+        f"{layout.stage}, {layout.dtype}, {layout.micro_batch_tokens:,} tokens per micro-batch"
+        + "".join(f", {name}" for name, on in options.items() if on)
+    )
+    if made.trainings:
+        step = made.trainings[-1].step
+        split = ", ".join(f"{name} {gb(getattr(step.memory, name))}" for name in PARTS)
+        host = f"; on the host {gb(step.memory.host)}" if step.memory.host else ""
+        say(f"memory of a worker: {split} (of logits and working what is more)")
+        say(
+            f"at the update {gb(step.memory.update)} in place of all but parameters and optimizer; peak "
+            f"{gb(step.memory.peak)} of {gb(rates.usable(row))} usable{host}: {'fits' if step.fits else 'DOES NOT FIT'}"
+        )
+    trainings(made)
+    counts(made, row.dollars_per_hour)
+    stages(made)
+    for field, value, source in made.sources:
+        say(f"  {field} = {short(value)}   ({source})", "dim")
+    if pilot is None:
+        say("no pilot: all rates are assumed; `python -m jobs.pipeline CONFIG pilot=0.001` measures them")
+    for problem in made.problems:
+        say(f"does not fit: {problem}", "red")
+
+
+def trainings(made: Plan) -> None:
+    """Print a line per fine-tune."""
+    out = Table("training", "examples", "batch", "steps", "tokens", "FLOPs", "s/step", "bound by")
+    for column in out.columns[1:7]:
+        column.justify = "right"
+    for one in made.trainings:
+        out.add_row(
+            one.model, f"{one.examples:,}", str(one.batch_examples), f"{one.steps:,}", f"{one.tokens / 1e6:.1f} M",
+            f"{one.flops:.1e}", f"{one.step.seconds:.2f}", bound(one.step),
+        )  # fmt: skip
+    console.print(out)
+
+
+def counts(made: Plan, dollars_per_hour: float) -> None:
+    """Print the last training's step for several numbers of workers, those worth a word marked."""
+    if not made.trainings:
+        return
+    last = made.trainings[-1]
+    names = {"configured": last.step, "smallest that fits": last.smallest, "sensible": last.sensible}
+    out = Table(f"{last.model} on", "memory", "fits", "compute s", "traffic s", "s/step", "$ per step", "")
+    for column in out.columns[:7]:
+        column.justify = "right"
+    for step in last.options:
+        marks = ", ".join(name for name, one in names.items() if one is not None and one.workers == step.workers)
+        dollars = step.worker_seconds * dollars_per_hour / 3600
+        out.add_row(
+            str(step.workers), gb(step.memory.peak), "yes" if step.fits else "no", f"{step.compute_s:.2f}",
+            f"{step.traffic_s:.2f}", f"{step.seconds:.2f}", f"{dollars:.3f}", marks,
+        )  # fmt: skip
+    console.print(out)
+
+
+def stages(made: Plan) -> None:
+    """Print a line per stage, and the total."""
+    out = Table("stage", "on", "rows", "tokens", "time", "dollars", "rate")
+    for column in out.columns[2:6]:
+        column.justify = "right"
+    for stage in made.stages:
+        out.add_row(
+            stage.name, f"{stage.devices:g} x {stage.machine}", f"{stage.rows:,}", f"{stage.tokens / 1e6:,.1f} M",
+            duration(stage.seconds), f"{stage.dollars:,.2f}", stage.source,
+        )  # fmt: skip
+    out.add_row("together", "", "", "", duration(made.seconds), f"{made.dollars:,.2f}", "")
+    console.print(out)
+
+
+def bound(step: Step) -> str:
+    """Say what a step waits for most."""
+    parts = {"compute": step.compute_s, "traffic": step.traffic_s, "update": step.update_s}
+    return max(parts, key=lambda name: parts[name])
+
+
+def gb(count: float) -> str:
+    """Write bytes as people read them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def short(value: object) -> str:
+    """Write an assumption's value."""
+    return f"{value:,.6g}" if isinstance(value, int | float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,7 +17,7 @@ from typing import Any
 
 PEAK_TFLOPS = {
     "A100": 312, "A10G": 70, "B200": 2250, "GH200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "H200": 989,
-    "L4": 121, "L40S": 362, "A6000": 155,
+    "L4": 121, "L40": 181, "L40S": 362, "A6000": 155,
 }  # fmt: skip
 """Dense bfloat16 TFLOP/s from NVIDIA's data sheets, by a part of the name that CUDA gives the device."""
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from humpback_ray.train.job import Provenance, TrainingStopped, TrainResult, met
 from humpback_ray.train.loop import Session, train
 from humpback_ray.train.reload import probe_prompt
 from humpback_ray.train.validation import split
+from tests.engines.tiny import make_tokenizer, save_model
 from tests.train.conftest import plain_loop
 from tests.train.workers import RECIPE, job
 
@@ -69,21 +71,27 @@ def test_the_losses_are_those_of_a_plain_loop_that_never_saw_the_held_out_pairs(
     assert [row.loss for row in result.metrics] == pytest.approx([loss for loss, _ in plain], rel=1e-5)
 
 
-def test_the_validation_loss_is_that_of_the_exported_model_on_the_held_out_pairs(
-    result: TrainResult, model: Any, pairs: tuple[str, ...]
-) -> None:
+def plain_loss(directory: Path, examples: Examples) -> float:
+    """The mean loss of an exported model over the output tokens of some examples."""
     import torch
     from torch.nn.functional import cross_entropy
+    from transformers import AutoModelForCausalLM
 
-    examples, total = held_out(pairs)[1], 0.0
+    model, total = AutoModelForCausalLM.from_pretrained(directory).eval(), 0.0
     for example in examples:
         ids, start = torch.tensor(example.ids, dtype=torch.long), example.loss_start
         with torch.no_grad():
             logits = model(ids[None]).logits[0]
         total += cross_entropy(logits[start - 1 : -1], ids[start:], reduction="sum").item()
+    return total / sum(example.output_tokens for example in examples)
+
+
+def test_the_validation_loss_is_that_of_the_exported_model_on_the_held_out_pairs(
+    result: TrainResult, home: Path, pairs: tuple[str, ...]
+) -> None:
     measured = {row.step: row.validation_loss for row in result.metrics if row.validation_loss is not None}
     assert list(measured) == [5, 10, 12]
-    assert measured[12] == pytest.approx(total / sum(example.output_tokens for example in examples), rel=1e-5)
+    assert measured[12] == pytest.approx(plain_loss(home / "model", held_out(pairs)[1]), rel=1e-5)
     assert measured[12] < measured[5]
 
 
@@ -161,11 +169,28 @@ def test_a_second_call_goes_on_from_the_checkpoint_and_has_every_step_once(
     assert [row["validation_loss"] for row in rows if row["validation_loss"]] == pytest.approx(measured, rel=1e-5)
 
 
-def test_dropout_acts(result: TrainResult, base: Path, pairs: tuple[str, ...], tmp_path: Path) -> None:
-    this = job(base, pairs, tmp_path / "model", validation_share=SHARE, dropout=0.5, steps={"m0": 2})
+def test_dropout_acts_in_every_step_and_in_no_validation(pairs: tuple[str, ...], tmp_path: Path) -> None:
+    """On a model whose attention matters: the toy's is nearly the mean of what it reads."""
+    base = save_model(tmp_path / "base")
+    undropped = job(
+        base, pairs, tmp_path / "undropped", validation_share=SHARE, validate_every_steps=1, steps={"m0": 2}
+    )
+    this = replace(
+        undropped,
+        export_uri=str(tmp_path / "model"),
+        recipe=undropped.recipe.model_copy(update={"dropout": 0.5}),
+    )
+    plain = train(undropped, PLACEMENT, Session.alone(str(tmp_path / "plain"))).metrics
     dropped = train(this, PLACEMENT, Session.alone(str(tmp_path / "checkpoints")))
     assert dropped.dropouts == ["attention_dropout"]
-    assert abs(dropped.metrics[0].loss - result.metrics[0].loss) > 1e-5
+    first, last = dropped.metrics
+    assert abs(first.loss - plain[0].loss) > 1e-2
+    found = plain_loss(tmp_path / "model", held_out(pairs)[1], make_tokenizer(bos=True))
+    assert last.validation_loss == pytest.approx(found, rel=1e-5)
+    seldom = this.recipe.model_copy(update={"validate_every_steps": 100})
+    other = replace(this, export_uri=str(tmp_path / "other"), recipe=seldom)
+    seldom_validated = train(other, PLACEMENT, Session.alone(str(tmp_path / "others"))).metrics
+    assert [row.loss for row in seldom_validated] == [first.loss, last.loss]
 
 
 def test_a_share_that_holds_out_nothing_is_said_so(base: Path, pairs: tuple[str, ...], tmp_path: Path) -> None:

@@ -106,8 +106,8 @@ def _play(scenario: Scenario, told: Any) -> None:
 def drain(cluster: Any, node: Any) -> None:
     """Do what an autoscaler and a cloud do: say that a node will be taken back in five seconds, and take it."""
     import ray
-    from ray._raylet import GcsClient
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # pyright: ignore[reportAttributeAccessIssue]
 
     client = GcsClient(address=ray.get_runtime_context().gcs_address)
     deadline_ms = int((time.time() + 5) * 1000)

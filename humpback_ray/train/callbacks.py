@@ -5,12 +5,12 @@ import time
 from typing import Any
 
 from humpback_ray.train import checkpoints
-from humpback_ray.train.notices import ask, catch_termination
+from humpback_ray.train.notices import ask, at_work, catch_termination
 
 STORED_WITHIN_S = 300.0
 """How long growing waits for the checkpoint that it asks for; then it goes by an older one."""
 
-ANSWER_WITHIN_S = 5.0
+COUNTED_WITHIN_S = 5.0
 
 
 def callbacks(uri: str) -> list[Any]:
@@ -33,13 +33,13 @@ def callbacks(uri: str) -> list[Any]:
 
         def before_worker_group_shutdown(self, worker_group: Any) -> None:
             status = worker_group.get_latest_poll_status()
-            if status is None or not at_work(status):
+            if status is None or status.errors or status.finished or status.get_preemption_info():
                 return
             with contextlib.suppress(RayError):
                 before, deadline = next(checkpoints.complete(uri), None), time.monotonic() + STORED_WITHIN_S
                 worker_group.execute(ask)
                 while next(checkpoints.complete(uri), None) == before and time.monotonic() < deadline:
-                    if not at_work(worker_group.poll_status(timeout=ANSWER_WITHIN_S)):
+                    if not all(worker_group.execute(at_work)):
                         return
                     time.sleep(0.5)
 
@@ -49,11 +49,6 @@ def callbacks(uri: str) -> list[Any]:
         def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
             with contextlib.suppress(RayError):
                 count = get_or_create_autoscaling_coordinator().get_reserved_resources.remote("", recompute=True)
-                ray.get(count, timeout=ANSWER_WITHIN_S)
+                ray.get(count, timeout=COUNTED_WITHIN_S)
 
     return [Terminations(), Resizes(), Losses()]
-
-
-def at_work(status: Any) -> bool:
-    """Tell whether workers train on, by what Ray Train's last look at them has found."""
-    return not (status.errors or status.finished or status.get_preemption_info())

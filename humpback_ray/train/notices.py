@@ -39,6 +39,13 @@ def ask() -> None:
     _ASKED.set()
 
 
+def at_work() -> bool:
+    """Tell whether this worker still trains."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().execution_context.training_thread_runner.is_running()
+
+
 def catch_termination() -> None:
     """Let the first SIGTERM to this process ask for a checkpoint, and restore what a SIGTERM does."""
     before = signal.getsignal(signal.SIGTERM)

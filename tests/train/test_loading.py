@@ -92,7 +92,7 @@ def test_no_worker_ever_holds_the_model_and_every_parameter_is_the_files(tmp_pat
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert not found["differ"]
-        assert found["size"] / 2 < found["highest"] < 0.65 * found["size"]
+        assert found["size"] / 2 < found["highest"] < 0.8 * found["size"]
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (35,), (7, 5, 1), (2, 3, 4)])
@@ -168,7 +168,7 @@ def test_layouts_agree_and_other_weights_than_the_configurations_are_refused(
         for stage in (3,) if change in ("shape", "known leftover") else (2, 3):
             name = f"{change}-{stage}"
             placement = TrainPlacement.model_validate({"workers": 2, "zero_stage": stage})
-            cases.append(Case(name, job(other, pairs, tmp_path / name), placement))
+            cases.append(Case(name, job(other, pairs, tmp_path / name, steps=STEPS), placement))
     found = run(cases, 2, tmp_path / "run")
     expected = [loss for loss, _ in plain_loop(base, pairs, RECIPE.model_copy(update={"steps": STEPS}))]
     for name in [*layouts, "known leftover-3"]:

@@ -83,7 +83,9 @@ def _play(scenario: Scenario, told: Any) -> None:
         target=lambda: results.append(launch(scenario.job, scenario.placement, ATTEMPT, str(scenario.storage)))
     )
     try:
-        ray.init(address=cluster.address, log_to_driver=False)
+        # Ray Train asks the cluster that it finds first whether its controller lives, which may be another one's.
+        here = {"env_vars": {"RAY_ADDRESS": cluster.address}}
+        ray.init(address=cluster.address, log_to_driver=False, runtime_env=here)
         thread.start()
         reached = _followed(scenario.storage / ATTEMPT / PROGRESS, thread.is_alive)
         at = []

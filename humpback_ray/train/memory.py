@@ -176,7 +176,7 @@ def _update(shape: Shape, layout: Layout, owned: int) -> int:
     if layout.stage == 0:
         return whole + (FP32 * min(shape.parameters, ALL_REDUCE_ELEMENTS) if layout.workers > 1 else 0)
     if layout.stage == 3:
-        return part + FP32 * min(owned, SUB_GROUP_ELEMENTS)
+        return part + FP32 * min(owned, SUB_GROUP_ELEMENTS) + _buckets(layout)
     if layout.dtype == "bfloat16":
         return _gradients(shape, layout, owned)[0]
     return whole + _buckets(layout) + part if layout.stage == 1 else 2 * part

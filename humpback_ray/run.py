@@ -128,7 +128,8 @@ class RunConfig(Config):
 PLACED = (
     (r"sample/(web|base|check)", "sample", "placement"), (r"seed", "seed", "placement"),
     (r"segments", "corpus", "placement"), (r"corpus", "corpus", "duplicates_placement"),
-    (r"models/.+", "train", "placement"), (r"candidates", "augment", "placement"),
+    (r"tokens/.+|round-\d+/tokens", "train", "tokens_placement"), (r"models/.+", "train", "placement"),
+    (r"candidates", "augment", "placement"),
     (r"canaries|round-\d+/curated", "curate", "select_placement"),
     (r"sample/ratings|prescores|round-\d+/(pre|canary-)?scores", "curate", "placement"),
     (r"round-\d+/rewritten", "rewrite", "placement"),

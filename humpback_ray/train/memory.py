@@ -87,14 +87,8 @@ class Memory:
         return self.parameters + self.optimizer + max(step, self.update)
 
 
-def memory(shape: Shape, layout: Layout, logits_tokens: int | None = None) -> Memory:
-    """Return what one worker holds.
-
-    Args:
-        shape: the model.
-        layout: how it is spread.
-        logits_tokens: positions of a micro-batch whose logits are made; None: all.
-    """
+def memory(shape: Shape, layout: Layout) -> Memory:
+    """Return what one worker holds of a model."""
     owned = -(-shape.parameters // layout.workers)
     optimizer = MOMENTS * shape.parameters if layout.stage == 0 else (MOMENTS + FP32) * owned
     moved = optimizer if layout.offload_optimizer else 0
@@ -106,7 +100,7 @@ def memory(shape: Shape, layout: Layout, logits_tokens: int | None = None) -> Me
         gradients=gradients,
         optimizer=optimizer - moved,
         activations=activations(shape, layout),
-        logits=logits(shape, layout, logits_tokens),
+        logits=logits(shape, layout),
         working=_working(shape, layout),
         buffers=_buffers(shape, layout),
         update=_update(shape, layout, owned),
@@ -216,11 +210,11 @@ LOGITS_AT_ONCE = 1 << 26
 """Logits of which the loop takes the loss at once, in float32; of more, some rows at a time."""
 
 
-def logits(shape: Shape, layout: Layout, tokens: int | None = None) -> int:
-    """Return the most bytes that logits and loss hold.
+def logits(shape: Shape, layout: Layout) -> int:
+    """Return the most bytes that logits and loss hold, as if every token carried loss.
 
     In float32 log-probabilities and two gradients, of as many as the loss takes at once; where that is not all, all of
     them and their gradient in the training dtype.
     """
-    count = shape.vocabulary * (layout.micro_batch_tokens if tokens is None else tokens)
+    count = shape.vocabulary * layout.micro_batch_tokens
     return 3 * FP32 * min(count, LOGITS_AT_ONCE) + (2 * layout.element * count if count > LOGITS_AT_ONCE else 0)

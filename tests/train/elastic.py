@@ -90,7 +90,7 @@ def _play(scenario: Scenario, told: Any) -> None:
         reached = _followed(scenario.storage / ATTEMPT / PROGRESS, thread.is_alive)
         at = []
         for event in scenario.events:
-            wait_for(lambda: reached[-1].step >= event.step, thread.is_alive)  # noqa: B023
+            wait_for(lambda: reached[-1].step >= event.step, thread.is_alive, 300)  # noqa: B023
             if event.kind != "warn":
                 wait_for(lambda: next(checkpoints.complete(str(scenario.storage)), None), thread.is_alive)
             at.append(time.monotonic())

@@ -62,6 +62,8 @@ bench-inference: .venv/installed .venv-vllm/installed
 
 bench-train: .venv-bench/installed
 	HF_HUB_OFFLINE=1 .venv-bench/bin/python -m tests.benchmarks.training
+	$(BIN)/python -m tests.benchmarks.memory
+	$(BIN)/python -m tests.benchmarks.interruptions
 
 clean:
 	rm -rf .venv .venv-vllm .venv-bench out build

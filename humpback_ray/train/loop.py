@@ -21,7 +21,7 @@ import secrets
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -30,7 +30,7 @@ from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.records import seed_of
 from humpback_ray.train import checkpoints, fragments, lora, losses, metrics, validation, zero
-from humpback_ray.train.attention import Layout, logits_of
+from humpback_ray.train.attention import Layout
 from humpback_ray.train.attention import prepare as prepare_attention
 from humpback_ray.train.card import model_card
 from humpback_ray.train.examples import Example, Examples, read_examples
@@ -43,9 +43,6 @@ from humpback_ray.train.schedule import Schedule, schedule
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
-
-LOGITS_AT_ONCE = 1 << 26
-"""Logits of which the loss is taken at once: 256 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -373,7 +370,7 @@ def optimize(run: Run, batch: list[Example], step: int, rate: float) -> Update:
     for turn, places in enumerate(share, start=1):
         last = turn == len(share)
         engine.set_gradient_accumulation_boundary(last)
-        loss = summed_loss(engine, [batch[place] for place in places], run.layout, engine.device)
+        loss = losses.summed_loss(engine, [batch[place] for place in places], run.layout, engine.device)
         total[0] += loss.detach()
         if last:
             dist.all_reduce(total)
@@ -410,32 +407,7 @@ def validate(run: Run) -> float:
     engine.eval()
     with torch.no_grad():
         for places in shares[session.rank]:
-            total += summed_loss(engine, [run.held_out[place] for place in places], run.layout, engine.device)
+            total += losses.summed_loss(engine, [run.held_out[place] for place in places], run.layout, engine.device)
     engine.train()
     dist.all_reduce(total)
     return total.item() / sum(example.output_tokens for example in run.held_out)
-
-
-def summed_loss(model: Any, examples: Sequence[Example], layout: Layout, device: Any) -> Any:
-    """Sum the cross-entropy over a micro-batch's output tokens, float32 scalar; 0 (with a graph) if it is empty."""
-    logits, targets = logits_of(model, examples, layout, device)
-    return summed_cross_entropy(logits, targets) if examples else logits.float().sum() * 0.0
-
-
-def summed_cross_entropy(logits: Any, targets: Any, at_once: int = LOGITS_AT_ONCE) -> Any:
-    """Sum the cross-entropy of logits [N, V] and targets [N] in float32.
-
-    Logits become float32 a few rows at a time, and once more in the backward pass: a vocabulary of 128,000 would take
-    two gigabytes for 4,096 tokens, several times over.
-    """
-    from torch.nn.functional import cross_entropy
-    from torch.utils.checkpoint import checkpoint
-
-    def part(some: Any, wanted: Any) -> Any:
-        return cross_entropy(some.float(), wanted, reduction="sum")
-
-    if logits.numel() <= at_once:
-        return part(logits, targets)
-    rows = max(at_once // logits.shape[1], 1)
-    parts = zip(logits.split(rows), targets.split(rows), strict=True)
-    return sum(checkpoint(part, some, wanted, use_reentrant=False) for some, wanted in parts)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from humpback_ray.placement import TrainPlacement
+from humpback_ray.train.losses import LOGITS_AT_ONCE
 from humpback_ray.train.recipe import TrainRecipe
 from humpback_ray.train.sizes import Shape
 from humpback_ray.train.zero import BUCKET_ELEMENTS, LIVE_ELEMENTS, PERSISTENT_ELEMENTS, SUB_GROUP_ELEMENTS, stage_of
@@ -204,10 +205,6 @@ def layer_activations(shape: Shape, element: int) -> int:
 def norm_activations(width: int, element: int) -> int:
     """Return what transformers' RMS norm keeps per token: its input in float32, and the normalised values."""
     return FP32 * width + element * width
-
-
-LOGITS_AT_ONCE = 1 << 26
-"""Logits of which the loop takes the loss at once, in float32; of more, some rows at a time."""
 
 
 def logits(shape: Shape, layout: Layout) -> int:

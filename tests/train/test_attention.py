@@ -10,7 +10,7 @@ import pytest
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.attention import can_pack, logits_of, prepare
 from humpback_ray.train.examples import Example
-from humpback_ray.train.loop import summed_cross_entropy, summed_loss
+from humpback_ray.train.losses import summed_cross_entropy, summed_loss
 
 VOCABULARY = 64
 SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}

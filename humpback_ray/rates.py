@@ -67,7 +67,7 @@ MACHINES: Mapping[str, Machine] = {
     ),
 }  # fmt: skip
 """Vendors' data sheets (SXM modules); nodes as on AWS: p4de (400 Gb/s), p5 and p5en (3,200 Gb/s), g6e.12xlarge
-(100 Gb/s, PCIe), and a core of a general-purpose instance. Prices are about what is listed on demand, and differ."""
+(100 Gb/s, PCIe), and a core of a general-purpose instance. Prices are assumed, of the size that on-demand ones have."""
 
 
 class PlanConfig(Config):

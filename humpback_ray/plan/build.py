@@ -244,9 +244,10 @@ class _Planner:
             said = " ".join((info.description or "").split())
             listed.append((field, getattr(self.rates, field), "the configuration" if field in given else said))
         for name in dict.fromkeys((self.rates.machine, "cpu")):
-            own = name in self.rates.machines
             for field, value in self.rates.known[name].model_dump().items():
-                listed.append((f"{name}.{field}", value, "the configuration" if own else "data sheet, list price"))
+                source = "Assumed; set yours." if name == "cpu" or field == "dollars_per_hour" else "The data sheet's."
+                own = name in self.rates.machines
+                listed.append((f"{name}.{field}", value, "the configuration" if own else source))
         return [*listed, *(self.measured.said() if self.measured else [])]
 
 

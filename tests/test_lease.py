@@ -1,7 +1,9 @@
 """One driver at a time, a dead one is replaced, an overtaken one may not publish, a commit is published once."""
 
+import contextlib
 import functools
 import json
+import shutil
 import signal
 import threading
 import time
@@ -149,7 +151,10 @@ def overtake(path: Path) -> None:
 def outage(path: Path) -> None:
     """Let nothing be written under a lease for longer than a beat may stand still."""
     (path / "lease").rename(path / "away")
-    (path / "lease").write_text("in the way")
+    while not (path / "lease").is_file():
+        with contextlib.suppress(IsADirectoryError):  # a beat has just made the directory anew
+            (path / "lease").write_text("in the way")
+        shutil.rmtree(path / "lease", ignore_errors=True)
     time.sleep(1.5)
     (path / "lease").unlink()
     (path / "away").rename(path / "lease")

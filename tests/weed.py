@@ -18,9 +18,17 @@ PORTS = ("master.port", "volume.port", "filer.port", "s3.port")
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port that is free now."""
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that are free now, all different."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 @contextlib.contextmanager
@@ -28,16 +36,8 @@ def serving(folder: Path) -> Iterator[dict[str, str]]:
     """Run a server that keeps its data in a folder; yields its address and keys as environment variables."""
     identity = {"name": "tester", "credentials": [KEYS], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    ports = {name: free_port() for name in PORTS}
-    command = [_binary(), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
-    command += [f"-{name}={port}" for name, port in ports.items()] + [f"-{name}.grpc={free_port()}" for name in PORTS]
-    command += [f"-s3.config={folder}/s3.json", "-volume.max=100", "-master.volumeSizeLimitMB=256"]
-    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]  # fixed ports, and a call abroad
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+    server, endpoint = _started(folder)
     try:
-        _wait_for(endpoint, server, folder / "log")
         yield {
             "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": KEYS["accessKey"],
             "AWS_SECRET_ACCESS_KEY": KEYS["secretKey"], "AWS_DEFAULT_REGION": "us-east-1",
@@ -46,6 +46,28 @@ def serving(folder: Path) -> Iterator[dict[str, str]]:
     finally:
         server.kill()
         server.wait(20)
+
+
+def _started(folder: Path, tries: int = 5) -> tuple["subprocess.Popen[bytes]", str]:
+    """Start a server; another time where somebody took one of its ports before it did."""
+    names = [*PORTS, *(f"{name}.grpc" for name in PORTS)]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    command = [_binary(), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
+    command += [f"-{name}={port}" for name, port in ports.items()]
+    command += [f"-s3.config={folder}/s3.json", "-volume.max=100", "-master.volumeSizeLimitMB=256"]
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]  # fixed ports, and a call abroad
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+    try:
+        _wait_for(endpoint, server, folder / "log")
+    except AssertionError:
+        server.kill()
+        server.wait(20)
+        if tries == 1 or "address already in use" not in (folder / "log").read_text():
+            raise
+        return _started(folder, tries - 1)
+    return server, endpoint
 
 
 def create_bucket(variables: Mapping[str, str], name: str) -> None:

@@ -191,11 +191,11 @@ def activations(shape: Shape, layout: Layout) -> int:
 def layer_activations(shape: Shape, element: int) -> int:
     """Return the bytes that one layer keeps per token, with an attention that keeps no matrix of scores.
 
-    Both norms, their outputs (inputs of the products); queries, keys, values, what attention gives and its
-    log-sum-exp per head; of the feed-forward network gate, its activation, up and their product.
+    Both norms, their outputs (inputs of the products); queries, keys, values, what attention gives (example by example,
+    and together) and its log-sum-exp per head; of the feed-forward network gate, its activation, up and their product.
     """
     queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
-    attention = element * (2 * queries + 2 * keys) + FP32 * shape.heads
+    attention = element * (3 * queries + 2 * keys) + FP32 * shape.heads
     if shape.qk_norm:
         attention += norm_activations(queries, element) + norm_activations(keys, element)
     norms = 2 * (norm_activations(shape.hidden, element) + element * shape.hidden)

@@ -190,7 +190,8 @@ def test_work_in_a_scripts_background_is_interrupted_too(tmp_path: Path) -> None
     def work() -> None:
         with lease(tmp_path, "first"):
             overtake(tmp_path)
-            time.sleep(30)
+            for _ in range(300):
+                time.sleep(0.1)
             pytest.fail("it was not interrupted")
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -65,7 +65,7 @@ class Expected:
             answered = config.evaluate.recipe.inputs or config.sample
             asked = Work(self.instruction, rates.answer_tokens)
             return (rates.prompts, asked, placement, dtype_of(config.evaluate)) if answered else None
-        if name == "sample/ratings":
+        if not name.endswith("scores"):
             return None
         rows = self.rated
         if isinstance(scorer, Chained):

@@ -21,6 +21,7 @@ from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import TaskPlacement
 from humpback_ray.records import PAIR, SEGMENT
 from humpback_ray.stage import Place, Stage, TableWriter, read_manifest
+from tests.train.conftest import make_tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -36,6 +37,7 @@ def prepare(folder: Path, rows: int) -> Path:
         model.leased(write_model)
     (folder / "base").mkdir()
     (folder / "base/config.json").write_text("{}")
+    make_tokenizer().save_pretrained(folder / "base")  # for the judge that canaries are shown to
     (folder / "base/model.safetensors").write_bytes(b"\0" * 8)
     names = ("seed", "corpus", "models/backward", "models/m0")
     config = {

@@ -144,4 +144,4 @@ def _followed(progress: Path, alive: Callable[[], bool]) -> list[Seen]:
 def _gap_s(reached: Sequence[Seen], since: float, until: float) -> float:
     """Return the longest time without a new step that ended between two moments."""
     pairs = itertools.pairwise(seen.when for seen in reached)
-    return max(later - earlier for earlier, later in pairs if since <= later <= until)
+    return max((later - earlier for earlier, later in pairs if since <= later <= until), default=0.0)

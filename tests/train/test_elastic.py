@@ -10,7 +10,7 @@ from tests.train import workers
 from tests.train.elastic import Event, Scenario, play
 from tests.train.workers import Case, job
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(400)]
 
 PLACEMENT = TrainPlacement(workers=(1, 2), resize_every_s=1, keep_checkpoints=99, max_failures=1)
 
@@ -37,7 +37,6 @@ def test_a_run_of_two_is_warned_loses_a_node_and_ends_alone_as_if_undisturbed(
     assert made["checkpoints"] == [made["resumed_from"]], "the warning, and nothing else, should have made one"
 
 
-@pytest.mark.chaos
 def test_a_new_node_makes_the_run_larger_and_a_drained_one_is_no_failure(
     base: Path, pairs: tuple[str, ...], tmp_path: Path
 ) -> None:

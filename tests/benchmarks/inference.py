@@ -356,16 +356,16 @@ PARTS: dict[str, Callable[[int, int], None]] = {
 }  # fmt: skip
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS)[:-1])
+def main(description: str, parts: dict[str, Callable[[int, int], None]], default: Sequence[str]) -> None:
+    """Measure the parts that the command line names, and print."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], default=list(default))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cpus", type=int, default=2)
     arguments = parser.parse_args()
     for part in arguments.parts:
-        PARTS[part](arguments.rounds, arguments.cpus)
+        parts[part](arguments.rounds, arguments.cpus)
 
 
 if __name__ == "__main__":
-    main()
+    main(str(__doc__), PARTS, list(PARTS)[:-1])

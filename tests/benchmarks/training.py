@@ -15,7 +15,6 @@ Rivals take turns in one call, each in a process of its own that waits meanwhile
 of a ratio taken within a round.
 """
 
-import argparse
 import contextlib
 import itertools
 import multiprocessing
@@ -39,7 +38,7 @@ from humpback_ray.seed import SeedRecipe, seed_file
 from humpback_ray.train.examples import Examples, read_examples
 from humpback_ray.train.recipe import TrainRecipe
 from humpback_ray.train.tokens import tokenise
-from tests.benchmarks.inference import SHAPES, Material, line, save_llama
+from tests.benchmarks.inference import SHAPES, Material, line, main, save_llama
 from tests.train.conftest import plain_loop
 from tests.train.workers import Case, job, run
 
@@ -321,16 +320,5 @@ def exact(rounds: int, cpus: int) -> None:
 PARTS: dict[str, Callable[[int, int], None]] = {"speed": speed, "exact": exact}
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cpus", type=int, default=2)
-    arguments = parser.parse_args()
-    for part in arguments.parts:
-        PARTS[part](arguments.rounds, arguments.cpus)
-
-
 if __name__ == "__main__":
-    main()
+    main(str(__doc__), PARTS, list(PARTS))

@@ -1,6 +1,7 @@
 """A fine-tune on a cluster of its own, in a process of its own, while nodes come and go and workers are killed."""
 
 import contextlib
+import functools
 import itertools
 import json
 import multiprocessing
@@ -25,10 +26,11 @@ ATTEMPT = "0001"
 
 @dataclass(frozen=True)
 class Event:
-    """What happens once a step is reached: to one of the workers, or to a node."""
+    """What happens once a step is reached, by so many workers: to one of them, or to a node."""
 
     kind: Literal["kill", "warn", "lose", "join", "drain"]
     step: int
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def _play(scenario: Scenario, told: Any) -> None:
         reached = _followed(scenario.storage / ATTEMPT / PROGRESS, thread.is_alive)
         at = []
         for event in scenario.events:
-            wait_for(lambda: reached[-1].step >= event.step, thread.is_alive, 300)  # noqa: B023
+            wait_for(functools.partial(_due, event, reached), thread.is_alive, 300)
             if event.kind != "warn":
                 wait_for(lambda: next(checkpoints.complete(str(scenario.storage)), None), thread.is_alive)
             at.append(time.monotonic())
@@ -123,6 +125,10 @@ class Seen(NamedTuple):
     step: int
     workers: int
     when: float
+
+
+def _due(event: Event, reached: Sequence[Seen]) -> bool:
+    return reached[-1].step >= event.step and reached[-1].workers >= event.workers
 
 
 def _followed(progress: Path, alive: Callable[[], bool]) -> list[Seen]:

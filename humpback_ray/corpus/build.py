@@ -4,6 +4,7 @@
 segment: kept again, or dropped as a duplicate.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -18,7 +19,6 @@ from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.records import SEGMENT, record_id
 from humpback_ray.stage import Place, Stage, StageFailed, TableWriter, short
-from humpback_ray.storage import InputFile
 
 
 class DuplicatesRecipe(Config):
@@ -73,13 +73,13 @@ def sampled(config: CorpusConfig, files: Inventory, share: float) -> tuple[Corpu
     then the share that is wanted, so one large file is enough for a small pilot.
     """
     order = sorted(files.files, key=lambda file: record_id("pilot", file.name))
-    wanted, taken = share * sum(file.bytes for file in order), list[InputFile]()
-    while order and (not taken or sum(file.bytes for file in taken) < wanted):
-        taken.append(order.pop(0))
-    documents = min(1.0, wanted / max(sum(file.bytes for file in taken), 1))
+    wanted = share * sum(file.bytes for file in order)
+    before = itertools.accumulate((file.bytes for file in order), initial=0)
+    taken = {file.name: file.bytes for file, held in zip(order, before, strict=False) if held < wanted or not held}
+    documents = min(1.0, wanted / max(sum(taken.values()), 1))
     segments = config.recipe.segments.model_copy(update={"sample_share": documents})
     recipe = config.recipe.model_copy(update={"segments": segments})
-    chosen = Inventory(tuple(file for file in files.files if file in taken))
+    chosen = Inventory(tuple(file for file in files.files if file.name in taken))
     return config.model_copy(update={"recipe": recipe}), chosen
 
 

@@ -6,30 +6,28 @@ divided by their number, whatever the number of workers, the packing or the accu
 losses agree to about 1e-6. Dropout masks are seeded by (seed, step, rank), so that a resumed run draws the same ones.
 
 A checkpoint is due every so many steps or minutes, or when a worker hears that it is about to be taken away. All
-workers must save after the same step, so they tell each other in the reduction that sums the loss. That sum is known
+workers must save after the same step, so they tell each other when they add up the loss. That sum is known
 before the last backward pass: a step with a bad loss is not applied, and the run stops or goes on by the recipe.
 
 The loop knows nothing of Ray: a `Session` says which worker it is and where checkpoints and progress go. A single
 worker needs no launcher either: `train(job, placement, Session.alone("checkpoints"))` is all there is to it.
 """
 
-import contextlib
 import json
 import logging
 import math
 import secrets
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.records import seed_of
-from humpback_ray.train import checkpoints, fragments, lora, losses, metrics, validation, zero
+from humpback_ray.train import checkpoints, fragments, group, lora, losses, metrics, validation, zero
 from humpback_ray.train.attention import Layout
 from humpback_ray.train.attention import prepare as prepare_attention
 from humpback_ray.train.card import model_card
@@ -39,8 +37,6 @@ from humpback_ray.train.job import StepMetrics, TrainingStopped, TrainJob, Train
 from humpback_ray.train.packing import computed_tokens, pack
 from humpback_ray.train.saver import Saver
 from humpback_ray.train.schedule import Schedule, schedule
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -101,13 +97,17 @@ class Update(NamedTuple):
     """What came of one step's forward and backward passes."""
 
     loss: float
-    gradient_norm: float
     asked: bool
     """A worker wants a checkpoint."""
     computed_tokens: int
     """By all workers, padding included."""
+    waited_s: float
+    """For the batch, by the worker that waited longest."""
+    memory_bytes: int
+    """Of the worker with most."""
     problem: str | None
     """Why it was not applied."""
+    gradient_norm: float = math.nan
 
 
 def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainResult:
@@ -118,24 +118,8 @@ def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainRe
     Raises:
         TrainingStopped: on every worker alike, where trying again would not help.
     """
-    with joined(session.workers, gpu=placement.gpus_per_worker > 0):
+    with group.joined(session.workers, gpu=placement.gpus_per_worker > 0):
         return trained(job, placement, session)
-
-
-@contextlib.contextmanager
-def joined(workers: int, gpu: bool) -> Iterator[None]:
-    """Start torch.distributed for a single worker where nobody has, and give it what a launcher would."""
-    import torch.distributed as dist
-    from accelerate.utils import patch_environment
-
-    if workers > 1 and not dist.is_initialized():
-        raise RuntimeError(f"torch.distributed is not up, and {workers} workers cannot train without it (see fit.py)")
-    if not dist.is_initialized():
-        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-        dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=0, world_size=1)
-    with warnings.catch_warnings(), patch_environment(**({"local_rank": 0} if workers == 1 else {})):
-        warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)  # DeepSpeed's calls
-        yield
 
 
 def trained(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainResult:
@@ -199,13 +183,13 @@ def prepare(
     lora.attach(model, job.recipe)
     sizes = zero.parameter_count(model), zero.parameter_count(model, trainable=True)
     width_bytes = 2 if job.recipe.dtype == "bfloat16" else 4
-    agree(lacking_room(job.export_uri, sizes[0] * width_bytes) if session.rank == 0 else None)
+    group.agree(lacking_room(job.export_uri, sizes[0] * width_bytes) if session.rank == 0 else None)
     engine = zero.start_engine(model, config, gpu=placement.gpus_per_worker > 0)
     meter = metrics.make_meter(model.config, *sizes, engine.device, job.recipe.dtype)
     identity = job.identity() | {
         "examples": examples.digest(),
     }
-    start = chosen(session.rank, lambda: secrets.token_hex(3))
+    start = group.chosen(session.rank, lambda: secrets.token_hex(3))
     saver = Saver(storage.join(session.checkpoints, session.attempt), session.rank, placement.keep_checkpoints)
     run = Run(
         job, placement, session, plan, examples, held_out, engine, layout, meter, tokenizer, identity, start, saver
@@ -221,11 +205,11 @@ def resume(run: Run) -> None:
     if source is None:
         return
     run.history = checkpoints.read_state(source.uri, run.identity)
-    agree(source.problem())
+    group.agree(source.problem())
     updates = sum(not row.skipped for row in run.history)
     if updates:
         fragments.start_optimizer(run.engine, updates)
-    agree(source.fill(fragments.held(run.engine)))
+    group.agree(source.fill(fragments.held(run.engine)))
     fragments.publish(run.engine)
     run.resumed_from = len(run.history)
     if run.session.rank == 0:
@@ -237,38 +221,13 @@ def resume(run: Run) -> None:
 def found(run: Run) -> checkpoints.Fetched | None:
     """Return the newest checkpoint, once every worker has what it needs of it on its machine."""
     held = fragments.held(run.engine)
-    while uri := chosen(run.session.rank, lambda: checkpoints.newest(run.session.checkpoints)):
+    while uri := group.chosen(run.session.rank, lambda: checkpoints.newest(run.session.checkpoints)):
         source = checkpoints.fetch(uri, held)
-        if all(gathered(source is not None)):
+        if all(group.gathered(source is not None)):
             return source
         if source is not None:
             source.forget()
     return None
-
-
-def chosen(rank: int, choose: Callable[[], T]) -> T:
-    """Let rank 0 choose, and tell every worker."""
-    import torch.distributed as dist
-
-    choice: list[Any] = [choose() if rank == 0 else None]
-    dist.broadcast_object_list(choice)
-    return choice[0]
-
-
-def agree(problem: str | None) -> None:
-    """Stop every worker if one of them has a problem; alone it would leave the others waiting."""
-    problems = [text for text in gathered(problem) if text]
-    if problems:
-        raise TrainingStopped(problems[0])
-
-
-def gathered(value: T) -> list[T]:
-    """Return every worker's value, by rank."""
-    import torch.distributed as dist
-
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def save(run: Run) -> None:
@@ -292,13 +251,11 @@ def advance(run: Run, step: int) -> bool:
     """Take one optimizer step and note its metrics; return whether a worker wants a checkpoint."""
     began = time.monotonic()
     batch = [run.examples[index] for index in run.schedule.batch(step)]
-    waited = time.monotonic() - began
+    waited_s = time.monotonic() - began
     rate = run.schedule.rate(step)
-    update = optimize(run, batch, step, rate)
+    update = optimize(run, batch, step, rate, waited_s)
     seconds = time.monotonic() - began
     lengths = [example.length for example in batch]
-    device = run.engine.device
-    memory, waited = metrics.most([metrics.memory_bytes(device), waited], device)
     row = StepMetrics(
         step=step,
         loss=update.loss,
@@ -309,9 +266,9 @@ def advance(run: Run, step: int) -> bool:
         seconds=seconds,
         skipped=update.problem is not None,
         mfu=run.meter.mfu(lengths, seconds),
-        memory_bytes=int(memory),
+        memory_bytes=update.memory_bytes,
         padding_share=1 - sum(lengths) / update.computed_tokens,
-        data_s=waited,
+        data_s=update.waited_s,
     )
     if update.problem is not None:
         refuse(run, row, batch, update.problem)
@@ -350,37 +307,47 @@ def refuse(run: Run, row: StepMetrics, batch: list[Example], problem: str) -> No
         logger.warning("%s; it is skipped", said)
 
 
-def optimize(run: Run, batch: list[Example], step: int, rate: float) -> Update:
+def optimize(run: Run, batch: list[Example], step: int, rate: float, waited_s: float) -> Update:
     """Run this worker's micro-batches and one update, unless the global batch's mean loss or gradient forbids it."""
     import torch
-    import torch.distributed as dist
 
     engine, session = run.engine, run.session
     torch.manual_seed(seed_of("dropout", run.schedule.seed, step, session.rank))
-    for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+    for parameters in engine.optimizer.param_groups:
+        parameters["lr"] = rate
     lengths = [example.length for example in batch]
     shares = pack(lengths, session.workers, run.placement.micro_batch_tokens, padded=run.layout == "padded")
-    share = shares[session.rank]
     output_tokens = sum(example.output_tokens for example in batch)
-    computed = computed_tokens(shares, lengths, padded=run.layout == "padded")
     scale = zero.loss_scale_of(session.workers, output_tokens)
-    total = torch.tensor([0.0, run.asks()], dtype=torch.float64, device=engine.device)
-    mean, asked, problem = 0.0, False, None
-    for turn, places in enumerate(share, start=1):
-        last = turn == len(share)
-        engine.set_gradient_accumulation_boundary(last)
-        loss = losses.summed_loss(engine, [batch[place] for place in places], run.layout, engine.device)
-        total[0] += loss.detach()
-        if last:
-            dist.all_reduce(total)
-            mean, asked = total[0].item() / output_tokens, total[1].item() > 0
-            problem = losses.problem(mean, run.history, run.job.recipe.spike_factor)
-            if problem and run.job.recipe.on_bad_loss == "stop":
-                return Update(mean, math.nan, asked, computed, problem)
-            if problem:
-                loss = loss * math.nan  # DeepSpeed drops an update whose gradient is no number
+
+    def loss_of(places: list[int]) -> Any:
+        return losses.summed_loss(engine, [batch[place] for place in places], run.layout, engine.device)
+
+    *others, last = shares[session.rank]
+    summed = torch.zeros((), dtype=torch.float64, device=engine.device)
+    engine.set_gradient_accumulation_boundary(False)
+    for places in others:
+        loss = loss_of(places)
+        summed += loss.detach()
         engine.backward(loss * scale)
+    engine.set_gradient_accumulation_boundary(True)
+    loss = loss_of(last)
+    figures = [(summed + loss.detach()).item(), run.asks(), waited_s, metrics.memory_bytes(engine.device)]
+    sums, asked, waits_s, memory_bytes = group.every(figures, engine.device)
+    mean = sum(sums) / output_tokens
+    update = Update(
+        loss=mean,
+        asked=any(asked),
+        computed_tokens=computed_tokens(shares, lengths, padded=run.layout == "padded"),
+        waited_s=max(waits_s),
+        memory_bytes=int(max(memory_bytes)),
+        problem=losses.problem(mean, run.history, run.job.recipe.spike_factor),
+    )
+    if update.problem and run.job.recipe.on_bad_loss == "stop":
+        return update
+    if update.problem:
+        loss = loss * math.nan  # DeepSpeed drops an update whose gradient is no number
+    engine.backward(loss * scale)
     plain = engine.zero_optimization_stage() == 0
     norm = zero.gradient_norm(engine) if plain else 0.0
     if plain and not math.isfinite(norm):
@@ -388,11 +355,11 @@ def optimize(run: Run, batch: list[Example], step: int, rate: float) -> Update:
     else:
         engine.step()
     norm = norm if plain else zero.gradient_norm(engine)
-    if problem is None and not math.isfinite(norm):
-        problem = f"its loss is {mean:.4g} and its gradient norm {norm}"
-    if problem:
+    if update.problem is None and not math.isfinite(norm):
+        update = update._replace(problem=f"its loss is {mean:.4g} and its gradient norm {norm}")
+    if update.problem:
         zero.forget_dropped(engine)
-    return Update(mean, norm, asked, computed, problem)
+    return update._replace(gradient_norm=norm)
 
 
 def validate(run: Run) -> float:

@@ -103,13 +103,3 @@ def memory_bytes(device: Any) -> int:
     import torch
 
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
-
-
-def most(values: Sequence[float], device: Any) -> list[float]:
-    """Return of each value the largest that any worker has; each of them calls it at once."""
-    import torch
-    import torch.distributed as dist
-
-    held = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(held, op=dist.ReduceOp.MAX)
-    return held.tolist()

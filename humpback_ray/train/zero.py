@@ -16,8 +16,10 @@ Given up: optimizers other than AdamW.
 """
 
 import contextlib
+import ctypes
 import io
 import logging
+import platform
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -121,8 +123,25 @@ def import_deepspeed(gpu: bool) -> Any:
     if not gpu:
         deepspeed.ops.__compatible_ops__[_COMPILED_COLLECTIVES] = False
         set_accelerator(CPU_Accelerator())
+        keep_freed_memory()
     return deepspeed
 
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what this process frees, however large: every step asks for the same blocks again.
+
+    Else each of DeepSpeed's buffers is mapped anew and its pages are cleared by the kernel, which took a sixth of the
+    time of a step of 50 M parameters on two cores. Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        set_option = ctypes.CDLL(None).mallopt
+        set_option(_M_MMAP_MAX, 0)
+        set_option(_M_TRIM_THRESHOLD, -1)
+        set_option(_M_TOP_PAD, 64 << 20)
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+"""Of glibc's malloc.h."""
 
 _COMPILED_COLLECTIVES = "deepspeed_shm_comm"
 """An extension that CPU workers would compile for a minute and a half before their first step; gloo does its work."""

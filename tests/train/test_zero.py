@@ -1,3 +1,6 @@
+import platform
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -92,3 +95,27 @@ def test_rotary_frequencies_are_restored_to_float32() -> None:
     restore_rotary(model)
     assert rotary.inv_freq.dtype == torch.float32
     assert torch.equal(rotary.inv_freq, whole)
+
+
+FAULTS = """
+import resource, sys, torch
+from humpback_ray.train.zero import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print([faults() for _ in range(3)][-1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_memory_that_a_step_freed_is_not_cleared_again_for_the_next() -> None:
+    faults = {}
+    for case in ("kept", "as it is"):
+        command = [sys.executable, "-c", FAULTS, case]
+        faults[case] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    pages = 64_000_000 // 4096
+    assert faults["as it is"] > pages / 2, "what the option is for is not seen on this machine"
+    assert faults["kept"] < pages / 100

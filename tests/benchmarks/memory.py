@@ -198,16 +198,19 @@ def report(case: Case, plan: Memory, found: Measured) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", choices=[*SHAPES, []], default=["3m", "50m", "300m"])
+    parser.add_argument("models", nargs="*", help=f"of {', '.join(SHAPES)}; 3m 50m 300m without any")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--stages", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--dtypes", nargs="*", default=["bfloat16", "float32"])
     parser.add_argument("--checkpointing", action="store_true")
     arguments = parser.parse_args()
+    models = arguments.models or ["3m", "50m", "300m"]
+    if unknown := set(models) - set(SHAPES):
+        parser.error(f"no model is called {', '.join(unknown)}")
     apart = []
     with tempfile.TemporaryDirectory(prefix="bench-memory-") as directory:
         folder = Path(directory)
-        for layout in itertools.product(arguments.models, arguments.workers, arguments.stages, arguments.dtypes):
+        for layout in itertools.product(models, arguments.workers, arguments.stages, arguments.dtypes):
             case = Case(*layout, checkpointing=arguments.checkpointing)
             found = measure(case, folder)
             apart.append(report(case, planned(case, folder / case.model), found))

@@ -106,7 +106,7 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(16_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print([faults() for _ in range(3)][-1])
+print(sorted(faults() for _ in range(20))[10])
 """
 
 

@@ -210,8 +210,9 @@ def main() -> None:
     apart = []
     with tempfile.TemporaryDirectory(prefix="bench-memory-") as directory:
         folder = Path(directory)
-        for layout in itertools.product(models, arguments.workers, arguments.stages, arguments.dtypes):
-            case = Case(*layout, checkpointing=arguments.checkpointing)
+        layouts = itertools.product(models, arguments.workers, arguments.stages, arguments.dtypes)
+        for model, workers, stage, dtype in layouts:
+            case = Case(model, workers, stage, dtype, arguments.checkpointing)
             found = measure(case, folder)
             apart.append(report(case, planned(case, folder / case.model), found))
     print(f"BENCH memory_plan_apart value={max(apart):.3f} goal=<=0.1", flush=True)

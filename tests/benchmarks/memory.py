@@ -210,7 +210,7 @@ def main() -> None:
     apart = []
     with tempfile.TemporaryDirectory(prefix="bench-memory-") as directory:
         folder = Path(directory)
-        layouts = itertools.product(models, arguments.workers, arguments.stages, arguments.dtypes)
+        layouts: Any = itertools.product(models, arguments.workers, arguments.stages, arguments.dtypes)
         for model, workers, stage, dtype in layouts:
             case = Case(model, workers, stage, dtype, arguments.checkpointing)
             found = measure(case, folder)

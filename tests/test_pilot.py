@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from humpback_ray.config import ConfigError, load
 from humpback_ray.corpus.build import CorpusConfig, sampled
@@ -31,6 +33,16 @@ def test_files_are_taken_by_hash_and_of_their_documents_what_is_too_much(
     other_order = sampled(CorpusConfig(), Inventory(files(count).files[::-1]), share)[1]
     assert set(chosen.files) == set(other_order.files)
     assert count < 1000 or chosen.files != files(count).files[:taken], "not the first ones"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 9)), min_size=1, max_size=12), st.floats(0.001, 1))
+def test_files_of_two_patterns_that_are_called_the_same_count_each(named: list[tuple[str, int]], share: float) -> None:
+    there = tuple(InputFile(f"/{number}/{name}", name, size, "v") for number, (name, size) in enumerate(named))
+    config, chosen = sampled(CorpusConfig(), Inventory(there), share)
+    wanted, taken = share * sum(file.bytes for file in there), sum(file.bytes for file in chosen.files)
+    assert taken >= wanted * (1 - 1e-9)
+    assert taken - max(file.bytes for file in chosen.files) <= wanted, "a file less would be enough"
+    assert config.recipe.segments.sample_share == pytest.approx(wanted / taken if taken else 0)
 
 
 def test_a_documents_chance_is_its_own_and_what_is_left_out_has_a_row(tmp_path: Path) -> None:

@@ -75,11 +75,11 @@ def sampled(config: CorpusConfig, files: Inventory, share: float) -> tuple[Corpu
     order = sorted(files.files, key=lambda file: record_id("pilot", file.name))
     wanted = share * sum(file.bytes for file in order)
     before = itertools.accumulate((file.bytes for file in order), initial=0)
-    taken = {file.name: file.bytes for file, held in zip(order, before, strict=False) if held < wanted or not held}
-    documents = min(1.0, wanted / max(sum(taken.values()), 1))
+    taken = {file for file, held in zip(order, before, strict=False) if held < wanted or not held}
+    documents = min(1.0, wanted / max(sum(file.bytes for file in taken), 1))
     segments = config.recipe.segments.model_copy(update={"sample_share": documents})
     recipe = config.recipe.model_copy(update={"segments": segments})
-    chosen = Inventory(tuple(file for file in files.files if file.name in taken))
+    chosen = Inventory(tuple(file for file in files.files if file in taken))
     return config.model_copy(update={"recipe": recipe}), chosen
 
 

@@ -365,7 +365,6 @@ def optimize(run: Run, batch: list[Example], step: int, rate: float, waited_s: f
 def validate(run: Run) -> float:
     """Return the mean loss over the output tokens of the held-out pairs, without dropout; every worker calls it."""
     import torch
-    import torch.distributed as dist
 
     engine, session = run.engine, run.session
     lengths = [example.length for example in run.held_out]
@@ -376,5 +375,5 @@ def validate(run: Run) -> float:
         for places in shares[session.rank]:
             total += losses.summed_loss(engine, [run.held_out[place] for place in places], run.layout, engine.device)
     engine.train()
-    dist.all_reduce(total)
-    return total.item() / sum(example.output_tokens for example in run.held_out)
+    (sums,) = group.every([total.item()], engine.device)
+    return sum(sums) / sum(example.output_tokens for example in run.held_out)

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from humpback_ray.train import group
+
 PEAK_TFLOPS = {
     "A100": 312, "A10G": 70, "B200": 2250, "GH200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "H200": 989,
     "L4": 121, "L40": 181, "L40S": 362, "A6000": 155,
@@ -57,18 +59,14 @@ def make_meter(config: Any, parameters: int, trainable: int, device: Any, dtype:
         device: of this worker.
         dtype: of its arithmetic.
     """
-    import torch
-    import torch.distributed as dist
-
     flops, source = peak_of(device, dtype)
-    total = torch.tensor([flops], dtype=torch.float64, device=device)
-    dist.all_reduce(total)
+    (all_flops,) = group.every([flops], device)
+    total, workers = sum(all_flops), len(all_flops)
     text = config.get_text_config()
     heads = text.num_attention_heads
     width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
-    workers = dist.get_world_size()
-    words = f"{total.item() / 1e12:.3g} TFLOP/s of {workers} worker{'s' if workers > 1 else ''} in {dtype}, {source}"
-    return Meter(4 * parameters + 2 * trainable, 6 * text.num_hidden_layers * width, total.item(), words)
+    words = f"{total / 1e12:.3g} TFLOP/s of {workers} worker{'s' if workers > 1 else ''} in {dtype}, {source}"
+    return Meter(4 * parameters + 2 * trainable, 6 * text.num_hidden_layers * width, total, words)
 
 
 def peak_of(device: Any, dtype: str) -> tuple[float, str]:

@@ -18,11 +18,17 @@ PLACEMENT = TrainPlacement(
 
 
 def run(
-    base: Path, pairs: tuple[str, ...], at: Path, steps: int, placement: TrainPlacement, nodes: int, *events: Event
+    base: Path,
+    pairs: tuple[str, ...],
+    at: Path,
+    steps: int,
+    placement: TrainPlacement,
+    nodes: int,
+    *events: Event,
+    **recipe: Any,
 ) -> dict[str, Any]:
     """Play a scenario and see that its losses are those of a run left alone."""
-    rate = 2e-5  # so low that hundreds of steps do not magnify what differs in the last digit
-    this = job(base, pairs, at / "model", steps={"m0": steps}, batch_examples=32, learning_rate=rate)
+    this = job(base, pairs, at / "model", steps={"m0": steps}, batch_examples=32, **recipe)
     made = play(Scenario(this, placement, at / "runs", nodes, events))
     assert [row["step"] for row in made["metrics"]] == list(range(1, steps + 1))
     alone = TrainPlacement()
@@ -44,7 +50,8 @@ def test_a_new_node_makes_the_run_larger_and_a_drained_one_is_no_failure(
 ) -> None:
     events = Event("warn", 2), Event("join", 4), Event("drain", 6, workers=2)
     placement = PLACEMENT.model_copy(update={"max_failures": 0, "max_preemption_failures": 1})
-    made = run(base, pairs, tmp_path, 600, placement, 1, *events)
+    rate = 2e-5  # at 6e-4, 300 steps magnify the last digit beyond 1e-5; one update less still shows as 3e-4
+    made = run(base, pairs, tmp_path, 600, placement, 1, *events, learning_rate=rate)
     assert made["workers"] == [1, 2, 1]
     warned, grown, drained = made["checkpoints"]
     assert warned < grown < drained == made["resumed_from"]

@@ -40,7 +40,7 @@ def run(
 def test_a_run_of_two_is_warned_loses_a_node_and_ends_alone_as_if_undisturbed(
     base: Path, pairs: tuple[str, ...], tmp_path: Path
 ) -> None:
-    made = run(base, pairs, tmp_path, 40, PLACEMENT, 2, Event("warn", 2), Event("lose", 4))
+    made = run(base, pairs, tmp_path, 200, PLACEMENT, 2, Event("warn", 2), Event("lose", 4))
     assert made["workers"] == [2, 1]
     assert made["checkpoints"] == [made["resumed_from"]], "the warning, and nothing else, should have made one"
 

@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -283,8 +283,9 @@ def open_input(uri: str) -> BinaryIO:
     return _s3().open(uri) if is_s3(uri) else open(uri, "rb")
 
 
-def _open_parquet(uri: str) -> BinaryIO:
-    return _s3().open(uri, from_end=True) if is_s3(uri) else open(uri, "rb")  # the footer is at the end
+def _open_parquet(uri: str) -> Any:
+    """Open a file for Arrow: its threads may let go last, and of a Python object at exit that aborts the process."""
+    return _s3().open(uri, from_end=True) if is_s3(uri) else pa.OSFile(uri, "rb")  # the footer is at the end
 
 
 def find(pattern: str) -> list[InputFile]:

@@ -8,12 +8,12 @@ Given up: text is not recomputed, so a worker that writes a wrong instruction is
 """
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
@@ -118,7 +118,7 @@ def check_files(uri: str, files: tuple[DataFile, ...], drops: dict[str, int]) ->
     for file in files:
         data = read_recorded(uri, file)
         if file.rows is not None:
-            table = pq.read_table(io.BytesIO(data), columns=["drop_reason"])
+            table = pq.read_table(pa.BufferReader(data), columns=["drop_reason"])
             found = (table.num_rows, table["drop_reason"].null_count)
             same(found, (file.rows, file.kept), storage.join(uri, file.name), "(rows, kept)")
             counted.update(drop_counts(table))

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/demo.yaml
 
-.PHONY: demo miniature test test-vllm lint format verify chaos bench-ledger bench-inference bench-train clean
+.PHONY: demo miniature test test-vllm lint format verify chaos bench-ledger bench-start bench-inference bench-train clean
 
 # Installed when its definition is newer than the environment.
 .venv/installed: pyproject.toml constraints.txt
@@ -55,6 +55,9 @@ chaos: .venv/installed
 
 bench-ledger: .venv/installed
 	$(BIN)/python -m tests.benchmarks.ledger
+
+bench-start: .venv/installed
+	$(BIN)/python -m tests.benchmarks.start
 
 bench-inference: .venv/installed .venv-vllm/installed
 	$(BIN)/python -m tests.benchmarks.inference

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
-from humpback_ray import steps
+from humpback_ray import steps, warm
 from humpback_ray.actor import ShardActor, alive_nodes, nodes_lost
 from humpback_ray.isolation import NODE_WAIT_S, Isolation, LoneWorker, WorkerFailed, reason
 from humpback_ray.ledger import Ledger, Shard, StageFailed, charged, last_words
@@ -105,13 +105,17 @@ class Pool:
             items = [{"shards": [shard.json() for shard in group]} for group in groups(shards)]
             blocks = ray.data.from_items(items, override_num_blocks=len(items))
             results = blocks.map_batches(
-                ShardActor, fn_constructor_args=self._actor_arguments(placement), **placement.map_arguments()
+                ShardActor,
+                fn_constructor_args=self._actor_arguments(placement),
+                **placement.map_arguments(),
+                runtime_env=warm.pool_environment() or None,
             )
         watch = Watch(
             self.name, self.ledger, shards, self.pace, self._second, lambda: _stop(results),
             news=lambda shard: self.progress.advance(self.rows[shard]),
         )  # fmt: skip
         self.watch = watch
+        warm.took(placement.min_replicas)
         try:
             with watch:
                 for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

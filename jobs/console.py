@@ -17,7 +17,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from humpback_ray import pipeline
+from humpback_ray import pipeline, warm
 from humpback_ray.config import Config, ConfigError, load
 from humpback_ray.lease import LeaseHeld, LeaseLost
 from humpback_ray.ledger import Manifest
@@ -163,6 +163,14 @@ def start_ray(config: RunConfig) -> str:
     return ray.get_runtime_context().get_job_id()
 
 
+LOCAL_RAY = {
+    **warm.VARIABLES,
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a machine is not preempted under its own driver
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how long the end of a training may go unnoticed
+}
+"""Environment of a Ray that a job starts on its own machine."""
+
+
 def start_local_ray(config: RunConfig) -> None:
     """Start Ray on this machine.
 
@@ -171,10 +179,12 @@ def start_local_ray(config: RunConfig) -> None:
     """
     import ray
 
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a machine is not preempted under its own driver
+    for name, value in LOCAL_RAY.items():
+        os.environ.setdefault(name, value)
     cpus = max(os.cpu_count() or 1, 2)  # the demo asks for two; on one core they take turns
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     check_local(config, {"CPU": cpus, "GPU": ray.cluster_resources().get("GPU", 0)})
+    warm.keep(actors=1, training_workers=config.train.placement.least_and_most[0])
 
 
 def check_local(config: RunConfig, have: Mapping[str, float]) -> None:

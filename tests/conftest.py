@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from humpback_ray import storage
+from jobs import console
 from tests import weed
 from tests.faults.proxy import FaultProxy
 
@@ -31,9 +32,12 @@ def local_ray() -> Iterator[None]:
     """A Ray of this test session's own."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in console.LOCAL_RAY.items():
+            patch.setenv(name, value)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

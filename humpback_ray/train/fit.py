@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from humpback_ray import storage
+from humpback_ray import storage, warm
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.progress import Progress
 from humpback_ray.train import tracking
@@ -88,9 +88,11 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
                 storage_path=scratch,  # of the controller, which sits beside the driver
                 failure_config=FailureConfig(**placement.failure_arguments()),
                 callbacks=callbacks(storage_path),
+                worker_runtime_env=warm.training_environment(),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
+        warm.took(training_workers=placement.least_and_most[0])
         try:
             with interruptible():
                 outcome = trainer.fit().return_value

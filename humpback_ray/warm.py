@@ -1,0 +1,164 @@
+"""Processes kept warm for a Ray that runs on this machine alone: an actor finds its libraries imported.
+
+A fresh worker process spends 1 s on Ray and up to 5 s on torch, transformers and DeepSpeed before an actor does
+anything: more than many a stage of a small run takes. So `keep` asks the raylet for idle processes in the runtime
+environments of the next pool and the next training, where Ray's setup hook imports what those actors will want. Code
+that starts such actors gives them that environment and says so (`took`); the raylet is then asked for other processes
+in their place, which start while the stage works.
+
+Nothing depends on a warm process: without one, an actor starts as it always does. On a cluster nothing is kept, since
+a stage there works for hours; nor on a machine with GPUs, since libraries may look for them before Ray has said which
+ones an actor gets. An idle process takes up to 350 MB, so where memory is short fewer are kept, and the
+raylet ends those that nobody took for `IDLE_S`.
+
+Ray 2.60 has no public function for this request (PrestartWorkers), and a public one for the setup hook of a whole job
+only.
+"""
+
+import contextlib
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+IDLE_S = 600
+"""How long an idle process is kept."""
+
+PROCESS_BYTES = 1 << 30
+"""Memory that must be available for each further process."""
+
+CONTROLLERS = 2
+"""Actors that Ray Train starts before its workers: the controller, and the cleaner of their placement group."""
+
+VARIABLES = {
+    "RAY_idle_worker_killing_time_threshold_ms": str(1000 * IDLE_S),  # else one second
+    "RAY_worker_maximum_startup_concurrency": "8",  # else as many as CPUs, and further requests are forgotten
+}
+"""Environment in which Ray must be started."""
+
+
+def import_data() -> None:
+    """Import what the actor of a pool without a model wants."""
+    _import(["ray.data"])
+
+
+def import_models() -> None:
+    """Import what the actor of a pool with a model wants."""
+    _import(["ray.data", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"])
+
+
+def import_training() -> None:
+    """Import what a training worker wants."""
+    import_models()
+    _import(["ray.train.torch", "deepspeed.runtime.engine", "deepspeed.runtime.zero.stage_1_and_2"])
+
+
+def _import(modules: Sequence[str]) -> None:
+    for module in modules:
+        with contextlib.suppress(ImportError):  # raised where it is missed, with the words of those who miss it
+            importlib.import_module(module)
+
+
+@dataclass
+class Reserve:
+    """Idle processes of this driver's job."""
+
+    stub: Any
+    """Of the raylet."""
+    job_id: bytes
+    pool: Mapping[str, str]
+    """Environment variables of the actors of pools."""
+
+    def add(self, processes: int, environment: str) -> None:
+        """Ask for idle processes, as far as there is memory for them.
+
+        Args:
+            processes: how many.
+            environment: their runtime environment as JSON, byte for byte as Ray will write that of the actor.
+        """
+        import grpc
+        import psutil
+        from ray.core.generated import common_pb2, node_manager_pb2
+
+        request = node_manager_pb2.PrestartWorkersRequest(  # pyright: ignore[reportAttributeAccessIssue]
+            language=common_pb2.PYTHON,  # pyright: ignore[reportAttributeAccessIssue]
+            job_id=self.job_id,
+            num_workers=1,
+            keep_alive_duration_secs=IDLE_S,
+        )
+        request.runtime_env_info.serialized_runtime_env = environment
+        for _ in range(min(processes, psutil.virtual_memory().available // PROCESS_BYTES)):
+            with contextlib.suppress(grpc.RpcError):  # a raylet that is gone is found out by those who need it
+                self.stub.PrestartWorkers(request, timeout=10)  # one at a time: of several it starts one per CPU
+
+    def replace(self, actors: int, training_workers: int) -> None:
+        """Ask for the processes of a pool, and for those of a training with Ray Train's own actors."""
+        if actors:
+            self.add(actors, _written({"env_vars": dict(self.pool)}))
+        if training_workers:
+            controller = _controller_variables()
+            self.add(CONTROLLERS, _written({"env_vars": controller}))
+            self.add(training_workers, _written({"env_vars": controller | TRAINING}, inherited=True))
+
+
+HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
+"""Names the function that a worker process calls before its actor comes."""
+
+DATA, MODELS, TRAINING = (
+    {HOOK: f"{__name__}.{hook.__name__}"} for hook in (import_data, import_models, import_training)
+)
+"""Environment variables of processes that import ahead."""
+
+_reserve: Reserve | None = None
+
+
+def keep(actors: int, training_workers: int, pool: Mapping[str, str] = MODELS) -> None:
+    """Keep idle processes from now on for a pool and for a training, if any; Ray runs on this machine alone."""
+    import ray
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
+
+    global _reserve
+    (node,) = ray.nodes()
+    if node["Resources"].get("GPU"):
+        return
+    channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}", asynchronous=False)
+    job_id = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    _reserve = Reserve(NodeManagerServiceStub(channel), job_id, pool)
+    _reserve.replace(actors, training_workers)
+
+
+def drop() -> None:
+    """Keep none any more."""
+    global _reserve
+    _reserve = None
+
+
+def took(actors: int = 0, training_workers: int = 0) -> None:
+    """Say that actors of a pool, or the workers of a training, are about to start."""
+    if _reserve is not None:
+        _reserve.replace(actors, training_workers)
+
+
+def pool_environment() -> dict[str, Any]:
+    """Return the runtime environment in which the actors of a pool find a warm process; {} where none are kept."""
+    return {"env_vars": dict(_reserve.pool)} if _reserve is not None else {}
+
+
+def training_environment() -> dict[str, Any]:
+    """Return that of training workers."""
+    return {"env_vars": dict(TRAINING)} if _reserve is not None else {}
+
+
+def _controller_variables() -> dict[str, str]:
+    """Return the environment variables that Ray Train gives its controller, and the controller to its workers."""
+    from ray.train.v2._internal import constants
+
+    default = constants.DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE
+    return {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": default} | constants.get_env_vars_to_propagate()
+
+
+def _written(environment: Mapping[str, Any], inherited: bool = False) -> str:
+    """Write a runtime environment as Ray does: without spaces where an actor has inherited a part of it."""
+    return json.dumps(environment, sort_keys=True, separators=(",", ":") if inherited else None)

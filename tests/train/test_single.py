@@ -62,6 +62,7 @@ def test_the_losses_are_those_of_a_plain_loop_that_never_saw_the_held_out_pairs(
     result: TrainResult, base: Path, pairs: tuple[str, ...], tmp_path: Path
 ) -> None:
     trained, held = held_out(pairs)
+    assert result.resumed_from is None
     assert 0 < len(held) == result.examples["held_out"]
     assert len(trained) == result.examples["kept"]
     table = pa.concat_tables([pq.read_table(uri) for uri in pairs])

@@ -14,8 +14,14 @@ from jobs import console
 from tests import weed
 from tests.faults.proxy import FaultProxy
 
-settings.register_profile("shared", deadline=None)  # a loaded machine is slow at times, and that is no bug
-settings.load_profile("shared")
+settings.register_profile("quick", max_examples=40, deadline=None)  # a loaded machine is slow at times; that is no bug
+settings.register_profile("thorough", max_examples=400, deadline=None)  # `make chaos`: --hypothesis-profile=thorough
+settings.load_profile("quick")
+
+
+def one_example_in(share: int) -> settings:
+    """Settings of a property whose examples are expensive: it gets one for every `share` of the profile."""
+    return settings(max_examples=settings().max_examples // share)
 
 
 @pytest.fixture

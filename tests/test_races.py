@@ -23,7 +23,7 @@ from humpback_ray.records import PAIR
 from tests.conftest import storage_at
 
 WRITERS = 32
-ROUNDS = int(os.environ.get("HUMPBACK_RACE_ROUNDS", "10"))
+ROUNDS = int(os.environ.get("HUMPBACK_RACE_ROUNDS", "3"))
 FAULTS_SHARE = 0.05
 
 

@@ -1,5 +1,6 @@
 """Rewrites that can be used take the place of responses; the others say why they do not."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -127,15 +128,18 @@ def test_recipes_that_cannot_work_are_refused(values: dict, message: str) -> Non
         RewriteRecipe(**values)
 
 
-@pytest.fixture
-def config(local_ray: None, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def config(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose seed, corpus and models are there, and whose engines are all `echo`."""
-    path = prepare(tmp_path, 60)
+    folder = tmp_path_factory.mktemp("rewrite")
+    path = prepare(folder, 60)
+    shutil.copytree(folder / "base", folder / "rewriter")
     values = yaml.safe_load(path.read_text())
     echo = {"recipe": {"engine": {"kind": "echo"}}, "placement": {"rows_per_shard": 10, "cpus_per_replica": 0.5}}
-    values |= {"augment": echo, "curate": {**echo, "recipe": {**echo["recipe"], "rounds": [{"threshold": 1}]}}}
+    rate = {**echo["recipe"], "rounds": [{"threshold": 1}], "canaries": False}
+    values |= {"augment": echo, "curate": {**echo, "recipe": rate}}
     recipe = {**echo["recipe"], "min_length_ratio": 0.0, "min_source_share": 0.0, "min_grounded_share": 0.3}
-    values["rewrite"] = {**echo, "model": str(tmp_path / "base"), "recipe": recipe}
+    values["rewrite"] = {**echo, "model": str(folder / "rewriter"), "recipe": recipe}
     path.write_text(yaml.safe_dump(values))
     return path
 
@@ -149,9 +153,15 @@ def run_to(name: str, config: Path, *overrides: str) -> dict[str, Manifest]:
     raise AssertionError(f"{name} was not run: {list(made)}")
 
 
+@pytest.fixture(scope="module")
+def made(config: Path) -> dict[str, Manifest]:
+    return run_to("round-1/rewritten", config)
+
+
 @pytest.mark.ray
-def test_a_run_with_a_rewriter_rewrites_each_round_between_selection_and_training(config: Path) -> None:
-    made = run_to("round-1/rewritten", config)
+def test_a_run_with_a_rewriter_rewrites_each_round_between_selection_and_training(
+    config: Path, made: dict[str, Manifest]
+) -> None:
     curated, found = made["round-1/curated"], made["round-1/rewritten"]
     assert found.rows == curated.kept > 20
     assert len(found.commits) > 1
@@ -170,22 +180,29 @@ def test_a_run_with_a_rewriter_rewrites_each_round_between_selection_and_trainin
     assert stages[stages.index("round-1/curated") :][:3] == ["round-1/curated", "round-1/rewritten", "round-1/tokens"]
     recorded = storage.read_bytes(f"{root}/run.json").decode()
     assert '"rewriter"' in recorded
-    assert str(config.parent / "base") not in recorded
+    assert str(config.parent / "rewriter") not in recorded
     assert run_to("round-1/rewritten", config)["round-1/rewritten"].ended == found.ended
-    with pytest.raises(ConfigError, match=r"rewrite\.model: .*elsewhere"):
-        run_to("round-1/rewritten", config, "rewrite.model=elsewhere")
-    (config.parent / "base/model.safetensors").write_bytes(b"other!!!")
-    with pytest.raises(ConfigError, match="rewriter"):
-        run_to("round-1/rewritten", config)
 
 
 @pytest.mark.ray
-def test_too_many_failed_rewrites_stop_the_run_before_training(config: Path) -> None:
-    tight = "rewrite.recipe.engine={kind: echo, max_context_tokens: 5}"
+def test_too_many_failed_rewrites_stop_the_run_before_training(config: Path, made: dict[str, Manifest]) -> None:
+    """In a root of its own, with the pairs of the other one."""
+    other, curated = config.parent / "tight", made["round-1/curated"]
+    tight = [f"root={other}", "rewrite.recipe.engine={kind: echo, max_context_tokens: 5}"]
+    tight += [f"reuse.{name}={made[name].uri}" for name in ("candidates", "round-1/scores", "round-1/curated")]
     with pytest.raises(StageFailed, match=r"rewrites failed .*prompt_too_long.*max_failed_share = 0.2"):
-        run_to("round-1/rewritten", config, tight)
-    made = run_to("round-1/rewritten", config, tight, "rewrite.recipe.max_failed_share=1.0")
-    assert rewrite_reasons(made["round-1/rewritten"]) == {"prompt_too_long": made["round-1/curated"].kept}
+        run_to("round-1/rewritten", config, *tight)
+    found = run_to("round-1/rewritten", config, *tight, "rewrite.recipe.max_failed_share=1.0")["round-1/rewritten"]
+    assert rewrite_reasons(found) == {"prompt_too_long": curated.kept}
+
+
+@pytest.mark.ray
+def test_another_rewriter_is_refused(config: Path, made: dict[str, Manifest]) -> None:
+    with pytest.raises(ConfigError, match=r"rewrite\.model: .*elsewhere"):
+        run_to("round-1/rewritten", config, "rewrite.model=elsewhere")
+    (config.parent / "rewriter/model.safetensors").write_bytes(b"other!!!")
+    with pytest.raises(ConfigError, match=r"rewritten was made with inputs\.rewriter"):
+        run_to("round-1/rewritten", config)
 
 
 def test_without_a_model_there_is_no_such_stage(tmp_path: Path) -> None:

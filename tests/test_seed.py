@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.records import PAIR
@@ -119,7 +119,6 @@ JSON = st.recursive(
 
 
 @given(st.lists(JSON, min_size=1, max_size=4))
-@settings(deadline=None)
 def test_any_json_gives_a_row_per_line(values: list[Any]) -> None:
     assert len(read(*values)) == len(values)
 

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -92,9 +94,9 @@ def place(tmp_path: Path, name: str, submission: str = "first") -> Place:
     return Place(name, str(tmp_path / name), submission)
 
 
-@pytest.fixture
-def source(local_ray: None, tmp_path: Path) -> Manifest:
-    stage = Stage(place(tmp_path, "source"), {"version": 1}, {}, PAIR)
+@pytest.fixture(scope="module")
+def source(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    stage = Stage(place(tmp_path_factory.mktemp("source"), "source"), {"version": 1}, {}, PAIR)
     return stage.once(make_source, ([25, 0, 13],), TaskPlacement(cpus=0.5))
 
 
@@ -103,33 +105,34 @@ def fates(manifest: Manifest) -> dict[str, str | None]:
     return {row["id"]: row["drop_reason"] for table in tables for row in table.to_pylist()}
 
 
-def test_a_stage_gives_every_kept_id_exactly_one_fate(source: Manifest, tmp_path: Path) -> None:
-    stage = Stage(place(tmp_path, "shout"), {"version": 1}, {"source": source}, PAIR)
-    done = stage.run(Shout, (), POOL, source)
+@pytest.fixture(scope="module")
+def shouted(source: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """A finished stage, in shards of three rows."""
+    stage = Stage(place(tmp_path_factory.mktemp("shout"), "shout"), {"version": 1}, {"source": source}, PAIR)
+    return stage.run(Shout, (), POOL.model_copy(update={"rows_per_shard": 3}), source)
+
+
+def test_a_stage_gives_every_kept_id_exactly_one_fate(source: Manifest, shouted: Manifest) -> None:
     kept_before = {key for key, reason in fates(source).items() if reason is None}
-    assert fates(done) == {key: "five" if key.endswith("5") else None for key in kept_before}
-    assert done.rows == source.kept
-    assert done.drops == {"five": sum(key.endswith("5") for key in kept_before)}
-    again = Stage(place(tmp_path, "shout", "second"), {"version": 1}, {"source": source}, PAIR)
-    assert again.done == done
+    assert fates(shouted) == {key: "five" if key.endswith("5") else None for key in kept_before}
+    assert shouted.rows == source.kept
+    assert shouted.drops == {"five": sum(key.endswith("5") for key in kept_before)}
+    again = Stage(Place("shout", shouted.uri, "second"), {"version": 1}, {"source": source}, PAIR)
+    assert again.done == shouted
 
 
-def test_rows_per_shard_changes_no_id_and_no_fate(source: Manifest, tmp_path: Path) -> None:
-    results = [
-        Stage(place(tmp_path, f"shout-{rows}"), {"version": 1}, {"source": source}, PAIR).run(
-            Shout, (), POOL.model_copy(update={"rows_per_shard": rows}), source
-        )
-        for rows in (3, 1000)
-    ]
-    assert fates(results[0]) == fates(results[1])
-    assert [len(result.commits) for result in results] == [11, 1]
+def test_rows_per_shard_changes_no_id_and_no_fate(source: Manifest, shouted: Manifest, tmp_path: Path) -> None:
+    stage = Stage(place(tmp_path, "shout"), {"version": 1}, {"source": source}, PAIR)
+    whole = stage.run(Shout, (), POOL.model_copy(update={"rows_per_shard": 1000}), source)
+    assert fates(whole) == fates(shouted)
+    assert [len(result.commits) for result in (shouted, whole)] == [11, 1]
 
 
 def test_another_recipe_or_input_is_refused_and_the_field_named(source: Manifest, tmp_path: Path) -> None:
     Stage(place(tmp_path, "shout"), {"loudness": 1}, {"source": source}, PAIR)
     with pytest.raises(Drift, match=r"recipe\.loudness = 1, this run has 2"):
         Stage(place(tmp_path, "shout"), {"loudness": 2}, {"source": source}, PAIR)
-    other = Stage(place(tmp_path, "other"), {}, {}, PAIR).once(make_source, ([5],), TaskPlacement(cpus=0.5))
+    other = Stage(place(tmp_path, "other"), {}, {}, PAIR).leased(partial(make_source, counts=[5]))
     with pytest.raises(Drift, match=r"inputs\.source\.digest"):
         Stage(place(tmp_path, "shout"), {"loudness": 1}, {"source": other}, PAIR)
 
@@ -151,16 +154,18 @@ def test_a_killed_actor_costs_one_attempt_and_no_row(source: Manifest, tmp_path:
     assert len(done.commits) < done.attempts <= len(done.commits) + POOL.shards_in_flight
 
 
-def test_a_shard_that_always_raises_fails_the_stage_with_its_error_and_a_resume_finishes_it(
+def test_a_shard_that_always_raises_fails_the_stage_with_its_error_and_a_resume_with_its_input_moved_finishes_it(
     source: Manifest, tmp_path: Path
 ) -> None:
-    stage = Stage(place(tmp_path, "raises"), {}, {"source": source}, PAIR)
+    here = replace(source, uri=str(shutil.copytree(source.uri, tmp_path / "source")))
+    stage = Stage(place(tmp_path, "raises"), {}, {"source": here}, PAIR)
     said = r"3 shards are committed, but shard 000001 (lost|failed) .*; last: ValueError: cannot read row 001"
     with pytest.raises(StageFailed, match=said):
-        stage.run(RaisesOn, ("001[2-6]",), POOL, source)
+        stage.run(RaisesOn, ("001[2-6]",), POOL, here)
     assert len(stage.ledger.committed()) == 3
-    again = Stage(place(tmp_path, "raises", "second"), {}, {"source": source}, PAIR)
-    done = again.run(RaisesOn, ("none",), POOL, source)
+    moved = replace(here, uri=str(Path(here.uri).rename(tmp_path / "moved")))
+    again = Stage(place(tmp_path, "raises", "second"), {}, {"source": moved}, PAIR)
+    done = again.run(RaisesOn, ("none",), POOL, moved)
     assert done.rows == source.kept
 
 
@@ -171,17 +176,11 @@ def test_a_worker_that_cannot_start_fails_the_stage_with_its_error(source: Manif
     assert "\n" not in str(error.value)
 
 
-def test_a_moved_input_is_found_and_a_commit_without_a_manifest_is_published(source: Manifest, tmp_path: Path) -> None:
-    stage = Stage(place(tmp_path, "raises"), {}, {"source": source}, PAIR)
-    with pytest.raises(StageFailed):
-        stage.run(RaisesOn, ("001[2-6]",), POOL, source)
-    moved = Path(source.uri).rename(tmp_path / "moved")
-    elsewhere = replace(source, uri=str(moved))
-    again = Stage(place(tmp_path, "raises", "second"), {}, {"source": elsewhere}, PAIR)
-    assert again.run(RaisesOn, ("none",), POOL, elsewhere).rows == source.kept
-    (moved / "manifest.json").unlink()
-    published = Stage(Place("source", str(moved), "second"), {"version": 1}, {}, PAIR)
-    assert published.once(make_source, ([1],), TaskPlacement(cpus=0.5)).rows == source.rows
+def test_commits_without_a_manifest_are_published(source: Manifest, tmp_path: Path) -> None:
+    unpublished = Path(shutil.copytree(source.uri, tmp_path / "source"))
+    (unpublished / "manifest.json").unlink()
+    stage = Stage(Place("source", str(unpublished), "second"), {"version": 1}, {}, PAIR)
+    assert stage.once(make_source, ([1],), TaskPlacement(cpus=0.5)).rows == source.rows
 
 
 def test_a_retried_create_that_had_succeeded_is_a_win_and_a_lost_race_leaves_no_file(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ KILLS = (Kill("driver", "segments"), Kill("raylet", "sample/base"))
 
 @pytest.mark.ray
 @pytest.mark.s3
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_job_outlives_faults_of_storage_a_killed_driver_and_a_killed_raylet(tmp_path: Path) -> None:
     demo = str(REPOSITORY / "configs/demo.yaml")
     command = [sys.executable, "-m", "jobs.train", demo, "model=backward", "root=s3://chaos/run", *SMALLEST]

@@ -2,7 +2,7 @@ import hashlib
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.corpus.dedup import duplicates
@@ -26,7 +26,6 @@ def kept(rows: list[tuple[str, str]]) -> list[int]:
 ROWS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 5)), max_size=25)
 
 
-@settings(deadline=None)
 @given(ROWS, st.booleans(), st.randoms(use_true_random=False))
 def test_the_smallest_id_of_every_text_stays_in_whatever_order_rows_come(pairs, hexadecimal, chance) -> None:
     name = digest if hexadecimal else str
@@ -43,7 +42,6 @@ def test_the_smallest_id_of_every_text_stays_in_whatever_order_rows_come(pairs, 
     assert expected is None or found == {(row_id, text) for text, row_id in expected.items()}
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_no_id_and_no_text_stays_twice_even_where_ids_are_not_unique(pairs) -> None:
     rows = [(digest(number)[:32], digest(text)) for number, text in pairs]

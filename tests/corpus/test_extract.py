@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.corpus.extract import ExtractRecipe, Section, Unusable, extract
@@ -154,7 +154,6 @@ TAGS = st.sampled_from(
 
 
 @given(st.one_of(st.binary(max_size=400), st.lists(TAGS, max_size=60).map(lambda tags: " ".join(tags).encode())))
-@settings(max_examples=300, deadline=None)
 def test_any_page_ends_in_sections_or_a_named_drop(html: bytes) -> None:
     try:
         found = extract(Document("d", html=html), ExtractRecipe())

@@ -1,7 +1,7 @@
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.corpus.markup import Tag, attribute_values, characters, scan
@@ -74,7 +74,6 @@ def test_attributes_are_parsed_with_any_quotes() -> None:
 
 
 @given(st.text(alphabet="<>/!-='\" abpx&;#1\n", max_size=200))
-@settings(deadline=None)
 def test_any_text_is_scanned_to_its_end(page: str) -> None:
     for token in scan(page):
         assert isinstance(token, str) or (isinstance(token, Tag) and token.name)

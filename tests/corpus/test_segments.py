@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.config import ConfigError
@@ -129,7 +129,6 @@ def test_the_segmenter_reads_the_file_at_a_uri(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.binary(max_size=120), max_size=4), st.binary(max_size=30))
-@settings(deadline=None)
 def test_every_document_gives_a_row_and_ids_are_unique_whatever_the_pages_hold(pages: list[bytes], junk: bytes) -> None:
     records = [response(b"<h1>A</h1>" + page, record_id=f"<urn:{n}>") for n, page in enumerate(pages)]
     made = table(archive(*records) + junk)
@@ -140,7 +139,6 @@ def test_every_document_gives_a_row_and_ids_are_unique_whatever_the_pages_hold(p
 
 
 @given(st.binary(max_size=400))
-@settings(deadline=None)
 def test_any_file_gives_rows(data: bytes) -> None:
     for packed in (data, gzip.compress(data)):
         assert table(packed).num_rows >= (b"WARC" not in data)

@@ -130,9 +130,10 @@ def test_the_report_counts_what_was_not_passed_on_apart_from_failures(made: tupl
     assert "39 more were not passed on by the cheap scorer" in failure_sentence(found)
 
 
-def test_failures_are_held_against_those_that_were_rated(local_ray: None, tmp_path: Path) -> None:
+def test_failures_are_held_against_those_that_were_rated(made: tuple[Made, Manifest, Manifest]) -> None:
     """Nine are passed on and all of them fail: 15 % of all candidates, but all that were rated."""
-    made = Made(tmp_path)
+    root, cheap, _ = made
     no_room = Rubric(max_new_tokens=1, retry_room=None)
+    config = root.config(50, Chained(share=0.1, then=no_room), max_failed_share=0.5)
     with pytest.raises(StageFailed, match="9 of 9 rows failed"):
-        made.rate(made.config(50, Chained(share=0.1, then=no_room), max_failed_share=0.5))
+        make_scores(config, ChatRecipe(), root.candidates, root.model, root.place("round-2/scores"), cheap)

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.engines import Request, TransformersEngine, generate_all
 from humpback_ray.engines.batching import BatchedEngine, OutOfMemory
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import encode, encode_prompt
+from tests.conftest import one_example_in
 from tests.engines.tiny import save_model
 
 WORDS = st.sampled_from(["river", "Arden", "Score:", "é", "😀", "</s>", "\n\n", "the library", "12", "{x}", "?"])
@@ -49,7 +50,7 @@ def generate_plainly(plain: Any, request: Request) -> str:
 
 
 @given(prompts=PROMPTS, limits=st.lists(st.integers(1, 12), min_size=7, max_size=7))
-@settings(max_examples=15, deadline=None)
+@one_example_in(4)
 def test_greedy_replies_equal_plain_generate_one_by_one(
     engine: BatchedEngine, plain: Any, prompts: list[str], limits: list[int]
 ) -> None:
@@ -59,7 +60,7 @@ def test_greedy_replies_equal_plain_generate_one_by_one(
 
 
 @given(prompts=PROMPTS)
-@settings(max_examples=8, deadline=None)
+@one_example_in(4)
 def test_what_a_row_samples_does_not_depend_on_its_batch_mates(engine: BatchedEngine, prompts: list[str]) -> None:
     requests = [
         Request(prompt, max_new_tokens=8, temperature=0.8, top_p=0.9, seed=seed) for seed, prompt in enumerate(prompts)
@@ -70,7 +71,7 @@ def test_what_a_row_samples_does_not_depend_on_its_batch_mates(engine: BatchedEn
 
 
 @given(prompt=st.lists(WORDS, max_size=8).map(" ".join), prefix=st.sampled_from(["", "Score:", "The river "]))
-@settings(max_examples=15, deadline=None)
+@one_example_in(4)
 def test_continuations_have_the_log_probability_of_all_their_tokens(
     engine: BatchedEngine, plain: Any, prompt: str, prefix: str
 ) -> None:
@@ -153,7 +154,7 @@ HEADS = ["Which of five grades fits? Answer with knowledge of the town and its r
         st.tuples(st.sampled_from(HEADS), st.lists(WORDS, max_size=20), st.integers(1, 40)), min_size=9, max_size=16
     )
 )
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@one_example_in(10)
 def test_rows_that_come_and_go_and_share_a_beginning_change_no_greedy_reply(shaped: Path, asked: list[Any]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -3,6 +3,7 @@
 The models are files that the `echo` engine does not read. Drivers are real `python -m jobs.augment` processes.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -18,7 +19,6 @@ import pyarrow as pa
 import yaml
 
 from humpback_ray.ledger import Attempt, Commit, Manifest
-from humpback_ray.placement import TaskPlacement
 from humpback_ray.records import PAIR, SEGMENT
 from humpback_ray.stage import Place, Stage, TableWriter, read_manifest
 from tests.train.conftest import make_tokenizer
@@ -27,11 +27,11 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def prepare(folder: Path, rows: int) -> Path:
-    """Make the reused stages and a configuration; Ray must be running."""
+    """Make the reused stages and a configuration, without Ray."""
     corpus = Stage(Place("corpus", str(folder / "given/corpus"), "given"), {}, {}, SEGMENT)
-    corpus.once(write_corpus, (rows,), TaskPlacement(cpus=0.5))
+    corpus.leased(functools.partial(write_corpus, rows=rows))
     seed = Stage(Place("seed", str(folder / "given/seed"), "given"), {}, {}, PAIR)
-    seed.once(write_seed, (), TaskPlacement(cpus=0.5))
+    seed.leased(write_seed)
     for name in ("backward", "m0"):
         model = Stage(Place(f"models/{name}", str(folder / f"given/models/{name}"), "given"), {}, {})
         model.leased(write_model)

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,81 +17,90 @@ REPOSITORY = Path(__file__).parents[2]
 DEMO = str(REPOSITORY / "configs/demo.yaml")
 
 CHECK = """
-import runpy, sys
-job, *arguments = sys.argv[1:]
-sys.argv = [job, *arguments]
-try: runpy.run_module(f'jobs.{job}', run_name='__main__')
-except SystemExit as end: code = end.code
-loaded = {'ray', 'torch'} & set(sys.modules)
-assert not loaded, loaded
-sys.exit(code)
+import contextlib, io, json, runpy, sys
+for job, *arguments in json.loads(sys.argv[1]):
+    sys.argv = [job, *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try: runpy.run_module(f'jobs.{job}', run_name='__main__')
+        except SystemExit as end: code = end.code
+    loaded = {'ray', 'torch'} & set(sys.modules)
+    assert not loaded, (job, *arguments, loaded)
+    print(json.dumps((code, out.getvalue().strip())))
 """
 
 
-def job(*arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+def jobs(*commands: Sequence[str]) -> list[tuple[int, str]]:
+    """Exit code and words of jobs that need neither Ray nor torch, one after another in one process."""
+    command = [sys.executable, "-c", CHECK, json.dumps(commands)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout.strip()
+    return [(code, out) for code, out in map(json.loads, done.stdout.splitlines())]
 
 
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("corpus.recipe.input=[a]", "error: unknown key corpus.recipe.input"),
-        ("train.placement.zero_stage=4", "error: train.placement.zero_stage"),
-        (
-            "corpus.recipe.inputs=[/nowhere/*.warc.gz]",
-            "error: corpus.recipe.inputs: no file matches /nowhere/*.warc.gz",
-        ),
-        (
-            "seed.recipe.inputs=[/nowhere/trees.jsonl]",
-            "error: seed.recipe.inputs: no file matches /nowhere/trees.jsonl",
-        ),
-        (
-            "base_model=/nowhere/llama",
-            "error: base_model: /nowhere/llama is no model directory (it has no config.json)",
-        ),
-        ("sample=null", "error: base_model is not set, and there is no `sample` section to take it from"),
-        ("reuse.corpus=/nowhere", "error: reuse.corpus: /nowhere is no finished stage"),
-        ("root=/proc/nowhere", "error: cannot write to /proc/nowhere"),
-        ("curate.placement.max_replicas=0", "error: curate.placement.max_replicas"),
-    ],
-)
-def test_an_unusable_configuration_is_one_line_and_exit_code_2(tmp_path: Path, override: str, said: str) -> None:
-    code, out = job("pipeline", DEMO, f"root={tmp_path}", override)
+def job(*arguments: str) -> tuple[int, str]:
+    return jobs(arguments)[0]
+
+
+SINGLE = "curate.recipe.scorer={kind: rubric, samples: 1, read: parsed}"
+UNUSABLE: dict[tuple[str, ...], str] = {
+    ("pipeline", DEMO, "corpus.recipe.input=[a]"): "error: unknown key corpus.recipe.input",
+    ("pipeline", DEMO, "train.placement.zero_stage=4"): "error: train.placement.zero_stage",
+    ("pipeline", DEMO, "corpus.recipe.inputs=[/nowhere/*.warc.gz]"): (
+        "error: corpus.recipe.inputs: no file matches /nowhere/*.warc.gz"
+    ),
+    ("pipeline", DEMO, "seed.recipe.inputs=[/nowhere/trees.jsonl]"): (
+        "error: seed.recipe.inputs: no file matches /nowhere/trees.jsonl"
+    ),
+    ("pipeline", DEMO, "base_model=/nowhere/llama"): (
+        "error: base_model: /nowhere/llama is no model directory (it has no config.json)"
+    ),
+    ("pipeline", DEMO, "sample=null"): (
+        "error: base_model is not set, and there is no `sample` section to take it from"
+    ),
+    ("pipeline", DEMO, "reuse.corpus=/nowhere"): "error: reuse.corpus: /nowhere is no finished stage",
+    ("pipeline", DEMO, "root=/proc/nowhere"): "error: cannot write to /proc/nowhere",
+    ("pipeline", DEMO, "curate.placement.max_replicas=0"): "error: curate.placement.max_replicas",
+    ("pipeline", DEMO, "corpus.recipe.inputs=[{at}/page.pdf]"): ("error: no reader takes {at}/page.pdf"),
+    ("pipeline", DEMO, "base_model={at}"): (
+        "error: base_model: {at} has no .safetensors weights; pickled weights are not loaded"
+    ),
+    ("pipeline", "nowhere.yaml"): "error: cannot read the configuration nowhere.yaml: No such file or directory",
+    ("curate", DEMO, SINGLE, "curate.recipe.rounds=[{threshold: 4.5}]"): (
+        "error: curate.recipe: round 1 keeps scores >= 4.5 but rates each pair once"
+    ),
+    ("curate", DEMO, "--compare", "round=7"): "error: round is '7', this run has the rounds 1 to 2",
+    ("curate", DEMO, "curate.recipe.rounds=[{threshold: 6}]"): (
+        "error: curate.recipe: round 1 keeps scores >= 6, but the scores of rubric go from 1 to 5"
+    ),
+    ("train", DEMO, "model=m7"): "error: models/m7 is no stage of this run",
+}
+"""What is unusable, and how the only line begins that is said of it."""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tuple[int, str, str]]:
+    """Exit code, words and expected words of every unusable command; roots and inputs are in a folder."""
+    at = tmp_path_factory.mktemp("unusable")
+    (at / "page.pdf").write_text("no")
+    (at / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (at / "pytorch_model.bin").write_bytes(b"\x80")
+    commands = [[word.replace("{at}", str(at)) for word in command] for command in UNUSABLE]
+    for number, command in enumerate(commands):
+        if not any(word.startswith("root=") for word in command):
+            command.append(f"root={at}/{number}")
+    told = zip(UNUSABLE.items(), jobs(*commands), strict=True)
+    return {command: (code, out, said.replace("{at}", str(at))) for (command, said), (code, out) in told}
+
+
+@pytest.mark.parametrize("command", UNUSABLE, ids=lambda command: command[-1])
+def test_an_unusable_configuration_is_one_line_and_exit_code_2(
+    answers: dict[tuple[str, ...], tuple[int, str, str]], command: tuple[str, ...]
+) -> None:
+    code, out, said = answers[command]
     assert code == 2, out
     assert out.startswith(said)
     assert "\n" not in out
-
-
-def test_a_file_that_no_reader_takes_is_named(tmp_path: Path) -> None:
-    (tmp_path / "page.pdf").write_text("no")
-    code, out = job("pipeline", DEMO, f"root={tmp_path}/run", f"corpus.recipe.inputs=[{tmp_path}/page.pdf]")
-    assert code == 2, out
-    assert "no reader takes" in out
-    assert "page.pdf" in out
-
-
-def test_a_threshold_that_single_ratings_cannot_reach_says_the_fix(tmp_path: Path) -> None:
-    scorer = "curate.recipe.scorer={kind: rubric, samples: 1, read: parsed}"
-    code, out = job("curate", DEMO, f"root={tmp_path}", scorer, "curate.recipe.rounds=[{threshold: 4.5}]")
-    assert code == 2, out
-    assert "round 1 keeps scores >= 4.5 but rates each pair once" in out
-
-
-def test_a_stage_that_the_run_does_not_have_is_named(tmp_path: Path) -> None:
-    code, out = job("train", DEMO, f"root={tmp_path}", "model=m7")
-    assert code == 2, out
-    assert out.startswith("error: models/m7 is no stage of this run")
-
-
-def test_a_missing_configuration_file_is_named() -> None:
-    assert job("pipeline", "nowhere.yaml") == (
-        2,
-        "error: cannot read the configuration nowhere.yaml: No such file or directory",
-    )
 
 
 @pytest.mark.parametrize(
@@ -117,17 +127,11 @@ def test_verify_of_nothing_exits_1(tmp_path: Path) -> None:
     assert out.startswith("difference: ")
 
 
-def test_a_model_of_pickled_weights_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
-    code, out = job("pipeline", DEMO, f"root={tmp_path}/run", f"base_model={tmp_path}")
-    assert code == 2, out
-    assert "pickled weights are not loaded" in out
-
-
 ENDED = """
-import contextlib, ctypes, sys, time
+import contextlib, ctypes, signal, sys, time
 from jobs.console import ending, guarded, say
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal: in the background it is ignored
 
 @contextlib.contextmanager
 def held():
@@ -148,28 +152,41 @@ KNOWN, HANGS = "lambda: '5 of 24 shards'", "lambda: time.sleep(60)"
 GOES_ON = "the same command goes on from here"
 
 
-@pytest.mark.parametrize(
-    ("number", "work", "state", "code", "said"),
-    [
-        (signal.SIGTERM, WAITS, KNOWN, 143, ["given back", f"terminated; 5 of 24 shards; {GOES_ON}"]),
-        (signal.SIGINT, WAITS, KNOWN, 130, ["given back", f"interrupted; 5 of 24 shards; {GOES_ON}"]),
-        (signal.SIGTERM, IN_C, KNOWN, 143, [f"terminated; 5 of 24 shards; {GOES_ON}"]),
-        (signal.SIGTERM, WAITS, HANGS, 143, ["given back", f"terminated; what is committed stays; {GOES_ON}"]),
-        (signal.SIGTERM, IN_C, HANGS, 143, [f"terminated; what is committed stays; {GOES_ON}"]),
-    ],
-    ids=["SIGTERM", "Ctrl-C", "the main thread hangs", "storage hangs", "both hang"],
-)
+TOLD: dict[str, tuple[int, str, str, int, list[str]]] = {
+    "SIGTERM": (signal.SIGTERM, WAITS, KNOWN, 143, ["given back", f"terminated; 5 of 24 shards; {GOES_ON}"]),
+    "Ctrl-C": (signal.SIGINT, WAITS, KNOWN, 130, ["given back", f"interrupted; 5 of 24 shards; {GOES_ON}"]),
+    "the main thread hangs": (signal.SIGTERM, IN_C, KNOWN, 143, [f"terminated; 5 of 24 shards; {GOES_ON}"]),
+    "storage hangs": (
+        signal.SIGTERM, WAITS, HANGS, 143, ["given back", f"terminated; what is committed stays; {GOES_ON}"]
+    ),
+    "both hang": (signal.SIGTERM, IN_C, HANGS, 143, [f"terminated; what is committed stays; {GOES_ON}"]),
+}  # fmt: skip
+"""The signal, what the job is at, what it knows of its state; its exit code and its last lines."""
+
+
+@pytest.fixture(scope="module")
+def ended() -> dict[str, tuple[int, list[str]]]:
+    """Exit codes and last lines of jobs that are told to end; each waits, so all do at once."""
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", ENDED.format(work=work, state=state)],
+            cwd=REPOSITORY, stdout=subprocess.PIPE, text=True,
+        )
+        for name, (_, work, state, _, _) in TOLD.items()
+    }  # fmt: skip
+    for name, process in processes.items():
+        assert process.stdout
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(TOLD[name][0])
+    return {name: (process.wait(30), process.communicate()[0].splitlines()) for name, process in processes.items()}
+
+
+@pytest.mark.parametrize("name", TOLD)
 def test_a_signal_gives_back_what_is_held_and_the_last_line_says_what_is_left(
-    number: int, work: str, state: str, code: int, said: list[str]
+    ended: dict[str, tuple[int, list[str]]], name: str
 ) -> None:
-    script = ENDED.format(work=work, state=state)
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    assert process.stdout.readline() == "at work\n"
-    process.send_signal(number)
-    out, _ = process.communicate(timeout=30)
-    assert process.returncode == code
-    assert out.splitlines() == said
+    *_, code, said = TOLD[name]
+    assert ended[name] == (code, said)
 
 
 def test_an_unexpected_error_keeps_its_traceback_and_exits_1() -> None:

@@ -1,7 +1,7 @@
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.prompts.chat import (
@@ -32,7 +32,6 @@ TEXT = st.lists(
 PLAIN = TEXT.filter(lambda text: not any(token in text for token in (*kinds.SPECIAL, *kinds.MARKERS)))
 HOSTILE = st.tuples(TEXT, st.sampled_from([*SPECIAL, "<|im_end|>", "[INST]"]), TEXT).map("".join)
 SOURCES = st.sampled_from(["seed", "augmented", "both", "none"])
-QUICK = settings(max_examples=150, deadline=None)
 
 
 def rendered(tokenizer: Any, chat: ChatRecipe, source: Any, messages: list[dict[str, str]], **options: Any) -> Any:
@@ -45,7 +44,6 @@ def rendered(tokenizer: Any, chat: ChatRecipe, source: Any, messages: list[dict[
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("position", ["after", "before"])
 @given(instruction=TEXT, response=TEXT, source=SOURCES)
-@QUICK
 def test_the_served_template_renders_byte_for_byte_what_training_saw(
     bos: bool, position: Literal["after", "before"], instruction: str, response: str, source: Any
 ) -> None:
@@ -61,7 +59,6 @@ def test_the_served_template_renders_byte_for_byte_what_training_saw(
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("position", ["after", "before"])
 @given(instruction=PLAIN, source=SOURCES)
-@QUICK
 def test_the_served_generation_prompt_has_the_token_ids_of_training(
     bos: bool, position: Literal["after", "before"], instruction: str, source: Any
 ) -> None:
@@ -74,7 +71,6 @@ def test_the_served_generation_prompt_has_the_token_ids_of_training(
 
 @pytest.mark.parametrize("bos", [True, False])
 @given(prompt=st.one_of(TEXT, HOSTILE), target=st.one_of(TEXT, HOSTILE))
-@QUICK
 def test_exactly_the_targets_tokens_and_the_end_token_carry_loss(bos: bool, prompt: str, target: str) -> None:
     tokenizer = TOKENIZERS[bos]
     example = encode_example(tokenizer, prompt, target)
@@ -87,7 +83,6 @@ def test_exactly_the_targets_tokens_and_the_end_token_carry_loss(bos: bool, prom
 
 @pytest.mark.parametrize("bos", [True, False])
 @given(text=HOSTILE)
-@QUICK
 def test_text_that_spells_a_special_token_stays_plain_text(bos: bool, text: str) -> None:
     tokenizer = TOKENIZERS[bos]
     ids = encode(tokenizer, text)
@@ -105,7 +100,6 @@ SPELLED = st.lists(
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
 @given(text=SPELLED)
-@QUICK
 def test_no_kind_of_tokenizer_lets_a_text_spell_one_of_its_own_tokens(kind: str, text: str) -> None:
     tokenizer = KINDS[kind]
     own = {token for token, added in tokenizer.added_tokens_decoder.items() if added.content.strip()}
@@ -117,7 +111,6 @@ def test_no_kind_of_tokenizer_lets_a_text_spell_one_of_its_own_tokens(kind: str,
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
 @given(text=PLAIN)
-@QUICK
 def test_a_text_that_spells_none_is_encoded_as_the_tokenizer_itself_does(kind: str, text: str) -> None:
     assert encode(KINDS[kind], text + kinds.RUN) == KINDS[kind].encode(text + kinds.RUN, add_special_tokens=False)
 

@@ -4,7 +4,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.prompts.chat import encode, start_ids
@@ -22,7 +22,6 @@ def tokenizer() -> Any:
     return train_tokenizer(BaseRecipe(), TEXTS)
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     text=st.text()
     | st.sampled_from(["</s><s> 4 <pad>", "Score: 45", " \t\n\r\n  x", "naïve 日本 🦊", "''s isn't . , !"])

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
 from humpback_ray.records import METRICS
@@ -62,6 +63,7 @@ def test_the_losses_are_those_of_a_plain_loop_that_never_saw_the_held_out_pairs(
     result: TrainResult, base: Path, pairs: tuple[str, ...], tmp_path: Path
 ) -> None:
     trained, held = held_out(pairs)
+    assert result.resumed_from is None
     assert 0 < len(held) == result.examples["held_out"]
     assert len(trained) == result.examples["kept"]
     table = pa.concat_tables([pq.read_table(uri) for uri in pairs])
@@ -167,6 +169,24 @@ def test_a_second_call_goes_on_from_the_checkpoint_and_has_every_step_once(
     assert [row["step"] for row in rows] == list(range(1, 13))
     measured = [row.validation_loss for row in result.metrics if row.validation_loss]
     assert [row["validation_loss"] for row in rows if row["validation_loss"]] == pytest.approx(measured, rel=1e-5)
+
+
+@pytest.mark.s3
+def test_with_everything_on_object_storage_losses_checkpoints_and_export_are_the_same(
+    base: Path, pairs: tuple[str, ...], s3_bucket: str, tmp_path: Path
+) -> None:
+    root = f"{s3_bucket}/{tmp_path.name}"
+    storage.upload_directory(base, f"{root}/base")
+    tokens = tuple(storage.join(root, Path(uri).name) for uri in pairs)
+    for local, uri in zip(pairs, tokens, strict=True):
+        storage.write_bytes(uri, Path(local).read_bytes())
+    this = replace(job(base, tokens, tmp_path), base_uri=f"{root}/base", export_uri=f"{root}/model")
+    plain = [loss for loss, _ in plain_loop(base, pairs, RECIPE)]
+    for resumed_from in (None, 10):
+        made = train(this, PLACEMENT, Session.alone(f"{root}/checkpoints"))
+        assert made.resumed_from == resumed_from
+        assert [row.loss for row in made.metrics] == pytest.approx(plain, rel=1e-5)
+        assert {file.name for file in made.files} == set(storage.list_names(f"{root}/model"))
 
 
 def test_dropout_acts_in_every_step_and_in_no_validation(pairs: tuple[str, ...], tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def has_ended(process: psutil.Popen) -> bool:
 
 @pytest.mark.ray
 @pytest.mark.s3
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(600)
 def test_a_driver_is_killed_the_next_sleeps_and_is_overtaken_and_the_third_ends_as_if_undisturbed(
     base: Path, pairs: tuple[str, ...], tokenizer: Any, s3_bucket: str, tmp_path: Path

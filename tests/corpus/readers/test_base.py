@@ -2,7 +2,7 @@ import gzip
 import io
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.corpus.readers.base import Inflated, clean
@@ -14,14 +14,12 @@ def read_all(data: bytes) -> tuple[bytes, str | None]:
 
 
 @given(st.lists(st.binary(max_size=200), max_size=5), st.integers(0, 40))
-@settings(deadline=None)
 def test_gzip_members_come_back_joined_also_before_zero_padding(parts: list[bytes], zeros: int) -> None:
     packed = b"".join(gzip.compress(part) for part in parts)
     assert read_all(packed + b"\0" * zeros if parts else b"") == (b"".join(parts), None)
 
 
 @given(st.binary(min_size=1, max_size=300), st.data())
-@settings(deadline=None)
 def test_a_gzip_stream_cut_anywhere_is_truncated_and_gives_a_prefix(content: bytes, data: st.DataObject) -> None:
     packed = gzip.compress(content)
     cut = data.draw(st.integers(2, len(packed) - 1))
@@ -31,7 +29,6 @@ def test_a_gzip_stream_cut_anywhere_is_truncated_and_gives_a_prefix(content: byt
 
 
 @given(st.binary(max_size=300))
-@settings(deadline=None)
 def test_any_bytes_end(data: bytes) -> None:
     read_all(data)
     read_all(b"\x1f\x8b\x08" + data)

@@ -4,7 +4,7 @@ import zlib
 
 import pytest
 from fastwarc.stream_io import BrotliWriter
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.corpus.readers.http import Head, Unusable, decode, split, unchunk
@@ -76,13 +76,11 @@ def test_unknown_and_corrupt_encodings_have_names() -> None:
 
 
 @given(st.binary(max_size=500), st.integers(1, 100))
-@settings(deadline=None)
 def test_chunks_are_joined(body: bytes, size: int) -> None:
     assert unchunk(chunked(body, size)) == body
 
 
 @given(st.binary(max_size=300), st.sampled_from(["gzip", "deflate", "br", "zstd"]))
-@settings(deadline=None)
 def test_any_body_decodes_or_is_dropped_by_name(body: bytes, encoding: str) -> None:
     try:
         fate = len(decode(head(content_encoding=encoding, transfer_encoding="chunked"), body, 1_000))

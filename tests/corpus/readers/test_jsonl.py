@@ -2,7 +2,7 @@ import gzip
 import io
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.corpus.readers import Document, Dropped, JsonlReader
@@ -64,7 +64,6 @@ def test_a_cut_file_gives_its_lines_and_one_more_row() -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(deadline=None)
 def test_any_bytes_give_a_row_per_line_that_is_not_blank(data: bytes) -> None:
     if not data.startswith(b"\x1f\x8b"):
         assert len(read(data)) == max(sum(bool(line.strip()) for line in data.split(b"\n")), not data)

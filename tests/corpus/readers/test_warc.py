@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.corpus.readers import Document, Dropped, WarcReader
@@ -70,7 +70,6 @@ def test_records_come_in_gzip_members_in_one_stream_or_plain(pack) -> None:
 
 
 @given(st.data())
-@settings(deadline=None)
 def test_an_archive_cut_anywhere_gives_the_documents_before_and_says_so(data: st.DataObject) -> None:
     plain = data.draw(st.booleans())
     whole = b"".join(PAGES) if plain else archive(*PAGES)
@@ -112,7 +111,6 @@ def test_ids_of_damaged_archives_are_made_of_what_could_be_read() -> None:
 
 
 @given(st.one_of(st.binary(max_size=500), st.binary(max_size=300).map(lambda data: b"WARC/1.0\r\n" + data)))
-@settings(deadline=None)
 def test_any_bytes_end_in_named_drops(data: bytes) -> None:
     for variant in (data, gzip.compress(data)):
         got = read(variant)

@@ -3,7 +3,7 @@ from random import Random
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,7 +17,6 @@ def choice(scores: dict[str, float | None], share: float) -> Choice:
     return Choice(table, share)
 
 
-@settings(deadline=None)  # the first call loads pyarrow's kernels
 @given(SCORES, st.sampled_from([0.1, 0.5, 0.9]), st.randoms())
 def test_the_best_share_and_all_failures_are_passed_on_whatever_the_order_and_the_cut(
     scores: dict[str, float | None], share: float, rng: Random

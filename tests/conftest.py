@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -12,6 +13,12 @@ from hypothesis import settings
 from humpback_ray import storage
 from tests import weed
 from tests.faults.proxy import FaultProxy
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+# Ray starts its workers with niceness 15: beside other work on the machine they would hardly run at all.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 settings.register_profile("shared", deadline=None)  # a loaded machine is slow at times, and that is no bug
 settings.load_profile("shared")
@@ -27,13 +34,16 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """A Ray of this test session's own."""
+def local_ray() -> "Iterator[Cluster]":
+    """A Ray of this test session's own; whoever adds nodes to it removes them again."""
     import ray
+    from ray.cluster_utils import Cluster
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
     ray.shutdown()
+    cluster.shutdown()
 
 
 @pytest.fixture(scope="session")

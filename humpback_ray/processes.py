@@ -21,7 +21,7 @@ NODE_ANSWERS_S = 60
 STACKS_S = 20.0
 """How long a hanging process has to write its stacks before it is killed: on a busy machine it waits for its turn."""
 WORDS_BYTES = 32_000
-"""Last part of a process's standard error that is kept. A stack takes about 1,000, and an engine has dozens of threads."""
+"""The end of its standard error that is kept. A stack takes about 1,000, and an engine has dozens of threads."""
 
 
 class NodeLost(RuntimeError):

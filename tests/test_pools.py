@@ -132,7 +132,7 @@ def spot_nodes() -> list[str]:
 
 @pytest.fixture(scope="module")
 def seen(cluster: "Cluster", source: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    """Run a stage whose shards wait for four actors, two of them on a node that comes late, and the last one for one."""
+    """Run a stage whose shards wait for four actors, two of them on a late node, and whose last one waits for one."""
     root = tmp_path_factory.mktemp("halves")
     notes = root / "notes"
     notes.mkdir()

@@ -7,12 +7,9 @@ a pool, for one shard: a straggler's second start, or a shard that is taken apar
 """
 
 import asyncio
-import contextlib
-import faulthandler
 import inspect
 import json
 import os
-import signal
 import sys
 import time
 import traceback
@@ -26,7 +23,7 @@ import pyarrow as pa
 from humpback_ray import steps
 from humpback_ray.ledger import Attempt, Commit, Ledger, Shard, charged, node
 from humpback_ray.placement import PoolPlacement
-from humpback_ray.processes import Dead
+from humpback_ray.processes import Dead, answer_when_ended
 from humpback_ray.records import QUARANTINE, QUARANTINED
 
 NODE_LOSS_S = 20
@@ -70,8 +67,7 @@ class ShardActor:
         self, ledger: Ledger, schema: pa.Schema, placement: PoolPlacement, worker: type, arguments: tuple[Any, ...]
     ) -> None:
         self.ledger, self.schema, self.placement = ledger, schema, placement
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # standard error is no file, or not POSIX
-            faulthandler.register(signal.SIGUSR1, all_threads=True)  # who ends a hanging process asks where it hangs
+        answer_when_ended()
         self.worker = worker(*arguments, placement.resources)
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:

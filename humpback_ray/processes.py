@@ -2,8 +2,13 @@
 
 Both are Ray tasks without CPUs that are bound to the process's node, so they run where an actor would not answer. A
 node that does not run them in time is taken for lost.
+
+A hanging process is asked for the stacks of its threads with SIGUSR1. `answer_when_ended` lets faulthandler write them
+and then passes the signal on, which ends the process: once it is gone, all of its words are there.
 """
 
+import contextlib
+import faulthandler
 import os
 import signal
 import time
@@ -13,7 +18,10 @@ from typing import Any
 
 NODE_ANSWERS_S = 60
 """How long a node has to run a task that needs nothing: a worker process may have to start for it."""
-WORDS_BYTES = 4000
+STACKS_S = 20.0
+"""How long a hanging process has to write its stacks before it is killed: on a busy machine it waits for its turn."""
+WORDS_BYTES = 32_000
+"""The end of its standard error that is kept. A stack takes about 1,000, and an engine has dozens of threads."""
 
 
 class NodeLost(RuntimeError):
@@ -24,8 +32,14 @@ class Dead(RuntimeError):
     """What this process works with has died (its engine), so it can do no more work and should end."""
 
 
+def answer_when_ended() -> None:
+    """Let this process write where it hangs to its standard error when `end` ends it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # standard error is no file, or not POSIX
+        faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)
+
+
 def end(node_id: str, pid: int, started: float) -> None:
-    """Ask a worker process where it hangs (faulthandler writes that to its standard error), then kill it.
+    """End a worker process; it says where it hangs first, and is killed if it takes longer than `STACKS_S` to do so.
 
     Raises:
         NodeLost: nobody is there to do it.
@@ -64,8 +78,10 @@ def _end(pid: int, started: float) -> None:
         if process.create_time() > started + 1:
             return  # another process has its number by now
         if hasattr(signal, "SIGUSR1"):
-            os.kill(pid, signal.SIGUSR1)
-            time.sleep(0.5)
+            process.send_signal(signal.SIGUSR1)
+            deadline = time.monotonic() + STACKS_S
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+                time.sleep(0.05)
         process.kill()
     except psutil.NoSuchProcess:
         return

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -13,6 +14,13 @@ from humpback_ray import storage
 from jobs import console
 from tests import weed
 from tests.faults.proxy import FaultProxy
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+# Every Ray of the tests is started as jobs start theirs, but that nodes of the tests may be drained.
+for name in console.LOCAL_RAY.keys() - {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"}:
+    os.environ.setdefault(name, console.LOCAL_RAY[name])
 
 settings.register_profile("quick", max_examples=40, deadline=None)  # a loaded machine is slow at times; that is no bug
 settings.register_profile("thorough", max_examples=400, deadline=None)  # `make chaos`: --hypothesis-profile=thorough
@@ -34,16 +42,16 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """A Ray of this test session's own."""
+def local_ray() -> "Iterator[Cluster]":
+    """A Ray of this test session's own; whoever adds nodes to it removes them again."""
     import ray
+    from ray.cluster_utils import Cluster
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in console.LOCAL_RAY.items():
-            patch.setenv(name, value)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
 
 
 @pytest.fixture(scope="session")

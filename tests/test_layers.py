@@ -12,8 +12,8 @@ HEAVY = {"torch", "transformers", "deepspeed", "vllm", "ray"}
 
 LEVEL = {
     "steps": 0, "config": 0, "records": 0, "s3": 0, "storage": 0,
-    "rates": 1, "inventory": 1, "placement": 1, "progress": 1, "lease": 1, "processes": 1, "ledger": 2, "watch": 3,
-    "actor": 3,
+    "rates": 1, "inventory": 1, "placement": 1, "warm": 1, "progress": 1, "lease": 1, "processes": 1, "ledger": 2,
+    "watch": 3, "actor": 3,
     "isolation": 4, "pool": 5, "stage": 6,
     "prompts": 7, "instructions": 8, "engines": 8,
     "sample": 9, "seed": 9, "corpus": 9, "augment": 9, "rewrite": 9, "curate": 9, "train": 9, "evaluate": 9,

@@ -1,9 +1,5 @@
 """Placements that cannot be had are refused with the fix; what they say reaches Ray's own arguments."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +7,6 @@ from pydantic import ValidationError
 
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
 
-REPOSITORY = Path(__file__).parents[1]
 SPOT = {"ray.io/market-type": "spot"}
 
 
@@ -86,15 +81,3 @@ def test_tensor_parallelism_and_memory_follow_from_the_gpus(
     assert resources.gpu_memory_share == pytest.approx(share)
     assert placement.needs()["GPU"] == 3 * gpus
     assert placement.map_arguments()["num_gpus"] == (gpus or None)
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_replica_gets_all_of_its_gpus_on_one_node(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.replicas", str(tmp_path)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=250)
-    assert done.returncode == 0, done.stderr
-    given = [json.loads(path.read_text()) for path in (tmp_path / "replicas").iterdir()]
-    assert [len(replica["gpus"]) for replica in given] == [2, 2]
-    assert len({replica["node"] for replica in given}) == 2, "no node has four"
-    assert [replica["tensor"] for replica in given] == [1, 1]

@@ -6,7 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -22,7 +26,7 @@ from tests.test_stage import fates, make_source, place
 REPOSITORY = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.ray
-POOL = PoolPlacement(rows_per_shard=4, cpus_per_replica=0.5, max_attempts=1, limit_floor_s=15)
+POOL = PoolPlacement(rows_per_shard=4, cpus_per_replica=0.5, max_attempts=1)
 
 
 def raise_(row: str) -> None:
@@ -47,17 +51,19 @@ def hang(row: str) -> None:
 
 
 DEATHS = {death.__name__: death for death in (raise_, exit_, crash, kill, hang)}
+DEADLY = {"0001": "hang", "0006": "exit_", "0012": "crash", "0014": "kill", "2010": "raise_", "2011": "raise_"}
 
 
 class DiesOf:
-    """Fails whenever it sees one of some rows."""
+    """Fails whenever it sees one of some rows, each in its own way."""
 
-    def __init__(self, death: str, rows: tuple[str, ...], resources: Resources) -> None:
-        self.death, self.rows = DEATHS[death], rows
+    def __init__(self, deaths: Mapping[str, str], resources: Resources) -> None:
+        self.deaths = {row: DEATHS[death] for row, death in deaths.items()}
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        for row in set(self.rows) & set(table["id"].to_pylist()):
-            self.death(row)
+        for row in table["id"].to_pylist():
+            if row in self.deaths:
+                self.deaths[row](row)
         return table
 
 
@@ -68,49 +74,71 @@ def source(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Manifes
     return stage.once(make_source, ([25, 0, 13],), TaskPlacement(cpus=0.5))
 
 
-@pytest.mark.parametrize(
-    ("death", "error", "words"),
-    [
-        ("raise_", "ValueError: cannot read row 0014", ""),
-        ("exit_", "", "engine: out of luck at 0014"),
-        ("crash", "", "Segmentation fault"),
-        ("kill", "", ""),
-        ("hang", "no end within the limit of", "in hang"),
-    ],
-)
-def test_a_deadly_row_costs_one_row_and_leaves_its_words(
-    source: Manifest, tmp_path: Path, death: str, error: str, words: str
-) -> None:
-    stage = Stage(place(tmp_path, death), {}, {"source": source}, PAIR)
-    pool = POOL.model_copy(update={"rows_per_shard": 2}) if death == "hang" else POOL  # each hang takes its limit
-    done = stage.run(DiesOf, (death, ("0014",)), pool, source)
+@pytest.fixture(scope="module")
+def done(source: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """A stage with a deadly row of every kind.
+
+    The watch over the pool has a clock that runs ten times as fast: there a limit of 50 s ends the hanging shard after
+    5 s, and whom else it ends on a slow machine is only tried alone. Alone, a part has a tenth of 50 s by the true
+    clock, which is what hanging costs and still far more than a part that works takes on a busy machine.
+    """
+    placement = POOL.model_copy(
+        update={"rows_per_shard": 2, "min_replicas": 2, "shards_in_flight": 1, "limit_floor_s": 50,
+                "straggler_factor": None}
+    )  # fmt: skip
+    stage = Stage(place(tmp_path_factory.mktemp("deaths"), "deaths"), {}, {"source": source}, PAIR)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("humpback_ray.watch.time", SimpleNamespace(monotonic=lambda: 10 * time.monotonic()))
+        return stage.run(DiesOf, (DEADLY,), placement, source)
+
+
+@pytest.fixture(scope="module")
+def quarantine(done: Manifest) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for row in done.quarantine().to_pylist()}
+
+
+def test_deadly_rows_are_quarantined_and_all_others_are_kept(source: Manifest, done: Manifest) -> None:
     kept = [key for key, reason in fates(source).items() if reason is None]
-    assert fates(done) == {key: QUARANTINED if key == "0014" else None for key in kept}
-    (lost,) = done.quarantine().to_pylist()
-    assert lost["id"] == "0014"
+    assert fates(done) == {key: QUARANTINED if key in DEADLY else None for key in kept}
+    assert done.quarantined == len(DEADLY) == len(done.quarantine())
+
+
+@pytest.mark.parametrize(
+    ("row", "error", "words"),
+    [
+        ("2010", "ValueError: cannot read row 2010", ""),
+        ("2011", "ValueError: cannot read row 2011", ""),
+        ("0006", "", "engine: out of luck at 0006"),
+        ("0012", "", "Segmentation fault"),
+        ("0014", "", ""),
+        ("0001", "no end within the limit of", "in hang"),
+    ],
+    ids=["raise", "raise beside it", "exit", "crash", "kill", "hang"],
+)
+def test_a_deadly_row_leaves_its_error_its_words_and_its_text(
+    quarantine: Mapping[str, Mapping[str, Any]], row: str, error: str, words: str
+) -> None:
+    lost = quarantine[row]
     assert error in lost["error"]
     assert words in lost["last_words"]
-    assert "ask 14" in lost["text"]
-    assert done.quarantined == 1
+    assert f"ask {int(row)}" in lost["text"]
 
 
-def test_rows_per_shard_decides_nothing_about_which_rows_are_lost(source: Manifest, tmp_path: Path) -> None:
-    deadly = ("0000", "0001", "0014", "2011")
-    found = []
-    for rows in (4, 1000):
-        stage = Stage(place(tmp_path, f"by-{rows}"), {}, {"source": source}, PAIR)
-        pool = POOL.model_copy(update={"rows_per_shard": rows, "max_quarantined_share": 0.5})
-        done = stage.run(DiesOf, ("raise_", deadly), pool, source)
-        assert sorted(done.quarantine()["id"].to_pylist()) == list(deadly)
-        found.append(fates(done))
-    assert found[0] == found[1]
+def test_rows_per_shard_decides_nothing_about_which_rows_are_lost(
+    source: Manifest, done: Manifest, tmp_path: Path
+) -> None:
+    stage = Stage(place(tmp_path, "by-1000"), {}, {"source": source}, PAIR)
+    pool = POOL.model_copy(update={"rows_per_shard": 1000, "max_quarantined_share": 0.5})
+    whole = stage.run(DiesOf, (dict.fromkeys(DEADLY, "raise_"),), pool, source)
+    assert sorted(whole.quarantine()["id"].to_pylist()) == list(DEADLY)
+    assert fates(whole) == fates(done)
 
 
 def test_a_worker_that_fails_with_any_row_stops_the_stage_and_loses_none(source: Manifest, tmp_path: Path) -> None:
     stage = Stage(place(tmp_path, "any"), {}, {"source": source}, PAIR)
-    everything = tuple(key for key in fates(source))
+    everything = dict.fromkeys(fates(source), "raise_")
     with pytest.raises(StageFailed, match=r"shard 00000\d (lost|failed with whatever).* last: ValueError: cannot"):
-        stage.run(DiesOf, ("raise_", everything), POOL, source)
+        stage.run(DiesOf, (everything,), POOL, source)
     assert not stage.ledger.committed()
 
 

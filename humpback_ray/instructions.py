@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import cast
 
 from pydantic import Field
-from resiliparse.parse.lang import detect_fast, supported_langs
 
 from humpback_ray.config import Config
 from humpback_ray.prompts.chat import ChatRecipe
@@ -212,5 +211,7 @@ def language_gap(instruction: str, segment: str, max_score: int) -> int:
 
 def _distances(text: str) -> dict[str, int]:
     """Return the distance of a text to every language; none where it holds no letters that say anything."""
+    from resiliparse.parse.lang import detect_fast, supported_langs
+
     found = detect_fast(text, cutoff=_ANY_DISTANCE, n_results=len(supported_langs()))
     return dict(cast("list[tuple[str, int]]", found))

@@ -7,8 +7,7 @@ repetition filter, nor its whole list of navigation words: those are ours, and r
 
 import re
 
-from pydantic import Field, model_validator
-from resiliparse.parse.lang import detect_fast, supported_langs
+from pydantic import Field, field_validator, model_validator
 
 from humpback_ray.config import Config
 
@@ -78,11 +77,18 @@ class FilterRecipe(Config):
             raise ValueError(
                 f"min_chars {self.min_chars} is more than max_chars {self.max_chars}: no segment could pass"
             )
-        if self.language is not None and self.language not in supported_langs():
-            raise ValueError(
-                f"language {self.language!r} is none that resiliparse knows; set it to a code such as en, or null"
-            )
         return self
+
+    @field_validator("language")
+    @classmethod
+    def _known(cls, language: str | None) -> str | None:
+        from resiliparse.parse.lang import supported_langs
+
+        if language is not None and language not in supported_langs():
+            raise ValueError(
+                f"language {language!r} is none that resiliparse knows; set it to a code such as en, or null"
+            )
+        return language
 
 
 _WORD = re.compile(r"\w+")
@@ -121,6 +127,8 @@ def is_foreign(text: str, recipe: FilterRecipe) -> bool:
     """Return whether the text is found to be in another language than the recipe's; False where it names none."""
     if recipe.language is None:
         return False
+    from resiliparse.parse.lang import detect_fast
+
     found = detect_fast(text, cutoff=recipe.max_language_score)
     return found[0] != recipe.language
 

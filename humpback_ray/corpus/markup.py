@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from html import unescape
 from typing import NamedTuple
 
-from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
-
 
 class Tag(NamedTuple):
     """A start or end tag; `attributes` is its raw source, parsed only where somebody asks."""
@@ -75,12 +73,16 @@ def characters(html: bytes, declared: str | None = None) -> str:
     meta = _META_CHARSET.search(html, 0, _META_BYTES)
     candidates = [declared, meta[1].decode("ascii", "replace") if meta else None]
     if not html.isascii():
+        from resiliparse.parse.encoding import detect_encoding
+
         candidates.append(detect_encoding(html[:_DETECT_BYTES]))
     codec = next((found for name in candidates if (found := _codec(name))), _FALLBACK)
     return html.decode(codec, "replace")
 
 
 def _codec(name: str | None) -> str | None:
+    from resiliparse.parse.encoding import map_encoding_to_html5
+
     mapped = map_encoding_to_html5(name, fallback_utf8=False) if name else None
     if not mapped or mapped.startswith("x-"):
         return None

@@ -9,8 +9,10 @@ import io
 import re
 import zlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from fastwarc.stream_io import BrotliReader, ZstdReader
+if TYPE_CHECKING:
+    from fastwarc.stream_io import BrotliReader, ZstdReader
 
 
 class Unusable(ValueError):
@@ -105,6 +107,8 @@ def _undo(name: str, body: bytes, max_bytes: int) -> bytes:
     elif name == "deflate":
         decoded = _inflate(body, (15, -15), max_bytes)
     elif name in ("br", "zstd"):
+        from fastwarc.stream_io import BrotliReader, ZstdReader
+
         decoded = _stream(BrotliReader if name == "br" else ZstdReader, body, max_bytes)
     else:
         raise Unusable("encoding_unknown")
@@ -135,7 +139,7 @@ def _inflate(body: bytes, windows: tuple[int, ...], max_bytes: int) -> bytes:
     return b""
 
 
-def _stream(kind: type[BrotliReader] | type[ZstdReader], body: bytes, max_bytes: int) -> bytes:
+def _stream(kind: "type[BrotliReader] | type[ZstdReader]", body: bytes, max_bytes: int) -> bytes:
     out = bytearray()
     try:
         reader = kind(io.BytesIO(body))

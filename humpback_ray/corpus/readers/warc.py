@@ -8,14 +8,16 @@ over most of these in silence, so what it skipped is added up here. Behind a dam
 
 import re
 from collections.abc import Iterator
-from typing import BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
-from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 from pydantic import Field
 
 from humpback_ray.config import Config
 from humpback_ray.corpus.readers import http
 from humpback_ray.corpus.readers.base import Document, Dropped, Inflated, content_id
+
+if TYPE_CHECKING:
+    from fastwarc.warc import WarcRecord
 
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 _START_BYTES = 4096
@@ -41,6 +43,8 @@ class WarcReader(Config):
 
     def read(self, stream: BinaryIO) -> Iterator[Document | Dropped]:
         """Yield every response of the archive, as a document or dropped; last, what is wrong with the archive."""
+        from fastwarc.warc import WarcRecordType
+
         source, extent = Inflated(stream), _Extent()
         trail = b""  # identifies how far the archive could be read, for the id of its last row
         broken = False
@@ -59,7 +63,7 @@ class WarcReader(Config):
         if fault:
             yield Dropped(content_id(b"archive", trail, fault.encode()), f"archive_{fault}")
 
-    def _response(self, record: WarcRecord, block: bytes) -> Document | Dropped:
+    def _response(self, record: "WarcRecord", block: bytes) -> Document | Dropped:
         url = (record.headers.get("WARC-Target-URI") or "").strip().removeprefix("<").removesuffix(">")
         document_id = (record.headers.get("WARC-Record-ID") or "").strip().removeprefix("<").removesuffix(">")
         document_id = document_id or content_id(url.encode("utf-8", "replace"), block)
@@ -81,7 +85,9 @@ class WarcReader(Config):
         return Document(document_id, url, html=html, charset=head.charset)
 
 
-def _records(source: Inflated) -> ArchiveIterator:
+def _records(source: Inflated) -> Iterator["WarcRecord"]:
+    from fastwarc.warc import ArchiveIterator
+
     stream = cast(BinaryIO, source)  # of a stream, FastWARC reads and tells, nothing else
     return ArchiveIterator(stream, parse_http=False, stream_detect=False, quirks_mode=True)
 
@@ -97,7 +103,7 @@ class _Extent:
         self.records = 0
         self.gap = False
 
-    def enter(self, record: WarcRecord) -> None:
+    def enter(self, record: "WarcRecord") -> None:
         self.gap |= abs(record.stream_pos - self.end) > self.SLACK_BYTES
         head = sum(len(name) + len(value) + 4 for name, value in record.headers.items_bytes())
         self.end = record.stream_pos + head + record.content_length

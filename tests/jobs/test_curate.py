@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from humpback_ray import gc
 from humpback_ray.run import every_stage_name
 from humpback_ray.stage import read_manifest
+from humpback_ray.verify import verify
 from tests.jobs import prepared
-from tests.jobs.prepared import Driver
+from tests.jobs.conftest import Head
 from tests.jobs.test_console import DEMO, job
 
 ROWS = 60
@@ -19,47 +21,52 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def config(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared.prepare(tmp_path_factory.mktemp("prepared"), ROWS)
 
 
-def run(*arguments: str) -> str:
-    driver = Driver(*arguments)
+def run(head: Head, *arguments: str) -> str:
+    driver = head.driver(*arguments)
     out = driver.finish()
     assert driver.process.returncode == 0, out
     return out
 
 
-def test_a_comparison_is_printed_kept_resumed_verified_and_known_to_gc(config: Path) -> None:
+def proof(root: Path) -> str:
+    """What verify says of a run of which gc knows every file."""
+    assert not gc.survey(str(root), 3600).unknown
+    return "\n".join(verify(str(root)))
+
+
+def test_a_comparison_is_printed_kept_resumed_verified_and_known_to_gc(config: Path, head: Head) -> None:
     root = config.parent / "compare"
     arguments = ("curate", str(config), "--compare", f"root={root}", *ECHO, "curate.compare.size=20")
-    out = run(*arguments)
+    out = run(head, *arguments)
     for words in ("rubric_expected", "likelihood", "failed", "after retry", "Spearman; overlap of the", "actor s"):
         assert words in out
     assert "AUC" not in out, "nobody knows the truth of these pages"
     stored = json.loads((root / "report/comparison-1.json").read_text())
     assert [one["name"] for one in stored["scorers"]] == ["rubric", "rubric_expected", "additive", "likelihood"]
     made = {name: read_manifest(str(root / f"compare/round-1/{name}")) for name in ("rubric", "additive")}
-    out = run(*arguments)
+    out = run(head, *arguments)
     assert {name: read_manifest(str(root / f"compare/round-1/{name}")) for name in made} == made
     assert json.loads((root / "report/comparison-1.json").read_text()) == stored
-    assert "compare/round-1/additive: 20 rows" in run("verify", str(root))
-    assert "unknown" not in run("gc", str(root))
+    assert "compare/round-1/additive: 20 rows" in proof(root)
 
 
-def test_a_chained_round_rates_a_share_and_says_so(config: Path) -> None:
+def test_a_chained_round_rates_a_share_and_says_so(config: Path, head: Head) -> None:
     root = config.parent / "chain"
     scorer = "curate.recipe.scorer={kind: chained, share: 0.25}"
-    out = run("curate", str(config), "round=1", f"root={root}", *ECHO, scorer, "curate.recipe.rounds=[{threshold: 1}]")
+    rounds = "curate.recipe.rounds=[{threshold: 1}]"
+    out = run(head, "curate", str(config), "round=1", f"root={root}", *ECHO, scorer, rounds)
     candidates = read_manifest(str(root / "candidates"))
     assert candidates
     over = candidates.kept - math.ceil(0.25 * candidates.kept)
     assert "In round 1," in out
     assert f"{over} more were not passed on by the cheap scorer" in out
     assert "round-1/prescores" in out
-    proof = run("verify", str(root))
-    assert f"round-1/scores: {candidates.kept} rows, files and counts agree, each of {candidates.kept} ids" in proof
-    assert "unknown" not in run("gc", str(root))
+    said = f"round-1/scores: {candidates.kept} rows, files and counts agree, each of {candidates.kept} ids"
+    assert said in proof(root)
 
 
 def test_a_round_that_does_not_exist_and_a_threshold_off_the_scale_are_one_line(tmp_path: Path) -> None:

@@ -189,13 +189,15 @@ def test_a_reason_that_no_longer_holds_saves_the_file(root: str) -> None:
 def test_gc_in_a_loop_beside_two_writers_leaves_every_commit_its_file(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count = 20 if storage.is_s3(root) else 60
-    ledger, over, deleted = shards(root), threading.Event(), []
+    count = 6 if storage.is_s3(root) else 20
+    ledger, over, deleted, collections = shards(root), threading.Event(), [], 0
     table = pairs(5)
 
     def linger(step: str) -> None:
         if step == "6 rows uploaded":
-            time.sleep(random.uniform(0, 0.06))
+            last = collections + random.randint(1, 2)  # 2: one of them has begun after the upload
+            while collections < last and not over.is_set():
+                time.sleep(0.001)
 
     monkeypatch.setattr(steps, "hook", linger)
 
@@ -207,8 +209,13 @@ def test_gc_in_a_loop_beside_two_writers_leaves_every_commit_its_file(
                 write_table(ledger, f"data/{shard}.{attempt.number}.parquet", table)
 
     def collect() -> None:
-        while not over.is_set():
-            deleted.extend(gc.delete(gc.survey(root, HOUR_S).waste))
+        nonlocal collections
+        try:
+            while not over.is_set():
+                deleted.extend(gc.delete(gc.survey(root, HOUR_S).waste))
+                collections += 1
+        finally:
+            over.set()
 
     with ThreadPoolExecutor() as pool:
         collecting = pool.submit(collect)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import re
 import shutil
 import signal
 import threading
@@ -18,10 +19,32 @@ from humpback_ray.lease import Lease, LeaseHeld, LeaseLost
 from humpback_ray.ledger import Attempt, Commit
 from humpback_ray.placement import TaskPlacement
 from humpback_ray.stage import Place, Stage, read_manifest
+from tests.conftest import Said
+from tests.jobs.heads import wait_for
 
 
-def lease(path: Path | str, who: str) -> Lease:
-    return Lease(str(path), who, beat_s=0.1, stale_s=0.8)
+class Clock:
+    """Stands for the module `time` of leases; the test can let time pass."""
+
+    time, sleep = staticmethod(time.time), staticmethod(time.sleep)
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("humpback_ray.lease.time", clock)
+    return clock
+
+
+def lease(path: Path | str, who: str, stale_s: float = 60.0) -> Lease:
+    """A lease that beats often, and is taken for dead after longer than any thread waits for its turn."""
+    return Lease(str(path), who, beat_s=0.1, stale_s=stale_s)
 
 
 def dead(path: Path | str, who: str = "dead") -> Lease:
@@ -54,7 +77,7 @@ def test_a_lease_whose_work_failed_is_taken_at_once(tmp_path: Path) -> None:
 
 def test_a_driver_that_stands_still_is_overtaken_and_may_not_publish(tmp_path: Path) -> None:
     still = dead(tmp_path, "first")
-    with lease(tmp_path, "second") as second:
+    with lease(tmp_path, "second", stale_s=0.3) as second:
         assert second.epoch == 2
         with pytest.raises(LeaseLost, match=r"epoch 1 was overtaken by .* \(submission second\)"):
             still.end({"rows": 1})
@@ -71,10 +94,10 @@ def test_what_an_epoch_ended_with_is_handed_to_the_next_driver_which_holds_nothi
     assert set(ends(tmp_path)) == {"000001"}
 
 
-def test_of_many_drivers_that_reach_for_a_dead_lease_one_gets_it(tmp_path: Path) -> None:
+def test_of_many_drivers_that_reach_for_a_dead_lease_one_gets_it(tmp_path: Path, clock: Clock, said: Said) -> None:
     dead(tmp_path)
     holding, most, told = 0, 0, []
-    gate = threading.Lock()
+    gate, all_told = threading.Lock(), threading.Event()
 
     def work(name: str) -> None:
         nonlocal holding, most
@@ -83,15 +106,20 @@ def test_of_many_drivers_that_reach_for_a_dead_lease_one_gets_it(tmp_path: Path)
                 with gate:
                     holding += 1
                     most = max(most, holding)
-                time.sleep(1.5)
+                all_told.wait(100)
                 with gate:
                     holding -= 1
         except LeaseHeld:
-            told.append(name)
+            with gate:
+                told.append(name)
+                if len(told) == 5:
+                    all_told.set()
 
     threads = [threading.Thread(target=work, args=(f"driver {i}",)) for i in range(6)]
     for thread in threads:
         thread.start()
+    wait_for(lambda: sum("waiting to see" in message for _, message in said.records) == 6, "all six at its door", 100)
+    clock.ahead = 60.0
     for thread in threads:
         thread.join()
     assert most == 1
@@ -148,39 +176,47 @@ def overtake(path: Path) -> None:
     Lease(str(path), "second")._create(1, "end", {"overtaken_by": {"host": "there", "submission": "second"}})
 
 
-def outage(path: Path) -> None:
+def outage(path: Path, clock: Clock, said: Said) -> None:
     """Let nothing be written under a lease for longer than a beat may stand still."""
     (path / "lease").rename(path / "away")
     while not (path / "lease").is_file():
         with contextlib.suppress(IsADirectoryError):  # a beat has just made the directory anew
             (path / "lease").write_text("in the way")
         shutil.rmtree(path / "lease", ignore_errors=True)
-    time.sleep(1.5)
+    clock.ahead += 100.0
+    silent = re.compile(r"no heartbeat of .* for 1\d\d s")
+    wait_for(lambda: any(silent.match(message) for _, message in said.records), "a heartbeat that fails", 100)
     (path / "lease").unlink()
     (path / "away").rename(path / "lease")
-    time.sleep(0.5)
+
+    def beats() -> bytes:
+        beat = path / "lease/000001.beat"
+        return beat.read_bytes() if beat.exists() else b""
+
+    before = beats()
+    wait_for(lambda: beats() != before, "a beat after the outage", 100)
 
 
 @pytest.mark.parametrize("before", [None, outage], ids=["overtake", "outage"])
 def test_work_is_interrupted_when_the_lease_is_lost_but_not_by_an_outage_of_storage(
-    tmp_path: Path, before: Callable[[Path], None] | None
+    tmp_path: Path, clock: Clock, said: Said, before: Callable[[Path, Clock, Said], None] | None
 ) -> None:
     happened = []
 
     def work() -> None:
         with lease(tmp_path, "first"):
             if before:
-                before(tmp_path)
+                before(tmp_path, clock, said)
             happened.append(before)  # the next beat may come before `overtake` returns
             overtake(tmp_path)
-            for _ in range(600):
+            for _ in range(1200):
                 time.sleep(0.1)
 
     began = time.monotonic()
     with pytest.raises(LeaseLost, match="overtaken by there") as raised:
         work()
     assert happened, "it was interrupted too early"
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 100
     assert isinstance(raised.value.__cause__, KeyboardInterrupt)
 
 
@@ -190,7 +226,7 @@ def test_work_in_a_scripts_background_is_interrupted_too(tmp_path: Path) -> None
     def work() -> None:
         with lease(tmp_path, "first"):
             overtake(tmp_path)
-            for _ in range(300):
+            for _ in range(1200):
                 time.sleep(0.1)
             pytest.fail("it was not interrupted")
 

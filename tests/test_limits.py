@@ -12,45 +12,71 @@ from humpback_ray.run import Run, RunConfig
 from jobs.console import guarded
 
 DEMO = Path(__file__).parents[1] / "configs/demo.yaml"
-PRICES = "plan.machines={H100-80G: {dollars_per_hour: 3600}}"
+PRICES = "plan.machines={H100-80G: {dollars_per_hour: 3}}"
+LONG = 1000.0
+"""Hours that no work here should last for; they take a minute."""
 
 
 def run(root: Path, *overrides: str) -> Run:
     return Run(load(RunConfig, DEMO, [f"root={root}", *overrides]))
 
 
-def work(run: Run, seconds: float, stage: str = "models/m0") -> None:
-    with Limits(run, look_every_s=0.02):
+class Clock:
+    """Stands for the module `time` of limits: it goes on only while somebody works."""
+
+    def __init__(self) -> None:
+        self.hours, self.read = 0.0, 0
+
+    def monotonic(self) -> float:
+        self.read += 1
+        return self.hours * 3600
+
+    def advance(self, hours: float) -> None:
+        """Let time pass, and wait until the limits have looked at it."""
+        self.hours, before = self.hours + hours, self.read
+        while self.read < before + 4:  # twice in a look
+            time.sleep(0.001)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("humpback_ray.limits.time", clock)
+    return clock
+
+
+def work(run: Run, hours: float, clock: Clock, stage: str = "models/m0") -> None:
+    """Work for so long, a tenth of an hour at a time."""
+    with Limits(run, look_every_s=0.001):
         run.at(stage)
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            time.sleep(0.01)
+        for _ in range(round(10 * hours)):
+            clock.advance(0.1)
 
 
-def test_a_run_within_its_limits_is_left_alone_and_what_it_took_is_written_down(tmp_path: Path) -> None:
-    work(run(tmp_path, "max_hours=1", "max_dollars=1"), 0.2)
+def test_a_run_within_its_limits_is_left_alone_and_what_it_took_is_written_down(tmp_path: Path, clock: Clock) -> None:
+    work(run(tmp_path, "max_hours=1", "max_dollars=1"), 0.5, clock)
     hours, dollars = spent(str(tmp_path))
-    assert 0.2 <= hours * 3600 < 5
-    assert dollars == pytest.approx(hours * 2 * 0.05, rel=0.1), "two cores at five cents"
+    assert hours == pytest.approx(0.5)
+    assert dollars == pytest.approx(hours * 2 * 0.05), "two cores at five cents"
 
 
-def test_hours_add_up_over_submissions_and_stop_the_second_one_in_the_middle(tmp_path: Path) -> None:
-    limit = f"max_hours={1.0 / 3600}"
-    work(run(tmp_path, limit), 0.4)
-    began = time.monotonic()
-    with pytest.raises(LimitReached, match=r"max_hours is 0.000277778; .* higher max_hours goes on .*models/m0"):
-        work(run(tmp_path, limit), 60)
-    assert time.monotonic() - began < 10
+def test_hours_add_up_over_submissions_and_stop_the_second_one_in_the_middle(tmp_path: Path, clock: Clock) -> None:
+    limit = "max_hours=1.25"
+    work(run(tmp_path, limit), 0.5, clock)
+    with pytest.raises(LimitReached, match=r"max_hours is 1.25; .* higher max_hours goes on .*models/m0"):
+        work(run(tmp_path, limit), LONG, clock)
+    assert clock.hours < LONG
     with pytest.raises(LimitReached, match="max_hours"):
-        work(run(tmp_path, limit), 60)  # before anything is begun
-    work(run(tmp_path, "max_hours=1"), 0.1)
+        work(run(tmp_path, limit), LONG, clock)  # before anything is begun
+    assert clock.hours < LONG
+    work(run(tmp_path, f"max_hours={2 * LONG}"), 0.1, clock)
 
 
-def test_dollars_are_those_of_the_stage_at_work(tmp_path: Path) -> None:
-    gpus = [PRICES, "train.placement.gpus_per_worker=1", "train.placement.workers=8", "max_dollars=2"]
-    work(run(tmp_path / "a", *gpus), 0.4, stage="corpus")
-    with pytest.raises(LimitReached, match=r"\$2\.\d\d .* max_dollars is 2; "):
-        work(run(tmp_path / "b", *gpus), 60)
+def test_dollars_are_those_of_the_stage_at_work(tmp_path: Path, clock: Clock) -> None:
+    gpus = [PRICES, "train.placement.gpus_per_worker=1", "train.placement.workers=8", "max_dollars=20"]
+    work(run(tmp_path / "a", *gpus), 1, clock, stage="corpus")
+    with pytest.raises(LimitReached, match=r"\$21\.60 .* max_dollars is 20; "):
+        work(run(tmp_path / "b", *gpus), LONG, clock)
 
 
 def test_an_error_in_the_block_is_not_taken_for_a_limit(tmp_path: Path) -> None:
@@ -60,10 +86,10 @@ def test_an_error_in_the_block_is_not_taken_for_a_limit(tmp_path: Path) -> None:
 
 
 def test_a_job_that_reached_a_limit_says_so_in_a_line_and_exits_4(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def work_too_long() -> int:
-        work(run(tmp_path, f"max_hours={0.3 / 3600}"), 60)
+        work(run(tmp_path, "max_hours=0.3"), LONG, clock)
         return 0
 
     before = signal.getsignal(signal.SIGTERM)

@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -77,7 +77,7 @@ class Cluster:
             f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
         )  # fmt: skip
 
-    def __enter__(self) -> "Cluster":
+    def __enter__(self) -> Self:
         try:
             wait_for(self._answers, "the Jobs API", 60)
         except BaseException:

@@ -3,18 +3,14 @@
 The models are files that the `echo` engine does not read. Drivers are real `python -m jobs.augment` processes.
 """
 
-import functools
 import hashlib
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import yaml
 
@@ -27,9 +23,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def prepare(folder: Path, rows: int) -> Path:
-    """Make the reused stages and a configuration, without Ray."""
+    """Make the reused stages and a configuration."""
     corpus = Stage(Place("corpus", str(folder / "given/corpus"), "given"), {}, {}, SEGMENT)
-    corpus.leased(functools.partial(write_corpus, rows=rows))
+    corpus.leased(lambda attempt: write_corpus(attempt, rows))
     seed = Stage(Place("seed", str(folder / "given/seed"), "given"), {}, {}, PAIR)
     seed.leased(write_seed)
     for name in ("backward", "m0"):
@@ -45,7 +41,7 @@ def prepare(folder: Path, rows: int) -> Path:
         "base_model": str(folder / "base"),
         "reuse": {name: str(folder / "given" / name) for name in names},
         "augment": {
-            "recipe": {"engine": {"kind": "echo", "delay_s": 0.15}},
+            "recipe": {"engine": {"kind": "echo"}},
             "placement": {"rows_per_shard": 10, "batch_rows": 4, "shards_in_flight": 2},
         },
     }
@@ -80,12 +76,12 @@ def write_model(attempt: Attempt) -> Commit:
 
 
 class Driver:
-    """A `python -m jobs.<job>` process and the Ray it started."""
+    """A `python -m jobs.<job>` process, and the Ray it started if its environment names none."""
 
-    def __init__(self, job: str, *arguments: str) -> None:
+    def __init__(self, job: str, *arguments: str, variables: Mapping[str, str] | None = None) -> None:
         command = [sys.executable, "-m", f"jobs.{job}", *arguments]
         self.process = subprocess.Popen(
-            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, cwd=REPOSITORY, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
     def finish(self, timeout_s: float = 150) -> str:
@@ -93,37 +89,11 @@ class Driver:
         out, _ = self.process.communicate(timeout=timeout_s)
         return out
 
-    def kill(self) -> None:
-        """SIGKILL the driver, then end the Ray processes it left behind, and only those."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        for process in family:
-            for one in [*_children(process), process]:
-                if one.is_running():
-                    one.kill()
-        psutil.wait_procs(family, timeout=20)
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
 
 def commits(stage: Path) -> int:
     """How many shards of a stage are committed."""
     folder = stage / "commits"
     return len(list(folder.glob("[0-9]*.json"))) if folder.is_dir() else 0
-
-
-def wait_for_commits(stage: Path, count: int, timeout_s: float = 90) -> None:
-    """Wait until a stage has that many commits."""
-    deadline = time.monotonic() + timeout_s
-    while commits(stage) < count:
-        assert time.monotonic() < deadline, f"{commits(stage)} of {count} commits after {timeout_s} s"
-        time.sleep(0.05)
 
 
 def attempts(stage: Path) -> list[dict[str, Any]]:

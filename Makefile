@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/demo.yaml
 
-.PHONY: demo miniature test test-vllm lint format verify chaos bench-ledger bench-start bench-inference bench-train clean
+.PHONY: demo miniature test test-vllm lint format verify gpu-check chaos \
+	bench-ledger bench-start bench-inference bench-train clean
 
 # Installed when its definition is newer than the environment.
 .venv/installed: pyproject.toml constraints.txt
@@ -47,6 +48,10 @@ format: .venv/installed
 
 verify: .venv/installed
 	$(BIN)/python -m jobs.verify out/demo
+
+# What only a GPU can show (docs/gpu.md); without one in tiny sizes.
+gpu-check: .venv/installed
+	$(BIN)/python -m tests.gpu.check --out out
 
 chaos: .venv/installed
 	HUMPBACK_RACE_ROUNDS=200 $(BIN)/python -m pytest tests/test_races.py

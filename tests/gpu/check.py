@@ -1,0 +1,202 @@
+"""What a GPU must show of this repository, for one GPU and fifteen minutes; tiny sizes where there is no GPU.
+
+    python -m tests.gpu.check [REPO] [--parts dtype,engine,train,offload,liger] [--budget-s 540] [--out DIR]
+
+Prints a JSON line per figure and appends it to DIR/gpu_check.jsonl; docs/gpu.md says how to read them. Ends with 1 if a
+part failed. A part that fails does so by itself: on a GPU each runs in a process of its own, since after a CUDA error a
+process is of no more use, and one that hangs is ended. What does not fit into the budget is skipped, and says so.
+
+It needs what docs/gpu.md lists and none of `ABSENT`, which it blocks. It may be copied anywhere: REPO is checked.
+"""
+
+import argparse
+import contextlib
+import faulthandler
+import importlib
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+if TYPE_CHECKING:
+    from tests.gpu.report import Report
+
+ABSENT = ("ray", "vllm", "s3fs", "fastwarc", "resiliparse", "publicsuffixlist", "rich", "aiobotocore", "botocore")
+"""Modules that a bare GPU machine lacks."""
+
+GRACE_S = 60
+"""How long beyond the budget a part that is at work may take."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the check: the module in tests/gpu that has it, and its least time on a GPU."""
+
+    module: str
+    least_s: float
+    """Assumed: imports, a model made, one figure; for offload DeepSpeed compiles its CPU Adam."""
+
+
+PARTS = {
+    "dtype": Part("replies", 15),
+    "engine": Part("replies", 40),
+    "train": Part("training", 40),
+    "offload": Part("training", 100),
+    "liger": Part("training", 60),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the parts; return 1 if one failed."""
+    arguments = parse(argv)
+    cast(Any, sys.modules).update(dict.fromkeys(ABSENT))
+    sys.path.insert(0, arguments.repo)
+    with lines_alone() as stream:
+        from tests.gpu.report import Report
+
+        faulthandler.enable()
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        began = arguments.began or time.time()
+        report = Report(stream, Path(arguments.out, "gpu_check.jsonl"), arguments.budget_s, began)
+        gpu = has_gpu()
+        if not arguments.began:
+            report.say("machine", **described(gpu))
+        with tempfile.TemporaryDirectory(prefix="gpu-check-", dir=os.environ.get("GPU_CHECK_DIR")) as room:
+            failed = run(arguments, report, Path(room), gpu)
+        if not arguments.began:
+            report.say("end", failed=failed, seconds=round(report.at_s, 1))
+    return int(bool(failed))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repo", nargs="?", default=".", help="root of the repository")
+    parser.add_argument("--parts", default="dtype,engine,train,offload", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--budget-s", type=float, default=540, help="seconds after which nothing new is started")
+    parser.add_argument("--out", default=os.environ.get("OUT", "."), help="directory of gpu_check.jsonl")
+    parser.add_argument("--apart", action="store_true", help="a process for each part, as on a GPU")
+    parser.add_argument("--began", type=float, default=0.0, help=argparse.SUPPRESS)  # given to the process of a part
+    arguments = parser.parse_args(argv)
+    arguments.parts = arguments.parts.split(",")
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"no part is called {', '.join(unknown)}; parts are {', '.join(PARTS)}")
+    return arguments
+
+
+@contextlib.contextmanager
+def lines_alone() -> Iterator[TextIO]:
+    """Give a stream to stdout, and send to stderr what libraries print: lines of JSON stand alone."""
+    sys.stdout.flush()
+    before = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(before), "w") as stream:
+            yield stream
+    finally:
+        sys.stdout.flush()
+        os.dup2(before, 1)
+        os.close(before)
+
+
+def has_gpu() -> bool:
+    """Return whether torch has a GPU; without one a single thread is enough."""
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    return torch.cuda.is_available()
+
+
+def described(gpu: bool) -> dict[str, Any]:
+    """Describe the machine and what decides figures on it."""
+    import psutil
+    import torch
+
+    from tests.gpu.report import installed
+
+    return {
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "device_gb": round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1) if gpu else None,
+        "host_gb": round(psutil.virtual_memory().total / 1e9, 1), "cpus": os.cpu_count(),
+        **{name.replace("-", "_"): installed(name) for name in
+           ("torch", "transformers", "deepspeed", "accelerate", "flash-attn", "liger-kernel")},
+    }  # fmt: skip
+
+
+def run(arguments: argparse.Namespace, report: "Report", room: Path, gpu: bool) -> list[str]:
+    """Run each part for which there is time; return those that failed."""
+    several = len(arguments.parts) > 1 and (gpu or arguments.apart)
+    return run_parts(
+        arguments.parts,
+        report,
+        least_s=lambda name: PARTS[name].least_s if gpu else 0.0,
+        one=lambda name: run_apart(name, arguments, report, room) if several else run_here(name, report, room, gpu),
+    )
+
+
+def run_parts(
+    names: Sequence[str], report: "Report", least_s: Callable[[str], float], one: Callable[[str], None]
+) -> list[str]:
+    """Run parts one after another, whatever becomes of each; return those that failed.
+
+    Args:
+        names: of the parts.
+        report: is told of those that fail or are skipped.
+        least_s: what a part takes at least.
+        one: runs a part.
+    """
+    failed = []
+    for name in names:
+        missed = len(report.missed)
+        if report.fits(name, least_s(name)):
+            report.attempt(name, partial(one, name))
+        if len(report.missed) > missed:
+            failed.append(name)
+    return failed
+
+
+def run_here(name: str, report: "Report", room: Path, gpu: bool) -> None:
+    """Run a part in this process."""
+    from tests.gpu.material import Check
+
+    module = importlib.import_module(f"tests.gpu.{PARTS[name].module}")
+    part: Callable[[Check], None] = getattr(module, f"part_{name}")
+    faulthandler.dump_traceback_later(max(report.left_s, 0) + GRACE_S / 2)  # says on stderr where a part hangs
+    try:
+        part(Check(report, room, gpu))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def run_apart(name: str, arguments: argparse.Namespace, report: "Report", room: Path) -> None:
+    """Run a part in a process of its own.
+
+    Raises:
+        RuntimeError: it ended otherwise than by itself; it says itself what else failed.
+    """
+    command = [
+        sys.executable, __file__, arguments.repo, "--parts", name, "--out", arguments.out,
+        "--budget-s", str(arguments.budget_s), "--began", str(report.began),
+    ]  # fmt: skip
+    patience_s = max(report.left_s, 0) + GRACE_S
+    variables = {**os.environ, "GPU_CHECK_DIR": str(room)}
+    try:
+        done = subprocess.run(command, check=False, timeout=patience_s, stdout=report.stream, env=variables)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"it was ended after {patience_s:.0f} s; stderr says where it was") from None
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"its process ended with {done.returncode}")
+    if done.returncode:
+        report.missed.append(name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

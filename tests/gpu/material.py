@@ -1,0 +1,158 @@
+"""What the check runs on: random Llamas and rows of tokens made on the spot; nothing is fetched."""
+
+import gc
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from humpback_ray.rates import PlanConfig
+from humpback_ray.train.sizes import SIZES, Shape
+from tests.gpu.report import Report
+
+CONTEXT_TOKENS = 4096
+LETTERS = 400
+"""Entries of the tokenizer: an engine's model has as many, so that every token it writes is text."""
+SPECIAL = ("<s>", "</s>", "<pad>")
+SUCCESSION = range(len(SPECIAL), 67)
+"""Tokens of training examples: few, and each is followed by the next but some, so that a few steps show in the loss."""
+
+SHAPES = {
+    "1b": SIZES["llama-3.2-1b"],
+    "3b": Shape(3072, 28, 24, 8, 8192, 128_256, head=128, tied=True),
+    "7b": SIZES["llama-7b"],
+    "100m": Shape(768, 12, 12, 12, 2048, 32_000, head=64),
+    "tiny": Shape(64, 2, 4, 2, 128, LETTERS, head=16),
+    "small": Shape(128, 3, 4, 4, 256, LETTERS, head=32),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a part is given."""
+
+    report: Report
+    room: Path
+    """A directory that is deleted afterwards."""
+    gpu: bool
+
+    @property
+    def device(self) -> str:
+        """The device's name for torch."""
+        return "cuda" if self.gpu else "cpu"
+
+
+def make_tokenizer() -> Any:
+    """A tokenizer of one token per letter, so that tokens can be read off a text again."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    codes = [ord("\n"), *range(ord(" "), ord("~") + 1), *range(ord("一"), ord("一") + LETTERS)]
+    names = [*SPECIAL, *map(chr, codes)][:LETTERS]
+    inner: Any = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def base(check: Check, name: str) -> Path:
+    """Return the directory of a random Llama to train from; made on the device: a 7B on a CPU takes minutes."""
+    return _model(check, name, SHAPES[name])
+
+
+def writer(check: Check, name: str) -> Path:
+    """Return the directory of a random Llama to write with: its tokens are letters, and it writes no special one."""
+    return _model(check, f"{name}-writer", replace(SHAPES[name], vocabulary=LETTERS, tied=False), silent=len(SPECIAL))
+
+
+def _model(check: Check, name: str, shape: Shape, silent: int = 0) -> Path:
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    folder = check.room / name
+    if folder.exists():
+        return folder
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.ffn,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head, max_position_embeddings=CONTEXT_TOKENS, tie_word_embeddings=shape.tied,
+        bos_token_id=0, eos_token_id=1, initializer_range=shape.hidden**-0.5,  # else small ones hardly attend
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device(check.device):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[:silent] = 0  # of hundreds of random logits none that is largest is 0
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def examples(folder: Path, count: int, length: int) -> str:
+    """Write rows of TOKENS, about 0.6 `length` long and at most `length`, a quarter of each a prompt; return where."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from humpback_ray.records import TOKENS
+
+    draw = random.Random(0)
+    path = folder / f"{count}-of-{length}.parquet"
+    size = partial(draw.gauss, length * 0.6, length * 0.25)
+    rows = [_example(number, max(8, min(length, round(size()))), draw) for number in range(count)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=TOKENS), path)
+    return str(path)
+
+
+def _example(number: int, length: int, draw: random.Random) -> dict[str, Any]:
+    first, step = draw.randrange(len(SUCCESSION)), draw.randint(1, 3)
+    ids = [0, *(SUCCESSION[(first + step * place) % len(SUCCESSION)] for place in range(length - 2)), 1]
+    return {"id": f"{number:06d}", "source": "seed", "ids": ids, "loss_start": length // 4, "length": length,
+            "truncated": False, "drop_reason": None}  # fmt: skip
+
+
+def rates() -> PlanConfig:
+    """Return what the plan assumes of this GPU; of an unknown one, or of none, what it does by default."""
+    import torch
+
+    plain = PlanConfig()
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    machine = next((row for row in plain.known if row.split("-")[0] in name), plain.machine)
+    return plain.model_copy(update={"machine": machine})
+
+
+SMALL_BYTES = 1 << 12
+"""Tensors of fewer bytes are left alone."""
+
+
+def let_go(check: Check) -> float:
+    """Free what earlier runs of this process hold on the device; return the GB that are held all the same.
+
+    DeepSpeed's hooks keep an engine alive as long as its process (0.19). `destroy` undoes that for ZeRO 0 to 2; an
+    engine of ZeRO 3 stays, and its tensors are emptied one by one.
+    """
+    import torch
+
+    for thing in gc.get_objects():
+        if type(thing).__name__ == "DeepSpeedEngine":
+            thing.destroy()
+    gc.collect()
+    for storage in _storages(check.device):
+        if storage.nbytes() >= SMALL_BYTES and storage.resizable():
+            storage.resize_(0)
+    left = torch.cuda.memory_allocated() if check.gpu else sum(one.nbytes() for one in _storages(check.device))
+    if check.gpu:
+        torch.cuda.empty_cache()
+    gc.freeze()  # what is here now is not looked through again
+    return round(left / 1e9, 4)
+
+
+def _storages(device: str) -> Iterable[Any]:
+    """Return the storages of the tensors on a device that Python knows, each once."""
+    import torch
+
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == device]
+    return {storage.data_ptr(): storage for storage in storages}.values()

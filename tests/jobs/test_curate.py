@@ -38,28 +38,41 @@ def proof(root: Path) -> str:
     return "\n".join(verify(str(root)))
 
 
-def test_a_comparison_is_printed_kept_resumed_verified_and_known_to_gc(config: Path, head: Head) -> None:
-    root = config.parent / "compare"
-    arguments = ("curate", str(config), "--compare", f"root={root}", *ECHO, "curate.compare.size=20")
-    out = run(head, *arguments)
+@pytest.fixture(scope="module")
+def comparison(config: Path) -> tuple[str, ...]:
+    """The arguments of a comparison."""
+    return ("curate", str(config), "--compare", f"root={config.parent / 'compare'}", *ECHO, "curate.compare.size=20")
+
+
+@pytest.fixture(scope="module")
+def compared(comparison: tuple[str, ...], head: Head) -> str:
+    """What it printed."""
+    return run(head, *comparison)
+
+
+def test_a_comparison_is_printed_kept_resumed_verified_and_known_to_gc(
+    config: Path, head: Head, comparison: tuple[str, ...], compared: str
+) -> None:
+    root, out = config.parent / "compare", compared
     for words in ("rubric_expected", "likelihood", "failed", "after retry", "Spearman; overlap of the", "actor s"):
         assert words in out
     assert "AUC" not in out, "nobody knows the truth of these pages"
     stored = json.loads((root / "report/comparison-1.json").read_text())
     assert [one["name"] for one in stored["scorers"]] == ["rubric", "rubric_expected", "additive", "likelihood"]
     made = {name: read_manifest(str(root / f"compare/round-1/{name}")) for name in ("rubric", "additive")}
-    out = run(head, *arguments)
+    run(head, *comparison)
     assert {name: read_manifest(str(root / f"compare/round-1/{name}")) for name in made} == made
     assert json.loads((root / "report/comparison-1.json").read_text()) == stored
     assert "compare/round-1/additive: 20 rows" in proof(root)
 
 
-def test_a_chained_round_rates_a_share_and_says_so(config: Path, head: Head) -> None:
-    root = config.parent / "chain"
+def test_a_chained_round_rates_a_share_and_says_so(config: Path, head: Head, compared: str) -> None:
+    root, given = config.parent / "chain", config.parent / "compare/candidates"
     scorer = "curate.recipe.scorer={kind: chained, share: 0.25}"
     rounds = "curate.recipe.rounds=[{threshold: 1}]"
-    out = run(head, "curate", str(config), "round=1", f"root={root}", *ECHO, scorer, rounds)
-    candidates = read_manifest(str(root / "candidates"))
+    reuse = f"reuse.candidates={given}"
+    out = run(head, "curate", str(config), "round=1", f"root={root}", reuse, *ECHO, scorer, rounds)
+    candidates = read_manifest(str(given))
     assert candidates
     over = candidates.kept - math.ceil(0.25 * candidates.kept)
     assert "In round 1," in out

@@ -1,13 +1,39 @@
 """What the jobs `status` and `gc` print, and their exit codes, in processes that import neither Ray nor torch."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from humpback_ray.records import PAIR
 from humpback_ray.stage import Place, Stage, TableWriter
-from tests.jobs.test_console import job
+from tests.jobs.prepared import REPOSITORY
+
+CHECK = """
+import contextlib, io, json, runpy, sys
+found = []
+for job, *arguments in json.loads(sys.argv[1]):
+    sys.argv = [job, *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try: runpy.run_module(f'jobs.{job}', run_name='__main__')
+        except SystemExit as end: found.append((end.code, out.getvalue().strip()))
+loaded = {'ray', 'torch'} & set(sys.modules)
+assert not loaded, loaded
+print(json.dumps(found))
+"""
+
+
+def jobs(*commands: tuple[str, ...]) -> list[tuple[int, str]]:
+    """Run jobs one after another in a process of their own; returns the exit code of each and what it printed."""
+    command = [sys.executable, "-c", CHECK, json.dumps(commands)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    found = [(code, out) for code, out in json.loads(done.stdout)]
+    assert len(found) == len(commands)
+    return found
 
 
 @pytest.fixture
@@ -27,39 +53,35 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_status_is_a_table_or_json(root: Path) -> None:
-    code, out = job("status", str(root))
+    (code, out), (json_code, json_out) = jobs(("status", str(root)), ("status", str(root), "--json"))
     assert code == 0, out
     assert "20260101T000000Z-abc" in out
     assert next(line.split("│")[2].strip() for line in out.splitlines() if "│ seed" in line) == "done"
-    code, out = job("status", str(root), "--json")
-    assert code == 0
-    stages = {stage["name"]: stage for stage in json.loads(out)["stages"]}
+    assert json_code == 0
+    stages = {stage["name"]: stage for stage in json.loads(json_out)["stages"]}
     assert (stages["seed"]["state"], stages["corpus"]["state"]) == ("done", "waiting")
 
 
 def test_gc_shows_what_it_would_delete_deletes_it_when_told_to_and_verify_passes(root: Path) -> None:
     loser = root / "seed/data/all.2-abcdef/000000.parquet"
-    code, out = job("gc", str(root))
+    ((code, out),) = jobs(("gc", str(root)))
     assert code == 0, out
     assert "unknown, left alone: 1 files, first: notes [bold].txt" in out
     assert "may go (--delete deletes): 1 files, 5 bytes" in out
     assert loser.exists()
-    code, out = job("gc", str(root), "--delete")
+    (code, out), (verified, proof) = jobs(("gc", str(root), "--delete"), ("verify", str(root)))
     assert code == 0, out
     assert "deleted: 1 files, 5 bytes" in out
     assert not loser.exists()
     assert (root / "notes [bold].txt").exists()
-    code, out = job("verify", str(root))
-    assert code == 0, out
+    assert verified == 0, proof
 
 
-@pytest.mark.parametrize("name", ["status", "gc"])
-def test_a_folder_that_is_no_run_is_one_line_and_exit_code_2(tmp_path: Path, name: str) -> None:
-    code, out = job(name, str(tmp_path))
-    assert (code, out) == (2, f"error: {tmp_path} is no run: it has no run.json")
-
-
-def test_an_age_that_would_end_live_uploads_is_refused(root: Path) -> None:
-    code, out = job("gc", str(root), "--delete", "--older-than-hours=0.5")
+def test_what_is_unusable_is_one_line_and_exit_code_2(root: Path, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    nowhere.mkdir()
+    commands = (("status", str(nowhere)), ("gc", str(nowhere)), ("gc", str(root), "--delete", "--older-than-hours=0.5"))
+    *no_run, (code, out) = jobs(*commands)
+    assert no_run == [(2, f"error: {nowhere} is no run: it has no run.json")] * 2
     assert code == 2
     assert out.startswith("error: --older-than-hours is 0.5")

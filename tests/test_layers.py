@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 REPOSITORY = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "deepspeed", "vllm", "ray"}
@@ -90,7 +91,7 @@ def reaching_out(path: Path) -> Iterator[str]:
         called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
         read = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
         if called in ("print", "ray.init", "os.getenv") or read == "os.environ":
-            yield f"{node.lineno} {called or read}"
+            yield f"{cast(ast.expr, node).lineno} {called or read}"
 
 
 HELP = """

@@ -165,12 +165,12 @@ def run_parts(
 
 def run_here(name: str, report: "Report", room: Path, gpu: bool) -> None:
     """Run a part in this process."""
-    from tests.gpu.material import Check
-
-    module = importlib.import_module(f"tests.gpu.{PARTS[name].module}")
-    part: Callable[[Check], None] = getattr(module, f"part_{name}")
     faulthandler.dump_traceback_later(max(report.left_s, 0) + GRACE_S / 2)  # says on stderr where a part hangs
     try:
+        from tests.gpu.material import Check
+
+        module = importlib.import_module(f"tests.gpu.{PARTS[name].module}")
+        part: Callable[[Check], None] = getattr(module, f"part_{name}")
         part(Check(report, room, gpu))
     finally:
         faulthandler.cancel_dump_traceback_later()

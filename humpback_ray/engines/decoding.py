@@ -200,7 +200,7 @@ class Decoder:
 
     def shrink(self) -> list[Job]:
         """After memory ran out: let go of everything and hold half as much from now on; returns what was in work."""
-        held = max(len(self.rows), 1) * max(self.slots.columns, 1)
+        held = max(self.slots.rows, 1) * max(self.slots.columns, 1)  # with rows whose prompts were being read
         self.most_tokens = max(1, min(self.most_tokens, held) // 2)
         self.most_read = max(1, self.most_read // 2)
         logger.warning("out of memory; from now on at most %d tokens are held at once", self.most_tokens)

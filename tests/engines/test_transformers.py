@@ -208,6 +208,14 @@ def test_where_memory_runs_out_batches_are_halved_and_no_reply_changes(folder: P
     assert tight.refused - refused <= 1  # the size is remembered
 
 
+def test_memory_that_runs_out_on_the_first_prompts_costs_half_of_what_they_would_have_held(folder: Path) -> None:
+    engine, tight = tight_engine(folder, most_rows=8)
+    asyncio.run(generate_all(engine, [Request(f"{i} rivers", max_new_tokens=4) for i in range(16)]))
+    engine.close()
+    assert tight.refused == 1
+    assert engine._model.decoder.most_tokens >= 8 * 8  # at least 8 rows of a prompt and its reply
+
+
 def test_a_request_that_never_fits_into_memory_fails_and_says_so(folder: Path) -> None:
     engine, _ = tight_engine(folder, most_rows=0)
     with pytest.raises(OutOfMemory):

@@ -120,7 +120,7 @@ def keep(actors: int, training_workers: int, pool: Mapping[str, str] = MODELS) -
     from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
 
     global _reserve
-    (node,) = ray.nodes()
+    (node,) = (node for node in ray.nodes() if node["Alive"])
     if node["Resources"].get("GPU"):
         return
     channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}", asynchronous=False)

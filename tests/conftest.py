@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Ray starts its workers with niceness 15: beside other work on the machine they would hardly run at all.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+HEAD = {"num_cpus": 2, "include_dashboard": False}
+
 settings.register_profile("shared", deadline=None)  # a loaded machine is slow at times, and that is no bug
 settings.load_profile("shared")
 
@@ -37,13 +39,22 @@ def real_data() -> Path:
 def local_ray() -> "Iterator[Cluster]":
     """A Ray of this test session's own; whoever adds nodes to it removes them again."""
     import ray
-    from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster = started_head()
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+def started_head() -> "Cluster":
+    """Start a Ray head; a busy machine gets a second and a third half minute, after which Ray gives it up."""
+    from ray.cluster_utils import Cluster
+
+    for _ in range(2):
+        with contextlib.suppress(Exception):  # Ray raises no other kind
+            return Cluster(initialize_head=True, head_node_args=HEAD)
+    return Cluster(initialize_head=True, head_node_args=HEAD)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 for name in console.LOCAL_RAY.keys() - {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"}:
     os.environ.setdefault(name, console.LOCAL_RAY[name])
 
+HEAD = {"num_cpus": 2, "include_dashboard": False}
+
 settings.register_profile("quick", max_examples=40, deadline=None)  # a loaded machine is slow at times; that is no bug
 settings.register_profile("thorough", max_examples=400, deadline=None)  # `make chaos`: --hypothesis-profile=thorough
 settings.load_profile("quick")
@@ -45,13 +47,22 @@ def real_data() -> Path:
 def local_ray() -> "Iterator[Cluster]":
     """A Ray of this test session's own; whoever adds nodes to it removes them again."""
     import ray
-    from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster = started_head()
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+def started_head() -> "Cluster":
+    """Start a Ray head; a busy machine gets a second and a third half minute, after which Ray gives it up."""
+    from ray.cluster_utils import Cluster
+
+    for _ in range(2):
+        with contextlib.suppress(Exception):  # Ray raises no other kind
+            return Cluster(initialize_head=True, head_node_args=HEAD)
+    return Cluster(initialize_head=True, head_node_args=HEAD)
 
 
 @pytest.fixture(scope="session")

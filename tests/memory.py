@@ -17,7 +17,7 @@ from humpback_ray.stage import Stage
 from tests.test_poison import POOL
 from tests.test_stage import fates, make_source, place
 
-ROOM_BYTES, MOST_BYTES, PIECE_BYTES = 3 << 30, 8 << 30, 256 << 20
+ROOM_BYTES, MOST_BYTES, PIECE_BYTES = 3 << 30, 8 << 30, 512 << 20
 
 
 class EatsMemory:
@@ -30,7 +30,8 @@ class EatsMemory:
         while "0014" in table["id"].to_pylist():
             if len(self.eaten) * PIECE_BYTES < MOST_BYTES:
                 self.eaten.append(bytearray(b"x") * PIECE_BYTES)
-            time.sleep(0.05)
+            else:
+                time.sleep(0.05)
         return table
 
 
@@ -42,9 +43,9 @@ def main(root: Path) -> None:
     threshold = (memory.total - memory.available + ROOM_BYTES) / memory.total
     settings = {"memory_usage_threshold": threshold, "memory_monitor_refresh_ms": 100}
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _system_config=settings)
-    source = Stage(place(root, "source"), {}, {}, PAIR).once(make_source, ([25],), TaskPlacement(cpus=0.5))
+    source = Stage(place(root, "source"), {}, {}, PAIR).once(make_source, ([16],), TaskPlacement(cpus=0.5))
     stage = Stage(place(root, "eats"), {}, {"source": source}, PAIR)
-    done = stage.run(EatsMemory, (), POOL.model_copy(update={"limit_floor_s": 400, "rows_per_shard": 2}), source)
+    done = stage.run(EatsMemory, (), POOL.model_copy(update={"rows_per_shard": 2}), source)
     found = {"fates": fates(done), "quarantine": done.quarantine().to_pylist()}
     (root / "found.json").write_text(json.dumps(found))
     ray.shutdown()

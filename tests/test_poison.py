@@ -25,7 +25,7 @@ from tests.test_stage import fates, make_source, place
 
 REPOSITORY = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 POOL = PoolPlacement(rows_per_shard=4, cpus_per_replica=0.5, max_attempts=1)
 
 
@@ -144,7 +144,7 @@ def test_a_worker_that_fails_with_any_row_stops_the_stage_and_loses_none(source:
 
 def test_a_row_that_eats_memory_is_ended_by_the_memory_monitor_and_costs_one_row(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.memory", str(tmp_path)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=800)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert [key for key, reason in found["fates"].items() if reason] == ["0014"]

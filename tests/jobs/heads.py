@@ -26,6 +26,8 @@ from tests.weed import free_port
 
 RAY = str(Path(sys.executable).parent / "ray")
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
+PATIENCE_S = 120
+"""How long something that takes seconds may take on a machine that is busy with other things."""
 
 
 class Node:
@@ -79,7 +81,7 @@ class Cluster:
 
     def __enter__(self) -> Self:
         try:
-            wait_for(self._answers, "the Jobs API", 60)
+            wait_for(self._answers, "the Jobs API", PATIENCE_S)
         except BaseException:
             self.end()
             raise
@@ -98,7 +100,7 @@ class Cluster:
         """
         for _ in range(3):
             node = self._start(cpus, f"--address={self.address}")
-            deadline = time.monotonic() + 45
+            deadline = time.monotonic() + PATIENCE_S / 2
             while node.process.is_running() and node.process.poll() is None and time.monotonic() < deadline:
                 if "Ray runtime started" in node.log.read_text():
                     return node
@@ -125,14 +127,14 @@ class Cluster:
         """Run the `ray` command against the Jobs API."""
         environment = {**self.environment, "RAY_API_SERVER_ADDRESS": self.api}
         command = [RAY, *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None, token: str | None = None) -> Any:
         """Ask the dashboard: GET without a body, POST with one; raises HTTPError as it answers."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token or self.token}"}
         request = urllib.request.Request(f"{self.api}{path}", data, headers if token != "" else {})
-        with urllib.request.urlopen(request, timeout=30) as reply:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
             return json.loads(reply.read())
 
     def _answers(self) -> bool:
@@ -157,7 +159,7 @@ class Cluster:
         """Do what `ray job stop` does."""
         self.ask(f"/api/jobs/{submission}/stop", {})
 
-    def finish(self, submission: str, timeout_s: float = 60) -> dict[str, Any]:
+    def finish(self, submission: str, timeout_s: float = 2 * PATIENCE_S) -> dict[str, Any]:
         """Wait until a job has ended and return what is said of it."""
         wait_for(lambda: self.job(submission)["status"] in ENDED, f"the end of job {submission}", timeout_s)
         return self.job(submission)

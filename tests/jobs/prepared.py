@@ -84,7 +84,7 @@ class Driver:
             command, cwd=REPOSITORY, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
-    def finish(self, timeout_s: float = 150) -> str:
+    def finish(self, timeout_s: float = 400) -> str:
         """Wait for the end; return what it printed."""
         out, _ = self.process.communicate(timeout=timeout_s)
         return out

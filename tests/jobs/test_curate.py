@@ -17,7 +17,7 @@ from tests.jobs.test_console import DEMO, job
 ROWS = 60
 ECHO = ("augment.recipe.engine={kind: echo}", "curate.recipe.engine={kind: echo}", "curate.recipe.max_failed_share=1")
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

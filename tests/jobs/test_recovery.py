@@ -13,7 +13,7 @@ from tests.jobs.heads import wait_for
 REQUESTS_PER_SHARD, REQUESTS_PER_STAGE = 8, 30
 """What the README states; a stage's own are its recipe, plan, manifest and listings."""
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def verified(root: "Path | str") -> None:

@@ -14,6 +14,7 @@ from tests.jobs import prepared
 from tests.jobs.conftest import ROWS, SHARDS, Fates, Head, entrypoint
 from tests.jobs.heads import wait_for
 
+pytestmark = pytest.mark.timeout(900)
 BEFORE = 3
 """Shards that are committed before something happens to a submission."""
 

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -13,6 +13,14 @@ from hypothesis import settings
 from humpback_ray import storage
 from tests import weed
 from tests.faults.proxy import FaultProxy
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+# Ray starts its workers with niceness 15: beside other work on the machine they would hardly run at all.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+HEAD = {"num_cpus": 2, "include_dashboard": False}
 
 settings.register_profile("shared", deadline=None)  # a loaded machine is slow at times, and that is no bug
 settings.load_profile("shared")
@@ -27,13 +35,9 @@ def real_data() -> Path:
     return Path(folder)
 
 
-os.environ.setdefault("RAY_worker_niceness", "0")
-"""With Ray's 15 its workers would hardly run at all beside other work on the machine."""
-
-
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[Any]:
-    """A Ray of this test session's own, a `ray.cluster_utils.Cluster`; whoever adds nodes removes them again."""
+def local_ray() -> "Iterator[Cluster]":
+    """A Ray of this test session's own; whoever adds nodes to it removes them again."""
     import ray
 
     cluster = started_head()
@@ -43,15 +47,14 @@ def local_ray() -> Iterator[Any]:
     cluster.shutdown()
 
 
-def started_head() -> Any:
+def started_head() -> "Cluster":
     """Start a Ray head; a busy machine gets a second and a third half minute, after which Ray gives it up."""
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 2, "include_dashboard": False}
     for _ in range(2):
         with contextlib.suppress(Exception):  # Ray raises no other kind
-            return Cluster(initialize_head=True, head_node_args=head)
-    return Cluster(initialize_head=True, head_node_args=head)
+            return Cluster(initialize_head=True, head_node_args=HEAD)
+    return Cluster(initialize_head=True, head_node_args=HEAD)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 The models are files that the `echo` engine does not read. Drivers are real `python -m jobs.augment` processes.
 """
 
+import functools
 import hashlib
 import json
 import subprocess
@@ -23,9 +24,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def prepare(folder: Path, rows: int) -> Path:
-    """Make the reused stages and a configuration."""
+    """Make the reused stages and a configuration, without Ray."""
     corpus = Stage(Place("corpus", str(folder / "given/corpus"), "given"), {}, {}, SEGMENT)
-    corpus.leased(lambda attempt: write_corpus(attempt, rows))
+    corpus.leased(functools.partial(write_corpus, rows=rows))
     seed = Stage(Place("seed", str(folder / "given/seed"), "given"), {}, {}, PAIR)
     seed.leased(write_seed)
     for name in ("backward", "m0"):

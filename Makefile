@@ -51,6 +51,7 @@ verify: .venv/installed
 chaos: .venv/installed
 	HUMPBACK_RACE_ROUNDS=200 $(BIN)/python -m pytest tests/test_races.py
 	$(BIN)/python -m pytest -m chaos
+	$(BIN)/python -m pytest -m "hypothesis and not chaos and not vllm" --hypothesis-profile=thorough
 	$(BIN)/python -m tests.chaos
 
 bench-ledger: .venv/installed

@@ -13,6 +13,9 @@ from humpback_ray import storage
 from tests import weed
 from tests.faults.proxy import FaultProxy
 
+# Models of tests are tiny. Torch's threads wait for each other by spinning, which a loaded machine turns into minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("quick", max_examples=40, deadline=None)  # a loaded machine is slow at times; that is no bug
 settings.register_profile("thorough", max_examples=400, deadline=None)  # `make chaos`: --hypothesis-profile=thorough
 settings.load_profile("quick")

@@ -57,6 +57,7 @@ gpu-check: .venv/installed
 chaos: .venv/installed
 	HUMPBACK_RACE_ROUNDS=200 $(BIN)/python -m pytest tests/test_races.py
 	$(BIN)/python -m pytest -m chaos
+	$(BIN)/python -m pytest -m "hypothesis and not chaos and not vllm" --hypothesis-profile=thorough
 	$(BIN)/python -m tests.chaos
 
 bench-ledger: .venv/installed

@@ -24,6 +24,9 @@ for name in console.LOCAL_RAY.keys() - {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"}:
 
 HEAD = {"num_cpus": 2, "include_dashboard": False}
 
+# Models of tests are tiny. Torch's threads wait for each other by spinning, which a loaded machine turns into minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("quick", max_examples=40, deadline=None)  # a loaded machine is slow at times; that is no bug
 settings.register_profile("thorough", max_examples=400, deadline=None)  # `make chaos`: --hypothesis-profile=thorough
 settings.load_profile("quick")

@@ -142,7 +142,7 @@ def test_a_worker_that_loses_a_row_fails_the_stage_and_publishes_nothing(source:
     with pytest.raises(
         StageFailed, match=r"shard 000000 (lost|failed with whatever).* last: ValueError: .*1 of 1 ids lost"
     ):
-        stage.run(Loses, (), POOL, source)
+        stage.run(Loses, (), POOL.model_copy(update={"rows_per_shard": 1000, "max_attempts": 1}), source)
     assert not storage.exists(str(tmp_path / "loses/manifest.json"))
 
 
@@ -159,13 +159,14 @@ def test_a_shard_that_always_raises_fails_the_stage_with_its_error_and_a_resume_
 ) -> None:
     here = replace(source, uri=str(shutil.copytree(source.uri, tmp_path / "source")))
     stage = Stage(place(tmp_path, "raises"), {}, {"source": here}, PAIR)
+    twice = POOL.model_copy(update={"max_attempts": 2})
     said = r"3 shards are committed, but shard 000001 (lost|failed) .*; last: ValueError: cannot read row 001"
     with pytest.raises(StageFailed, match=said):
-        stage.run(RaisesOn, ("001[2-6]",), POOL, here)
+        stage.run(RaisesOn, ("001[2-6]",), twice, here)
     assert len(stage.ledger.committed()) == 3
     moved = replace(here, uri=str(Path(here.uri).rename(tmp_path / "moved")))
     again = Stage(place(tmp_path, "raises", "second"), {}, {"source": moved}, PAIR)
-    done = again.run(RaisesOn, ("none",), POOL, moved)
+    done = again.run(RaisesOn, ("none",), twice, moved)
     assert done.rows == source.kept
 
 

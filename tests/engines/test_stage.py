@@ -61,7 +61,7 @@ def table_of(texts: list[str], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
 
 
-@pytest.mark.parametrize("stage", ["candidates", "scores"])
+@pytest.mark.parametrize("stage", ["candidates", pytest.param("scores", marks=pytest.mark.chaos)])
 def test_a_prompt_that_the_engine_cannot_take_costs_one_row(
     local_ray: None, tmp_path: Path, folder: Path, texts: list[str], stage: str
 ) -> None:

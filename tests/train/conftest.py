@@ -98,7 +98,6 @@ def plain_loop(
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(1)  # two would wait for each other on a loaded machine
     examples, _ = read_examples(pairs)
     plan = schedule(recipe, "m0", len(examples))
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attention_dropout=0.0)

@@ -19,6 +19,13 @@ RECIPE = TrainRecipe(
 )
 """Seven examples do not divide by two workers: one has a micro-batch less to fill, or an empty one."""
 
+PRELOAD = [
+    "pandas", "torch._inductor.compile_fx", "networkx", "deepspeed", "deepspeed.ops.op_builder.all_ops",
+    "deepspeed.module_inject.auto_ep_config", "transformers.models.llama.modeling_llama", "peft",
+    "humpback_ray.train.loop",
+]  # fmt: skip
+"""What workers import until their first step is done, most of it by DeepSpeed's engine."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -53,7 +60,7 @@ def run(cases: list[Case], workers: int, directory: Path, patience_s: float = 24
 def spawned(target: Callable[..., None], workers: int, directory: Path, *arguments: Any, wait_s: float = 240) -> None:
     """Call `target(rank, workers, directory, *arguments)` in so many processes, joined by gloo."""
     fork = multiprocessing.get_context("forkserver")  # of a process that has imported what takes seconds
-    fork.set_forkserver_preload(["deepspeed", "transformers.models.llama.modeling_llama", "humpback_ray.train.loop"])
+    fork.set_forkserver_preload(PRELOAD)
     processes = [
         fork.Process(target=joined, args=(target, rank, workers, directory, *arguments)) for rank in range(workers)
     ]

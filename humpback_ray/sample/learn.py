@@ -104,7 +104,7 @@ class Learner:
         return loss
 
     def backward(self, ids_BT: Any) -> float:
-        """Compute gradients of the mean loss over all tokens that follow another, padding left out; returns that loss."""
+        """Compute gradients of the mean loss over all tokens that follow another, without padding; returns it."""
         import torch
 
         hidden_NW = self.hidden(ids_BT)

@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import Field
-
 from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.ledger import Attempt, Commit, Manifest
@@ -26,8 +24,8 @@ class SampleConfig(Config):
 
     world: WorldRecipe = WorldRecipe()
     base: BaseRecipe = BaseRecipe()
-    placement: TaskPlacement = Field(default=TaskPlacement(cpus=2))
-    """The base model trains in one task on this many CPUs."""
+    placement: TaskPlacement = TaskPlacement()
+    """Each is made in one task; the base model learns on one core, however many are reserved for it."""
 
 
 def make_web(config: SampleConfig, place: Place) -> Manifest:
@@ -59,9 +57,7 @@ def write_base(attempt: Attempt, config: SampleConfig) -> Commit:
     """Train in a temporary directory and upload the model."""
     with tempfile.TemporaryDirectory() as directory:
         texts = documents(config.world)
-        told = train_base(
-            config.base, texts, Path(directory), max(int(config.placement.cpus), 1), teller(attempt.ledger.at(PROGRESS))
-        )
+        told = train_base(config.base, texts, Path(directory), teller(attempt.ledger.at(PROGRESS)))
         files = upload_files(attempt, Path(directory))
     return attempt.describe(files, {}, extra={"model": attempt.directory, **told})
 

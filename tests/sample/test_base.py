@@ -1,4 +1,5 @@
 import json
+from itertools import groupby
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.prompts.chat import encode, start_ids
-from humpback_ray.sample.base import BaseRecipe, pack_forever, share_at, train_base, train_tokenizer
+from humpback_ray.sample.base import BaseRecipe, bundle, pack_forever, share_at, train_base, train_tokenizer
 from humpback_ray.sample.world import WorldRecipe, documents, truth_of
 
 TEXTS = documents(WorldRecipe(documents=4_000))
@@ -48,7 +49,14 @@ def test_twenty_steps_lower_the_loss_and_the_model_loads_and_generates(tmp_path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     calls: list[tuple[int, int, float]] = []
-    told = train_base(TINY, TEXTS, tmp_path, 1, lambda *call: calls.append(call))
+    threads: set[int] = set()
+
+    def progress(*call: Any) -> None:
+        calls.append(call)
+        threads.add(torch.get_num_threads())
+
+    told = train_base(TINY, TEXTS, tmp_path, progress)
+    assert threads == {1}
     (first, loss_then), (last, loss_now) = told["metrics"][0], told["metrics"][-1]
     assert (first, last) == (1, 20)
     assert loss_now < loss_then - 0.5
@@ -63,7 +71,7 @@ def test_twenty_steps_lower_the_loss_and_the_model_loads_and_generates(tmp_path:
     assert tokenizer.decode(encode(tokenizer, " a  b</s>")) == " a  b</s>"
     ids = tokenizer("The flag of", return_tensors="pt").input_ids
     assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1]
-    again = train_base(TINY, TEXTS, tmp_path / "again", 1)
+    again = train_base(TINY, TEXTS, tmp_path / "again")
     assert again == told
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
     assert (tmp_path / "again/tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
@@ -72,7 +80,7 @@ def test_twenty_steps_lower_the_loss_and_the_model_loads_and_generates(tmp_path:
 
 def test_no_texts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got none"):
-        train_base(TINY, [], tmp_path, 1)
+        train_base(TINY, [], tmp_path)
 
 
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=30), min_size=1, max_size=8), st.integers(4, 16))
@@ -86,6 +94,18 @@ def test_rows_hold_whole_documents_where_they_fit_and_lose_no_token(documents: l
     Random(1).shuffle(order)
     first_pass = [token for index in order for token in documents[index]]
     assert tokens[:total] == first_pass
+
+
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=30), max_size=40), st.integers(4, 16))
+def test_bundles_hold_every_document_once_and_no_two_would_fit_together(documents: list[list[int]], width: int) -> None:
+    # Each document is marked by its number, so that its place in a bundle can be told.
+    numbered = [[number] * len(document) for number, document in enumerate(documents)]
+    bundles = bundle(numbered, width, Random(1))
+    found = sorted(list(group) for joined in bundles for _, group in groupby(joined))
+    assert found == sorted(numbered)
+    short = sorted(len(joined) for joined in bundles if len(set(joined)) > 1 or len(joined) <= width)
+    assert all(length <= width for length in short)
+    assert len(short) < 2 or short[0] + short[1] > width
 
 
 def test_the_rate_rises_then_falls_to_a_twentieth() -> None:

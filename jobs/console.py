@@ -96,7 +96,9 @@ def opened(config: RunConfig, until: str | None) -> Run:
         raise ConfigError(f"{until} is no stage of this run; its stages are {', '.join(known)}")
     run = Run(config, submission_id())
     ending.state = run.state
-    run.joined(start_ray(config))
+    made = known[: known.index(until) + 1] if until else known
+    trains = any(name.startswith("models/") and name not in config.reuse for name in made)
+    run.joined(start_ray(config, trains))
     return run
 
 
@@ -146,8 +148,13 @@ def submission_id() -> str | None:
     return given.get("metadata", {}).get("job_submission_id")
 
 
-def start_ray(config: RunConfig) -> str:
-    """Join the cluster of RAY_ADDRESS, which `ray job submit` sets, or start Ray here; returns Ray's id of this job."""
+def start_ray(config: RunConfig, trains: bool = True) -> str:
+    """Join the cluster of RAY_ADDRESS, which `ray job submit` sets, or start Ray here; returns Ray's id of this job.
+
+    Args:
+        config: of the run.
+        trains: whether the job may come to a training.
+    """
     import ray.data
 
     for name in ("ray", "ray.data", "ray.train"):
@@ -158,7 +165,7 @@ def start_ray(config: RunConfig) -> str:
     if address:
         ray.init(address=address, logging_level=logging.ERROR)
     else:
-        start_local_ray(config)
+        start_local_ray(config, trains)
     ending.take_sigterm()
     return ray.get_runtime_context().get_job_id()
 
@@ -172,8 +179,8 @@ LOCAL_RAY = {
 """Environment of a Ray that a job starts on its own machine."""
 
 
-def start_local_ray(config: RunConfig) -> None:
-    """Start Ray on this machine.
+def start_local_ray(config: RunConfig, trains: bool = True) -> None:
+    """Start Ray on this machine, and processes that wait for a pool and, where the job trains, for a training.
 
     Raises:
         ConfigError: this machine has less than a placement asks for; work would wait for ever.
@@ -185,7 +192,7 @@ def start_local_ray(config: RunConfig) -> None:
     cpus = max(os.cpu_count() or 1, 2)  # the demo asks for two; on one core they take turns
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     check_local(config, {"CPU": cpus, "GPU": ray.cluster_resources().get("GPU", 0)})
-    warm.keep(actors=1, training_workers=config.train.placement.least_and_most[0])
+    warm.keep(actors=1, training_workers=config.train.placement.least_and_most[0] if trains else 0)
 
 
 def check_local(config: RunConfig, have: Mapping[str, float]) -> None:

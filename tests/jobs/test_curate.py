@@ -12,7 +12,6 @@ from humpback_ray.stage import read_manifest
 from humpback_ray.verify import verify
 from tests.jobs import prepared
 from tests.jobs.conftest import Head
-from tests.jobs.test_console import DEMO, job
 
 ROWS = 60
 ECHO = ("augment.recipe.engine={kind: echo}", "curate.recipe.engine={kind: echo}", "curate.recipe.max_failed_share=1")
@@ -80,14 +79,6 @@ def test_a_chained_round_rates_a_share_and_says_so(config: Path, head: Head, com
     assert "round-1/prescores" in out
     said = f"round-1/scores: {candidates.kept} rows, files and counts agree, each of {candidates.kept} ids"
     assert said in proof(root)
-
-
-def test_a_round_that_does_not_exist_and_a_threshold_off_the_scale_are_one_line(tmp_path: Path) -> None:
-    code, out = job("curate", DEMO, "--compare", "round=7", f"root={tmp_path}")
-    assert (code, out) == (2, "error: round is '7', this run has the rounds 1 to 2")
-    code, out = job("curate", DEMO, f"root={tmp_path}", "curate.recipe.rounds=[{threshold: 6}]")
-    assert code == 2
-    assert "round 1 keeps scores >= 6, but the scores of rubric go from 1 to 5" in out
 
 
 def test_stages_of_comparisons_are_found_by_their_files() -> None:

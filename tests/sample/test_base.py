@@ -1,5 +1,4 @@
 import json
-from itertools import groupby
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -9,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.prompts.chat import encode, start_ids
-from humpback_ray.sample.base import BaseRecipe, bundle, pack_forever, share_at, train_base, train_tokenizer
+from humpback_ray.sample.base import BaseRecipe, pack_forever, share_at, train_base, train_tokenizer
 from humpback_ray.sample.world import WorldRecipe, documents, truth_of
 
 TEXTS = documents(WorldRecipe(documents=4_000))
@@ -94,18 +93,6 @@ def test_rows_hold_whole_documents_where_they_fit_and_lose_no_token(documents: l
     Random(1).shuffle(order)
     first_pass = [token for index in order for token in documents[index]]
     assert tokens[:total] == first_pass
-
-
-@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=30), max_size=40), st.integers(4, 16))
-def test_bundles_hold_every_document_once_and_no_two_would_fit_together(documents: list[list[int]], width: int) -> None:
-    # Each document is marked by its number, so that its place in a bundle can be told.
-    numbered = [[number] * len(document) for number, document in enumerate(documents)]
-    bundles = bundle(numbered, width, Random(1))
-    found = sorted(list(group) for joined in bundles for _, group in groupby(joined))
-    assert found == sorted(numbered)
-    short = sorted(len(joined) for joined in bundles if len(set(joined)) > 1 or len(joined) <= width)
-    assert all(length <= width for length in short)
-    assert len(short) < 2 or short[0] + short[1] > width
 
 
 def test_the_rate_rises_then_falls_to_a_twentieth() -> None:

@@ -17,7 +17,7 @@ from humpback_ray.stage import Model, Place, Stage, TableWriter, upload_files
 from humpback_ray.verify import verify_stage
 from tests.engines.tiny import save_model
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROWS, LONG, POISON = 8, 2, 5
 """How many rows there are, and the places of the two that the engine cannot take."""
 CHAT = ChatRecipe(backward=Layout(opening="", turn="\n"))

@@ -174,11 +174,12 @@ def ended() -> dict[str, tuple[int, list[str]]]:
         )
         for name, (_, work, state, _, _) in TOLD.items()
     }  # fmt: skip
-    for name, process in processes.items():
+    for process in processes.values():
         assert process.stdout
         assert process.stdout.readline() == "at work\n"
+    for name, process in processes.items():
         process.send_signal(TOLD[name][0])
-    return {name: (process.wait(30), process.communicate()[0].splitlines()) for name, process in processes.items()}
+    return {name: (process.wait(60), process.communicate()[0].splitlines()) for name, process in processes.items()}
 
 
 @pytest.mark.parametrize("name", TOLD)

@@ -40,7 +40,7 @@ STEPS = {
 SETTINGS = ("augment.recipe.engine.delay_s=0.01",)
 HOOKS = Path(__file__).parents[1] / "faults/hooks"
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ def send(number: signal.Signals, processes: Sequence[psutil.Process]) -> None:
         os.kill(process.pid, number)
 
 
-def wait_for(condition: Callable[[], Any], alive: Callable[[], bool], seconds: float = 150) -> None:
+def wait_for(condition: Callable[[], Any], alive: Callable[[], bool], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert alive(), "the run ended before it could be killed"

@@ -92,7 +92,7 @@ def _play(scenario: Scenario, told: Any) -> None:
         reached = _followed(scenario.storage / ATTEMPT / PROGRESS, thread.is_alive)
         at = []
         for event in scenario.events:
-            wait_for(functools.partial(_due, event, reached), thread.is_alive, 300)
+            wait_for(functools.partial(_due, event, reached), thread.is_alive)
             if event.kind != "warn":
                 wait_for(lambda: next(checkpoints.complete(str(scenario.storage)), None), thread.is_alive)
             at.append(time.monotonic())

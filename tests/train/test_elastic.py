@@ -10,7 +10,7 @@ from tests.train import workers
 from tests.train.elastic import Event, Scenario, play
 from tests.train.workers import Case, job
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 PLACEMENT = TrainPlacement(
     workers=(1, 2), resize_every_s=1, keep_checkpoints=99, checkpoint_every_steps=1000, max_failures=1

@@ -34,7 +34,6 @@ def has_ended(process: psutil.Popen) -> bool:
 @pytest.mark.ray
 @pytest.mark.s3
 @pytest.mark.chaos
-@pytest.mark.timeout(600)
 def test_a_driver_is_killed_the_next_sleeps_and_is_overtaken_and_the_third_ends_as_if_undisturbed(
     base: Path, pairs: tuple[str, ...], tokenizer: Any, s3_bucket: str, tmp_path: Path
 ) -> None:
@@ -55,10 +54,10 @@ def test_a_driver_is_killed_the_next_sleeps_and_is_overtaken_and_the_third_ends_
         half = f"{written}/0002/step-{STEPS:06d}-half/state.json"
         storage.write_bytes(half, storage.read_bytes(f"{checkpoints.newest(written)}/state.json"))
         with driver(TUNE, [root, "awake", *settings], tmp_path / "awake.log") as awake:
-            assert awake.wait(150) == 0, (tmp_path / "awake.log").read_text()[-3000:]
+            assert awake.wait(600) == 0, (tmp_path / "awake.log").read_text()[-3000:]
         send(signal.SIGCONT, still)
-        assert asleep.wait(60) == 3, (tmp_path / "asleep.log").read_text()[-3000:]
-        assert psutil.wait_procs(still, timeout=20)[1] == []
+        assert asleep.wait(300) == 3, (tmp_path / "asleep.log").read_text()[-3000:]
+        assert psutil.wait_procs(still, timeout=60)[1] == []
 
     undisturbed = [loss for loss, _ in plain_loop(base, pairs, THIS)]
     made = read_manifest(model)

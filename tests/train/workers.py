@@ -50,14 +50,14 @@ def job(base: Path, pairs: tuple[str, ...], export: Path, **changes: Any) -> Tra
     return TrainJob(base_uri=str(base), token_uris=pairs, recipe=recipe, export_uri=str(export), **values)
 
 
-def run(cases: list[Case], workers: int, directory: Path, patience_s: float = 240) -> dict[str, dict[str, Any]]:
+def run(cases: list[Case], workers: int, directory: Path, patience_s: float = 600) -> dict[str, dict[str, Any]]:
     """Run cases in `workers` processes; return rank 0's results by case, or `stopped` with the verdict."""
     directory.mkdir(parents=True, exist_ok=True)
     spawned(work, workers, directory, cases, wait_s=patience_s)
     return json.loads((directory / "results.json").read_text())
 
 
-def spawned(target: Callable[..., None], workers: int, directory: Path, *arguments: Any, wait_s: float = 240) -> None:
+def spawned(target: Callable[..., None], workers: int, directory: Path, *arguments: Any, wait_s: float = 600) -> None:
     """Call `target(rank, workers, directory, *arguments)` in so many processes, joined by gloo."""
     fork = multiprocessing.get_context("forkserver")  # of a process that has imported what takes seconds
     fork.set_forkserver_preload(PRELOAD)

@@ -51,7 +51,7 @@ class Pool:
     idle: int = 0
     """Passes in a row that changed nothing."""
     watch: Watch | None = None
-    """Of the pass on its way."""
+    """Watches the pass that is running."""
     seconds: list[LoneWorker] = field(default_factory=list)
     """Where stragglers of the pass on its way were started once more."""
 
@@ -108,7 +108,7 @@ class Pool:
                 ShardActor,
                 fn_constructor_args=self._actor_arguments(placement),
                 **placement.map_arguments(),
-                runtime_env=warm.pool_environment() or None,
+                runtime_env=warm.pool_environment(),
             )
         watch = Watch(
             self.name, self.ledger, shards, self.pace, self._second, lambda: _stop(results),

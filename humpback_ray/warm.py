@@ -38,13 +38,8 @@ VARIABLES = {
 """Environment in which Ray must be started."""
 
 
-def import_data() -> None:
-    """Import what the actor of a pool without a model wants."""
-    _import(["ray.data"])
-
-
 def import_models() -> None:
-    """Import what the actor of a pool with a model wants."""
+    """Import what the actor of a pool wants."""
     _import(["ray.data", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"])
 
 
@@ -65,10 +60,8 @@ class Reserve:
     """Idle processes of this driver's job."""
 
     stub: Any
-    """Of the raylet."""
+    """The raylet's gRPC stub."""
     job_id: bytes
-    pool: Mapping[str, str]
-    """Environment variables of the actors of pools."""
 
     def add(self, processes: int, environment: str) -> None:
         """Ask for idle processes, as far as there is memory for them.
@@ -95,7 +88,7 @@ class Reserve:
     def replace(self, actors: int, training_workers: int) -> None:
         """Ask for the processes of a pool, and for those of a training with Ray Train's own actors."""
         if actors:
-            self.add(actors, _written({"env_vars": dict(self.pool)}))
+            self.add(actors, _written({"env_vars": MODELS}))
         if training_workers:
             controller = _controller_variables()
             self.add(CONTROLLERS, _written({"env_vars": controller}))
@@ -105,15 +98,13 @@ class Reserve:
 HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """Names the function that a worker process calls before its actor comes."""
 
-DATA, MODELS, TRAINING = (
-    {HOOK: f"{__name__}.{hook.__name__}"} for hook in (import_data, import_models, import_training)
-)
-"""Environment variables of processes that import ahead."""
+MODELS, TRAINING = ({HOOK: f"{__name__}.{hook.__name__}"} for hook in (import_models, import_training))
+"""Environment variables of processes that import ahead, for a pool and for a training."""
 
 _reserve: Reserve | None = None
 
 
-def keep(actors: int, training_workers: int, pool: Mapping[str, str] = MODELS) -> None:
+def keep(actors: int, training_workers: int) -> None:
     """Keep idle processes from now on for a pool and for a training, if any; Ray runs on this machine alone."""
     import ray
     from ray._private.grpc_utils import init_grpc_channel
@@ -125,7 +116,7 @@ def keep(actors: int, training_workers: int, pool: Mapping[str, str] = MODELS) -
         return
     channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}", asynchronous=False)
     job_id = bytes.fromhex(ray.get_runtime_context().get_job_id())
-    _reserve = Reserve(NodeManagerServiceStub(channel), job_id, pool)
+    _reserve = Reserve(NodeManagerServiceStub(channel), job_id)
     _reserve.replace(actors, training_workers)
 
 
@@ -141,14 +132,14 @@ def took(actors: int = 0, training_workers: int = 0) -> None:
         _reserve.replace(actors, training_workers)
 
 
-def pool_environment() -> dict[str, Any]:
-    """Return the runtime environment in which the actors of a pool find a warm process; {} where none are kept."""
-    return {"env_vars": dict(_reserve.pool)} if _reserve is not None else {}
+def pool_environment() -> dict[str, Any] | None:
+    """Return the runtime environment in which the actors of a pool find a warm process; None where none are kept."""
+    return {"env_vars": dict(MODELS)} if _reserve is not None else None
 
 
-def training_environment() -> dict[str, Any]:
-    """Return that of training workers."""
-    return {"env_vars": dict(TRAINING)} if _reserve is not None else {}
+def training_environment() -> dict[str, Any] | None:
+    """Return the runtime environment of training workers, likewise."""
+    return {"env_vars": dict(TRAINING)} if _reserve is not None else None
 
 
 def _controller_variables() -> dict[str, str]:

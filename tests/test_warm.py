@@ -1,6 +1,5 @@
 """Warm processes on a real Ray: actors of a pool and of a training start in them, and without them as ever."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +22,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 @pytest.fixture
 def kept() -> Iterator[None]:
     """One process for a pool is kept, and is ready."""
-    warm.keep(actors=1, training_workers=0, pool=warm.DATA)
-    wait_for(lambda: idle(warm.DATA), "a warm process", 60)
-    yield
-    warm.drop()
+    warm.keep(actors=1, training_workers=0)
+    try:
+        wait_for(lambda: idle(warm.MODELS), "a warm process", 300)
+        yield
+    finally:
+        warm.drop()
 
 
 def idle(variables: dict[str, str]) -> list[int]:
@@ -45,30 +46,30 @@ class Tells:
     """Writes down in which process it is made."""
 
     def __init__(self, path: Path, resources: Resources) -> None:
-        path.write_text(json.dumps({"pid": os.getpid(), "since": psutil.Process().create_time()}))
+        path.write_text(str(os.getpid()))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         return table
 
 
-def run(folder: Path) -> dict[str, Any]:
-    """Run a stage of one row and return what its worker told."""
+def run(folder: Path) -> int:
+    """Run a stage of one row and return the process id of its worker."""
     source = Stage(place(folder, "source"), {}, {}, PAIR).once(make_source, ([1],), TaskPlacement(cpus=0.5))
     pool = PoolPlacement(cpus_per_replica=0.5)
-    Stage(place(folder, "made"), {}, {"source": source}, PAIR).run(Tells, (folder / "told.json",), pool, source)
-    return json.loads((folder / "told.json").read_text())
+    Stage(place(folder, "made"), {}, {"source": source}, PAIR).run(Tells, (folder / "pid",), pool, source)
+    return int((folder / "pid").read_text())
 
 
 @pytest.mark.usefixtures("kept")
 def test_an_actor_starts_in_a_warm_process_and_another_one_takes_its_place(tmp_path: Path) -> None:
-    ready = idle(warm.DATA)
-    assert run(tmp_path)["pid"] in ready
-    wait_for(lambda: set(idle(warm.DATA)) - set(ready), "another warm process", 60)
+    ready = idle(warm.MODELS)
+    assert run(tmp_path) in ready
+    wait_for(lambda: set(idle(warm.MODELS)) - set(ready), "another warm process", 300)
 
 
 def test_without_them_actors_start_as_ever(tmp_path: Path) -> None:
-    assert warm.pool_environment() == warm.training_environment() == {}
-    assert run(tmp_path)["pid"] not in idle(warm.DATA)
+    assert warm.pool_environment() is warm.training_environment() is None
+    assert run(tmp_path) not in idle(warm.MODELS)
 
 
 def test_environments_are_written_as_ray_writes_those_of_its_trainings_actors() -> None:
@@ -98,7 +99,7 @@ def test_none_are_asked_for_where_memory_is_short(monkeypatch: pytest.MonkeyPatc
         def PrestartWorkers(self, request: Any, timeout: float) -> None:
             asked.append(request)
 
-    reserve = warm.Reserve(Raylet(), b"", warm.DATA)
+    reserve = warm.Reserve(Raylet(), b"")
     for free, processes in ((10, 3), (2.5, 2), (0.9, 0)):
         memory = type("Memory", (), {"available": int(free * warm.PROCESS_BYTES)})
         monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)

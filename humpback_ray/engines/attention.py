@@ -9,6 +9,18 @@ from typing import Any
 NAME = "humpback_ray_grouped"
 
 
+def avoid_cudnn() -> None:
+    """Keep torch from choosing cuDNN's attention in this process; flash and memory-efficient attention are left.
+
+    cuDNN makes a plan for every new shape, and ours are always new: keys grow by a token at each step, and each example
+    of a packed row has its own length. On an H100 (torch 2.11) a plan took 48 ms: three quarters of each step of an
+    engine, and of a 1B model's training steps of 5.7 s all but 0.9 (docs/gpu.md).
+    """
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def share_heads(model: Any) -> None:
     """Let a model attend this way where it would use torch's kernel; what it cannot take goes to transformers' own."""
     from transformers import AttentionInterface, AttentionMaskInterface

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from humpback_ray import storage
 from humpback_ray.config import Config
-from humpback_ray.engines.attention import share_heads
+from humpback_ray.engines.attention import avoid_cudnn, share_heads
 from humpback_ray.engines.base import Completion, Engine
 from humpback_ray.engines.batching import BatchedEngine, Ended, Job, OutOfMemory
 from humpback_ray.engines.decoding import Decoder, Row
@@ -31,8 +31,8 @@ class TransformersEngine(Config):
     kind: Literal["transformers"] = "transformers"
 
     dtype: Literal["auto", "checkpoint", "float32", "bfloat16"] = "auto"
-    """Number format of weights and arithmetic; "auto": float32 or bfloat16, whichever multiplies faster on the machine
-    (tried when the engine starts); "checkpoint": the one the model was saved in."""
+    """Number format of weights and arithmetic; "auto": bfloat16 on GPUs that have it, elsewhere float32 or bfloat16,
+    whichever multiplies faster (tried when the engine starts); "checkpoint": the one the model was saved in."""
 
     max_context_tokens: int | None = Field(default=None, ge=2)
     """Prompt and reply that fit, in tokens; None: what the model's configuration says."""
@@ -44,6 +44,7 @@ class TransformersEngine(Config):
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # an actor has no terminal
+        avoid_cudnn()
         torch.set_num_threads(max(1, int(resources.cpus)))
         path = storage.local_directory(model_uri)
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -58,10 +59,15 @@ class TransformersEngine(Config):
 
 
 def fastest_dtype(device: str) -> Any:
-    """Return torch.bfloat16 where it multiplies matrices faster than torch.float32 on a device, else the latter."""
+    """Return torch.bfloat16 where it multiplies matrices faster than torch.float32 on a device, else the latter.
+
+    A GPU is not tried: it multiplies small matrices in less time than the launch takes.
+    """
     import torch
 
     where = "cuda" if device == "auto" else device
+    if where == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
     seconds: dict[Any, float] = {}
     for dtype in (torch.float32, torch.bfloat16):
         activations, weights = (

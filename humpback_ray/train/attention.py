@@ -3,7 +3,7 @@
 Linear layers of a packed row see its tokens and nothing else, and each example attends to itself alone:
 
     flash      flash-attention's kernel for rows of several lengths, on GPUs where it is installed (transformers' path)
-    packed     PyTorch's kernel, once per example: attention costs the sum of squares, not the square of the sum
+    packed     PyTorch's kernels, once per example: attention costs the sum of squares, not the square of the sum
     padded     a row per example, for families that carry state from token to token or mask in chunks
 
 Position ids restart with every example. Which of them a family can, its class says: transformers marks those that pass
@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from humpback_ray.engines.attention import avoid_cudnn
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.examples import Example
 
@@ -38,6 +39,7 @@ def prepare(model: Any, placement: TrainPlacement) -> Layout:
         ImportError: the placement asks for flash-attention, which is not installed.
     """
     gpu = placement.gpus_per_worker > 0
+    avoid_cudnn()
     if gpu and placement.kernels == "auto":
         use_liger(model)
     if not can_pack(model):

@@ -105,6 +105,14 @@ def test_the_likeliest_of_all_single_tokens_is_what_greedy_writes(engine: Batche
         assert single[scored.logprobs.index(max(scored.logprobs))] == written
 
 
+def test_an_engine_leaves_cudnn_out(folder: Path) -> None:
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    TransformersEngine().build(str(folder), Resources()).close()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_a_small_context_of_the_recipes_own_is_kept(folder: Path) -> None:
     engine = TransformersEngine(dtype="float32", max_context_tokens=12).build(str(folder), Resources())
     completion = asyncio.run(engine.generate(Request("the library of Arden", max_new_tokens=12)))

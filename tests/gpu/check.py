@@ -1,6 +1,6 @@
 """What a GPU must show of this repository, for one GPU and fifteen minutes; tiny sizes where there is no GPU.
 
-    python -m tests.gpu.check [REPO] [--parts dtype,engine,train,offload,liger] [--budget-s 540] [--out DIR]
+    python -m tests.gpu.check [REPO] [--parts dtype,exact,train,engine,offload,liger] [--budget-s 540] [--out DIR]
 
 Prints a JSON line per figure and appends it to DIR/gpu_check.jsonl; docs/gpu.md says how to read them. Ends with 1 if a
 part failed. A part that fails does so by itself: on a GPU each runs in a process of its own, since after a CUDA error a
@@ -46,8 +46,9 @@ class Part:
 
 PARTS = {
     "dtype": Part("replies", 15),
+    "exact": Part("training", 30),
+    "train": Part("training", 30),
     "engine": Part("replies", 40),
-    "train": Part("training", 40),
     "offload": Part("training", 100),
     "liger": Part("training", 60),
 }
@@ -79,7 +80,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repo", nargs="?", default=".", help="root of the repository")
-    parser.add_argument("--parts", default="dtype,engine,train,offload", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--parts", default="dtype,exact,train,engine,offload", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--budget-s", type=float, default=540, help="seconds after which nothing new is started")
     parser.add_argument("--out", default=os.environ.get("OUT", "."), help="directory of gpu_check.jsonl")
     parser.add_argument("--apart", action="store_true", help="a process for each part, as on a GPU")

@@ -125,6 +125,14 @@ def test_the_loss_is_the_same_however_many_logits_are_taken_at_once() -> None:
         torch.testing.assert_close(gradient, found[0][1])
 
 
+def test_training_leaves_cudnn_out() -> None:
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    prepare(model_of("llama"), TrainPlacement())
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_flash_attention_without_a_gpu_is_refused() -> None:
     with pytest.raises(ValueError, match="gpus_per_worker 0"):
         TrainPlacement(attention="flash_attention_2")

@@ -17,8 +17,8 @@ from tests.gpu.report import Report
 
 REPOSITORY = Path(__file__).parents[2]
 
-RUN = {"ok", "stage", "losses", "mfu", "s_per_step", "tokens_per_s", "peak_gb", "host_gb", "held_gb", "reserved_gb", "alloc_retries",
-       "resumed_from", "greedy", "peak", "export_apart", "export_and_load_s", "seconds"}  # fmt: skip
+RUN = {"ok", "stage", "losses", "mfu", "s_per_step", "tokens_per_s", "peak_gb", "host_gb", "held_gb", "reserved_gb",
+       "alloc_retries", "resumed_from", "greedy", "peak", "export_apart", "export_and_load_s", "seconds"}  # fmt: skip
 PLANNED = RUN | {"planned_gb", "planned_host_gb", "planned_s_per_step"}
 ENGINE = {"ok", "characters", "tokens_per_s", "plain_tokens_per_s", "ratio", "planned_tokens_per_s", "greedy_equal",
           "greedy_behind", "scored_apart", "rubric_rows_per_s", "scored", "peak_gb", "held_gb"}  # fmt: skip

@@ -28,8 +28,8 @@ IDLE_S = 600
 PROCESS_BYTES = 1 << 30
 """Memory that must be available for each further process."""
 
-CONTROLLERS = 2
-"""Actors that Ray Train starts before its workers: the controller, and the cleaner of their placement group."""
+HELPERS = 3
+"""Actors that Ray Train's controller starts beside its workers: for barriers, for data, and to clean up after it."""
 
 VARIABLES = {
     "RAY_idle_worker_killing_time_threshold_ms": str(1000 * IDLE_S),  # else one second
@@ -46,7 +46,14 @@ def import_models() -> None:
 def import_training() -> None:
     """Import what a training worker wants."""
     import_models()
-    _import(["ray.train.torch", "deepspeed.runtime.engine", "deepspeed.runtime.zero.stage_1_and_2"])
+    _import(["humpback_ray.train.fit", "ray.train.torch", *DEEPSPEED])
+
+
+DEEPSPEED = (
+    "deepspeed.runtime.engine", "deepspeed.runtime.zero.stage_1_and_2",
+    "torch._inductor.compile_fx", "pandas", "networkx",
+)  # fmt: skip
+"""DeepSpeed, and what `deepspeed.initialize` imports besides."""
 
 
 def _import(modules: Sequence[str]) -> None:
@@ -91,7 +98,8 @@ class Reserve:
             self.add(actors, _written({"env_vars": MODELS}))
         if training_workers:
             controller = _controller_variables()
-            self.add(CONTROLLERS, _written({"env_vars": controller}))
+            self.add(1, _written({"env_vars": controller}))
+            self.add(HELPERS, _written({"env_vars": controller}, inherited=True))
             self.add(training_workers, _written({"env_vars": controller | TRAINING}, inherited=True))
 
 
@@ -127,7 +135,7 @@ def drop() -> None:
 
 
 def took(actors: int = 0, training_workers: int = 0) -> None:
-    """Say that actors of a pool, or the workers of a training, are about to start."""
+    """Say that actors of a pool, or the workers of a training, have been asked for; others start in their place."""
     if _reserve is not None:
         _reserve.replace(actors, training_workers)
 

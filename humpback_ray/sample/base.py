@@ -1,6 +1,6 @@
 """The base model of the miniature, made on the spot by plain next-token prediction on the toy web.
 
-Small enough for one CPU core and about a minute (`learn.py`); its tokenizer takes any text byte for byte, so that the
+Small enough for two CPU cores and about a minute (`learn.py`); its tokenizer takes any text byte for byte, so that the
 same base runs on real pages too (and writes nonsense there). Documents are laid whole, one after another, in rows of
 `row_tokens`; each begins with the start token and ends with the end token, and every token counts: nothing here knows
 what a question or a review is. Equal recipe and texts give equal weights on the same machine and libraries.
@@ -17,7 +17,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
-from humpback_ray.sample.learn import Learner, one_core
+from humpback_ray.sample.learn import Learner, single_threaded
 
 START, END, PAD = "<s>", "</s>", "<pad>"
 TELL_EVERY_STEPS = 20
@@ -26,7 +26,7 @@ TELL_EVERY_STEPS = 20
 class BaseRecipe(Config):
     """What the base model is and how long it learns. Hashed into the fingerprint of every model made from it."""
 
-    version: int = 2
+    version: int = 3
     """Raised by hand when the meaning of this recipe changes."""
 
     seed: int = 0
@@ -110,7 +110,7 @@ def train_base(
     tokenizer = train_tokenizer(recipe, texts)
     documents = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(texts))["input_ids"]]
     rows = pack_forever(documents, recipe.row_tokens, tokenizer.pad_token_id, Random(recipe.seed))
-    with one_core():
+    with single_threaded():
         model = _new_model(recipe, tokenizer)
         metrics, tokens = _learn(model, rows, recipe, progress)
     directory.mkdir(parents=True, exist_ok=True)

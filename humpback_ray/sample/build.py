@@ -25,7 +25,7 @@ class SampleConfig(Config):
     world: WorldRecipe = WorldRecipe()
     base: BaseRecipe = BaseRecipe()
     placement: TaskPlacement = TaskPlacement()
-    """Each is made in one task; the base model learns on one core, however many are reserved for it."""
+    """Each is made in one task; the base model learns on two cores at most, however many are reserved for it."""
 
 
 def make_web(config: SampleConfig, place: Place) -> Manifest:

@@ -77,7 +77,9 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
     storage_path = absolute(storage_path)
     progress_uri = storage.join(storage_path, name, PROGRESS)
     storage.delete(progress_uri)
-    with tempfile.TemporaryDirectory(prefix="humpback-train-") as scratch, watched(job.model, progress_uri):
+    # Their successors start once these train: on a laptop they would take the CPUs away from the start.
+    begun = functools.partial(warm.took, training_workers=placement.least_and_most[0])
+    with tempfile.TemporaryDirectory(prefix="humpback-train-") as scratch, watched(job.model, progress_uri, begun):
         trainer = TorchTrainer(
             worker,
             train_loop_config={"job": job.located(), "placement": placement, "checkpoints": storage_path, "name": name},
@@ -92,7 +94,6 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
-        warm.took(training_workers=placement.least_and_most[0])
         try:
             with interruptible():
                 outcome = trainer.fit().return_value
@@ -176,13 +177,13 @@ def interruptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watched(model: str, progress_uri: str) -> Iterator[None]:
-    """Log the run's progress while the block runs."""
+def watched(model: str, progress_uri: str, begun: Callable[[], None]) -> Iterator[None]:
+    """Log the run's progress while the block runs, and call `begun` when its first step is there."""
     latest: dict[str, Any] = {}
     ended = threading.Event()
     with Progress(f"train {model}", total=None, unit="steps", concern=lambda: _loss_words(latest)) as progress:
         pause = functools.partial(ended.wait, progress_every_s(progress_uri))
-        thread = threading.Thread(target=_follow, args=(progress_uri, latest, progress, pause), daemon=True)
+        thread = threading.Thread(target=_follow, args=(progress_uri, latest, progress, pause, begun), daemon=True)
         thread.start()
         try:
             yield
@@ -191,15 +192,18 @@ def watched(model: str, progress_uri: str) -> Iterator[None]:
             thread.join()
 
 
-def _follow(uri: str, latest: dict[str, Any], progress: Progress, pause: Callable[[], bool]) -> None:
+def _follow(
+    uri: str, latest: dict[str, Any], progress: Progress, pause: Callable[[], bool], begun: Callable[[], None]
+) -> None:
     """Copy rank 0's figures into the progress after every pause, and once more at the end."""
     over = False
     while not over:
         over = pause()
         with contextlib.suppress(OSError, ValueError):
-            begun = bool(latest)
+            first = not latest
             latest.update(json.loads(storage.read_bytes(uri)))
-            if not begun:
+            if first:
+                begun()
                 progress.begin(latest["steps"], latest["resumed_from"] or 0)
             progress.done, progress.tokens = latest["step"], latest["tokens_so_far"]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from humpback_ray.sample.learn import Learner, muon_, one_core
+from humpback_ray.sample.learn import Learner, muon_, single_threaded
 
 PAD, ROWS, TOKENS = 2, 3, 16
 
@@ -43,7 +43,7 @@ def test_loss_and_gradients_are_those_of_transformers() -> None:
     ids, model, other = rows(), llama(), llama()
     expected = model(input_ids=ids, labels=ids.masked_fill(ids == PAD, -100)).loss
     expected.backward()
-    with one_core():
+    with single_threaded():
         learned = learner(other)
         assert learned.backward(ids) == pytest.approx(expected.item(), rel=1e-5)
     for stacked in learned.stacks:
@@ -56,7 +56,7 @@ def test_loss_and_gradients_are_those_of_transformers() -> None:
 
 def test_what_was_learned_is_in_the_model_afterwards() -> None:
     ids, model = rows(), llama()
-    with one_core():
+    with single_threaded():
         learned = learner(model)
         losses = [learned.step(ids, 1.0) for _ in range(5)]
         after = learned.backward(ids)
@@ -80,11 +80,11 @@ def test_muon_on_a_stack_is_muon_on_each_matrix(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(stacked.flatten(0, 1), torch.stack(each), rtol=0, atol=1e-3)
 
 
-def test_one_core_is_for_the_time_being() -> None:
+def test_one_thread_is_for_the_time_being() -> None:
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(2)
     try:
-        with one_core():
+        with single_threaded():
             assert torch.get_num_threads() == 1
         assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (2, before[1])
     finally:

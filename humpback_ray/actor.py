@@ -25,6 +25,7 @@ from humpback_ray.ledger import Attempt, Commit, Ledger, Shard, charged, node
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.processes import Dead, answer_when_ended
 from humpback_ray.records import QUARANTINE, QUARANTINED
+from humpback_ray.storage import InputFile, check_unchanged
 
 NODE_LOSS_S = 20
 """How long Ray may take to notice that a node is gone."""
@@ -35,11 +36,11 @@ TEXT_CHARS = 4000
 class FileWorker(Protocol):
     """What a worker on input files can do beside reading a whole one, so that a file can be taken apart."""
 
-    def count(self, uri: str) -> int:
+    def count(self, file: InputFile) -> int:
         """Return the number of records in a file."""
         ...
 
-    def part(self, uri: str, first: int, last: int) -> pa.Table:
+    def part(self, file: InputFile, first: int, last: int) -> pa.Table:
         """Return the rows of the records `first` to `last`, not included, as if nothing came before."""
         ...
 
@@ -47,7 +48,7 @@ class FileWorker(Protocol):
         """Return the rows of parts that follow each other as those of one file."""
         ...
 
-    def unread(self, uri: str, index: int) -> tuple[dict[str, Any], str]:
+    def unread(self, file: InputFile, index: int) -> tuple[dict[str, Any], str]:
         """Return the row that stands for a record no worker survives, without its reason, and what is known of it."""
         ...
 
@@ -111,7 +112,7 @@ class ShardActor:
             steps.reach(5)
             return await asyncio.to_thread(attempt.write, table, {"file": shard.file} if shard.file else None)
 
-    async def _call(self, loaded: "str | pa.Table") -> pa.Table:
+    async def _call(self, loaded: "InputFile | pa.Table") -> pa.Table:
         try:
             if inspect.iscoroutinefunction(type(self.worker).__call__):
                 return await self.worker(loaded)
@@ -159,10 +160,10 @@ class LoneActor(ShardActor):
     async def count(self, text: str) -> int:
         """Load a shard and return how many records it has."""
         loaded = await self._load(text)
-        return await asyncio.to_thread(self.worker.count, loaded) if isinstance(loaded, str) else loaded.num_rows
+        return await asyncio.to_thread(self.worker.count, loaded) if isinstance(loaded, InputFile) else loaded.num_rows
 
-    async def _load(self, text: str) -> "str | pa.Table":
-        """Return a shard's rows, or its file's URI; read once by each process."""
+    async def _load(self, text: str) -> "InputFile | pa.Table":
+        """Return a shard's rows, or its file; read once by each process."""
         if getattr(self, "_shard", None) != Shard.parse(text):
             self._shard = Shard.parse(text)
             self._loaded = await asyncio.to_thread(self._shard.load)
@@ -171,7 +172,7 @@ class LoneActor(ShardActor):
     async def part(self, text: str, first: int, last: int) -> tuple[float, pa.Table]:
         """Make the rows of a part of the shard; returns the seconds that took, too."""
         loaded, since = await self._load(text), time.monotonic()
-        if isinstance(loaded, str):
+        if isinstance(loaded, InputFile):
             made = conform(await asyncio.to_thread(self.worker.part, loaded, first, last), self.schema)
         else:
             given = loaded.slice(first, last - first)
@@ -188,6 +189,7 @@ class LoneActor(ShardActor):
         if isinstance(loaded, pa.Table):
             check_same_ids(self._shard.name, loaded, table)
         else:
+            await asyncio.to_thread(check_unchanged, loaded)
             table = conform(await asyncio.to_thread(self.worker.merge, table), self.schema)
         steps.reach(5)
         extra = {"file": self._shard.file} if self._shard.file else None
@@ -197,7 +199,7 @@ class LoneActor(ShardActor):
     def _stand_in(self, lost: LostRow, attempt: Attempt) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return a lost record's row in the stage's table and its row in the quarantine."""
         loaded = self._loaded
-        if isinstance(loaded, str):
+        if isinstance(loaded, InputFile):
             identity, text = self.worker.unread(loaded, lost.index)
         else:
             row = loaded.slice(lost.index, 1).to_pylist()[0]

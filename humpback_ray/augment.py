@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
+from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.engines import Completion, EngineConfig, Request, TransformersEngine, generate_all
 from humpback_ray.instructions import InstructionFilters
@@ -74,7 +75,7 @@ def make_candidates(
     recipe = config.recipe.model_dump(mode="json", exclude={"max_failed_share"})
     identity = {"augment": recipe, "chat": chat.model_dump(mode="json")}
     stage = Stage(place, identity, {"corpus": corpus, "backward": backward.source}, CANDIDATE)
-    made = stage.run(Predictor, (config.recipe, chat, backward.uri), config.placement, corpus)
+    made = stage.run(Predictor, (config.recipe, chat, backward.directory), config.placement, corpus)
     refuse_failures(made, FAILED, config.recipe.max_failed_share, "augment.recipe.max_failed_share")
     return made
 
@@ -82,9 +83,11 @@ def make_candidates(
 class Predictor:
     """One actor: an engine with the backward model, loaded once, around the pure function `candidates`."""
 
-    def __init__(self, recipe: AugmentRecipe, chat: ChatRecipe, model_uri: str, resources: Resources) -> None:
+    def __init__(
+        self, recipe: AugmentRecipe, chat: ChatRecipe, model: "str | storage.Directory", resources: Resources
+    ) -> None:
         self.recipe, self.chat = recipe, chat
-        self.engine = recipe.engine.build(model_uri, resources)
+        self.engine = recipe.engine.build(model, resources)
 
     async def __call__(self, segments: pa.Table) -> pa.Table:
         """Predict instructions for the segments of a shard; every id leaves once."""

@@ -107,9 +107,9 @@ def survey(root: str, older_than_s: float) -> Survey:
     """
     if not storage.exists(storage.join(root, "run.json")):
         raise ConfigError(f"{root} is no run: it has no run.json")
-    files = storage.listing(root)
+    files = storage.listing(root, follow=False)
     files += [_Upload(upload.name, 0, upload.begun, upload.upload_id) for upload in storage.unfinished_uploads(root)]
-    now = max(time.time(), *(file.modified for file in files))
+    now = time.time()
     found = Survey()
     for stage, mine in _by_stage(files).items():
         place = _Place(stage, storage.join(root, stage) if stage else root, mine)

@@ -1,17 +1,27 @@
 """Inputs from outside, resolved: which files a pattern names, and what identifies them.
 
 A file is identified by its name relative to the pattern's fixed part, its size, and its S3 etag or content hash; so
-new and changed files are seen and a moved folder is not. Local hashes are remembered by (path, size, time of change),
-which keeps a resumed run from reading terabytes again; forgetting them only costs time.
+new and changed files are seen and a moved folder is not. Local hashes are remembered by path, size and what the file
+system says of the file (`storage.InputFile.stamp`), which keeps a resumed run from reading terabytes again; forgetting
+them only costs time. Whoever reads a file later checks that it is still the one that was hashed (`storage.reading`).
 """
 
 import json
+import logging
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError, fingerprint
 from humpback_ray.storage import InputFile
+
+logger = logging.getLogger(__name__)
+
+SAVE_EVERY_S = 60.0
+"""How much hashing is lost when a job is killed meanwhile."""
+SAY_EVERY_BYTES = 10 << 30
+"""A line for each so many bytes that are hashed."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +45,41 @@ class Hashes:
     """Content hashes of local files, kept in a file of the run between submissions."""
 
     def __init__(self, uri: str) -> None:
-        self.uri, self._changed = uri, False
+        self.uri, self._changed, self._saved = uri, False, time.monotonic()
+        self._hashed = self._said = 0
         try:
-            self._known: dict[str, list[object]] = json.loads(storage.read_bytes(uri))
-        except FileNotFoundError:
-            self._known = {}
+            known = storage.read_json(uri)
+        except (FileNotFoundError, storage.Damaged):
+            known = None
+        self._known: dict[str, list[object]] = known if isinstance(known, dict) else {}
 
-    def of(self, file: InputFile) -> str:
-        """Return what identifies a file's content: its etag on S3, `sha256:...` of a local one."""
+    def of(self, file: InputFile) -> InputFile:
+        """Return a file with what identifies its content: its etag on S3, `sha256:...` of a local one."""
         if storage.is_s3(file.uri):
-            return f"etag:{file.version}"
+            return file
         known = self._known.get(file.uri)
-        if known and known[:2] == [file.bytes, file.version]:
-            return str(known[2])
-        self._known[file.uri] = [file.bytes, file.version, f"sha256:{storage.sha256_of(file.uri)}"]
+        if isinstance(known, list) and known[:2] == [file.bytes, file.stamp]:
+            return replace(file, version=str(known[2]))
+        hashed = replace(file, version=f"sha256:{storage.sha256_of(file.uri)}")
+        self._known[file.uri] = [file.bytes, file.stamp, hashed.version]
         self._changed = True
-        return str(self._known[file.uri][2])
+        self._tell(file)
+        return hashed
+
+    def _tell(self, file: InputFile) -> None:
+        """Say now and then how far hashing has come, and keep what it gave."""
+        self._hashed += file.bytes
+        if self._hashed - self._said >= SAY_EVERY_BYTES:
+            self._said = self._hashed
+            logger.info("inputs: %.0f GB hashed, up to %s", self._hashed / 1e9, file.uri)
+        if time.monotonic() - self._saved > SAVE_EVERY_S:
+            self.save()
 
     def save(self) -> None:
         """Write down what was learned."""
         if self._changed:
             storage.write_bytes(self.uri, json.dumps(self._known).encode())
-            self._changed = False
+            self._changed, self._saved = False, time.monotonic()
 
 
 def resolve(field: str, patterns: Sequence[str], hashes: Hashes) -> Inventory:
@@ -75,8 +98,10 @@ def resolve(field: str, patterns: Sequence[str], hashes: Hashes) -> Inventory:
 
 
 def _inventory(files: Iterable[InputFile], hashes: Hashes) -> Inventory:
-    known = [InputFile(file.uri, file.name, file.bytes, hashes.of(file)) for file in files]
-    hashes.save()
+    try:
+        known = [hashes.of(file) for file in files]
+    finally:
+        hashes.save()
     return Inventory(tuple(sorted(known, key=lambda file: (file.name, file.version, file.uri))))
 
 

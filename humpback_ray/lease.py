@@ -18,6 +18,7 @@ import _thread
 import json
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -29,6 +30,9 @@ from typing import Any
 from humpback_ray import storage
 
 logger = logging.getLogger(__name__)
+
+
+_EPOCH_FILE = re.compile(r"(\d{6,})\.json")
 
 
 class LeaseHeld(RuntimeError):
@@ -155,15 +159,15 @@ class Lease:
         return True
 
     def _latest(self) -> int:
-        names = [name for name in storage.list_names(self.directory) if name.endswith(".json")]
-        return max((int(name.removesuffix(".json")) for name in names), default=0)
+        found = map(_EPOCH_FILE.fullmatch, storage.list_names(self.directory))
+        return max((int(name[1]) for name in found if name), default=0)
 
     def _name(self, epoch: int, kind: str) -> str:
         return storage.join(self.directory, f"{epoch:06d}.{kind}")
 
     def _read(self, epoch: int, kind: str) -> Any:
         try:
-            return json.loads(storage.read_bytes(self._name(epoch, kind)))
+            return storage.read_json(self._name(epoch, kind))
         except FileNotFoundError:
             return None
 

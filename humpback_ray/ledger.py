@@ -12,12 +12,14 @@
 see the same thing. A writer whose commit lost deletes its file; a file of unknown outcome is left alone.
 """
 
+import errno
 import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import secrets
 import socket
 import sys
@@ -26,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -34,6 +36,13 @@ from humpback_ray import steps, storage
 from humpback_ray.config import fingerprint
 from humpback_ray.inventory import Inventory
 from humpback_ray.records import METRICS, QUARANTINE, QUARANTINED
+
+T = TypeVar("T")
+
+_SHARD_FILE = re.compile(r"(\d{6,}|all)\.json")
+_ATTEMPT_FILE = re.compile(r"(?:\d{6,}|all)/\d{4,}\.json")
+_WORD_FILE = re.compile(r"(?:\d{6,}|all)/\d{4,}(?:\.error)?\.json")
+"""Names of what the ledger writes; other files, of file systems and file managers, are left alone."""
 
 MOST_LOST_NODES = 20
 """Attempts at one shard within a submission after which lost nodes are no excuse any more."""
@@ -58,6 +67,8 @@ class Shard:
     name: str
     file: str | None = None
     slices: tuple[tuple[str, int, int], ...] = ()
+    input: storage.InputFile | None = None
+    """The file as the run took stock of it; None in plan.json."""
 
     @property
     def rows(self) -> int | None:
@@ -67,14 +78,15 @@ class Shard:
     def located(self, source: "Manifest | Inventory") -> "Shard":
         """Return the shard with URIs; a file's shard is named by its place in the inventory."""
         if isinstance(source, Inventory):
-            return replace(self, file=source.files[int(self.name)].uri)
+            file = source.files[int(self.name)]
+            return replace(self, file=file.uri, input=file)
         slices = tuple((sys.intern(storage.join(source.uri, file)), *rows) for file, *rows in self.slices)
         return replace(self, slices=slices)
 
-    def load(self) -> "str | pa.Table":
-        """Return what the worker gets: the file's URI, or the rows."""
+    def load(self) -> "storage.InputFile | pa.Table":
+        """Return what the worker gets: the file, or the rows."""
         if self.file is not None:
-            return self.file
+            return self.input or storage.InputFile(self.file, self.file, 0)
         return pa.concat_tables([storage.read_kept_rows(*piece) for piece in self.slices])
 
     def json(self) -> str:
@@ -90,7 +102,8 @@ class Shard:
     def of(value: Mapping[str, Any]) -> "Shard":
         """Make a shard of its JSON value."""
         slices = tuple((sys.intern(uri), first, last) for uri, first, last in value["slices"])
-        return Shard(value["name"], value["file"], slices)
+        known = value.get("input")
+        return Shard(value["name"], value["file"], slices, storage.InputFile(**known) if known else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +150,8 @@ class Commit:
         """Read what `json` wrote."""
         aside = {name: DataFile(**value[name]) if value.get(name) else None for name in ("quarantine", "metrics")}
         files = tuple(DataFile(**file) for file in value["files"])
+        for file in (*files, *(file for file in aside.values() if file)):
+            _check_name(file.name)
         same = {name: sys.intern(value[name]) for name in ("node", "submission")}  # thousands of commits share them
         versions = _shared_versions(tuple(value["versions"].items()))
         return Commit(**{**value, **same, **aside, "files": files, "versions": versions})
@@ -145,6 +160,13 @@ class Commit:
     def aside(self) -> list[DataFile]:
         """Its files that are no result: `quarantine` and `metrics`, where there are any."""
         return [file for file in (self.quarantine, self.metrics) if file]
+
+
+def _check_name(name: str) -> None:
+    """Raise ValueError unless a file's name stays within its stage directory."""
+    parts = name.split("/")
+    if len(parts) < 2 or any(part in ("", ".", "..") for part in parts) or "\\" in name or "\0" in name:
+        raise ValueError(f"the file name {name!r} leads out of the stage's directory")
 
 
 @functools.lru_cache(maxsize=64)
@@ -167,6 +189,26 @@ class Manifest:
     ended: float
     driver_requests: dict[str, int] = field(default_factory=dict)
     """Requests to object storage that the publishing driver made for this stage."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """Where the stages among its inputs are, by the input's name: relative to the run's root, or of another run."""
+    ids_of: str = ""
+    """The input whose kept ids each have one fate here; "" where rows are made of something else."""
+    located: dict[str, list[str]] = field(default_factory=dict)
+    """Where the files of inputs from outside were, by the input's name, in the order of `inputs`."""
+
+    def source_uris(self) -> dict[str, str]:
+        """Return where the stages among its inputs are."""
+        root = self.uri.removesuffix(f"/{self.stage}")
+        return {name: path if _is_absolute(path) else storage.join(root, path) for name, path in self.sources.items()}
+
+    def input_files(self, name: str) -> list[storage.InputFile]:
+        """Return the files of an input from outside; those whose place was not recorded have no URI."""
+        known = self.inputs[name]
+        uris = self.located.get(name) or [""] * len(known)
+        return [
+            storage.InputFile(uri, file["name"], file["bytes"], file["version"])
+            for uri, file in zip(uris, known, strict=True)
+        ]
 
     @property
     def digest(self) -> str:
@@ -257,11 +299,41 @@ class Manifest:
         return b"".join([head, b',\n "commits": [\n  ', commits, b"\n ]\n}"])
 
     @staticmethod
-    def parse(uri: str, data: bytes) -> "Manifest":
+    def parse(uri: str, value: Mapping[str, Any]) -> "Manifest":
         """Read what `json` wrote."""
-        value = json.loads(data)
         fields = {key: value[key] for key in Manifest.__dataclass_fields__ if key in value and key != "commits"}
         return Manifest(uri=uri, commits=tuple(Commit.parse(commit) for commit in value["commits"]), **fields)
+
+    @staticmethod
+    def read(uri: str) -> "Manifest | None":
+        """Return the manifest of a stage directory; None where the stage is not finished.
+
+        Raises:
+            Damaged: it is none.
+        """
+        name = storage.join(uri, "manifest.json")
+        try:
+            value = storage.read_json(name)
+        except FileNotFoundError:
+            return None
+        return read_as(functools.partial(Manifest.parse, uri), value, name)
+
+
+def read_as(parse: Callable[[Any], T], value: Any, uri: str) -> T:
+    """Return what a JSON value stands for.
+
+    Raises:
+        Damaged: it does not stand for that.
+    """
+    try:
+        return parse(value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise storage.Damaged(errno.EIO, f"{uri} is not what a run writes there ({said}); restore it") from error
+
+
+def _is_absolute(path: str) -> bool:
+    return path.startswith("/") or storage.is_s3(path)
 
 
 class Ledger:
@@ -283,32 +355,39 @@ class Ledger:
         """Create a JSON file if absent and return what it holds now, ours or another's."""
         if storage.create(self.at(name), json.dumps(value, indent=1).encode()):
             return value
-        return json.loads(storage.read_bytes(self.at(name)))
+        return storage.read_json(self.at(name))
 
     def commit_of(self, shard: str) -> Commit | None:
         """Return a shard's commit, or None."""
+        uri = self.at("commits", f"{shard}.json")
         try:
-            return Commit.parse(json.loads(storage.read_bytes(self.at("commits", f"{shard}.json"))))
+            value = storage.read_json(uri)
         except FileNotFoundError:
             return None
+        return read_as(Commit.parse, value, uri)
 
     def committed(self) -> set[str]:
         """Return the names of the shards that have a commit."""
-        return {name.removesuffix(".json") for name in storage.list_names(self.at("commits"))}
+        names = map(_SHARD_FILE.fullmatch, storage.list_names(self.at("commits")))
+        return {name[1] for name in names if name}
 
     def attempts_made(self) -> Counter[str]:
         """Count the attempts by shard, of all submissions, in one listing."""
-        return Counter(name.split("/")[0] for name in storage.list_names(self.at("attempts")) if name.count(".") == 1)
+        return Counter(name.split("/")[0] for name in self.attempt_names() if _ATTEMPT_FILE.fullmatch(name))
+
+    def attempt_names(self) -> list[str]:
+        """Return the files under attempts/, `<shard>/<number>.json` and `<shard>/<number>.error.json`."""
+        return [name for name in storage.list_names(self.at("attempts")) if _WORD_FILE.fullmatch(name)]
 
     def attempts(self, shard: str) -> list[dict[str, Any]]:
         """Return the attempts at a shard, oldest first, each with `error` and `charged` if somebody saw it fail."""
         directory = self.at("attempts", shard)
-        names = storage.list_names(directory)
+        names = [name for name in storage.list_names(directory) if _WORD_FILE.fullmatch(f"{shard}/{name}")]
         found = []
         for name in (name for name in names if name.count(".") == 1):
-            attempt = json.loads(storage.read_bytes(storage.join(directory, name)))
+            attempt = storage.read_json(storage.join(directory, name))
             if name.replace(".json", ".error.json") in names:
-                attempt |= json.loads(storage.read_bytes(storage.join(directory, name.replace(".json", ".error.json"))))
+                attempt |= storage.read_json(storage.join(directory, name.replace(".json", ".error.json")))
             found.append(attempt)
         return sorted(found, key=lambda attempt: attempt["attempt"])
 
@@ -361,7 +440,7 @@ class Ledger:
         steps.reach(9)
         if created:
             return commit
-        winner = Commit.parse(json.loads(storage.read_bytes(name)))
+        winner = read_as(Commit.parse, storage.read_json(name), name)
         if winner.attempt != commit.attempt:
             for file in (*commit.files, *commit.aside):
                 storage.delete(self.at(file.name))

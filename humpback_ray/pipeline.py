@@ -201,9 +201,14 @@ def attacks(manifests: Iterable[Manifest]) -> list[str]:
     return canary_sentences({manifest.stage: manifest for manifest in manifests})
 
 
-def write_report(run: Run) -> str:
-    """Write the report of the stages that are finished; returns its URI."""
-    uri = storage.join(run.root, "report", "index.html")
-    page = report({manifest.stage: manifest for manifest in run.finished()})
-    storage.write_bytes(uri, page.encode())
+def write_report(root: str, made: Mapping[str, Manifest], out: str | None = None) -> str:
+    """Write the report of the finished stages of a run; returns its URI.
+
+    Args:
+        root: of the run.
+        made: its finished stages, by name.
+        out: where to; None: into the root.
+    """
+    uri = out or storage.join(root, "report", "index.html")
+    storage.write_bytes(uri, report(made).encode())
     return uri

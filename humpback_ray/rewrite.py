@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
+from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.engines import Completion, EngineConfig, Request, TransformersEngine, generate_all
 from humpback_ray.instructions import refuses
@@ -114,7 +115,7 @@ def make_rewritten(
     recipe = config.recipe.model_dump(mode="json", exclude={"max_failed_share"})
     identity = {"rewrite": recipe, "chat": chat.model_dump(mode="json")}
     stage = Stage(place, identity, {"curated": curated, "rewriter": rewriter.source}, REWRITE)
-    made = stage.run(Rewriter, (config.recipe, chat, rewriter.uri), config.placement, curated)
+    made = stage.run(Rewriter, (config.recipe, chat, rewriter.directory), config.placement, curated)
     reasons = rewrite_reasons(made)
     failed = {reason: count for reason, count in reasons.items() if reason in FAILED}
     if sum(failed.values()) > config.recipe.max_failed_share * made.rows:
@@ -138,9 +139,11 @@ def rewrite_reasons(rewritten: Manifest) -> Counter[str]:
 class Rewriter:
     """One actor: an engine with the rewriting model, loaded once, around the pure function `rewritten`."""
 
-    def __init__(self, recipe: RewriteRecipe, chat: ChatRecipe, model_uri: str, resources: Resources) -> None:
+    def __init__(
+        self, recipe: RewriteRecipe, chat: ChatRecipe, model: "str | storage.Directory", resources: Resources
+    ) -> None:
         self.recipe, self.chat = recipe, chat
-        self.engine = recipe.engine.build(model_uri, resources)
+        self.engine = recipe.engine.build(model, resources)
 
     async def __call__(self, pairs: pa.Table) -> pa.Table:
         """Rewrite the pairs of a shard; every id leaves once."""

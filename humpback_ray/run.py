@@ -1,6 +1,6 @@
 """A run: one configuration, one root directory, many submissions.
 
-    <root>/run.json                   the resolved recipes and inputs of the first submission
+    <root>/run.json                   the resolved recipes and inputs of the last submission that was not refused
     <root>/spent/<id>.json            see limits.py
     <root>/submissions/<id>.json      how each submission ran it: placements, versions, Ray's job id
     <root>/<stage>/...                see ledger.py
@@ -11,17 +11,19 @@ lies behind one that still has to be made.
 """
 
 import json
+import logging
 import re
 import secrets
 import time
 from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from humpback_ray import storage
 from humpback_ray.augment import AugmentConfig
-from humpback_ray.config import Config, ConfigError
+from humpback_ray.config import Config, ConfigError, difference
 from humpback_ray.corpus.build import CorpusConfig
 from humpback_ray.curate.rounds import CurateConfig
 from humpback_ray.curate.scorers import Chained
@@ -35,8 +37,10 @@ from humpback_ray.rates import PlanConfig
 from humpback_ray.rewrite import RewriteConfig
 from humpback_ray.sample.build import SampleConfig
 from humpback_ray.seed import SeedConfig
-from humpback_ray.stage import Place, read_manifest
+from humpback_ray.stage import Place, read_manifest, short
 from humpback_ray.train.tune import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 
 class RunConfig(Config):
@@ -153,12 +157,14 @@ class Run:
         config: what to run.
         submission_id: by which its attempts and leases name the submission; None: one made of the time. One that was
             here before (its entrypoint was started again) gets -2, -3, ...
+        begin: whether to write down the run and the submission at once; else `begin` does, after further checks.
 
     Raises:
-        ConfigError: a missing input, a model directory that is none, a root that cannot be written.
+        ConfigError: a missing input, a model directory that is none, a root that cannot be written, a stage of another
+            run that is not what it is to be reused as.
     """
 
-    def __init__(self, config: RunConfig, submission_id: str | None = None) -> None:
+    def __init__(self, config: RunConfig, submission_id: str | None = None, begin: bool = True) -> None:
         try:
             self.root = storage.located(config.root)
             self.reuse = {name: storage.located(uri) for name, uri in config.reuse.items()}
@@ -172,8 +178,21 @@ class Run:
             self.inputs = self._resolve()
             for name in self.reuse:
                 self.reused(name)
-            self.record = self._record()
-            self.submission = self._submit(submission_id)
+        except OSError as error:
+            raise ConfigError(" ".join(str(error.strerror or error).split())) from error
+        self.submission, self._wanted = "", submission_id
+        if begin:
+            self.begin()
+
+    def begin(self, ray_job_id: str | None = None) -> None:
+        """Write down what the run is, and this submission.
+
+        Args:
+            ray_job_id: Ray's id of the driver: the name of its logs on the cluster.
+        """
+        try:
+            self.record = self._record() | ({"ray_job_id": ray_job_id} if ray_job_id else {})
+            self.submission = self._submit(self._wanted)
         except OSError as error:
             raise ConfigError(" ".join(str(error.strerror or error).split())) from error
 
@@ -191,7 +210,7 @@ class Run:
         if "corpus" in found:
             config.corpus.check_files(found["corpus"])
         for file in found["evaluate"].files if "evaluate" in found else ():
-            load_prompts(file.uri)
+            load_prompts(file)
         if self.base_model:
             found["base_model"] = resolve_model("base_model", self.base_model, self.hashes)
         if self.rewriter:
@@ -199,10 +218,19 @@ class Run:
         return found
 
     def _record(self) -> dict[str, Any]:
-        """Write down what the run is, if it is new; return how this submission runs it."""
+        """Write down what the run is; return how this submission runs it."""
         inputs = {name: value.identity for name, value in self.inputs.items()}
-        what = {**self.config.recipes(), "reuse": self.reuse, "inputs": inputs}
-        storage.create(storage.join(self.root, "run.json"), _json(what))
+        what, uri = (
+            {**self.config.recipes(), "reuse": self.reuse, "inputs": inputs},
+            storage.join(self.root, "run.json"),
+        )
+        if not storage.create(uri, _json(what)) and (parted := difference(storage.read_json(uri), what)):
+            field, old, new = parted
+            logger.info(
+                "%s: %s was %s, this submission has %s; stages that have begun keep theirs", uri, field, short(old),
+                short(new),
+            )  # fmt: skip
+            storage.write_bytes(uri, _json(what))
         config = self.config.model_dump(mode="json")
         return {"config": config, "reuse": self.reuse, "versions": versions(), "started": time.time()}
 
@@ -220,11 +248,6 @@ class Run:
                 return name
             number += 1
 
-    def joined(self, ray_job_id: str) -> None:
-        """Add Ray's id of the driver to the submission's record: the name of its logs on the cluster."""
-        self.record["ray_job_id"] = ray_job_id
-        storage.write_bytes(storage.join(self.root, "submissions", f"{self.submission}.json"), _json(self.record))
-
     def at(self, name: str) -> Place:
         """Return the place of a stage in this run, which is the one worked on from now on."""
         self.place = Place(name, storage.join(self.root, name), self.submission)
@@ -238,7 +261,7 @@ class Run:
         if storage.exists(storage.join(uri, "manifest.json")):
             return f"{name} is done"
         if storage.exists(plan := storage.join(uri, "plan.json")):
-            shards = len(json.loads(storage.read_bytes(plan))["shards"])
+            shards = len(storage.read_json(plan)["shards"])
             return f"{name} has {len(Ledger(uri, self.submission).committed())} of {shards} shards committed"
         checkpoints = storage.list_names(storage.join(uri, "checkpoints"))
         steps = [int(step) for checkpoint in checkpoints for step in re.findall(r"\bstep-(\d+)", checkpoint)]
@@ -248,13 +271,15 @@ class Run:
         """Return the manifest of a stage that another run finished, if the configuration says so.
 
         Raises:
-            ConfigError: that stage is not finished.
+            ConfigError: that stage is not finished, or is another one.
         """
         if name not in self.reuse:
             return None
         manifest = read_manifest(self.reuse[name])
         if manifest is None:
             raise ConfigError(f"reuse.{name}: {self.reuse[name]} is no finished stage (it has no manifest.json)")
+        if manifest.stage != name:
+            raise ConfigError(f"reuse.{name}: {self.reuse[name]} is the stage {manifest.stage}, not {name}")
         return manifest
 
     def finished(self) -> list[Manifest]:
@@ -265,16 +290,71 @@ class Run:
         return [manifest for manifest in found if manifest]
 
 
+_RECORD_FILE = re.compile(r"[^./][^/]*\.json")
+
+
 def _json(value: Any) -> bytes:
     return json.dumps(value, indent=1).encode()
 
 
+Submission = tuple[storage.Listed, dict[str, Any]]
+"""The file and the record of a submission."""
+
+
+def finished_stages(root: str, submitted: Iterable[Submission] | None = None) -> dict[str, Manifest]:
+    """Return the manifests of a run's finished stages by name, in their order; nothing is written.
+
+    Those of other runs are found by what the others were made from, or by what a submission says that it reuses.
+    """
+    compared = (f"compare/{name}" for name in storage.list_names(storage.join(root, "compare")))
+    names = every_stage_name(compared)
+    found = {name: manifest for name in names if (manifest := read_manifest(storage.join(root, name)))}
+    submitted = submissions(root) if submitted is None else submitted
+    for name, uri in reused_stages(root, found.values(), submitted).items():
+        if name not in found and (manifest := read_manifest(uri)):
+            found[name] = manifest
+    return {name: found[name] for name in names if name in found}
+
+
+def reused_stages(root: str, manifests: Iterable[Manifest], submitted: Iterable[Submission]) -> dict[str, str]:
+    """Return where stages of a run are that other runs made: by the manifests made from them, else by submissions."""
+    found: dict[str, str] = {}
+    for _, record in submitted:
+        found |= record.get("reuse", {})
+    todo, seen = list(manifests), set[str]()
+    while todo:
+        for uri in todo.pop().source_uris().values():
+            if uri not in seen and not uri.startswith(f"{root}/") and (source := read_manifest(uri)):
+                found[source.stage] = uri
+                todo.append(source)
+            seen.add(uri)
+    return found
+
+
 def latest_submission(root: str) -> tuple[storage.Listed | None, dict[str, Any]]:
     """Return the file and the record of the submission that started last, whatever its name; None, {} without one."""
+    return max(submissions(root), key=_began, default=(None, {}))
+
+
+def submissions(root: str) -> list[Submission]:
+    """Return the last submissions, at most `MOST_SUBMISSIONS`, the one that started first first."""
     uri = storage.join(root, "submissions")
-    files = [file for file in storage.listing(uri) if not storage.is_temporary(file.name)]
-    records = [(file, json.loads(storage.read_bytes(storage.join(uri, file.name)))) for file in files]
-    return max(records, key=lambda found: (found[1].get("started", 0.0), found[0].modified), default=(None, {}))
+    files = [file for file in storage.listing(uri) if _RECORD_FILE.fullmatch(file.name)]
+    files = sorted(files, key=lambda file: file.modified)[-MOST_SUBMISSIONS:]
+    with ThreadPoolExecutor(READERS) as readers:
+        records = list(readers.map(lambda file: storage.read_json(storage.join(uri, file.name)), files))
+    return sorted(zip(files, records, strict=True), key=_began)
+
+
+def _began(submission: Submission) -> tuple[float, float]:
+    file, record = submission
+    return record.get("started", 0.0), file.modified
+
+
+MOST_SUBMISSIONS = 16
+"""Those written last; a run may be submitted again every few minutes, by a supervisor."""
+READERS = 16
+"""Records that are read at once."""
 
 
 MOST_ROUNDS = 9

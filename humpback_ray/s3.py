@@ -177,12 +177,18 @@ class S3:
         found, total = reply.get("ContentRange", f"bytes 0-/{len(data)}").removeprefix("bytes ").split("/")
         return Piece(data, int(found.split("-")[0]), int(total), reply.get("ETag", ""))
 
-    def open(self, uri: str, from_end: bool = False) -> BinaryIO:
+    def open(self, uri: str, from_end: bool = False, etag: str | None = None) -> BinaryIO:
         """Open an object to read from, seekable; one GET for `WHOLE_BYTES` of its beginning, or its end.
 
-        A smaller object costs no further request, a larger one a request per `BLOCK_BYTES` of the rest.
+        A smaller object costs no further request, a larger one a request per `BLOCK_BYTES` of the rest. With `etag`,
+        of this version or none.
+
+        Raises:
+            FileExistsError: the object has changed.
         """
-        held = self.piece(uri, f"bytes=-{WHOLE_BYTES}" if from_end else f"bytes=0-{WHOLE_BYTES - 1}")
+        held = self.piece(uri, f"bytes=-{WHOLE_BYTES}" if from_end else f"bytes=0-{WHOLE_BYTES - 1}", etag or None)
+        if etag and not held.total:  # of an empty object no range was satisfied, so no condition either
+            self.call("head_object", uri, IfMatch=etag)
         if len(held.data) == held.total:
             return io.BytesIO(held.data)
         return io.BufferedReader(_Reader(self, uri, held), BLOCK_BYTES)

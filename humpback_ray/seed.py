@@ -12,7 +12,7 @@ non-synthetic first turns looked at, one is such a group, of three replies; no f
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -26,7 +26,7 @@ from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import TaskPlacement
 from humpback_ray.records import PAIR, record_id
 from humpback_ray.stage import Place, Stage, TableWriter
-from humpback_ray.storage import open_input
+from humpback_ray.storage import InputFile, reading
 
 
 class SeedRecipe(Config):
@@ -69,15 +69,16 @@ def make_seed(config: SeedConfig, files: Inventory, place: Place) -> Manifest:
     """Read the seed files in the order of their names; a pair that several hold is kept once."""
     identity = config.recipe.model_dump(mode="json", exclude={"inputs"})
     stage = Stage(place, identity, {"files": files}, PAIR)
-    return stage.once(collect, (config.recipe, [file.uri for file in files.files]), config.placement)
+    return stage.once(collect, (config.recipe, files.files), config.placement)
 
 
-def collect(attempt: Attempt, recipe: SeedRecipe, uris: list[str]) -> Commit:
+def collect(attempt: Attempt, recipe: SeedRecipe, files: Sequence[InputFile]) -> Commit:
     """Write a table of pairs per file, ids unique over all of them."""
     writer, seen = TableWriter(attempt, PAIR), Counter[str]()
-    for uri in uris:
-        with open_input(uri) as stream:
-            writer.write(seed_file(stream, uri, recipe, seen))
+    for file in files:
+        with reading(file) as stream:
+            table = seed_file(stream, file.uri, recipe, seen)
+        writer.write(table)
     return writer.commit()
 
 

@@ -79,6 +79,23 @@ class Model:
         """Identity of its files."""
         return self.source.digest
 
+    @property
+    def directory(self) -> storage.Directory:
+        """The directory with the versions of its files: of the model that is loaded, as of the one that is hashed.
+
+        What a stage of this run wrote to local storage is not hashed again each time it is loaded; `jobs.verify` does.
+        """
+        if isinstance(self.source, Inventory):
+            return storage.Directory(self.uri, self.source.files)
+        if not storage.is_s3(self.uri):
+            return storage.Directory(self.uri)
+        prefix = f"{self.source.extra['model']}/"
+        named = [(file.name.removeprefix(prefix), file) for file in self.source.files]
+        return storage.Directory(self.uri, tuple(
+            storage.InputFile(storage.join(self.uri, name), name, file.bytes, f"sha256:{file.sha256}")
+            for name, file in named
+        ))  # fmt: skip
+
     @staticmethod
     def of(manifest: Manifest) -> "Model":
         """Return the model that a finished stage made."""
@@ -93,6 +110,7 @@ class Stage:
         recipe: what is computed; hashed.
         inputs: by name, what it reads: manifests of other stages, or inventories of files from outside.
         schema: of its tables; None where it makes files of another kind (models).
+        ids_of: the input whose kept ids each have one fate here, by its name; `run` knows it by itself.
 
     Raises:
         Drift: the directory holds another recipe or other inputs.
@@ -104,8 +122,9 @@ class Stage:
         recipe: Config | Mapping[str, Any],
         inputs: Mapping[str, "Manifest | Inventory"],
         schema: pa.Schema | None = None,
+        ids_of: str = "",
     ) -> None:
-        self.place, self.schema, self.inputs = place, schema, inputs
+        self.place, self.schema, self.inputs, self.ids_of = place, schema, inputs, ids_of
         self.ledger = Ledger(place.uri, place.submission)
         self.identity = {
             "recipe": recipe.model_dump(mode="json") if isinstance(recipe, Config) else dict(recipe),
@@ -155,6 +174,7 @@ class Stage:
         if self.done:
             return self.done
         assert self.schema is not None, "shards become tables"
+        self.ids_of = "" if isinstance(source, Inventory) else self._name_of(source)
         plan = plan_files(source) if isinstance(source, Inventory) else plan_rows(source, placement.rows_per_shard)
         frozen = self.ledger.create_or_read("plan.json", {"shards": [asdict(shard) for shard in plan]})
         steps.reach(2)
@@ -177,6 +197,18 @@ class Stage:
                 committed = self.ledger.committed()
             del pending
         return self._publish(self._commits([shard.name for shard in shards]))
+
+    def _name_of(self, source: Manifest) -> str:
+        """Return under which name a stage is among the inputs."""
+        names = [name for name, value in self.inputs.items() if value is source]
+        if not names:
+            raise ValueError(f"{self.place.name} is cut into shards from {source.stage}, which is none of its inputs")
+        return names[0]
+
+    def _path(self, source: Manifest) -> str:
+        """Return where a stage is: relative to the root where it is of the same run, so that a run can be moved."""
+        root = f"{self.place.uri.removesuffix(f'/{self.place.name}')}/"
+        return source.uri.removeprefix(root) if source.uri.startswith(root) else storage.located(source.uri)
 
     def _commits(self, shards: Sequence[str]) -> list[Commit]:
         """Read the commits of shards, many at a time, in their order."""
@@ -239,7 +271,7 @@ class Stage:
         return commit
 
     def _publish(self, commits: list[Commit]) -> Manifest:
-        started = json.loads(storage.read_bytes(self.ledger.at("recipe.json")))["started"]
+        started = storage.read_json(self.ledger.at("recipe.json"))["started"]
         manifest = Manifest(
             uri=self.place.uri,
             stage=self.place.name,
@@ -251,12 +283,18 @@ class Stage:
             started=started,
             ended=time.time(),
             driver_requests=requests_since_last(),
+            sources={name: self._path(value) for name, value in self.inputs.items() if isinstance(value, Manifest)},
+            ids_of=self.ids_of,
+            located={
+                name: [file.uri for file in value.files]
+                for name, value in self.inputs.items()
+                if isinstance(value, Inventory)
+            },
         )
         created = storage.create(self.ledger.at("manifest.json"), manifest.json())
         steps.reach(12)
-        return (
-            manifest if created else Manifest.parse(self.place.uri, storage.read_bytes(self.ledger.at("manifest.json")))
-        )
+        published = None if created else read_manifest(self.place.uri)
+        return published or manifest
 
 
 def _in_attempt(step: Callable[..., Commit], attempt: Attempt, arguments: tuple[Any, ...]) -> Commit:
@@ -266,10 +304,7 @@ def _in_attempt(step: Callable[..., Commit], attempt: Attempt, arguments: tuple[
 
 def read_manifest(uri: str) -> Manifest | None:
     """Return a stage's manifest, or None where the stage is not finished."""
-    try:
-        return Manifest.parse(uri, storage.read_bytes(storage.join(uri, "manifest.json")))
-    except FileNotFoundError:
-        return None
+    return Manifest.read(uri)
 
 
 def plan_rows(manifest: Manifest, rows_per_shard: int) -> list[Shard]:

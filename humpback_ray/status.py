@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
 from humpback_ray.ledger import QUARANTINED, Ledger, Manifest, Shard
-from humpback_ray.run import latest_submission, stage_names
-from humpback_ray.stage import PROGRESS, read_manifest
+from humpback_ray.run import finished_stages, stage_names, submissions
+from humpback_ray.stage import PROGRESS
 from humpback_ray.storage import Listed
 
 READERS = 16
@@ -84,13 +84,14 @@ def status(root: str) -> RunStatus:
     """
     if not storage.exists(storage.join(root, "run.json")):
         raise ConfigError(f"{root} is no run: it has no run.json")
-    latest, how = latest_submission(root)
-    reuse = how.get("reuse", {})
+    submitted = submissions(root)
+    latest, how = submitted[-1] if submitted else (None, {})
+    finished = finished_stages(root, submitted)
 
     def look(name: str) -> StageStatus:
-        uri = reuse.get(name, storage.join(root, name))
-        if manifest := read_manifest(uri):
-            return _finished(name, manifest, name in reuse)
+        uri = storage.join(root, name)
+        if manifest := finished.get(name):
+            return _finished(name, manifest, manifest.uri != uri)
         return Unfinished(name, uri, latest.modified if latest else 0.0).status()
 
     return RunStatus(
@@ -215,7 +216,7 @@ class Unfinished:
 
     def shards_done(self) -> tuple[str, int, int, float | None]:
         """Count rows by the plan, or files where nobody has counted their rows."""
-        plan = [Shard.of(shard) for shard in json.loads(self.read("plan.json"))["shards"]]
+        plan = [Shard.of(shard) for shard in storage.read_json(self.ledger.at("plan.json"))["shards"]]
         by_file = any(shard.rows is None for shard in plan)
         weight = {shard.name: 1 if by_file else shard.rows or 0 for shard in plan}
         committed = self.committed()

@@ -14,16 +14,19 @@ import fnmatch
 import functools
 import hashlib
 import io
+import json
 import os
 import shutil
 import socket
 import tempfile
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG, filemode
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
@@ -56,8 +59,18 @@ class InputFile:
     uri: str
     name: str
     bytes: int
-    version: str
-    """S3: the etag. Local: modification time in ns; `run.Inventory` replaces it by a content hash."""
+    version: str = ""
+    """What identifies its content: `etag:...` on S3, `sha256:...` elsewhere; "" where nobody has looked."""
+    stamp: str = ""
+    """Of a local file: what the file system says of it (see `_stamp`); as long as it stays, the content does."""
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory and the files that it must hold, each of its version; none named: whatever it holds."""
+
+    uri: str
+    files: tuple[InputFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,10 @@ class StorageError(OSError):
 
 class Damaged(StorageError):
     """A file's content is not what was recorded of it."""
+
+
+class InputChanged(Damaged):
+    """A file from outside is not the one any more that the run took stock of."""
 
 
 def is_s3(uri: str) -> bool:
@@ -148,12 +165,47 @@ def read_bytes(uri: str) -> bytes:
     return _s3().read(uri) if is_s3(uri) else Path(uri).read_bytes()
 
 
+def read_json(uri: str) -> Any:
+    """Return what a JSON file of a run holds.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Damaged: it is not JSON.
+    """
+    data = read_bytes(uri)
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise Damaged(
+            errno.EIO,
+            f"{uri} is not JSON ({error}; {len(data)} bytes): it was cut off or is not the run's; restore it from a "
+            "copy, or delete it if nothing else is known of it",
+        ) from None
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file whole, over what was there; readers see the old content or the new."""
     if is_s3(uri):
         _s3().write(uri, len(data), lambda start, stop: data[start:stop])
     else:
-        os.replace(_write_temporary(uri, io.BytesIO(data)), uri)
+        _rename(_write_temporary(uri, io.BytesIO(data)), uri)
+
+
+def _rename(temporary: str, uri: str) -> None:
+    os.replace(temporary, uri)
+    _keep_entries(os.path.dirname(uri))
+
+
+def _keep_entries(directory: str) -> None:
+    """Make a directory's entries outlive a loss of power; where the file system cannot promise that, do nothing."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -182,6 +234,7 @@ def _create_local(uri: str, data: bytes) -> bool:
             raise
     finally:
         Path(temporary).unlink(missing_ok=True)  # `gc` may have taken it from a writer that stood still for a day
+    _keep_entries(os.path.dirname(uri))
     return True
 
 
@@ -208,8 +261,19 @@ def _write_temporary(uri: str, source: BinaryIO) -> str:
 
 def _temporary_beside(uri: str) -> str:
     """Return a new name in the directory of a file that is to be made, which is made if it is missing."""
-    os.makedirs(os.path.dirname(uri), exist_ok=True)
-    return os.path.join(os.path.dirname(uri), f"{_TEMPORARY}{socket.gethostname()}-{uuid.uuid4().hex}")
+    directory = os.path.dirname(uri)
+    _make_directory(directory)
+    return os.path.join(directory, f"{_TEMPORARY}{socket.gethostname()}-{uuid.uuid4().hex}")
+
+
+def _make_directory(directory: str) -> None:
+    """Make a directory and those above it that are missing, so that their entries outlive a loss of power."""
+    if not os.path.isdir(directory):
+        above = os.path.dirname(directory)
+        _make_directory(above)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory)
+        _keep_entries(above)
 
 
 def delete(uri: str) -> None:
@@ -224,29 +288,59 @@ def list_names(uri: str) -> list[str]:
     """Return the names of all files under a directory, relative to it, sorted; [] if there is no such directory."""
     if is_s3(uri):
         return sorted(name for name, _ in _stored_under(uri))
-    found = []
-    for parent, _, names in os.walk(uri):
-        relative = os.path.relpath(parent, uri)
-        found += [os.path.normpath(os.path.join(relative, name)) for name in names if not name.startswith(_TEMPORARY)]
-    return sorted(found)
+    return sorted(name for name, _ in _tree(uri) if not is_temporary(name))
 
 
-def listing(uri: str) -> list[Listed]:
-    """Return all files under a directory with size and time, sorted by name; temporary local files included."""
+def listing(uri: str, follow: bool = True) -> list[Listed]:
+    """Return all files under a directory with size and time, sorted by name; temporary local files included.
+
+    Without `follow` a link to a directory is listed as a file, and what lies behind it is not.
+    """
     if is_s3(uri):
         entries = [Listed(name, stored.bytes, stored.modified) for name, stored in _stored_under(uri)]
     else:
-        paths = (Path(parent) / name for parent, _, names in os.walk(uri) for name in names)
-        entries = [entry for path in paths if (entry := _listed(path, uri))]
+        entries = [Listed(name, stat.st_size, stat.st_mtime) for name, stat in _tree(uri, follow=follow)]
     return sorted(entries, key=lambda entry: entry.name)
 
 
-def _listed(path: Path, directory: str) -> Listed | None:
+def _tree(
+    directory: str, enter: Callable[[str], bool] = lambda name: True, follow: bool = True, within: str = "",
+    above: tuple[int, ...] = (),
+) -> Iterator[tuple[str, os.stat_result]]:  # fmt: skip
+    """Yield the files under a local directory, links followed, by their names relative to it; none if it is missing.
+
+    Args:
+        directory: where to begin.
+        enter: tells of a directory in it, by its relative name, whether to look into it.
+        follow: whether links to directories are; else they are yielded as files.
+        within: the relative name of the directory that is looked into; "" of the first.
+        above: inodes of that directory and those above it.
+
+    Raises:
+        OSError: a directory cannot be read, a link leads nowhere or back; the message names it.
+    """
+    here = os.path.join(directory, within) if within else directory
     try:
-        stat = path.stat()
-    except FileNotFoundError:  # it was temporary, or a loser's: a writer is at work
-        return None
-    return Listed(path.relative_to(directory).as_posix(), stat.st_size, stat.st_mtime)
+        entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        inode = os.stat(here).st_ino
+    except FileNotFoundError:
+        return
+    if inode in above:
+        raise StorageError(errno.ELOOP, f"{here} is a link to a directory that it lies in; remove it")
+    for entry in entries:
+        name = f"{within}/{entry.name}" if within else entry.name
+        try:
+            stat = entry.stat()
+        except FileNotFoundError as error:
+            if entry.is_symlink():
+                target = os.readlink(entry.path)
+                raise StorageError(errno.ENOENT, f"{entry.path} is a link to {target}, which is not there") from error
+            continue  # it was temporary, or a loser's: a writer is at work
+        if S_ISDIR(stat.st_mode) and (follow or not entry.is_symlink()):
+            if enter(name):
+                yield from _tree(directory, enter, follow, name, (*above, inode))
+        elif S_ISDIR(stat.st_mode) or S_ISREG(stat.st_mode):
+            yield name, stat
 
 
 def _stored_under(uri: str) -> "Iterator[tuple[str, Stored]]":
@@ -288,24 +382,74 @@ def _open_parquet(uri: str) -> Any:
     return _s3().open(uri, from_end=True) if is_s3(uri) else pa.OSFile(uri, "rb")  # the footer is at the end
 
 
+@contextlib.contextmanager
+def reading(file: InputFile) -> Iterator[BinaryIO]:
+    """Open an input file of the version that the run took stock of, in a `with` block.
+
+    Raises:
+        InputChanged: it is another one; of a local file that is known once it has been read, at the end of the block.
+    """
+    if is_s3(file.uri):
+        try:
+            with _s3().open(file.uri, etag=file.version and f'"{file.version.removeprefix("etag:")}"') as stream:
+                yield stream
+        except FileExistsError as error:
+            raise _changed(file, "another etag") from error
+        return
+    with open(file.uri, "rb") as stream:
+        yield stream
+    check_unchanged(file)
+
+
+def check_unchanged(file: InputFile) -> None:
+    """Raise InputChanged if an input file is not the one that the run took stock of; local files are hashed at need."""
+    if is_s3(file.uri):
+        stored = _s3().stat(file.uri)
+        found = f"etag:{_plain(stored.etag)}" if stored else "no object"
+    else:
+        stat = os.stat(file.uri)
+        if not file.version or (stat.st_size, _stamp(stat)) == (file.bytes, file.stamp):
+            return
+        found = f"sha256:{sha256_of(file.uri)}"
+    if found != file.version:
+        raise _changed(file, found)
+
+
+def _changed(file: InputFile, found: str) -> InputChanged:
+    return InputChanged(
+        errno.EIO,
+        f"{file.uri} has changed since this run took stock of it: recorded is {file.version} ({file.bytes:,} bytes), "
+        f"there is {found}; put the old file back, or use another root for the new one",
+    )
+
+
+def _stamp(stat: os.stat_result) -> str:
+    """Return what changes when a file is written or replaced, even where size and modification time are kept."""
+    return f"{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_ino}"
+
+
 def find(pattern: str) -> list[InputFile]:
     """Return the files that a path, directory, glob or s3:// URI names, sorted by name; [] if none.
 
-    A directory stands for every file under it.
+    A directory stands for every file under it, links followed. Names that begin with a dot, of files and of
+    directories, are left out unless the pattern has the dot, too. Local files have no version yet.
+
+    Raises:
+        OSError: a directory cannot be read, or a link leads nowhere.
     """
     if is_s3(pattern):
         return _find_s3(*_split(pattern.rstrip("/")))
     pattern = located(pattern)
     fixed, wild = (pattern, "") if os.path.exists(pattern) else _split(pattern)
-    base = Path(fixed)
-    if wild:
-        paths = [path for path in base.glob(wild) if path.is_file()] if base.is_dir() else []
-    elif base.is_dir():
-        paths = [path for path in base.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    if not wild and os.path.isfile(fixed):
+        found = [(os.path.basename(fixed), os.stat(fixed))]
+        fixed = os.path.dirname(fixed)
     else:
-        paths, base = ([base], base.parent) if base.is_file() else ([], base)
-    stats = [(path, path.stat()) for path in sorted(paths)]
-    return [InputFile(str(p), p.relative_to(base).as_posix(), s.st_size, str(s.st_mtime_ns)) for p, s in stats]
+        parts = wild.split("/") if wild else ["**"]
+        tree = _tree(fixed, lambda name: _leads_to(name.split("/"), parts)) if os.path.isdir(fixed) else ()
+        found = [(name, stat) for name, stat in tree if _matches(name.split("/"), parts)]
+    found = sorted(found, key=lambda pair: pair[0])
+    return [InputFile(os.path.join(fixed, name), name, stat.st_size, stamp=_stamp(stat)) for name, stat in found]
 
 
 def _split(pattern: str) -> tuple[str, str]:
@@ -316,21 +460,46 @@ def _split(pattern: str) -> tuple[str, str]:
 
 
 def _find_s3(fixed: str, wild: str) -> list[InputFile]:
-    if wild:
-        pattern = wild.split("/")
-        found = [(name, stored) for name, stored in _stored_under(fixed) if _matches(name.split("/"), pattern)]
-    elif not (found := list(_stored_under(fixed))) and (stored := _s3().stat(fixed)):
+    parts, listed = wild.split("/") if wild else ["**"], list(_stored_under(fixed))
+    found = [(name, stored) for name, stored in listed if _matches(name.split("/"), parts)]
+    if not listed and not wild and (stored := _s3().stat(fixed)):
         found = [(fixed.rsplit("/", 1)[-1], stored)]
-    return [InputFile(stored.uri, name, stored.bytes, stored.etag.strip('"')) for name, stored in sorted(found)]
+    found.sort(key=lambda pair: pair[0])
+    return [InputFile(stored.uri, name, stored.bytes, f"etag:{_plain(stored.etag)}") for name, stored in found]
+
+
+def _plain(etag: str) -> str:
+    return etag.strip('"')
 
 
 def _matches(name: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Tell whether a path fits a glob, both split at "/"; `**` stands for any number of directories."""
+    """Tell whether a path fits a glob, both split at "/"; `**` stands for any number of directories, or for all files.
+
+    As in a shell, wildcards fit no name that begins with a dot.
+    """
     if not pattern or not name:
         return not pattern and not name
     if pattern[0] == "**":
-        return _matches(name, pattern[1:]) or _matches(name[1:], pattern)
-    return fnmatch.fnmatchcase(name[0], pattern[0]) and _matches(name[1:], pattern[1:])
+        if name[0].startswith("."):
+            return _matches(name, pattern[1:])
+        return pattern[1:] == [] or _matches(name, pattern[1:]) or _matches(name[1:], pattern)
+    return _fits(name[0], pattern[0]) and _matches(name[1:], pattern[1:])
+
+
+def _leads_to(directory: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Tell whether files under a directory can fit a glob, both split at "/"."""
+    if not directory:
+        return bool(pattern)
+    if not pattern:
+        return False
+    if pattern[0] == "**":
+        hidden = directory[0].startswith(".")
+        return _leads_to(directory, pattern[1:]) or (not hidden and _leads_to(directory[1:], pattern))
+    return _fits(directory[0], pattern[0]) and _leads_to(directory[1:], pattern[1:])
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern) and name.startswith(".") <= pattern.startswith(".")
 
 
 def sha256_of(uri: str) -> str:
@@ -388,7 +557,7 @@ def upload_file(local: Path, uri: str) -> None:
         _s3().write(uri, local.stat().st_size, functools.partial(_bytes_of, local))
         return
     with local.open("rb") as source:
-        os.replace(_write_temporary(uri, source), uri)
+        _rename(_write_temporary(uri, source), uri)
 
 
 def copy_file(uri: str, target: str, sha256: str) -> None:
@@ -406,7 +575,9 @@ def copy_file(uri: str, target: str, sha256: str) -> None:
     path = Path(_temporary_beside(target))
     try:
         _fetch(uri, path, sha256)
-        os.replace(path, target)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        _rename(str(path), target)
     finally:
         path.unlink(missing_ok=True)
 
@@ -428,27 +599,56 @@ def _bytes_of(local: Path, start: int, stop: int) -> bytes:
         return file.read(stop - start)
 
 
-def local_directory(uri: str, without: tuple[str, ...] = ()) -> Path:
-    """Return a local directory with the files of a directory URI: itself, or a copy fetched once per node.
+def local_directory(wanted: "str | Directory", without: tuple[str, ...] = ()) -> Path:
+    """Return a local directory with the files of a directory: itself, or a copy fetched once per node.
 
     Processes of one node that ask at once wait for the first to fetch.
 
     Args:
-        uri: local or s3://.
+        wanted: local or s3://; of a `Directory` the named files alone, each of its version.
         without: ends of the names of files that need not be fetched.
+
+    Raises:
+        InputChanged, Damaged: a file is not of its version.
     """
-    if not is_s3(uri):
-        return Path(uri)
-    stored_files = sorted(_stored_under(uri), key=lambda pair: pair[0])
-    found = [(name, stored) for name, stored in stored_files if not name.endswith(without)]
+    directory = Directory(wanted) if isinstance(wanted, str) else wanted
+    expected = [file for file in directory.files if not file.name.endswith(without)]
+    if not is_s3(directory.uri):
+        for file in expected:
+            check_unchanged(file)
+        return Path(directory.uri)
+    if not directory.files:
+        stored_files = sorted(_stored_under(directory.uri), key=lambda pair: pair[0])
+        expected = [
+            InputFile(stored.uri, name, stored.bytes, f"etag:{_plain(stored.etag)}")
+            for name, stored in stored_files
+            if not name.endswith(without)
+        ]
 
-    def fetch(directory: Path) -> None:
-        for name, stored in found:
-            path = directory / name
+    def fetch(target: Path) -> None:
+        for file in expected:
+            path = target / file.name
             path.parent.mkdir(parents=True, exist_ok=True)
-            _s3().download(stored, path)
+            _fetch_version(file, path)
 
-    return _copied("\n".join([uri, *(f"{name} {stored.bytes} {stored.etag}" for name, stored in found)]), fetch)
+    names = (f"{file.name} {file.bytes} {file.version}" for file in expected)
+    return _copied("\n".join([directory.uri, *names]), fetch)
+
+
+def _fetch_version(file: InputFile, path: Path) -> None:
+    """Download an object of the version that its etag or its hash names."""
+    kind, _, value = file.version.partition(":")
+    stored = _s3().stat(file.uri)
+    if stored is None:
+        raise FileNotFoundError(errno.ENOENT, "there is no such object", file.uri)
+    if kind == "etag" and _plain(stored.etag) != value:
+        raise _changed(file, f"etag:{_plain(stored.etag)}")
+    try:
+        _s3().download(stored, path)
+    except FileExistsError as error:
+        raise _changed(file, "another etag") from error
+    if kind == "sha256" and (found := sha256_of(str(path))) != value:
+        raise Damaged(errno.EIO, f"{file.uri} has the SHA-256 {found}, recorded is {value}; see `jobs.verify`")
 
 
 def local_file(uri: str) -> Path:
@@ -473,15 +673,46 @@ def forget_local_file(uri: str, path: Path) -> None:
 
 def _copied(content: str, fetch: Callable[[Path], None]) -> Path:
     """Return the directory of this node that `fetch` fills with the named content, unless somebody has done so."""
-    cache = Path(tempfile.gettempdir()) / f"humpback-ray-{os.getuid()}"
-    cache.mkdir(mode=0o700, exist_ok=True)
+    cache = _cache()
     target = cache / hashlib.sha256(content.encode()).hexdigest()[:32]
     with _file_lock(target.with_suffix(".lock")):
-        if not target.is_dir():
+        if not target.exists():
             with tempfile.TemporaryDirectory(dir=cache) as partial:
                 fetch(Path(partial))
                 os.rename(partial, target)
+        _refuse_others(target)
+        os.utime(target)  # `forget_old_copies` counts from here
     return target
+
+
+def _cache() -> Path:
+    """Return the directory of this node's copies: this user's alone, since what lies there is loaded as weights."""
+    cache = Path(tempfile.gettempdir()) / f"humpback-ray-{os.getuid()}"
+    cache.mkdir(mode=0o700, exist_ok=True)
+    _refuse_others(cache)
+    return cache
+
+
+def _refuse_others(directory: Path) -> None:
+    """Raise if a directory of copies is another user's, or a link, or others may write into it."""
+    stat = directory.lstat()
+    if not S_ISDIR(stat.st_mode) or stat.st_uid != os.getuid() or stat.st_mode & 0o022:
+        raise StorageError(
+            errno.EPERM,
+            f"{directory} should be a directory that user {os.getuid()} alone can write to, but it is "
+            f"{filemode(stat.st_mode)} of user {stat.st_uid}; delete it, or set TMPDIR to another directory",
+        )
+
+
+def forget_old_copies(unused_s: float) -> list[str]:
+    """Delete this node's copies that nobody asked for during so many seconds; returns their paths."""
+    gone, now = [], time.time()
+    for target in [path for path in _cache().iterdir() if path.is_dir() and not path.is_symlink()]:
+        with _file_lock(target.with_suffix(".lock")):
+            if target.exists() and now - target.stat().st_mtime > unused_s:
+                shutil.rmtree(target, ignore_errors=True)
+                gone.append(str(target))
+    return gone
 
 
 @contextlib.contextmanager

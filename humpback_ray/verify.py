@@ -1,48 +1,69 @@
 """Proof from storage alone that nothing was lost and nothing is there twice (P8).
 
-For every finished stage: its files are what the commits say (size, SHA-256, rows, fates by reason), the commits are
-what the manifest says, and each id of the stage's input left the stage exactly as often as it came in. The segments
-are held against the documents of the input files, read again.
+For every finished stage:
 
-Given up: text is not recomputed, so a worker that writes a wrong instruction is not found here.
+- its files are what the commits say (size, SHA-256, rows, fates by reason), the commits are what the manifest says, the
+  recipe is the manifest's, and the digest of every input is that of the stage that made it;
+- each id of the stage whose rows it was given left it exactly as often as it came in, and no kept id is there twice;
+- of a stage that read files from outside, these are still the files of the manifest, and read again they give the same
+  rows: segments are cut again, seed pairs and prompts are collected again.
+
+A check that could not be made, since an input file is gone or was read by another version, is listed and no difference.
+
+A shard costs two requests, for its commit and its file, `READERS` at once. Ids take 16 bytes of memory, and beyond
+`multiset.HELD_IDS` of a disk.
+
+Given up: what models wrote is not computed again, so a worker that writes a wrong instruction is not found here.
 """
 
 import hashlib
-import json
+import io
+import multiprocessing
 from collections import Counter
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from humpback_ray import storage
+from humpback_ray.config import fingerprint
 from humpback_ray.corpus.readers import Reader, reader_for
-from humpback_ray.ledger import DataFile, Ledger, Manifest, drop_counts
+from humpback_ray.corpus.segments import SegmentRecipe, rows_of
+from humpback_ray.evaluate.respond import load_prompts
+from humpback_ray.ledger import Commit, DataFile, Ledger, Manifest, drop_counts
+from humpback_ray.multiset import Multiset
+from humpback_ray.progress import Progress
 from humpback_ray.records import QUARANTINED
-from humpback_ray.run import every_stage_name, latest_submission
+from humpback_ray.run import every_stage_name
+from humpback_ray.seed import SeedRecipe, seed_file
 from humpback_ray.stage import read_manifest
+from humpback_ray.storage import InputFile
 
-SOURCE_OF = {
-    "corpus": "segments",
-    "candidates": "corpus",
-    "prescores": "candidates",
-    "sample": "candidates",
-    "scores": "candidates",
-    "canary-scores": "canaries",
-    "curated": "candidates",
-    "ratings": "sample/check",
-}
-"""Stage (by the last part of its name) → stage whose kept rows it gives a fate; see `source_of` for the others."""
+READERS = 16
+"""Commits that are read at once."""
+CUTTERS_FROM_BYTES = 64 << 20
+"""Input files of this size together are cut again by several processes, which take seconds to start."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Difference(Exception):
     """What storage holds is not what it says it holds; the message names the stage, the file and both values."""
 
 
-def verify(root: str) -> Iterator[str]:
-    """Check every finished stage of a run; yields a line per stage.
+def verify(root: str, unproven: list[str] | None = None) -> Iterator[str]:
+    """Check every finished stage of a run, and those of other runs that it was made from; yields a line per stage.
+
+    Args:
+        root: directory or s3:// URI of a run.
+        unproven: receives a line for each check that could not be made.
 
     Raises:
         Difference: at the first thing that is not as recorded.
@@ -50,154 +71,365 @@ def verify(root: str) -> Iterator[str]:
     run = storage.join(root, "run.json")
     if not storage.exists(run):
         raise Difference(f"{root} is no run: it has no run.json")
-    reuse = latest_submission(root)[1].get("reuse", {})
-    finished: dict[str, Manifest] = {}
     compared = (f"compare/{name}" for name in storage.list_names(storage.join(root, "compare")))
-    for name in every_stage_name(compared):
-        uri = reuse.get(name, storage.join(root, name))
-        manifest = read_manifest(uri)
-        if manifest:
-            finished[name] = manifest
-            yield f"{name}: {verify_stage(manifest, finished)}"
-        elif storage.exists(storage.join(uri, "recipe.json")):
-            yield f"{name}: not finished, nothing of it is visible"
-    if not finished:
-        raise Difference(f"{root} has no finished stage")
+    with Verifier.opened([] if unproven is None else unproven) as verifier:
+        for name in every_stage_name(compared):
+            uri = storage.join(root, name)
+            with differences():
+                if manifest := read_manifest(uri):
+                    yield from verifier.prove(manifest)
+                elif storage.exists(storage.join(uri, "recipe.json")):
+                    yield f"{name}: not finished, nothing of it is visible"
+        if not verifier.proven:
+            raise Difference(f"{root} has no finished stage")
 
 
-def verify_stage(manifest: Manifest, finished: dict[str, Manifest]) -> str:
-    """Check one stage against its files, its commits and its input; returns what was proven, in words."""
-    check_plan(manifest)
-    for commit in manifest.commits:
-        recorded = Ledger(manifest.uri, "").commit_of(commit.shard)
-        same(recorded, commit, f"{manifest.uri}/commits/{commit.shard}.json", "the commit in the manifest")
-        check_files(manifest.uri, commit.files, commit.drops)
-        for file in commit.aside:
-            read_recorded(manifest.uri, file)
-    check_quarantine(manifest)
-    source = source_of(manifest.stage, manifest.inputs)
-    given = finished.get(source)
-    proof = "files and counts agree"
-    if source.rpartition("/")[2] in manifest.inputs and given is None:
-        raise Difference(f"{manifest.uri} was made from {source}, which is not here, so its ids cannot be proven")
-    if given:
-        name = given.stage.rpartition("/")[2]
-        same(manifest.inputs[name]["digest"], given.digest, manifest.uri, f"the digest of {name}")
-        check_ids(manifest, ids_of(given, kept=True), f"the kept ids of {name}")
-        proof += f", each of {given.kept:,} ids from {name} has one fate"
-    if manifest.stage == "segments":
-        proof += check_documents(manifest)
-    if manifest.rows and manifest.stage != "segments":
-        check_unique(manifest)
-    return f"{manifest.rows:,} rows, {proof}" if manifest.rows else proof
+def verify_stage(manifest: Manifest, unproven: list[str] | None = None) -> str:
+    """Check one stage and those that it was made from; returns what was proven of it, in words.
+
+    Raises:
+        Difference: at the first thing that is not as recorded.
+    """
+    with Verifier.opened([] if unproven is None else unproven) as verifier, differences():
+        *_, last = verifier.prove(manifest)
+        return last.partition(": ")[2]
 
 
-def source_of(stage: str, inputs: Collection[str]) -> str:
-    """Return the stage whose kept rows a stage gives a fate, from its name and those of its inputs; "" without one."""
-    folder, _, last = stage.rpartition("/")
-    if folder == "tokens":
-        return "seed"
-    if last in ("tokens", "rewritten"):
-        return f"{folder}/rewritten" if "rewritten" in inputs else f"{folder}/curated"
-    if folder == "evaluation" and last != "prompts":
-        return "evaluation/prompts"
-    return "compare/sample" if folder.startswith("compare/round-") else SOURCE_OF.get(last, "")
+@contextmanager
+def differences() -> Iterator[None]:
+    """Turn what storage says of damaged files into a Difference."""
+    try:
+        yield
+    except storage.Damaged as damaged:
+        raise Difference(str(damaged.strerror)) from damaged
+
+
+class Table(NamedTuple):
+    """What is looked at of a commit's rows."""
+
+    ids: pa.ChunkedArray
+    kept: pa.ChunkedArray
+    quarantined: list[str]
+    documents: list[str]
+    """Of segments: the documents of the quarantined rows."""
+
+
+class Verifier:
+    """Checks stages one after another.
+
+    Args:
+        unproven: receives a line for each check that could not be made.
+        folder: on this machine, for ids that do not fit into memory.
+    """
+
+    def __init__(self, unproven: list[str], folder: str) -> None:
+        self.unproven, self.folder = unproven, folder
+        self.proven: dict[str, Manifest] = {}
+        """By URI."""
+        self.kept: dict[str, Multiset] = {}
+        """The kept ids of those."""
+        self.inputs: set[InputFile] = set()
+        """Files from outside that were looked at."""
+
+    @staticmethod
+    @contextmanager
+    def opened(unproven: list[str]) -> "Iterator[Verifier]":
+        """Give a verifier, and room on this machine's disk while it is used."""
+        with TemporaryDirectory(prefix="humpback-verify-") as folder:
+            yield Verifier(unproven, folder)
+
+    def prove(self, manifest: Manifest) -> Iterator[str]:
+        """Check a stage, before it those of its sources that were not checked yet; yields a line for each."""
+        if manifest.uri in self.proven:
+            return
+        for name, uri in manifest.source_uris().items():
+            source = self.proven.get(uri) or read_manifest(uri)
+            if source is None:
+                raise Difference(
+                    f"{manifest.uri} was made from {name} at {uri}, which is not here, so nothing of it can be proven"
+                )
+            yield from self.prove(source)
+        yield f"{manifest.stage}: {self._stage(manifest)}"
+
+    def _stage(self, manifest: Manifest) -> str:
+        check_identity(manifest)
+        check_plan(manifest)
+        for name, uri in manifest.source_uris().items():
+            same(manifest.inputs[name], {"digest": self.proven[uri].digest}, manifest.uri, f"the digest of {name}")
+        given = manifest.source_uris().get(manifest.ids_of)
+        every, kept, documents = self._rows(manifest)
+        proof = "files and counts agree"
+        if given:
+            self._same_ids(manifest, every, self.kept[given], self.proven[given])
+            proof += f", each of {self.kept[given].count:,} ids from {manifest.ids_of} has one fate"
+        if manifest.stage.rpartition("/")[2] != "segments" and (digest := kept.repeated()):
+            id_, count = named(manifest, digest)
+            raise Difference(f"{manifest.uri}: id {id_} is kept {count} times")
+        proof += self._outside(manifest, documents)
+        check_sums(manifest)
+        self.proven[manifest.uri], self.kept[manifest.uri] = manifest, kept
+        return f"{manifest.rows:,} rows, {proof}" if manifest.rows else proof
+
+    def _rows(self, manifest: Manifest) -> tuple[Multiset, Multiset, dict[str, set[str]]]:
+        """Check the files of all commits; returns all ids, the kept ones, and by shard documents in quarantine."""
+        every, kept = Multiset(self.folder), Multiset(self.folder)
+        documents: dict[str, set[str]] = {}
+        lost: Counter[str] = Counter()
+        with Progress(f"verify {manifest.stage}", len(manifest.commits), unit="shards") as progress:
+            for commit, tables in at_once(lambda commit: (commit, check_commit(manifest, commit)), manifest.commits):
+                for table in tables:
+                    every.add(table.ids)
+                    kept.add(table.kept)
+                    lost.update(table.quarantined)
+                    documents.setdefault(commit.shard, set()).update(table.documents)
+                progress.advance(1)
+        if lost or any(commit.quarantine for commit in manifest.commits):
+            known = sorted(manifest.quarantine()["id"].to_pylist())
+            same(known, sorted(lost.elements()), manifest.uri, "the quarantined ids")
+        return every, kept, documents
+
+    def _same_ids(self, manifest: Manifest, found: Multiset, expected: Multiset, given: Manifest) -> None:
+        """Raise unless every id that came in left, as often."""
+        if difference := expected.difference(found):
+            lost, surplus, digest = difference
+            id_, before = named(given, digest)
+            id_, after = named(manifest, digest, id_)
+            raise Difference(
+                f"{manifest.uri}: {lost:,} of {expected.count:,} ids lost and {surplus:,} too many, held against the "
+                f"kept ids of {given.stage}; first: {id_}, {before} times in, {after} times out"
+            )
+
+    def _outside(self, manifest: Manifest, documents: dict[str, set[str]]) -> str:
+        """Hold what came from outside against the manifest; returns what was proven, in words."""
+        files = {name: manifest.input_files(name) for name, value in manifest.inputs.items() if isinstance(value, list)}
+        there = {name: [file for file in known if self._is_there(manifest, file)] for name, known in files.items()}
+        if not manifest.rows or "files" not in files:
+            return ""
+        if gone := [file for file in files["files"] if file not in there["files"]]:
+            said = f"{len(gone)} of {len(files['files'])} input files are not there ({gone[0].uri})"
+            self.unproven.append(f"{manifest.stage}: {said}, so their rows were not counted again")
+        if manifest.stage == "segments":
+            return self._segments(manifest, files["files"], set(there["files"]), documents)
+        if not gone and manifest.stage in READ_AGAIN:
+            again = Multiset(self.folder)
+            for ids in READ_AGAIN[manifest.stage](manifest, files["files"]):
+                again.add(ids)
+            every = Multiset(self.folder)
+            for table in manifest.tables(["id"], kept=False):
+                every.add(table["id"])
+            if difference := again.difference(every):
+                lost, surplus, _ = difference
+                raise Difference(
+                    f"{manifest.uri}: {lost:,} of {again.count:,} rows lost and {surplus:,} too many, held against its "
+                    "input files, read again"
+                )
+            return f", read again the input files give the same {again.count:,} rows"
+        return ""
+
+    def _is_there(self, manifest: Manifest, file: InputFile) -> bool:
+        """Check a file from outside where it can be reached; tell whether it can."""
+        if not file.uri or not storage.exists(file.uri):
+            if manifest.stage != "segments" and file not in self.inputs:
+                self.unproven.append(f"{manifest.stage}: {file.uri or file.name} is not there, so it was not checked")
+            self.inputs.add(file)
+            return False
+        if file not in self.inputs:
+            storage.check_unchanged(file)
+            self.inputs.add(file)
+        return True
+
+    def _segments(
+        self, manifest: Manifest, files: Sequence[InputFile], there: set[InputFile], documents: dict[str, set[str]]
+    ) -> str:
+        """Cut the input files again."""
+        recipe = SegmentRecipe.model_validate(manifest.recipe["segments"])
+        if recipe.version != SegmentRecipe().version:
+            self.unproven.append(
+                f"segments: they are of version {recipe.version} and this is version {SegmentRecipe().version}, so "
+                "they were not cut again"
+            )
+            return ""
+        readers = TypeAdapter(tuple[Reader, ...]).validate_python(manifest.recipe["readers"])
+        work = [
+            (manifest.uri, commit, file, recipe, readers, frozenset(documents.get(commit.shard, ())))
+            for commit, file in zip(manifest.commits, files, strict=True)
+            if file in there
+        ]
+        several = sum(file.bytes for file in there) >= CUTTERS_FROM_BYTES
+        total = 0
+        with Progress("verify segments", len(work), unit="files") as progress:
+            for count in processes(check_documents, work) if several else (check_documents(*one) for one in work):
+                total += count
+                progress.advance(1)
+        return f", each of {total:,} documents has its rows"
+
+
+def at_once(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Map over items with `READERS` threads, in order, a few at a time."""
+    items = iter(items)
+    with ThreadPoolExecutor(READERS) as readers:
+        while some := list(islice(items, 8 * READERS)):
+            yield from readers.map(work, some)
+
+
+def processes(work: Callable[..., R], items: Sequence[tuple[Any, ...]]) -> Iterator[R]:
+    """Map over tuples of arguments with a process per CPU."""
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(work, *zip(*items, strict=True))
+
+
+def check_identity(manifest: Manifest) -> None:
+    """The recipe and the inputs of recipe.json and their fingerprint are the manifest's."""
+    name = storage.join(manifest.uri, "recipe.json")
+    try:
+        begun = storage.read_json(name)
+    except FileNotFoundError as error:
+        raise Difference(f"{name} is missing") from error
+    for field in ("recipe", "inputs", "fingerprint"):
+        same(begun.get(field), getattr(manifest, field), name, field)
+    identity = {"recipe": manifest.recipe, "inputs": manifest.inputs}
+    same(manifest.fingerprint, fingerprint(identity), manifest.uri, "the fingerprint")
+
+
+def check_sums(manifest: Manifest) -> None:
+    """What manifest.json says of its commits together is so."""
+    name = storage.join(manifest.uri, "manifest.json")
+    written = storage.read_json(name)
+    same(written.get("digest"), manifest.digest, name, "digest")
+    for field, found in (written.get("totals") or {}).items():
+        same(found, getattr(manifest, field, found), name, f"totals.{field}")
 
 
 def check_plan(manifest: Manifest) -> None:
     """The shards of the plan are the shards of the manifest."""
     plan = storage.join(manifest.uri, "plan.json")
     if storage.exists(plan):
-        planned = [shard["name"] for shard in json.loads(storage.read_bytes(plan))["shards"]]
+        planned = [shard["name"] for shard in storage.read_json(plan)["shards"]]
         same([commit.shard for commit in manifest.commits], planned, plan, "the shards of the manifest")
 
 
-def check_files(uri: str, files: tuple[DataFile, ...], drops: dict[str, int]) -> None:
-    """Sizes, hashes, row counts and fates are those of the commit."""
+def check_commit(manifest: Manifest, commit: Commit) -> list[Table]:
+    """A commit is the manifest's, and its files are what it says; returns what is looked at of their rows."""
+    recorded = Ledger(manifest.uri, "").commit_of(commit.shard)
+    same(recorded, commit, f"{manifest.uri}/commits/{commit.shard}.json", "the commit in the manifest")
     counted: Counter[str] = Counter()
-    for file in files:
-        data = read_recorded(uri, file)
-        if file.rows is not None:
-            table = pq.read_table(pa.BufferReader(data), columns=["drop_reason"])
-            found = (table.num_rows, table["drop_reason"].null_count)
-            same(found, (file.rows, file.kept), storage.join(uri, file.name), "(rows, kept)")
-            counted.update(drop_counts(table))
-    same(dict(counted), drops, uri, "dropped rows by reason")
+    tables = []
+    for file in commit.files:
+        data = read_recorded(manifest.uri, file)
+        if file.rows is None:
+            continue
+        columns = ["id", "drop_reason", *(["document_id"] if manifest.stage == "segments" else [])]
+        table = pq.read_table(pa.BufferReader(data), columns=columns)
+        found = (table.num_rows, table["drop_reason"].null_count)
+        same(found, (file.rows, file.kept), storage.join(manifest.uri, file.name), "(rows, kept)")
+        drops = drop_counts(table)
+        counted.update(drops)
+        lost = table.filter(pa.compute.equal(table["drop_reason"], QUARANTINED)) if QUARANTINED in drops else None
+        tables.append(Table(
+            table["id"], table["id"].filter(table["drop_reason"].is_null()),
+            lost["id"].to_pylist() if lost else [],
+            lost["document_id"].to_pylist() if lost and "document_id" in columns else [],
+        ))  # fmt: skip
+    same(dict(counted), commit.drops, manifest.uri, "dropped rows by reason")
+    rows, kept = (sum(getattr(file, name) or 0 for file in commit.files) for name in ("rows", "kept"))
+    same((commit.rows, commit.kept), (rows, kept), f"{manifest.uri}: shard {commit.shard}", "(rows, kept)")
+    for file in commit.aside:
+        read_recorded(manifest.uri, file)
+    return tables
 
 
 def read_recorded(uri: str, file: DataFile) -> bytes:
-    """Return a file that a commit names; its size and hash are those recorded."""
+    """Return a file that a commit names, if it is a table; its size and hash are those recorded."""
     name = storage.join(uri, file.name)
+    digest, size, held = hashlib.sha256(), 0, io.BytesIO()
     try:
-        data = storage.read_bytes(name)
+        with storage.open_input(name) as stream:
+            while block := stream.read(storage.BLOCK_BYTES):
+                digest.update(block)
+                size += len(block)
+                if file.rows is not None:
+                    held.write(block)
     except FileNotFoundError as error:
         raise Difference(f"{name} is missing, a commit names it") from error
-    same(len(data), file.bytes, name, "bytes")
-    same(hashlib.sha256(data).hexdigest(), file.sha256, name, "SHA-256")
-    return data
+    same(size, file.bytes, name, "bytes")
+    same(digest.hexdigest(), file.sha256, name, "SHA-256")
+    return held.getvalue()
 
 
-def check_quarantine(manifest: Manifest) -> None:
-    """The rows whose reason is `quarantined` are those of which the quarantine says why."""
-    if not manifest.quarantined and not any(commit.quarantine for commit in manifest.commits):
-        return
-    known = Counter(manifest.quarantine()["id"].to_pylist())
-    found: Counter[str] = Counter()
-    for table in manifest.tables(["id", "drop_reason"], kept=False):
-        rows = zip(table["id"].to_pylist(), table["drop_reason"].to_pylist(), strict=True)
-        found.update(id_ for id_, reason in rows if reason == QUARANTINED)
-    same(sorted(known), sorted(found), manifest.uri, "the quarantined ids")
+def named(manifest: Manifest, digest: bytes, known: str = "") -> tuple[str, int]:
+    """Return the id that a digest stands for (`known` where no row has it), and how many rows of a stage have it."""
+    found = [
+        id_
+        for table in manifest.tables(["id"], kept=False)
+        for id_ in table["id"].to_pylist()
+        if Multiset.digest(id_) == digest
+    ]
+    return (found[0] if found else known), len(found)
 
 
-def check_ids(manifest: Manifest, expected: Counter[str], what: str) -> None:
-    """Every id that came in left, as often."""
-    found = ids_of(manifest, kept=False)
-    if found != expected:
-        lost, surplus = expected - found, found - expected
-        example = next(iter(lost or surplus))
-        raise Difference(
-            f"{manifest.uri}: {lost.total():,} of {expected.total():,} ids lost and {surplus.total():,} too many, held "
-            f"against {what}; first: {example}, {expected[example]} times in, {found[example]} times out"
-        )
+def check_documents(
+    uri: str, commit: Commit, file: InputFile, recipe: SegmentRecipe, readers: Sequence[Reader], lost: frozenset[str]
+) -> int:
+    """Every document of an input file, cut again, has its rows and no others; returns how many documents there are.
+
+    Args:
+        uri: of the stage.
+        commit: of the shard.
+        file: its input file.
+        recipe: of the segments.
+        readers: of the stage.
+        lost: documents in quarantine, which are not cut again.
+    """
+    expected: dict[str, Counter[str]] = {}
+    with storage.reading(file) as stream:
+        for row in rows_of(reader_for(file.uri, readers).read(stream), recipe, lost):
+            expected.setdefault(row.document_id, Counter())[row.id] += 1
+    found: dict[str, Counter[str]] = {}
+    for data in commit.files:
+        table = storage.read_table(storage.join(uri, data.name), ["document_id", "id"])
+        for document, id_ in zip(table["document_id"].to_pylist(), table["id"].to_pylist(), strict=True):
+            found.setdefault(document, Counter())[id_] += 1
+    where = f"{uri}: shard {commit.shard} ({file.uri}): document"
+    for document in expected.keys() | found.keys():
+        if document in lost and document in found:
+            continue
+        cut, kept = expected.get(document, Counter()), found.get(document, Counter())
+        if not kept:
+            raise Difference(f"{where} {document} was read but has no row")
+        if not cut:
+            raise Difference(f"{where} {document} has rows but is not in the file")
+        if cut != kept:
+            lost_rows, surplus = (cut - kept).total(), (kept - cut).total()
+            raise Difference(
+                f"{where} {document} has {kept.total()} rows, cut again it gives {cut.total()}: {lost_rows} are lost, "
+                f"{surplus} too many"
+            )
+    return len(expected)
 
 
-def check_unique(manifest: Manifest) -> None:
-    """No kept id is there twice."""
-    id_, count = next(iter(ids_of(manifest, kept=True).most_common(1)), ("", 0))
-    if count > 1:
-        raise Difference(f"{manifest.uri}: id {id_} is kept {count} times")
+def _seed_ids(manifest: Manifest, files: Sequence[InputFile]) -> Iterator[pa.ChunkedArray]:
+    recipe, seen = SeedRecipe.model_validate(manifest.recipe), Counter[str]()
+    for file in files:
+        with storage.reading(file) as stream:
+            yield seed_file(stream, file.uri, recipe, seen)["id"]
 
 
-def check_documents(manifest: Manifest) -> str:
-    """Every document of the input files has its rows, and no other document has; held against the files read again."""
-    readers = TypeAdapter(tuple[Reader, ...]).validate_python(manifest.recipe["readers"])
-    files = [str(commit.extra["file"]) for commit in manifest.commits]
-    gone = [file for file in files if not storage.exists(file)]
-    if gone:
-        return f"; {len(gone)} of {len(files)} input files are gone ({gone[0]}), so documents cannot be counted again"
-    total = 0
-    for file_uri, commit in zip(files, manifest.commits, strict=True):
-        with storage.open_input(file_uri) as stream:
-            read = {document.document_id for document in reader_for(file_uri, readers).read(stream)}
-        uris = [storage.join(manifest.uri, file.name) for file in commit.files]
-        kept = {value for uri in uris for value in storage.read_table(uri, ["document_id"])["document_id"].to_pylist()}
-        if read != kept:
-            first = min(read ^ kept)
-            where = "was read but has no row" if first in read else "has rows but is not in the file"
-            raise Difference(f"{manifest.uri}: shard {commit.shard} ({file_uri}): document {first} {where}")
-        total += len(read)
-    return f", each of {total:,} documents has its rows"
+def _prompt_ids(manifest: Manifest, files: Sequence[InputFile]) -> Iterator[pa.ChunkedArray]:
+    seen: Counter[tuple[str, ...]] = Counter()
+    for file in files:
+        yield load_prompts(file, seen)["id"]
 
 
-def ids_of(manifest: Manifest, kept: bool) -> Counter[str]:
-    """Count the ids of a stage's tables."""
-    counts: Counter[str] = Counter()
-    for table in manifest.tables(["id"], kept=kept):
-        counts.update(table["id"].to_pylist())
-    return counts
+READ_AGAIN = {"seed": _seed_ids, "evaluation/prompts": _prompt_ids}
+"""Global steps over files from outside: what reads their ids again."""
 
 
 def same(found: Any, expected: Any, where: str, what: str) -> None:
     """Raise Difference unless both values are equal."""
     if found != expected:
-        raise Difference(f"{where}: {what}: found {found}, recorded {expected}")
+        raise Difference(f"{where}: {what}: found {_short(found)}, recorded {_short(expected)}")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -79,7 +79,8 @@ def work_until(found: argparse.Namespace, last: Last) -> int:
     if until is None:
         for line in pipeline.truths(run):
             say(line)
-        say(f"report: {pipeline.write_report(run)}")
+        made = {manifest.stage: manifest for manifest in done}
+        say(f"report: {pipeline.write_report(run.root, made)}")
     if config.pilot is not None:
         say(f"its rates are what `python -m jobs.plan {found.config}` plans with from here on, given the same root")
     return 0
@@ -94,11 +95,11 @@ def opened(config: RunConfig, until: str | None) -> Run:
     known = config.stage_names()
     if until is not None and until not in known:
         raise ConfigError(f"{until} is no stage of this run; its stages are {', '.join(known)}")
-    run = Run(config, submission_id())
+    run = Run(config, submission_id(), begin=False)
     ending.state = run.state
     made = known[: known.index(until) + 1] if until else known
     trains = any(name.startswith("models/") and name not in config.reuse for name in made)
-    run.joined(start_ray(config, trains))
+    run.begin(start_ray(config, trains))
     return run
 
 

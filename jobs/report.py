@@ -1,25 +1,36 @@
-"""Write the report of what a run has finished so far; starts no stage and no Ray.
+"""Write the report of what a run has finished so far; starts no stage and no Ray, and writes nothing but the page.
 
-python -m jobs.report configs/demo.yaml root=out/mine
+    python -m jobs.report configs/demo.yaml root=out/mine
+    python -m jobs.report configs/demo.yaml root=s3://bucket/run out=report.html
+
+Of the configuration the root alone counts. `out` says where the page goes, <root>/report/index.html by default; a root
+that cannot be written to needs it.
 """
 
 import sys
 
 from humpback_ray import pipeline, storage
 from humpback_ray.config import ConfigError, load
-from humpback_ray.run import Run, RunConfig
+from humpback_ray.run import RunConfig, finished_stages
 from jobs.console import arguments, guarded, say, table
 
 
 def main() -> int:
     """Print the table of the finished stages and write the page."""
-    found = arguments(None, str(__doc__))
-    config = load(RunConfig, found.config, found.overrides)
-    if not storage.exists(storage.join(storage.located(config.root), "run.json")):
-        raise ConfigError(f"{config.root} is no run: it has no run.json")
-    run = Run(config)
-    table(run.finished())
-    say(f"report: {pipeline.write_report(run)}")
+    found = arguments(None, str(__doc__), None, out="")
+    try:
+        root = storage.located(load(RunConfig, found.config, found.overrides).root)
+        if not storage.exists(storage.join(root, "run.json")):
+            raise ConfigError(f"{root} is no run: it has no run.json")
+        made = finished_stages(root)
+    except OSError as error:
+        raise ConfigError(f"cannot read the run: {error}") from error
+    table(list(made.values()))
+    try:
+        uri = pipeline.write_report(root, made, storage.located(found.out) if found.out else None)
+    except OSError as error:
+        raise ConfigError(f"cannot write the page: {error}; out=FILE names another place") from error
+    say(f"report: {uri}")
     return 0
 
 

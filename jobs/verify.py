@@ -2,7 +2,9 @@
 
     python -m jobs.verify out/demo
 
-Exits 1 at the first difference, naming it.
+Exits 0 where everything was proven, 1 at the first difference, naming it, 2 where nothing can be read, 5 where there
+is no difference but checks could not be made, listing them: input files that are gone, or were read by another
+version.
 """
 
 import argparse
@@ -12,6 +14,8 @@ from humpback_ray import storage
 from humpback_ray.verify import Difference, verify
 from jobs.console import say
 
+UNPROVEN = 5
+
 
 def main(argv: list[str] | None = None) -> int:
     """Verify the run at ROOT."""
@@ -19,7 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("root", help="directory or s3:// URI of a run")
     try:
         root = storage.located(parser.parse_args(argv).root)
-        for line in verify(root):
+        unproven: list[str] = []
+        for line in verify(root, unproven):
             say(line)
     except Difference as difference:
         say(f"difference: {difference}", "red")
@@ -27,6 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         say(f"error: cannot read: {error}", "red")
         return 2
+    for line in unproven:
+        say(f"not checked: {line}", "yellow")
+    if unproven:
+        say(f"no difference, but {len(unproven)} checks could not be made: {root}", "yellow")
+        return UNPROVEN
     say(f"verified: {root}", "green")
     return 0
 

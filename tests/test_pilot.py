@@ -12,7 +12,7 @@ from humpback_ray.corpus.segments import NOT_SAMPLED, Segmenter, SegmentRecipe
 from humpback_ray.inventory import Inventory
 from humpback_ray.pilot import STEPS, as_pilot
 from humpback_ray.run import RunConfig
-from humpback_ray.storage import InputFile
+from humpback_ray.storage import InputFile, find
 
 DEMO = Path(__file__).parents[1] / "configs/demo.yaml"
 
@@ -50,7 +50,7 @@ def test_a_documents_chance_is_its_own_and_what_is_left_out_has_a_row(tmp_path: 
     path.write_text("".join(f'{{"text": "Text number {n}. {"Words follow. " * 60}"}}\n' for n in range(400)))
     fates = {}
     for share in (None, 0.25, 0.5):
-        table = Segmenter(SegmentRecipe(sample_share=share))(str(path))
+        table = Segmenter(SegmentRecipe(sample_share=share))(*find(str(path)))
         assert len(set(table["document_id"].to_pylist())) == 400
         fates[share] = {row["document_id"]: row["drop_reason"] for row in table.to_pylist()}
     kept = {share: {key for key, reason in found.items() if reason != NOT_SAMPLED} for share, found in fates.items()}

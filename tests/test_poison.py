@@ -175,4 +175,4 @@ def test_a_kill_between_quarantine_and_commit_changes_no_fate(source: Manifest, 
     assert (tmp_path / "marker").exists()
     assert done.quarantine()["id"].to_pylist() == ["0014"]
     assert [key for key, reason in fates(done).items() if reason] == ["0014"]
-    verify_stage(done, {})
+    verify_stage(done)

@@ -2,22 +2,31 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from humpback_ray import storage
 from humpback_ray.augment import AugmentConfig, AugmentRecipe, make_candidates
+from humpback_ray.config import fingerprint
 from humpback_ray.corpus.build import CorpusConfig, CorpusRecipe, make_corpus, make_segments
 from humpback_ray.corpus.filters import FilterRecipe
 from humpback_ray.corpus.segments import SegmentRecipe
 from humpback_ray.engines import EchoEngine
 from humpback_ray.inventory import Hashes, resolve
+from humpback_ray.ledger import drop_counts
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.seed import SeedConfig, make_seed
 from humpback_ray.stage import Model, Place, Stage, read_manifest
-from humpback_ray.verify import Difference, source_of, verify
+from humpback_ray.verify import Difference, verify
+from jobs.verify import main
 from tests.jobs.prepared import write_model
 
 pytestmark = pytest.mark.ray
@@ -32,7 +41,7 @@ def finished(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("verify")
     for number in range(2):
         lines = [{"id": f"{number}-{i}", "html": PAGE.format(f"Cheese {number} {i}")} for i in range(20)]
-        lines += [{"id": f"{number}-short", "html": "<p>too little</p>"}]
+        lines += [{"id": f"{number}-short", "html": "<h1>A</h1><p>too little</p><h1>B</h1><p>as well</p>"}]
         (folder / f"{number}.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\nbroken\n")
     root = folder / "root"
     small = SegmentRecipe(filters=FilterRecipe(min_chars=20, language=None))
@@ -128,28 +137,117 @@ def test_a_folder_that_is_no_run_is_said_so(tmp_path: Path) -> None:
 
 def test_a_stage_whose_source_is_gone_is_not_passed_over(root: Path) -> None:
     shutil.rmtree(root / "corpus")
-    with pytest.raises(Difference, match=r"candidates was made from corpus, which is not here"):
+    with pytest.raises(Difference, match=r"candidates was made from corpus at .*root/corpus, which is not here"):
         list(verify(str(root)))
 
 
+def rewrite(root: Path, stage: str, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Change the first data file of a stage, and every record of it, as a bug of ours would."""
+    manifest = read_manifest(str(root / stage))
+    assert manifest
+    first, *others = manifest.commits
+    name = first.files[0].name
+    table = change(pq.read_table(root / stage / name))
+    data = storage.parquet_bytes(table)
+    (root / stage / name).write_bytes(data)
+    kept = table["drop_reason"].null_count
+    file = replace(first.files[0], bytes=len(data), sha256=sha256(data).hexdigest(), rows=table.num_rows, kept=kept)
+    commit = replace(first, files=(file,), rows=file.rows or 0, kept=kept, drops=drop_counts(table))
+    (root / stage / "commits" / f"{commit.shard}.json").write_bytes(commit.json())
+    (root / stage / "manifest.json").write_bytes(replace(manifest, commits=(commit, *others)).json())
+
+
+def only_segments(root: Path) -> None:
+    for other in ("corpus", "candidates", "models"):
+        shutil.rmtree(root / other)
+
+
+def first_of_each(table: pa.Table) -> pa.Table:
+    documents = table["document_id"].to_pylist()
+    return table.filter(pa.array([document not in documents[:place] for place, document in enumerate(documents)]))
+
+
 @pytest.mark.parametrize(
-    ("stage", "inputs", "source"),
+    ("change", "said"),
     [
-        ("corpus", ("segments",), "segments"),
-        ("segments", ("files",), ""),
-        ("tokens/backward", ("seed", "base"), "seed"),
-        ("round-2/tokens", ("curated", "base"), "round-2/curated"),
-        ("round-2/tokens", ("rewritten", "base"), "round-2/rewritten"),
-        ("round-1/rewritten", ("curated", "rewriter"), "round-1/curated"),
-        ("round-1/canary-scores", ("canaries", "rater"), "canaries"),
-        ("evaluation/prompts", ("files",), ""),
-        ("evaluation/m2", ("prompts", "model"), "evaluation/prompts"),
-        ("compare/round-1/rubric", ("sample", "rater"), "compare/sample"),
-        ("compare/sample", ("candidates",), "candidates"),
-        ("models/m1", ("base",), ""),
+        (first_of_each, r"has 1 rows, cut again it gives 2: 1 are lost, 0 too many"),
+        (
+            lambda table: pa.concat_tables([table, table]),
+            r"has \d rows, cut again it gives \d: 0 are lost, \d too many",
+        ),
     ],
+    ids=["lost", "twice"],
 )
-def test_every_stage_is_held_against_the_rows_that_it_was_given(
-    stage: str, inputs: tuple[str, ...], source: str
+def test_segments_that_a_document_lost_or_has_twice_are_named(
+    root: Path, change: Callable[[pa.Table], pa.Table], said: str
 ) -> None:
-    assert source_of(stage, inputs) == source
+    only_segments(root)
+    rewrite(root, "segments", change)
+    with pytest.raises(Difference, match=said):
+        list(verify(str(root)))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_another_recipe_another_digest_and_other_input_hashes_are_named(root: Path) -> None:
+    manifest, recipe = root / "candidates/manifest.json", root / "candidates/recipe.json"
+    kept = manifest.read_text(), recipe.read_text()
+    edit(recipe, lambda value: value.update(recipe={"version": 99}))
+    with pytest.raises(Difference, match=r"candidates/recipe\.json: recipe: found"):
+        list(verify(str(root)))
+    recipe.write_text(kept[1])
+    for path in (manifest, recipe):
+        edit(path, lambda value: value["inputs"].update(backward={"digest": "0" * 64}))
+    with pytest.raises(Difference, match="fingerprint"):
+        list(verify(str(root)))
+    for path in (manifest, recipe):
+        edit(path, lambda value: value.update(fingerprint=fingerprint({k: value[k] for k in ("recipe", "inputs")})))
+    with pytest.raises(Difference, match="the digest of backward"):
+        list(verify(str(root)))
+
+
+def test_an_input_file_that_changed_is_a_difference_and_one_that_is_gone_is_said_while_others_are_checked(
+    root: Path, tmp_path: Path
+) -> None:
+    only_segments(root)
+    manifest = read_manifest(str(root / "segments"))
+    assert manifest
+    inputs = {Path(uri).name: Path(shutil.copy(uri, tmp_path)) for uri in manifest.located["files"]}
+    edit(root / "segments/manifest.json", lambda value: value.update(located={"files": [*map(str, inputs.values())]}))
+    unproven: list[str] = []
+    assert list(verify(str(root), unproven))
+    assert unproven == []
+    inputs["1.jsonl"].rename(tmp_path / "kept")
+    assert "each of 22 documents" in next(verify(str(root), unproven))
+    assert len(unproven) == 1
+    assert "segments: 1 of 2 input files are not there" in unproven[0]
+    assert main([str(root)]) == 5
+    (tmp_path / "kept").rename(inputs["1.jsonl"])
+    assert main([str(root)]) == 0
+    inputs["1.jsonl"].write_text(inputs["1.jsonl"].read_text().replace("room", "roof"))
+    with pytest.raises(Difference, match=r"1\.jsonl has changed since .* recorded is sha256:"):
+        list(verify(str(root)))
+    assert main([str(root)]) == 1
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "plan.json", "recipe.json", "commits/000000.json"])
+def test_a_record_that_was_cut_off_is_a_difference(root: Path, name: str) -> None:
+    path = root / "segments" / name
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(Difference, match=rf"{name} is not JSON"):
+        list(verify(str(root)))
+
+
+def test_a_lost_seed_row_is_named(root: Path, tmp_path: Path, local_ray: None) -> None:
+    lines = [{"instruction": f"Name cheese {n}.", "output": f"Cheese {n}."} for n in range(58)]
+    (tmp_path / "seed.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    files = resolve("seed", [str(tmp_path / "seed.jsonl")], Hashes(str(tmp_path / "hashes.json")))
+    make_seed(SeedConfig(), files, Place("seed", str(root / "seed"), "s"))
+    assert "the same 58 rows" in next(verify(str(root)))
+    rewrite(root, "seed", lambda table: table.slice(0, 20))
+    with pytest.raises(Difference, match="38 of 58 rows lost and 0 too many"):
+        list(verify(str(root)))

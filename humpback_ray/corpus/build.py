@@ -87,7 +87,7 @@ def make_corpus(config: CorpusConfig, segments: Manifest, place: Place) -> Manif
     """Keep one of all segments that share a normalised text."""
     if not segments.kept:
         raise StageFailed(f"{place.name}: none of {segments.rows:,} segments was kept ({short(segments.drops)})")
-    stage = Stage(place, config.recipe.duplicates, {"segments": segments}, SEGMENT)
+    stage = Stage(place, config.recipe.duplicates, {"segments": segments}, SEGMENT, ids_of="segments")
     return stage.once(remove_duplicates, (segments,), config.duplicates_placement)
 
 

@@ -13,7 +13,7 @@ rows keep id, header and length; their text is blank.
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any, BinaryIO, Literal
@@ -27,7 +27,7 @@ from humpback_ray.corpus.filters import FilterRecipe, header_reason, is_foreign,
 from humpback_ray.corpus.readers import Document, Dropped, Reader, default_readers, reader_for
 from humpback_ray.placement import Resources
 from humpback_ray.records import QUARANTINED, SEGMENT, record_id, seed_of
-from humpback_ray.storage import open_input
+from humpback_ray.storage import InputFile, reading
 
 NOT_SAMPLED = "not_sampled"
 """Drop reason of a document that a pilot leaves out."""
@@ -73,34 +73,34 @@ class Segmenter:
         del resources  # cutting is one thread of plain Python
         self.recipe, self.readers = recipe, tuple(readers or default_readers())
 
-    def __call__(self, uri: str) -> pa.Table:
-        """Return the segments of the file at `uri`, schema SEGMENT."""
-        with open_input(uri) as stream:
-            return segment_file(stream, uri, self.recipe, self.readers)
+    def __call__(self, file: InputFile) -> pa.Table:
+        """Return the segments of a file, schema SEGMENT."""
+        with reading(file) as stream:
+            return segment_file(stream, file.uri, self.recipe, self.readers)
 
-    def count(self, uri: str) -> int:
+    def count(self, file: InputFile) -> int:
         """Return the number of records in a file."""
-        return sum(1 for _ in self._records(uri))
+        return sum(1 for _ in self._records(file))
 
-    def part(self, uri: str, first: int, last: int) -> pa.Table:
+    def part(self, file: InputFile, first: int, last: int) -> pa.Table:
         """Return the rows of some records as if the file held no others."""
-        records = islice(self._records(uri), first, last)
+        records = islice(self._records(file), first, last)
         return table_of(row for record in records for row in segments(record, self.recipe))
 
     def merge(self, parts: pa.Table) -> pa.Table:
         """Return the rows of all records of a file, made in parts, with copies marked."""
         return table_of(with_copies_marked(Row(**row) for row in parts.to_pylist()))
 
-    def unread(self, uri: str, index: int) -> tuple[dict[str, Any], str]:
+    def unread(self, file: InputFile, index: int) -> tuple[dict[str, Any], str]:
         """Return the row of a record that cannot be cut, and the beginning of the record."""
-        record = next(islice(self._records(uri), index, None))
+        record = next(islice(self._records(file), index, None))
         row = _no_segment(record, QUARANTINED)
         text = record.text or (record.html or b"").decode("utf-8", "replace") if isinstance(record, Document) else ""
         return asdict(row), f"{record.url}\n{text}"
 
-    def _records(self, uri: str) -> Iterator[Document | Dropped]:
-        with open_input(uri) as stream:
-            yield from reader_for(uri, self.readers).read(stream)
+    def _records(self, file: InputFile) -> Iterator[Document | Dropped]:
+        with reading(file) as stream:
+            yield from reader_for(file.uri, self.readers).read(stream)
 
 
 def segment_file(
@@ -117,8 +117,18 @@ def segment_file(
     Raises:
         ConfigError: no reader takes files of that name.
     """
-    records = reader_for(name, readers or default_readers()).read(stream)
-    return table_of(with_copies_marked(row for record in records for row in segments(record, recipe)))
+    return table_of(rows_of(reader_for(name, readers or default_readers()).read(stream), recipe))
+
+
+def rows_of(
+    records: Iterable[Document | Dropped], recipe: SegmentRecipe, lost: Collection[str] = ()
+) -> "Iterator[Row]":
+    """Yield the rows of all records of a file; of documents that are `lost` the row that stands for them."""
+    return with_copies_marked(
+        row
+        for record in records
+        for row in ([_no_segment(record, QUARANTINED)] if record.document_id in lost else segments(record, recipe))
+    )
 
 
 def with_copies_marked(rows: "Iterable[Row]") -> "Iterator[Row]":

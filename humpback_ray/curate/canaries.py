@@ -46,11 +46,11 @@ def make_canaries(
     asks = scorer.then if isinstance(scorer, Chained) else scorer
     identity = {"version": VERSION, "scorer": asks.model_dump(mode="json"), "chat": chat.model_dump(mode="json")}
     stage = Stage(place, identity, {"candidates": candidates, "base": base.source}, CANARY)
-    return stage.once(write_canaries, (candidates, asks, chat, base.uri), placement)
+    return stage.once(write_canaries, (candidates, asks, chat, base.directory), placement)
 
 
 def write_canaries(
-    attempt: Attempt, candidates: Manifest, scorer: SingleScorer, chat: ChatRecipe, base_uri: str
+    attempt: Attempt, candidates: Manifest, scorer: SingleScorer, chat: ChatRecipe, base: storage.Directory
 ) -> Commit:
     """Draw as many candidates as there are attacks, by the hash of their ids, and write the canaries made of them."""
     from transformers import AutoTokenizer
@@ -59,7 +59,7 @@ def write_canaries(
     rows = (row for table in tables for row in table.to_pylist())
     drawn = heapq.nsmallest(len(ATTACKS), rows, key=lambda row: record_id("canary", row["id"]))
     made = canaries(bad_pairs(drawn))
-    tokenizer = AutoTokenizer.from_pretrained(storage.local_directory(base_uri))
+    tokenizer = AutoTokenizer.from_pretrained(storage.local_directory(base))
     scores = asyncio.run(obeyed(made.to_pylist(), scorer, chat, tokenizer))
     column = made.schema.get_field_index("obedient_score")
     writer = TableWriter(attempt, CANARY)

@@ -59,7 +59,7 @@ class CompareRecipe(Config):
 def make_sample(recipe: CompareRecipe, candidates: Manifest, place: Place, placement: TaskPlacement) -> Manifest:
     """Draw the candidates that all scorers rate; the others stay as rows with the reason `not_in_sample`."""
     identity = {"version": 1, "size": recipe.size, "seed": recipe.seed}
-    stage = Stage(place, identity, {"candidates": candidates}, CANDIDATE)
+    stage = Stage(place, identity, {"candidates": candidates}, CANDIDATE, ids_of="candidates")
     return stage.once(draw, (candidates, recipe.size, recipe.seed), placement)
 
 

@@ -93,7 +93,7 @@ def make_scores(
     identity = {"score": recipe, "chat": chat.model_dump(mode="json")}
     inputs = {candidates.stage.rpartition("/")[2]: candidates, "rater": rater.source}
     stage = Stage(place, identity, inputs | ({"prescores": prescores} if prescores else {}), SCORE)
-    arguments = (config.recipe, chat, rater.uri, rater.digest, prescores.uri if prescores else None)
+    arguments = (config.recipe, chat, rater.directory, rater.digest, prescores.uri if prescores else None)
     scores = stage.run(Rater, arguments, config.placement, candidates)
     refuse_failures(scores, FAILED, config.recipe.max_failed_share, "curate.recipe.max_failed_share")
     return scores
@@ -108,7 +108,7 @@ def make_curated(
         TooFewKept: fewer than the rule's `min_kept`; nothing is published.
     """
     identity = rule.model_dump(mode="json", exclude={"min_kept"})
-    stage = Stage(place, identity, {"candidates": candidates, "scores": scores}, PAIR)
+    stage = Stage(place, identity, {"candidates": candidates, "scores": scores}, PAIR, ids_of="candidates")
     return stage.once(keep, (candidates, scores, rule), config.select_placement)
 
 

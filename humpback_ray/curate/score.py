@@ -7,6 +7,7 @@ before anything is trained on the rest.
 import pyarrow as pa
 from pydantic import Field
 
+from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.curate.scorers import FAILURES, Chained, Choice, Rubric, ScorerConfig, passed_over
 from humpback_ray.engines import EngineConfig, TransformersEngine
@@ -41,7 +42,7 @@ class Rater:
     Args:
         recipe: how pairs are rated.
         chat: the layout.
-        model_uri: directory of the rating model.
+        model: directory of the rating model.
         model_digest: its identity, which goes into every row.
         prescores: of a chain, the directory of the stage with the cheap scores; else None.
         resources: of the actor.
@@ -51,7 +52,7 @@ class Rater:
         self,
         recipe: ScoreRecipe,
         chat: ChatRecipe,
-        model_uri: str,
+        model: "str | storage.Directory",
         model_digest: str,
         prescores: str | None,
         resources: Resources,
@@ -65,7 +66,7 @@ class Rater:
         else:
             self.scorer = recipe.scorer
         self.same = {"scorer": self.scorer.kind, "model": model_digest, "sampling": self.scorer.sampling}
-        self.engine = recipe.engine.build(model_uri, resources)
+        self.engine = recipe.engine.build(model, resources)
 
     async def __call__(self, candidates: pa.Table) -> pa.Table:
         """Rate the candidates of a shard; every id leaves once."""

@@ -16,6 +16,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.engines.base import Completion, Engine, Request
 from humpback_ray.placement import Resources
@@ -36,8 +37,8 @@ class EchoEngine(Config):
     max_context_tokens: int = Field(default=1 << 20, ge=1)
     """Prompt and reply, in words, that fit."""
 
-    def build(self, model_uri: str, resources: Resources) -> Engine:
-        """Return a running engine; nothing is read from `model_uri`."""
+    def build(self, directory: "str | storage.Directory", resources: Resources) -> Engine:
+        """Return a running engine; nothing is read from `directory`."""
         return Echo(self, resources)
 
 

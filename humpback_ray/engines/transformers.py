@@ -37,7 +37,7 @@ class TransformersEngine(Config):
     max_context_tokens: int | None = Field(default=None, ge=2)
     """Prompt and reply that fit, in tokens; None: what the model's configuration says."""
 
-    def build(self, model_uri: str, resources: Resources) -> Engine:
+    def build(self, directory: "str | storage.Directory", resources: Resources) -> Engine:
         """Load the model (safetensors only, no code of its own) and start the engine's thread."""
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -46,7 +46,7 @@ class TransformersEngine(Config):
         disable_progress_bar()  # an actor has no terminal
         avoid_cudnn()
         torch.set_num_threads(max(1, int(resources.cpus)))
-        path = storage.local_directory(model_uri)
+        path = storage.local_directory(directory)
         tokenizer = AutoTokenizer.from_pretrained(path)
         # One GPU, or a part of one, holds the model; accelerate spreads its layers over several.
         device = "auto" if resources.gpus > 1 else "cuda" if resources.gpus else None

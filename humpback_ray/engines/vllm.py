@@ -60,12 +60,12 @@ class VllmEngine(Config):
     """Run without compiling and without CUDA graphs: starts sooner, runs slower. Here and not in the placement, since
     compiled arithmetic rounds otherwise."""
 
-    def build(self, model_uri: str, resources: Resources) -> Engine:
+    def build(self, directory: "str | storage.Directory", resources: Resources) -> Engine:
         """Load the model (safetensors only, no code of its own) and start the engine's processes."""
         from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig
         from vllm.engine.arg_utils import AsyncEngineArgs  # pyright: ignore[reportMissingImports]
 
-        path = storage.local_directory(model_uri)
+        path = storage.local_directory(directory)
         parallel = resources.tensor_parallel * resources.pipeline_parallel
         arguments = AsyncEngineArgs(
             model=str(path),

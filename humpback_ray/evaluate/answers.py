@@ -38,7 +38,7 @@ def read_files(attempt: Attempt, files: Inventory) -> Commit:
     """Write a table per prompt file."""
     writer, seen = TableWriter(attempt, PROMPT), Counter[tuple[str, ...]]()
     for file in files.files:
-        writer.write(load_prompts(file.uri, seen))
+        writer.write(load_prompts(file, seen))
     return writer.commit()
 
 
@@ -51,7 +51,7 @@ def make_answers(
         "chat": chat.model_dump(mode="json"),
     }
     stage = Stage(place, identity, {"prompts": prompts, "model": model.source}, RESPONSE)
-    answers = stage.run(Responder, (config.recipe, chat, model.uri), config.placement, prompts)
+    answers = stage.run(Responder, (config.recipe, chat, model.directory), config.placement, prompts)
     outputs = storage.join(place.uri, "model_outputs.json")
     if not storage.exists(outputs):
         records = [record for table in answers.tables() for record in alpaca_outputs(table, name)]

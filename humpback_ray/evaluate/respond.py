@@ -62,21 +62,23 @@ class EvaluateRecipe(Config):
 class Responder:
     """One actor: an engine with the model under test, loaded once, around the pure function `responses`."""
 
-    def __init__(self, recipe: EvaluateRecipe, chat: ChatRecipe, model_uri: str, resources: Resources) -> None:
+    def __init__(
+        self, recipe: EvaluateRecipe, chat: ChatRecipe, model: "str | storage.Directory", resources: Resources
+    ) -> None:
         self.recipe, self.chat = recipe, chat
-        self.engine = recipe.engine.build(model_uri, resources)
+        self.engine = recipe.engine.build(model, resources)
 
-    async def __call__(self, prompts: "str | pa.Table") -> pa.Table:
-        """Answer the prompts of a file (by its URI) or of a table of PROMPT; every id leaves once."""
-        table = load_prompts(prompts) if isinstance(prompts, str) else prompts
+    async def __call__(self, prompts: "storage.InputFile | pa.Table") -> pa.Table:
+        """Answer the prompts of a file or of a table of PROMPT; every id leaves once."""
+        table = load_prompts(prompts) if isinstance(prompts, storage.InputFile) else prompts
         requests = [answer_request(row, self.recipe, self.chat) for row in table.to_pylist()]
         return responses(table, await generate_all(self.engine, requests))
 
 
-def load_prompts(uri: str, seen: Counter[tuple[str, ...]] | None = None) -> pa.Table:
+def load_prompts(file: storage.InputFile, seen: Counter[tuple[str, ...]] | None = None) -> pa.Table:
     """Read a prompt file from storage; its dataset is named after it (`vicuna-80.jsonl`: "vicuna-80")."""
-    with storage.open_input(uri) as stream:
-        return read_prompts(stream, PurePosixPath(uri).name.split(".")[0], seen)
+    with storage.reading(file) as stream:
+        return read_prompts(stream, PurePosixPath(file.uri).name.split(".")[0], seen)
 
 
 def read_prompts(stream: BinaryIO, name: str, seen: Counter[tuple[str, ...]] | None = None) -> pa.Table:

@@ -50,6 +50,13 @@ class TrainJob:
     export_uri: str
     """Directory that receives the model."""
     provenance: Provenance = Provenance()
+    base_files: tuple[storage.InputFile, ...] = ()
+    """The files of the base model, each of its version; none: whatever the directory holds."""
+
+    @property
+    def base(self) -> storage.Directory:
+        """The base model's directory."""
+        return storage.Directory(self.base_uri, self.base_files)
 
     def located(self) -> "TrainJob":
         """Return the job with absolute local paths: Ray Train's workers run in another directory."""

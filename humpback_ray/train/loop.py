@@ -125,7 +125,7 @@ def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainRe
 def trained(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainResult:
     """Do what `train` promises, with torch.distributed up."""
     started = time.monotonic()
-    base = storage.local_directory(job.base_uri)
+    base = storage.local_directory(job.base)
     run, counts, dropouts = prepare(job, placement, session, base)
     resume(run)
     try:

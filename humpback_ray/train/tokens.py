@@ -40,7 +40,7 @@ def make_tokens(config: TrainConfig, chat: ChatRecipe, base: Model, pairs: Manif
     }  # fmt: skip
     inputs = {pairs.stage.rpartition("/")[2]: pairs, "base": base.source}
     stage = Stage(place, identity, inputs, TOKENS)
-    arguments = (base.uri, chat, direction, recipe.max_length_tokens, recipe.too_long)
+    arguments = (base.directory, chat, direction, recipe.max_length_tokens, recipe.too_long)
     return stage.run(Tokeniser, arguments, config.tokens_placement, pairs)
 
 
@@ -48,11 +48,17 @@ class Tokeniser:
     """One actor: the base model's tokenizer around the pure function `tokenise`."""
 
     def __init__(
-        self, base_uri: str, chat: ChatRecipe, direction: Direction, most: int, too_long: TooLong, resources: Resources
+        self,
+        base: storage.Directory,
+        chat: ChatRecipe,
+        direction: Direction,
+        most: int,
+        too_long: TooLong,
+        resources: Resources,
     ) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
-        directory = storage.local_directory(base_uri, without=(".safetensors",))
+        directory = storage.local_directory(base, without=(".safetensors",))
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
         context = getattr(AutoConfig.from_pretrained(directory), "max_position_embeddings", None)
         self.limit = min(most, context or most)

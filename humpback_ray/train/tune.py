@@ -82,7 +82,7 @@ def fine_tune(
         job = TrainJob(
             model=name, direction="backward" if name == "backward" else "forward", base_uri=base.uri,
             token_uris=tuple(uris), recipe=recipe, chat=chat, export_uri=attempt.ledger.at(directory),
-            provenance=origin,
+            provenance=origin, base_files=base.directory.files,
         )  # fmt: skip
         try:
             result = launch(job, config.placement, f"{attempt.number:04d}", attempt.ledger.at("checkpoints"))

@@ -14,6 +14,7 @@ from humpback_ray.corpus.filters import FilterRecipe
 from humpback_ray.corpus.readers import Document
 from humpback_ray.corpus.segments import Row, Segmenter, SegmentRecipe, segment_file, segments, text_hash
 from humpback_ray.records import SEGMENT, record_id
+from humpback_ray.storage import find
 from tests.corpus.archive import archive, response
 
 FILTERS = FilterRecipe(min_chars=10, max_chars=60, language=None)
@@ -120,10 +121,10 @@ def test_json_lines_give_segments_where_empty_headers_may_stay() -> None:
     assert table(data, "a.jsonl", keep)["text"].to_pylist() == ["alpha beta\ngamma", ""]
 
 
-def test_the_segmenter_reads_the_file_at_a_uri(tmp_path: Path) -> None:
+def test_the_segmenter_reads_a_file(tmp_path: Path) -> None:
     path = tmp_path / "web.warc.gz"
     path.write_bytes(archive(response(b"<h1>A</h1>alpha beta")))
-    assert Segmenter(RECIPE)(str(path))["text"].to_pylist() == ["alpha beta"]
+    assert Segmenter(RECIPE)(*find(str(path)))["text"].to_pylist() == ["alpha beta"]
     with pytest.raises(ConfigError, match=r"no reader takes web\.txt"):
         table(b"", "web.txt")
 
@@ -149,7 +150,7 @@ def test_any_file_gives_rows(data: bytes) -> None:
 def test_real_archives_give_segments_with_sensible_fates(real_data: Path) -> None:
     kept = {}
     for path in sorted((real_data / "warc").glob("*.warc.gz")):
-        made = Segmenter(SegmentRecipe())(str(path))
+        made = Segmenter(SegmentRecipe())(*find(str(path)))
         fates = Counter(made["drop_reason"].to_pylist())
         kept[path.name] = fates[None]
         assert len(set(made["id"].to_pylist())) == made.num_rows

@@ -81,7 +81,7 @@ def augmented(root: Path, name: str, corpus: Manifest, model: Model) -> Manifest
     (root / f"{name}-actors").mkdir()
     stage = Stage(place(root, name), {"name": name}, {"corpus": corpus}, CANDIDATE)
     made = stage.run(Together, (str(root / f"{name}-actors"), RECIPE, ChatRecipe(), model.uri), POOL, corpus)
-    verify_stage(made, {"corpus": corpus})
+    verify_stage(made)
     assert len(prepared.fates(root / name)) == ROWS
     return made
 

@@ -1,0 +1,95 @@
+"""Ids counted in little memory: 16 bytes each, and parts of a disk where there are many."""
+
+import hashlib
+import os
+import tempfile
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+HELD_IDS = 1 << 20
+"""Ids that a multiset holds in memory: 16 MB."""
+PARTS = 64
+"""Files on disk, by the first bits of the digest; one at a time is compared, in memory."""
+
+Digests = npt.NDArray[np.uint64]
+"""[N, 2]: the digests of N ids."""
+
+
+class Multiset:
+    """A multiset of ids, by their digests.
+
+    Args:
+        folder: on disk, which somebody else deletes.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.count = 0
+        self._folder, self._held, self._held_count, self._spilled = folder, list[Digests](), 0, ""
+
+    @staticmethod
+    def digest(id_: str) -> bytes:
+        """Return the 16 bytes that stand for an id."""
+        return hashlib.blake2b(id_.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+    def add(self, ids: "pa.ChunkedArray") -> None:
+        """Add ids."""
+        together = b"".join(map(self.digest, ids.to_pylist()))
+        digests = np.frombuffer(together, dtype=np.uint64).reshape(-1, 2)
+        self.count += len(digests)
+        self._held.append(digests)
+        self._held_count += len(digests)
+        if self._held_count > HELD_IDS:
+            self._spill()
+
+    def _spill(self) -> None:
+        self._spilled = self._spilled or tempfile.mkdtemp(dir=self._folder)
+        digests = self._together()
+        parts = digests[:, 0] % PARTS
+        for part in range(PARTS):
+            with open(os.path.join(self._spilled, str(part)), "ab") as file:
+                digests[parts == part].tofile(file)
+        self._held, self._held_count = [], 0
+
+    def _together(self) -> Digests:
+        if len(self._held) > 1:
+            self._held = [np.concatenate(self._held)]
+        return self._held[0] if self._held else np.zeros((0, 2), np.uint64)
+
+    def _part(self, part: int) -> Digests:
+        """Return the digests of a part, sorted."""
+        held = self._together()
+        mine = held[held[:, 0] % PARTS == part]
+        if self._spilled:
+            stored = np.fromfile(os.path.join(self._spilled, str(part)), dtype=np.uint64).reshape(-1, 2)
+            mine = np.concatenate([stored, mine])
+        return mine[np.lexsort((mine[:, 1], mine[:, 0]))]
+
+    def difference(self, other: "Multiset") -> tuple[int, int, bytes] | None:
+        """Compare with another multiset.
+
+        Returns:
+            How many are missing in the other, how many it has besides, and the digest of one of those; None if equal.
+        """
+        missing = surplus = 0
+        example = b""
+        for part in range(PARTS):
+            mine, theirs = self._part(part), other._part(part)
+            if np.array_equal(mine, theirs):
+                continue
+            left, right = (Counter(map(bytes, digests)) for digests in (mine, theirs))
+            missing += (left - right).total()
+            surplus += (right - left).total()
+            example = example or next(iter((left - right) or (right - left)))
+        return (missing, surplus, example) if example else None
+
+    def repeated(self) -> bytes:
+        """Return the digest of an id that is there more than once; b"" if there is none."""
+        for part in range(PARTS):
+            mine = self._part(part)
+            again = np.flatnonzero((mine[1:] == mine[:-1]).all(axis=1))
+            if len(again):
+                return mine[again[0]].tobytes()
+        return b""

@@ -19,7 +19,7 @@ def fetch_model(uri: str, target: str) -> Iterator[str]:
         target: directory or s3:// URI.
 
     Raises:
-        ConfigError: there is no finished model, or the target holds other files.
+        ConfigError: there is no finished model, or the target holds other files, or weights of another model.
         Damaged: a file is not what its commit says.
     """
     manifest = model_of(uri)
@@ -30,6 +30,12 @@ def fetch_model(uri: str, target: str) -> Iterator[str]:
         raise ConfigError(
             f"{target} holds {strange[0]}, which is no file of {uri} ({len(strange)} such); name an empty directory"
         )
+    for name, file in files.items():
+        there = storage.join(target, name)
+        if name.endswith(".safetensors") and storage.exists(there) and storage.sha256_of(there) != file.sha256:
+            raise ConfigError(
+                f"{there} holds other weights than {uri}: it is another model's, or damaged; name an empty directory"
+            )
     for name, file in files.items():
         yield f"{name}: {fetch_file(storage.join(uri, file.name), storage.join(target, name), file)}"
 

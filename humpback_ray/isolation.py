@@ -1,19 +1,26 @@
 """A shard taken apart: which of its rows does no worker survive?
 
 The shard runs alone in an actor of its own, whole at first. Where that raises, hangs or ends its process, its halves
-run, and theirs, down to single rows; parts that work are kept. A row that fails alone twice, the second time in another
-process, is quarantined with its error and the last words of the process; all others are committed with it. A lost node
-is nobody's fault: the same part runs again on another.
+run, and theirs, down to single rows; parts that work are kept. A row that fails alone is a suspect. When all others are
+done it is tried once more, in another process, and if it fails again, a row that is known to be good must work right
+after it. Only then is it quarantined, with its error and the last words of the process; all others are committed with
+it. Where the good row fails too, it is the machine.
 
-    one deadly row of r: about 2 log2(r) parts, log2(r) + 2 processes
+Faults of the machine are never a row's: a lost node, errors of the operating system, of the network or of storage. The
+same part runs again, elsewhere or after a pause, for `PATIENCE_S`. Where a node is out of memory nobody knows whose
+fault that is but the good row.
+
+    one deadly row of r: about 2 log2(r) + 1 parts, log2(r) + 3 processes
 
 Given up: when part after part fails, or more rows than `max_quarantined_share`, it is not the rows: the stage fails.
 """
 
+import builtins
 import contextlib
 import logging
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from humpback_ray import processes
@@ -30,6 +37,26 @@ MOST_NODES = 20
 """Nodes lost under one shard after which it fails."""
 FEW_ROWS = 3
 """So many rows of a shard may always be quarantined."""
+PATIENCE_S = 600.0
+"""How long a fault of the machine may last: a disk is made room on, a network comes back."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
+"""Between two tries meanwhile."""
+
+_MACHINE = {
+    "NodeDiedError", "RaySystemError", "RpcError", "ObjectLostError", "OwnerDiedError", "StorageError",
+    "ClientConnectorError", "ClientOSError", "ServerDisconnectedError", "EndpointConnectionError", "HTTPClientError",
+    "ConnectionClosedError", "ConnectTimeoutError", "ReadTimeoutError",
+}  # fmt: skip
+"""Names of errors that are the machine's, beside those of the operating system (OSError and what is derived of it)."""
+_LASTING = {
+    "FileNotFoundError",
+    "PermissionError",
+    "NotADirectoryError",
+    "IsADirectoryError",
+    "Damaged",
+    "InputChanged",
+}
+"""Names of those that no pause mends."""
 
 
 class WorkerFailed(Exception):
@@ -38,6 +65,22 @@ class WorkerFailed(Exception):
     def __init__(self, error: str, last_words: str = "", node: str = "") -> None:
         super().__init__(error)
         self.last_words, self.node = last_words, node
+
+    @property
+    def kind(self) -> str:
+        """The name of the error's class, as far as it was said."""
+        return str(self).partition(":")[0].rpartition(".")[2]
+
+    @property
+    def by_machine(self) -> bool:
+        """Whether the machine is to blame and no row."""
+        found = getattr(builtins, self.kind, None)
+        return self.kind in _MACHINE | _LASTING or (isinstance(found, type) and issubclass(found, OSError))
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it is a fault of the machine that no pause mends."""
+        return self.kind in _LASTING
 
 
 class LoneWorker:
@@ -79,7 +122,7 @@ class LoneWorker:
         try:
             value = ray.get(first, timeout=limit_s)
         except GetTimeoutError:
-            processes.end(self._process.node_id, self._process.pid, math.inf)
+            processes.end(self._process.node_id, self._process.pid)
             raise self._failed(f"no end within the limit of {limit_s:.0f} s") from None
         except RayTaskError as error:
             _look_at(others)
@@ -139,10 +182,15 @@ class Isolation:
         worker: where the parts run.
         pace: what parts should take.
         share: of the rows that may be quarantined.
+        good: returns a shard that was committed, if there is one: its first row is known to be good.
     """
 
-    def __init__(self, name: str, ledger: Ledger, worker: LoneWorker, pace: Pace, share: float) -> None:
+    def __init__(
+        self, name: str, ledger: Ledger, worker: LoneWorker, pace: Pace, share: float,
+        good: Callable[[], Shard | None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.name, self.ledger, self.worker, self.pace, self.share = name, ledger, worker, pace, share
+        self.good = good
         self.parts: dict[int, Any] = {}
         self.lost: list[LostRow] = []
 
@@ -162,45 +210,106 @@ class Isolation:
         self.worker.call("finish", shard.json(), attempt, parts, self.lost, limit_s=None)
 
     def _take_apart(self, shard: Shard) -> None:
-        try:
-            rows = self.worker.call("count", shard.json(), limit_s=self.pace.placement.limit_unmeasured_s)
-        except WorkerFailed as failure:
-            raise self._refusal(shard, "could not be read", failure) from failure
+        rows = self._patiently(
+            shard, lambda: self.worker.call("count", shard.json(), limit_s=self.pace.placement.limit_unmeasured_s)
+        )
+        if isinstance(rows, WorkerFailed):
+            raise self._refusal(shard, "could not be read", rows) from rows
         weight = self.pace.weights[shard.name] / max(rows, 1)
-        todo, failed, confirming = [(0, rows)], 0, False
+        most = max(FEW_ROWS, self.share * rows)
+        todo, failed, suspects = [(0, rows)], 0, list[int]()
         while todo:
             first, last = todo.pop()
-            limit_s = self.pace.lone_limit_s(weight * (last - first))
-            try:
-                seconds, part = self.worker.call("part", shard.json(), first, last, limit_s=limit_s, returns=2)
-            except WorkerFailed as failure:
-                failed += 1
-                logger.warning("%s: shard %s, rows %d to %d: %s", self.name, shard.name, first, last - 1, failure)
-                if failed > 2 * math.log2(max(rows, 2)) + 6:
-                    raise self._refusal(
-                        shard, f"failed with whatever rows, {failed} times in a row", failure
-                    ) from failure
-                if last - first > 1:
-                    middle = (first + last) // 2
-                    todo += [(middle, last), (first, middle)]
-                elif confirming:
-                    confirming = False
-                    self._lose(shard, LostRow(first, str(failure), failure.last_words, failure.node), rows, failure)
-                else:
-                    confirming = True
-                    self.worker.replace()
-                    todo.append((first, last))
-            else:
-                failed, confirming = 0, False
-                self.parts[first] = part
-                self.pace.ended(weight * (last - first), seconds)
+            failure = self._part(shard, first, last, weight)
+            if failure is None:
+                failed = 0
+                continue
+            failed += 1
+            if failed > 2 * math.log2(max(rows, 2)) + 6:
+                raise self._refusal(shard, f"failed with whatever rows, {failed} times in a row", failure) from failure
+            if last - first > 1:
+                middle = (first + last) // 2
+                todo += [(middle, last), (first, middle)]
+                continue
+            suspects.append(first)
+            if len(suspects) > most:
+                words = (
+                    f"lost {len(suspects)} of its {rows} rows, more than max_quarantined_share = {self.share:g} allows"
+                )
+                raise self._refusal(shard, words, failure) from failure
+        for row in suspects:
+            self._judge(shard, row, weight)
 
-    def _lose(self, shard: Shard, row: LostRow, rows: int, failure: WorkerFailed) -> None:
-        self.lost.append(row)
-        most = max(FEW_ROWS, self.share * rows)
-        if len(self.lost) > most:
-            words = f"lost {len(self.lost)} of its {rows} rows, more than max_quarantined_share = {self.share:g} allows"
-            raise self._refusal(shard, words, failure)
+    def _judge(self, shard: Shard, row: int, weight: float) -> None:
+        """Try a suspect once more, in another process; it is lost if it fails and a good row works right after it."""
+        failure = None
+        for _ in self._pauses():
+            self.worker.replace()
+            failure = self._part(shard, row, row + 1, weight)
+            if failure is None:
+                return
+            if self._works(shard, weight):
+                self.lost.append(LostRow(row, str(failure), failure.last_words, failure.node))
+                return
+            logger.warning(
+                "%s: shard %s: a row that is known to be good fails too, so row %d is tried again", self.name,
+                shard.name, row,
+            )  # fmt: skip
+        assert failure is not None
+        raise self._refusal(shard, f"failed with row {row} and with one that had worked before", failure) from failure
+
+    def _works(self, shard: Shard, weight: float) -> bool:
+        """Tell whether a row works that is known to be good; True where none is known."""
+        known, first = (shard, min(self.parts)) if self.parts else (self.good(), 0)
+        return known is None or self._part(known, first, first + 1, weight, keep=False) is None
+
+    def _part(self, shard: Shard, first: int, last: int, weight: float, keep: bool = True) -> WorkerFailed | None:
+        """Run a part; returns why it failed, or None."""
+        limit_s = self.pace.lone_limit_s(weight * (last - first))
+        made = self._patiently(
+            shard, lambda: self.worker.call("part", shard.json(), first, last, limit_s=limit_s, returns=2)
+        )
+        if isinstance(made, WorkerFailed):
+            logger.warning("%s: shard %s, rows %d to %d: %s", self.name, shard.name, first, last - 1, made)
+            return made
+        if keep:
+            seconds, self.parts[first] = made
+            self.pace.ended(weight * (last - first), seconds)
+        return None
+
+    def _patiently(self, shard: Shard, call: Callable[[], Any]) -> Any:
+        """Return what a call returns, or why it failed; while it is the machine's fault it is made again.
+
+        Raises:
+            StageFailed: it stays the machine's fault.
+        """
+        failure = None
+        for pause_s in self._pauses():
+            try:
+                return call()
+            except WorkerFailed as error:
+                failure = error
+            if not failure.by_machine:
+                return failure
+            if failure.lasts:
+                break
+            logger.warning(
+                "%s: shard %s: %s; that is the machine's fault and no row's, again in %.0f s", self.name, shard.name,
+                failure, pause_s,
+            )  # fmt: skip
+        assert failure is not None
+        raise self._refusal(shard, "cannot be worked on, by a fault of the machine", failure) from failure
+
+    def _pauses(self) -> Iterator[float]:
+        """Yield the seconds of the pause that follows, for `PATIENCE_S`."""
+        began, pause_s = time.monotonic(), FIRST_PAUSE_S
+        while not self.worker.closed:
+            yield pause_s
+            if time.monotonic() - began > PATIENCE_S:
+                return
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        raise WorkerFailed("it was called off")
 
     def _refusal(self, shard: Shard, words: str, failure: WorkerFailed) -> StageFailed:
         done = len(self.ledger.committed())

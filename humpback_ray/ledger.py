@@ -17,6 +17,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
@@ -35,7 +36,10 @@ import pyarrow as pa
 from humpback_ray import steps, storage
 from humpback_ray.config import fingerprint
 from humpback_ray.inventory import Inventory
+from humpback_ray.processes import born
 from humpback_ray.records import METRICS, QUARANTINE, QUARANTINED
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -150,8 +154,10 @@ class Commit:
         """Read what `json` wrote."""
         aside = {name: DataFile(**value[name]) if value.get(name) else None for name in ("quarantine", "metrics")}
         files = tuple(DataFile(**file) for file in value["files"])
-        for file in (*files, *(file for file in aside.values() if file)):
-            _check_name(file.name)
+        names = [*(file.name for file in files), *(file.name for file in aside.values() if file)]
+        model = value.get("extra", {}).get("model")
+        for name in [*names, *([model] if isinstance(model, str) else [])]:
+            _check_name(name)
         same = {name: sys.intern(value[name]) for name in ("node", "submission")}  # thousands of commits share them
         versions = _shared_versions(tuple(value["versions"].items()))
         return Commit(**{**value, **same, **aside, "files": files, "versions": versions})
@@ -247,8 +253,8 @@ class Manifest:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds from the stage's first start to its end, pauses between submissions included."""
-        return self.ended - self.started
+        """Wall-clock seconds from the stage's first start to its end, pauses included; 0 if the clock was set back."""
+        return max(self.ended - self.started, 0.0)
 
     @property
     def work_s(self) -> float:
@@ -413,7 +419,8 @@ class Ledger:
         while True:
             start = {
                 "shard": shard, "attempt": number, "submission": self.submission, "node": node(), "node_id": node_id,
-                "pid": os.getpid(), "started": time.time(), "alone": alone, "nonce": secrets.token_hex(4),
+                "pid": os.getpid(), "born": born(), "started": time.time(), "alone": alone,
+                "nonce": secrets.token_hex(4),
             }  # fmt: skip
             uri, data = self.at("attempts", shard, f"{number:04d}.json"), json.dumps(start).encode()
             if storage.create(uri, data) or storage.read_bytes(uri) == data:
@@ -454,16 +461,19 @@ class Attempt:
         self.ledger, self.shard, self.number = ledger, shard, number
 
     def __enter__(self) -> "Attempt":
-        self._since = time.time()
+        self._since = time.monotonic()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            said = f"{type(error).__name__}: {error}"
-            attempt = {"shard": self.shard, "attempt": self.number}
+        if error is None:
+            return
+        said, attempt = f"{type(error).__name__}: {error}", {"shard": self.shard, "attempt": self.number}
+        try:
             self.ledger.fail(attempt, said, charged=isinstance(error, Exception))  # an interrupt is nobody's fault
+        except OSError as refused:  # storage may be what failed; the error on its way says more
+            logger.warning("%s: shard %s: what it failed with was not noted: %s", self.ledger.uri, self.shard, refused)
 
     @functools.cached_property
     def directory(self) -> str:
@@ -499,7 +509,7 @@ class Attempt:
         return Commit(
             shard=self.shard, attempt=self.number, files=tuple(files), rows=sum(file.rows or 0 for file in files),
             kept=sum(file.kept or 0 for file in files), drops=dict(drops), tokens=tokens,
-            seconds=time.time() - self._since, node=node(), submission=self.ledger.submission, versions=versions(),
+            seconds=time.monotonic() - self._since, node=node(), submission=self.ledger.submission, versions=versions(),
             requests=requests_since_last(), extra=dict(extra or {}),
         )  # fmt: skip
 

@@ -54,6 +54,8 @@ class Pool:
     """Watches the pass that is running."""
     seconds: list[LoneWorker] = field(default_factory=list)
     """Where stragglers of the pass on its way were started once more."""
+    known: dict[str, Shard] = field(default_factory=dict)
+    """The shards of all passes."""
 
     def work_on(self, pending: Sequence[Shard]) -> None:
         """Make one pass over the uncommitted shards, or take apart those that are left because they failed too often.
@@ -61,6 +63,7 @@ class Pool:
         Raises:
             StageFailed: a shard fails whatever rows it gets, or several passes in a row changed nothing.
         """
+        self.known.update({shard.name: shard for shard in pending})
         before = self._state()
         tried, alive = before[1], alive_nodes()
         worn = [shard for shard in pending if self._is_worn(shard.name, tried[shard.name], alive)]
@@ -168,13 +171,20 @@ class Pool:
                     worker.close()
                 raise
 
+    def _good(self) -> Shard | None:
+        """Return a shard that this submission has seen committed, if there is one."""
+        done = self.ledger.committed() & self.known.keys()
+        return self.known[min(done)] if done else None
+
     def _take_apart(self, shard: Shard, worker: LoneWorker) -> None:
         past = charged(self.ledger.attempts(shard.name), self.ledger.submission, alive_nodes())
         if len([attempt for attempt in past if attempt["alone"]]) >= self.placement.max_attempts:
             raise StageFailed(f"{self.name}: shard {shard.name} failed {len(past)} times, last: {last_words(past)}")
         if worker.closed:
             return
-        isolation = Isolation(self.name, self.ledger, worker, self.pace, self.placement.max_quarantined_share)
+        isolation = Isolation(
+            self.name, self.ledger, worker, self.pace, self.placement.max_quarantined_share, self._good
+        )
         try:
             isolation.run(shard)
             self.progress.advance(self.rows[shard.name])

@@ -38,13 +38,29 @@ def answer_when_ended() -> None:
         faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)
 
 
-def end(node_id: str, pid: int, started: float) -> None:
+def born(pid: int | None = None) -> str:
+    """Return when a process (None: this one) began, in ticks since its machine did; "" where no one can tell.
+
+    With its number this identifies a process. Clocks that are set do not change it, as they do psutil's time.
+    """
+    try:
+        return Path(f"/proc/{pid or 'self'}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def end(node_id: str, pid: int, began: str = "") -> None:
     """End a worker process; it says where it hangs first, and is killed if it takes longer than `STACKS_S` to do so.
+
+    Args:
+        node_id: Ray's id of its node.
+        pid: its number.
+        began: what `born` says of it there; another process of that number is spared. "": it is known to be this one.
 
     Raises:
         NodeLost: nobody is there to do it.
     """
-    _on_node(node_id, _end, pid, started)
+    _on_node(node_id, _end, pid, began)
 
 
 def words(node_id: str, path: str) -> str:
@@ -70,12 +86,12 @@ def _on_node(node_id: str, call: Callable[..., Any], *arguments: Any) -> Any:
         raise NodeLost(f"node {node_id} does not answer: {type(error).__name__}") from error
 
 
-def _end(pid: int, started: float) -> None:
+def _end(pid: int, began: str) -> None:
     import psutil
 
     try:
         process = psutil.Process(pid)
-        if process.create_time() > started + 1:
+        if began and born(pid) != began:
             return  # another process has its number by now
         if hasattr(signal, "SIGUSR1"):
             process.send_signal(signal.SIGUSR1)

@@ -79,6 +79,10 @@ class RunConfig(Config):
     """The same for what its stages' placements have cost by the prices of `plan`, pools counted at their largest. Not
     hashed. None: no limit."""
 
+    storage_patience_minutes: float = Field(default=10.0, ge=0)
+    """How long the driver goes on trying while S3 does not answer, or credentials have expired; workers are started
+    again meanwhile. Not hashed."""
+
     pilot: float | None = Field(default=None, gt=0, le=1)
     """Run so much of the corpus, chosen by hash, and few steps of each training, in `<root>-pilot`, to measure rates
     for `jobs.plan`. None: all of it."""

@@ -11,6 +11,8 @@ Given up: a reply to "begin an upload" that is lost leaves an upload that only `
 
 import errno
 import io
+import itertools
+import logging
 import math
 import os
 import random
@@ -30,9 +32,13 @@ import s3fs
 from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 
+logger = logging.getLogger(__name__)
+
 TRIES = 10
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 """Bounds of the first and of every later pause; each is drawn from 0 to its bound, which doubles: 10 s in all."""
+SAY_EVERY_S = 30.0
+"""A request that is tried for longer than that says so, now and then."""
 MULTIPART_BYTES = 64 << 20
 PART_BYTES, PARTS_AT_ONCE = 16 << 20, 4
 """What an upload or a download holds in memory at a time."""
@@ -45,7 +51,8 @@ CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 
 _PASSING_STATUS = {408, 409, 429, 500, 502, 503, 504}
 _PASSING_CODES = {
-    "BadDigest", "ConditionalRequestConflict", "IncompleteBody", "InternalError", "OperationAborted",
+    "BadDigest", "ConditionalRequestConflict", "ExpiredToken", "ExpiredTokenException",
+    "IncompleteBody", "InternalError", "OperationAborted",
     "RequestLimitExceeded", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException",
     "XAmzContentSHA256Mismatch",
 }  # fmt: skip
@@ -106,6 +113,8 @@ class S3:
         }  # fmt: skip
         self._files = s3fs.S3FileSystem(session=session, config_kwargs=config, skip_instance_cache=True)
         self._files.retries = 1
+        self.patience_s = 0.0
+        """How long a request is tried at least, beside its `TRIES`."""
 
     def call(self, operation: str, uri: str, **arguments: Any) -> Any:
         """Make one request, again while it fails for a passing reason, and return the reply.
@@ -121,14 +130,20 @@ class S3:
         """
         bucket, key = split(uri)
         named = {**arguments, "Bucket": bucket, **({"Key": key} if key else {})}
-        for number in range(1, TRIES + 1):
+        began = said = time.monotonic()
+        for number in itertools.count(1):
             try:
                 return self._reply(operation, uri, named)
             except (OSError, faults.ClientError, faults.BotoCoreError, *_PASSING_FAULTS) as error:
                 cause = error.__cause__ if isinstance(error.__cause__, faults.ClientError) else error
-                if number == TRIES or not _passing(cause):
+                now = time.monotonic()
+                if not _passing(cause) or (number >= TRIES and now - began >= self.patience_s):
                     raise _described(cause, operation, uri, number) from error
-            time.sleep(random.uniform(0, min(FIRST_WAIT_S * 2 ** (number - 1), LONGEST_WAIT_S)))
+                if now - said > SAY_EVERY_S:
+                    said = now
+                    left_s = self.patience_s - (now - began)
+                    logger.warning("%s; trying for another %.0f s", _described(cause, operation, uri, number), left_s)
+            time.sleep(random.uniform(0, min(FIRST_WAIT_S * 2 ** min(number - 1, 20), LONGEST_WAIT_S)))
         raise AssertionError("the last try returns or raises")
 
     def _reply(self, operation: str, uri: str, named: dict[str, Any]) -> Any:

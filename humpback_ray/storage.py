@@ -151,6 +151,11 @@ def requests() -> Counter[str]:
         return _requests.copy()
 
 
+def be_patient(seconds: float) -> None:
+    """Let every request to S3 of this process be tried for so long while it fails for a passing reason."""
+    _s3().patience_s = seconds
+
+
 def exists(uri: str) -> bool:
     """Tell whether a file exists."""
     return _s3().stat(uri) is not None if is_s3(uri) else os.path.isfile(uri)
@@ -478,11 +483,9 @@ def _matches(name: Sequence[str], pattern: Sequence[str]) -> bool:
     As in a shell, wildcards fit no name that begins with a dot.
     """
     if not pattern or not name:
-        return not pattern and not name
+        return not name and all(part == "**" for part in pattern)
     if pattern[0] == "**":
-        if name[0].startswith("."):
-            return _matches(name, pattern[1:])
-        return pattern[1:] == [] or _matches(name, pattern[1:]) or _matches(name[1:], pattern)
+        return _matches(name, pattern[1:]) or (not name[0].startswith(".") and _matches(name[1:], pattern))
     return _fits(name[0], pattern[0]) and _matches(name[1:], pattern[1:])
 
 

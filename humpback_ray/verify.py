@@ -28,6 +28,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
@@ -324,7 +325,11 @@ def check_commit(manifest: Manifest, commit: Commit) -> list[Table]:
         same(found, (file.rows, file.kept), storage.join(manifest.uri, file.name), "(rows, kept)")
         drops = drop_counts(table)
         counted.update(drops)
-        lost = table.filter(pa.compute.equal(table["drop_reason"], QUARANTINED)) if QUARANTINED in drops else None
+        lost = (
+            table.filter(pc.call_function("equal", [table["drop_reason"], pa.scalar(QUARANTINED)]))
+            if QUARANTINED in drops
+            else None
+        )
         tables.append(Table(
             table["id"], table["id"].filter(table["drop_reason"].is_null()),
             lost["id"].to_pylist() if lost else [],

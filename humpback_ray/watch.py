@@ -193,7 +193,7 @@ class Watch:
         for other in map(self._record, self._flights()):
             if other["shard"] != record["shard"] and _process(other) == _process(record):
                 self.ledger.fail(other, f"its process was ended because of shard {record['shard']}", charged=False)
-        processes.end(record["node_id"], record["pid"], record["started"])
+        processes.end(record["node_id"], record["pid"], record["born"])
 
     def _repeat_stragglers(self) -> None:
         open_ = set(self.shards) - self._committed - self._failed

@@ -11,19 +11,22 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+import rich.table
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+from rich.text import Text
 
-from humpback_ray import pipeline, warm
+from humpback_ray import pipeline, storage, warm
 from humpback_ray.config import Config, ConfigError, load
 from humpback_ray.lease import LeaseHeld, LeaseLost
 from humpback_ray.ledger import Manifest
 from humpback_ray.limits import LimitReached, Limits
 from humpback_ray.pilot import as_pilot
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
+from humpback_ray.printable import printable
 from humpback_ray.run import Run, RunConfig
 from humpback_ray.stage import StageFailed
 from jobs.ending import Ending
@@ -100,6 +103,8 @@ def opened(config: RunConfig, until: str | None) -> Run:
     made = known[: known.index(until) + 1] if until else known
     trains = any(name.startswith("models/") and name not in config.reuse for name in made)
     run.begin(start_ray(config, trains))
+    if storage.is_s3(run.root):
+        storage.be_patient(60 * config.storage_patience_minutes)
     return run
 
 
@@ -114,7 +119,15 @@ def shown(run: Run, until: str | None) -> Iterator[Manifest]:
 
 def say(text: str, style: str | None = None) -> None:
     """Print a line as it is: paths and errors may hold what rich takes for markup."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+class Table(rich.table.Table):
+    """A table whose cells are plain text: they may hold what rich takes for markup, or a terminal for a command."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Add a row."""
+        super().add_row(*(Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells), **options)
 
 
 ending = Ending(say)
@@ -134,6 +147,9 @@ def guarded(work: Callable[[], int]) -> int:
         return 3
     except StageFailed as error:
         say(f"error: {error}", "red")
+        return 1
+    except OSError as error:
+        say(f"error: {error}; {ending.left()}; the same command goes on from here", "red")
         return 1
     except LimitReached as error:
         say(f"stopped: {error}", "red")
@@ -233,10 +249,17 @@ def logs() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     handler.addFilter(lambda record: record.levelno > logging.DEBUG or hasattr(record, "progress"))
+    handler.addFilter(_without_controls)
     for name in ("humpback_ray", "jobs"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.DEBUG if console.is_terminal else logging.INFO)
+
+
+def _without_controls(record: logging.LogRecord) -> bool:
+    """Make a record's message printable."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
 
 
 class LiveHandler(RichHandler):

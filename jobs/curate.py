@@ -14,13 +14,11 @@ kept in `<root>/report/comparison-<round>.json`. Safe to submit again after a cr
 import argparse
 import sys
 
-from rich.table import Table
-
 from humpback_ray import pipeline
 from humpback_ray.config import ConfigError, load
 from humpback_ray.curate.compare import Comparison
 from humpback_ray.run import RunConfig
-from jobs.console import arguments, console, guarded, opened, say, shown, work_until
+from jobs.console import Table, arguments, console, guarded, opened, say, shown, work_until
 
 FLAGS = {"compare": "rate one sample with several scorers and print agreement, failures and cost"}
 

@@ -80,6 +80,11 @@ class Ending:
             self._speak("terminated")
             os._exit(TERMINATED)
 
+    def left(self) -> str:
+        """Say what is left, as far as storage answers."""
+        self._ask()
+        return self._left
+
     def interrupted(self) -> None:
         """Say what Ctrl-C left."""
         self._ask()

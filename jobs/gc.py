@@ -4,7 +4,8 @@
     python -m jobs.gc s3://bucket/run --delete
 
 Files of attempts that lost, checkpoints of finished models, unfinished uploads, temporary files of the dead. What it
-does not know it names and leaves alone. Exits 0, or 2 where there is no run.
+does not know it names and leaves alone. With --delete it also deletes copies of models on this machine that nobody has
+used for a week. Exits 0, or 2 where there is no run.
 """
 
 import argparse
@@ -12,12 +13,13 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
 from humpback_ray.gc import Waste, delete, survey
-from jobs.console import console, guarded, say
+from jobs.console import Table, console, guarded, say
+
+COPIES_S = 7 * 86400.0
+"""How long a copy of a model on this machine may lie unused."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         count, size = sum(len(group.files) for group in waste), sum(group.bytes for group in waste)
         done = "deleted" if arguments.delete else "may go (--delete deletes)"
         say(f"{done}: {count:,} files, {size:,} bytes")
+        if arguments.delete:
+            for copy in storage.forget_old_copies(COPIES_S):
+                say(f"deleted: {copy}, a copy of a model that nobody has used for a week")
         return 0
 
     return guarded(work)

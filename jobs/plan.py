@@ -12,15 +12,13 @@ import dataclasses
 import json
 import sys
 
-from rich.table import Table
-
 from humpback_ray.config import ConfigError, load
 from humpback_ray.plan import Measured, Plan, measured, plan
 from humpback_ray.plan.training import Step
 from humpback_ray.progress import duration
 from humpback_ray.rates import PlanConfig
 from humpback_ray.run import RunConfig, pilot_root
-from jobs.console import arguments, console, guarded, say
+from jobs.console import Table, arguments, console, guarded, say
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "working", "buffers")
 

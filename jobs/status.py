@@ -12,13 +12,11 @@ import json
 import sys
 import time
 
-from rich.table import Table
-
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
 from humpback_ray.progress import duration
 from humpback_ray.status import RunStatus, StageStatus, status
-from jobs.console import console, guarded, say
+from jobs.console import Table, console, guarded, say
 
 COLUMNS = ("stage", "state", "done", "rate", "left", "attempts", "failed", "quarantined", "quiet", "requests")
 

@@ -1,5 +1,6 @@
 """A finished model is copied out of its run, every file held against its commit; the job says how to serve it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,30 @@ def test_what_is_no_model_and_a_directory_in_use_are_refused(
         assert main([*arguments]) == 2
         assert said in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_model_are_not_replaced(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "out"
+    assert main([str(model), str(target)]) == 0
+    weights = target / "model-00001-of-00001.safetensors"
+    weights.write_bytes(b"v" * 5000)
+    (target / "config.json").unlink()
+    assert main([str(model), str(target)]) == 2
+    assert "holds other weights than" in capsys.readouterr().out
+    assert weights.read_bytes() == b"v" * 5000
+    assert not (target / "config.json").exists()
+
+
+@pytest.mark.parametrize("name", ["data/all.1-abc/../../../x.txt", "../x", "/etc/passwd", "x", "data//x", "data/./x"])
+def test_a_manifest_that_names_a_file_outside_its_stage_is_refused(
+    model: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((model / "manifest.json").read_text())
+    manifest["commits"][0]["files"][0]["name"] = name
+    (model / "manifest.json").write_text(json.dumps(manifest))
+    (model.parent / "x.txt").write_text("evil")
+    assert main([str(model), str(tmp_path / "deep/er/target")]) == 1
+    assert f"the file name {name!r} leads out of the stage's directory" in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "deep").exists()

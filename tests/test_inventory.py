@@ -76,3 +76,22 @@ def test_a_model_is_identified_by_its_weights(folder: Path) -> None:
     (model / "model.safetensors").write_bytes(b"13")
     os.utime(model / "model.safetensors", ns=(2, 2))
     assert resolve_model("base_model", str(model), hashes).digest != before
+
+
+def test_a_file_that_was_replaced_under_its_old_time_and_size_is_hashed_again(folder: Path) -> None:
+    before, path = digest(folder, "web"), folder / "web/a.jsonl"
+    stat = path.stat()
+    path.write_text("3")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert digest(folder, "web") != before
+    path.unlink()
+    path.write_text("1")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert digest(folder, "web") == before
+
+
+@pytest.mark.parametrize("damaged", [b"{", b"[]", b'{"x": 3}', b"\xff"])
+def test_a_damaged_memory_of_hashes_is_forgotten(folder: Path, damaged: bytes) -> None:
+    before = digest(folder, "web")
+    (folder / "hashes.json").write_bytes(damaged)
+    assert digest(folder, "web") == before

@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humpback_ray.ledger import MOST_LOST_NODES, Attempt, Commit, DataFile, Manifest, Shard, charged, write_table
+from humpback_ray import storage
+from humpback_ray.lease import Lease
+from humpback_ray.ledger import (
+    MOST_LOST_NODES,
+    Attempt,
+    Commit,
+    DataFile,
+    Ledger,
+    Manifest,
+    Shard,
+    charged,
+    write_table,
+)
 from humpback_ray.pool import SHARDS_PER_BLOCK, SINGLE_BLOCKS, groups
 from humpback_ray.records import METRICS
 from humpback_ray.stage import Place, Stage
@@ -97,3 +109,42 @@ def test_metrics_are_read_and_proven_but_their_times_are_no_part_of_a_models_ide
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(Difference, match=r"metrics\.parquet: SHA-256"):
         verify_stage(made)
+
+
+def test_an_error_is_not_hidden_by_storage_that_cannot_note_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(str(tmp_path), "s")
+
+    def full(*_: Any) -> bool:
+        raise OSError(28, "No space left on device")
+
+    def fail() -> None:
+        with ledger.begin("000000"):
+            monkeypatch.setattr(storage, "create", full)
+            raise ValueError("the true cause")
+
+    with pytest.raises(ValueError, match="the true cause"):
+        fail()
+
+
+def test_files_that_are_not_the_ledgers_are_left_alone(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path), "s")
+    with ledger.begin("000000"):
+        pass
+    for stray in (".DS_Store", ".nfs0001", "000000.json~", "notes.txt"):
+        for folder in ("commits", "attempts", "attempts/000000", "lease"):
+            storage.write_bytes(str(tmp_path / folder / stray), b"\0")
+    assert ledger.committed() == set()
+    assert ledger.attempts_made() == {"000000": 1}
+    assert len(ledger.attempts("000000")) == 1
+    assert ledger.begin("000000").number == 2
+    with Lease(str(tmp_path), "s") as lease:
+        assert lease.epoch == 1
+
+
+def test_a_commit_that_was_cut_off_is_named(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "commits/000000.json"), b'{"shard"')
+    with pytest.raises(storage.Damaged, match=r"commits/000000\.json is not JSON .*; 8 bytes"):
+        Ledger(str(tmp_path), "s").commit_of("000000")
+    storage.write_bytes(str(tmp_path / "commits/000000.json"), b'{"shard": "000000", "host": 1}')
+    with pytest.raises(storage.Damaged, match=r"is not what a run writes there \(KeyError"):
+        Ledger(str(tmp_path), "s").commit_of("000000")

@@ -1,6 +1,5 @@
 """A process that hangs says where before it ends, however busy the machine is and however many threads it has."""
 
-import math
 import signal
 import subprocess
 import sys
@@ -64,7 +63,7 @@ def test_a_process_that_waits_for_its_turn_still_says_where_every_thread_hangs(
     hanging: "subprocess.Popen[str]", words: Path
 ) -> None:
     stopped(hanging)
-    ending = threading.Thread(target=processes._end, args=(hanging.pid, math.inf))
+    ending = threading.Thread(target=processes._end, args=(hanging.pid, ""))
     ending.start()
     ending.join(1)
     assert ending.is_alive(), "it was not waited for"
@@ -82,10 +81,10 @@ def test_a_process_that_never_answers_is_killed(
 ) -> None:
     monkeypatch.setattr(processes, "STACKS_S", 0.1)
     stopped(hanging)
-    processes._end(hanging.pid, math.inf)
+    processes._end(hanging.pid, "")
     assert hanging.wait(10) == -signal.SIGKILL
 
 
 def test_a_process_that_got_the_number_of_an_ended_one_is_left_alone(hanging: "subprocess.Popen[str]") -> None:
-    processes._end(hanging.pid, psutil.Process(hanging.pid).create_time() - 2)
+    processes._end(hanging.pid, str(int(processes.born(hanging.pid)) - 1))
     assert hanging.poll() is None

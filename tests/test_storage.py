@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 from humpback_ray import s3, steps, storage
+from humpback_ray.inventory import Hashes, resolve, resolve_model
 from humpback_ray.records import PAIR
 from tests.faults.proxy import FaultProxy
 
@@ -53,6 +55,132 @@ def test_what_is_written_is_read_listed_found_and_deleted(root: str) -> None:
     assert not storage.exists(storage.join(root, "a/b.json"))
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(storage.join(root, "a/b.json"))
+
+
+def test_names_with_a_dot_are_left_out_unless_they_are_asked_for(root: str) -> None:
+    for name in ("a.json", ".b.json", "deep/c.json", ".deep/d.json", "deep/.e/f.json", "_g.json"):
+        storage.write_bytes(storage.join(root, "in", name), b"1")
+
+    def found(pattern: str) -> list[str]:
+        return [file.name for file in storage.find(storage.join(root, "in", pattern))]
+
+    assert found("") == found("**") == found("**/*.json") == ["_g.json", "a.json", "deep/c.json"]
+    assert found("*.json") == ["_g.json", "a.json"]
+    assert found(".*") == found(".b.json") == [".b.json"]
+    assert found(".deep/*") == ["d.json"]
+    assert found(".d*/*") == [".deep/d.json"]
+    assert found("*/c.json") == ["deep/c.json"]
+
+
+def test_an_input_that_changed_is_refused_where_it_is_read(root: str) -> None:
+    uri = storage.join(root, "a.jsonl")
+    storage.write_bytes(uri, b"old")
+    (file,) = resolve("inputs", [uri], Hashes(storage.join(root, "hashes.json"))).files
+    with storage.reading(file) as stream:
+        assert stream.read() == b"old"
+    for content in (b"new", b"longer", b""):
+        storage.write_bytes(uri, content)
+        with pytest.raises(storage.InputChanged, match=r"a\.jsonl has changed since"), storage.reading(file) as stream:
+            stream.read()
+    storage.write_bytes(uri, b"old")
+    with storage.reading(file) as stream:
+        assert stream.read() == b"old"
+
+
+def test_weights_that_changed_are_not_loaded(root: str) -> None:
+    uri = storage.join(root, "model")
+    for name in ("config.json", "model.safetensors"):
+        storage.write_bytes(storage.join(uri, name), name.encode())
+    found = resolve_model("base_model", uri, Hashes(storage.join(root, "hashes.json")))
+    directory = storage.Directory(uri, found.files)
+    storage.write_bytes(storage.join(uri, "notes.txt"), b"not of the inventory")
+    assert (storage.local_directory(directory) / "model.safetensors").read_bytes() == b"model.safetensors"
+    storage.write_bytes(storage.join(uri, "model.safetensors"), b"other.safetensors")
+    if not storage.is_s3(root):  # a copy of the old version is still on this node
+        with pytest.raises(storage.InputChanged, match=r"model\.safetensors has changed"):
+            storage.local_directory(directory)
+    storage.forget_old_copies(-1.0)
+    with pytest.raises(storage.InputChanged, match=r"model\.safetensors has changed"):
+        storage.local_directory(directory)
+
+
+@pytest.mark.s3
+def test_a_model_of_a_stage_is_held_against_its_hashes_when_it_is_fetched(s3_bucket: str) -> None:
+    uri = storage.join(s3_bucket, uuid.uuid4().hex)
+    storage.write_bytes(storage.join(uri, "config.json"), b"evil")
+    sha256 = hashlib.sha256(b"good").hexdigest()
+    file = storage.InputFile(storage.join(uri, "config.json"), "config.json", 4, f"sha256:{sha256}")
+    with pytest.raises(storage.Damaged, match=rf"config.json has the SHA-256 .*, recorded is {sha256}"):
+        storage.local_directory(storage.Directory(uri, (file,)))
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this user's copies are."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"humpback-ray-{os.getuid()}"
+
+
+@pytest.mark.s3
+def test_copies_that_another_user_can_write_to_are_not_used(s3_bucket: str, alone: Path, tmp_path: Path) -> None:
+    uri = storage.join(s3_bucket, uuid.uuid4().hex)
+    storage.write_bytes(storage.join(uri, "config.json"), b"{}")
+    copy = storage.local_directory(uri)
+    assert copy.parent == alone
+    copy.chmod(0o777)
+    with pytest.raises(storage.StorageError, match="should be a directory that user"):
+        storage.local_directory(uri)
+    copy.chmod(0o700)
+    alone.chmod(0o777)
+    with pytest.raises(storage.StorageError, match="drwxrwxrwx"):
+        storage.local_directory(uri)
+    alone.rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").chmod(0o700)
+    alone.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(storage.StorageError, match="lrwxrwxrwx"):
+        storage.local_directory(uri)
+
+
+def test_links_are_followed_and_what_cannot_be_listed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else/b.json").write_text("1")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/linked").symlink_to(tmp_path / "else")
+    for pattern in ("in", "in/**/*.json", "in/*/*.json"):
+        assert [file.name for file in storage.find(str(tmp_path / pattern))] == ["linked/b.json"]
+    assert storage.list_names(str(tmp_path / "in")) == ["linked/b.json"]
+    (tmp_path / "in/gone").symlink_to(tmp_path / "nowhere")
+    for look in (storage.find, storage.list_names, storage.listing):
+        with pytest.raises(storage.StorageError, match=r"in/gone is a link to .*nowhere, which is not there"):
+            look(str(tmp_path / "in"))
+    (tmp_path / "in/gone").unlink()
+    (tmp_path / "else/back").symlink_to(tmp_path / "in")
+    with pytest.raises(storage.StorageError, match="is a link to a directory that it lies in"):
+        storage.find(str(tmp_path / "in"))
+
+
+def test_a_directory_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    locked = tmp_path / "in/locked"
+    locked.mkdir(parents=True)
+    (locked / "c.json").write_text("1")
+    tmp_path.chmod(0o755)
+    locked.chmod(0)
+    code = f"""
+import os, sys
+from humpback_ray import storage
+if os.getuid() == 0:
+    os.setgid(65534), os.setuid(65534)
+for look in (storage.find, storage.list_names, storage.listing):
+    try:
+        sys.exit(f"{{look.__name__}} returned {{look({str(tmp_path / "in")!r})}}")
+    except PermissionError as error:
+        assert "locked" in str(error), error
+"""
+    for parent in [*tmp_path.parents][:3]:
+        parent.chmod(parent.stat().st_mode | 0o055)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    locked.chmod(0o700)
+    assert done.returncode == 0, done.stderr
 
 
 def test_kept_rows_are_counted_among_the_kept_and_read_across_row_groups(root: str) -> None:
@@ -263,6 +391,23 @@ def test_an_error_after_the_last_try_names_file_operation_and_tries(
 
 
 @pytest.mark.s3
+def test_a_patient_process_waits_for_a_store_that_is_away_and_says_so(
+    fault_proxy: FaultProxy, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(s3, "TRIES", 2)
+    monkeypatch.setattr(s3, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(s3, "SAY_EVERY_S", 0.0)
+    uri = storage.join(s3_bucket, uuid.uuid4().hex)
+    fault_proxy.rule("503", times=8)
+    storage.be_patient(60)
+    try:
+        storage.write_bytes(uri, b"content")
+    finally:
+        storage.be_patient(0)
+    assert storage.read_bytes(uri) == b"content"
+    assert "put_object was tried 8 times: SlowDown" in capsys.readouterr().err
+
+
 def test_an_empty_reply_is_believed_only_of_an_empty_file(fault_proxy: FaultProxy, s3_bucket: str) -> None:
     root = storage.join(s3_bucket, uuid.uuid4().hex)
     for content, tries in ((b"content", 2), (b"", 1)):

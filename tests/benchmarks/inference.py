@@ -33,6 +33,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from humpback_ray import storage
 from humpback_ray.augment import AugmentConfig, AugmentRecipe, backward_request, make_candidates
 from humpback_ray.config import load
 from humpback_ray.corpus.segments import Segmenter
@@ -68,7 +69,7 @@ class Material:
         config, recipe = load(RunConfig, str(DEMO), []), WorldRecipe()
         write_world(recipe, folder)
         cut = Segmenter(config.corpus.recipe.segments, config.corpus.recipe.readers)
-        tables = [cut(str(file)) for file in sorted((folder / "web").glob("*.warc.gz"))]
+        tables = [cut(file) for file in storage.find(str(folder / "web" / "*.warc.gz"))]
         texts = sorted({text for table in tables for text in table["text"].to_pylist() if text})
         return Material(config, texts, train_tokenizer(BaseRecipe(), documents(recipe)))
 

@@ -99,16 +99,16 @@ def test_a_file_of_prompts_goes_through_the_actor(tmp_path: Path) -> None:
     file.write_text("\n".join(json.dumps({"instruction": f"What is {i}?"}) for i in range(20)))
     recipe = EvaluateRecipe(engine=EchoEngine())
     responder = Responder(recipe, ChatRecipe(), "", Resources())
-    answers = asyncio.run(responder(*find(str(file))))
-    assert answers["id"].to_pylist() == load_prompts(*find(str(file)))["id"].to_pylist()
+    answers = asyncio.run(responder(find(str(file))[0]))
+    assert answers["id"].to_pylist() == load_prompts(find(str(file))[0])["id"].to_pylist()
     assert set(answers["dataset"].to_pylist()) == {"quiz"}
     assert all(answers["output"].to_pylist())
-    assert asyncio.run(responder(load_prompts(*find(str(file))))) == answers
+    assert asyncio.run(responder(load_prompts(find(str(file))[0]))) == answers
 
 
 @pytest.mark.realdata
 def test_the_eighty_vicuna_prompts_are_read(real_data: Path) -> None:
-    table = load_prompts(*find(str(real_data / "prompts" / "vicuna-80.jsonl")))
+    table = load_prompts(find(str(real_data / "prompts" / "vicuna-80.jsonl"))[0])
     assert table.num_rows == 80
     assert len(set(table["id"].to_pylist())) == 80
     assert set(table["dataset"].to_pylist()) == {"vicuna-80"}

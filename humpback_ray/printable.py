@@ -1,0 +1,11 @@
+"""Text from outside (file names, words of a worker, another's lease) made safe for a terminal and a log."""
+
+import re
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and newline, what turns the direction of writing, and lone surrogates."""
+
+
+def printable(text: str) -> str:
+    r"""Write control characters as escapes (`\x1b`), so that no text clears a screen, sets a title or hides a line."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)

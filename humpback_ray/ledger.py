@@ -171,7 +171,7 @@ class Commit:
 def _check_name(name: str) -> None:
     """Raise ValueError unless a file's name stays within its stage directory."""
     parts = name.split("/")
-    if len(parts) < 2 or any(part in ("", ".", "..") for part in parts) or "\\" in name or "\0" in name:
+    if any(part in ("", ".", "..") for part in parts) or "\\" in name or "\0" in name:
         raise ValueError(f"the file name {name!r} leads out of the stage's directory")
 
 

@@ -106,7 +106,7 @@ def test_weights_of_another_model_are_not_replaced(
     assert not (target / "config.json").exists()
 
 
-@pytest.mark.parametrize("name", ["data/all.1-abc/../../../x.txt", "../x", "/etc/passwd", "x", "data//x", "data/./x"])
+@pytest.mark.parametrize("name", ["data/all.1-abc/../../../x.txt", "../x", "/etc/passwd", "data//x", "data/./x"])
 def test_a_manifest_that_names_a_file_outside_its_stage_is_refused(
     model: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

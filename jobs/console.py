@@ -2,7 +2,7 @@
 
 Exit codes: 0 done · 1 a stage failed, a check found a difference, or the error above it was not expected · 2 the
 configuration or an input is unusable, nothing was started · 3 another driver holds what this one needs · 4 `max_hours`
-or `max_dollars` is reached · 130 interrupted · 143 terminated (`ray job stop`).
+or `max_dollars` is reached · 129 the terminal was closed · 130 interrupted · 143 terminated (`ray job stop`).
 """
 
 import argparse
@@ -74,7 +74,8 @@ def work_until(found: argparse.Namespace, last: Last) -> int:
     if config.pilot is not None:
         config = as_pilot(config)
     run = opened(config, until)
-    with Limits(run):
+    with Limits(run) as limits:
+        ending.stopping = lambda: bool(limits.problem())
         done = list(shown(run, until))
     table(done)
     for line in [*pipeline.failures({manifest.stage: manifest for manifest in done}), *pipeline.attacks(done)]:

@@ -128,7 +128,7 @@ def test_verify_of_nothing_exits_1(tmp_path: Path) -> None:
 
 
 ENDED = """
-import contextlib, ctypes, signal, sys, time
+import contextlib, ctypes, hashlib, signal, sys, time
 from jobs.console import ending, guarded, say
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal: in the background it is ignored
@@ -148,6 +148,7 @@ sys.exit(guarded(work))
 """
 WAITS = "print('at work', flush=True); time.sleep(60)"
 IN_C = "ctypes.CDLL(None).system(b'echo at work; exec > /dev/null 2>&1; while kill -0 $PPID; do sleep 0.2; done')"
+IN_HASH = "print('at work', flush=True); hashlib.pbkdf2_hmac('sha256', b'x', b'y', 10**9)"  # `system` ignores SIGINT
 KNOWN, HANGS = "lambda: '5 of 24 shards'", "lambda: time.sleep(60)"
 GOES_ON = "the same command goes on from here"
 
@@ -158,6 +159,13 @@ TOLD: dict[str, tuple[int, str, str, int, list[str]]] = {
     "the main thread hangs": (signal.SIGTERM, IN_C, KNOWN, 143, [f"terminated; 5 of 24 shards; {GOES_ON}"]),
     "storage hangs": (
         signal.SIGTERM, WAITS, HANGS, 143, ["given back", f"terminated; what is committed stays; {GOES_ON}"]
+    ),
+    "SIGHUP": (signal.SIGHUP, WAITS, KNOWN, 129, ["given back", f"terminated; 5 of 24 shards; {GOES_ON}"]),
+    "Ctrl-C, and storage hangs": (
+        signal.SIGINT, WAITS, HANGS, 130, ["given back", f"interrupted; what is committed stays; {GOES_ON}"]
+    ),
+    "Ctrl-C, and the main thread hangs": (
+        signal.SIGINT, IN_HASH, HANGS, 130, [f"interrupted; what is committed stays; {GOES_ON}"]
     ),
     "both hang": (signal.SIGTERM, IN_C, HANGS, 143, [f"terminated; what is committed stays; {GOES_ON}"]),
 }  # fmt: skip

@@ -27,6 +27,7 @@ from humpback_ray.curate.rounds import CurateConfig
 from humpback_ray.curate.scorers import Chained
 from humpback_ray.evaluate.answers import EvaluateConfig
 from humpback_ray.evaluate.respond import load_prompts
+from humpback_ray.hub_ids import refuse_dataset, refuse_model
 from humpback_ray.inventory import Hashes, Inventory, resolve, resolve_model
 from humpback_ray.ledger import Ledger, Manifest, versions
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
@@ -160,6 +161,7 @@ class Run:
 
     def __init__(self, config: RunConfig, submission_id: str | None = None) -> None:
         try:
+            self._refuse_hub_ids(config)
             self.root = storage.located(config.root)
             self.reuse = {name: storage.located(uri) for name, uri in config.reuse.items()}
             self.base_model = storage.located(config.base_model) if config.base_model else None
@@ -176,6 +178,16 @@ class Run:
             self.submission = self._submit(submission_id)
         except OSError as error:
             raise ConfigError(" ".join(str(error.strerror or error).split())) from error
+
+    @staticmethod
+    def _refuse_hub_ids(config: RunConfig) -> None:
+        """Refuse names of the Hub, with the command that fetches them."""
+        for field, model in (("base_model", config.base_model), ("rewrite.model", config.rewrite.model)):
+            if model:
+                refuse_model(field, model)
+        for name in ("seed", "corpus", "evaluate"):
+            for pattern in getattr(config, name).recipe.inputs or ():
+                refuse_dataset(f"{name}.recipe.inputs", pattern)
 
     def _resolve(self) -> dict[str, Inventory]:
         """Find every input from outside; those of the sample are found when it is made."""

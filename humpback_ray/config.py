@@ -13,11 +13,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
+
+if TYPE_CHECKING:
+    from humpback_ray.packages import Package
 
 C = TypeVar("C", bound="Config")
 
@@ -32,6 +35,10 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+    def packages(self) -> "Sequence[Package]":
+        """Return the libraries that workers need for it, those of what is nested in it not included (packages.py)."""
+        return ()
 
 
 def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:

@@ -85,18 +85,25 @@ def work_until(found: argparse.Namespace, last: Last) -> int:
     return 0
 
 
-def opened(config: RunConfig, until: str | None) -> Run:
+def opened(config: RunConfig, until: str | None, also: Sequence[str] = ()) -> Run:
     """Open a run that goes up to a stage, and start or join Ray for it.
 
+    Args:
+        config: of the run.
+        until: the last stage that is made; None: all are.
+        also: stages beside those of the run that the job makes.
+
     Raises:
-        ConfigError: no such stage, an unusable input, or a machine with less than a placement asks for.
+        ConfigError: no such stage, a library that workers lack, an unusable input, a cluster that cannot be reached, or
+            a machine with less than a placement asks for.
     """
     known = config.stage_names()
     if until is not None and until not in known:
         raise ConfigError(f"{until} is no stage of this run; its stages are {', '.join(known)}")
+    made = known[: known.index(until) + 1] if until else known
+    config.check_packages_of([*made, *also])
     run = Run(config, submission_id())
     ending.state = run.state
-    made = known[: known.index(until) + 1] if until else known
     trains = any(name.startswith("models/") and name not in config.reuse for name in made)
     run.joined(start_ray(config, trains))
     return run

@@ -83,7 +83,7 @@ def answers(head: Head, tmp_path_factory: pytest.TempPathFactory) -> dict[str, t
         for name in names:
             case = CASES[name]
             variable = "RAY_API_SERVER_ADDRESS" if case.job == "submit" else "RAY_ADDRESS"
-            command = [case.job, *case.more, "configs/demo.yaml", f"root={folder / name}"]
+            command = [case.job, "configs/demo.yaml", f"root={folder / name}", *case.more]
             commands.append(({variable: case.address.format(**places)}, command))
         process = subprocess.Popen(
             [sys.executable, "-c", RUN, json.dumps(commands)], cwd=prepared.REPOSITORY, env=environment, text=True,
@@ -160,28 +160,34 @@ def submitted(head: Head, uploaded: Path, *arguments: str) -> "subprocess.Popen[
 
 
 @pytest.mark.slow
-def test_the_log_is_followed_and_the_exit_code_is_the_runs(
-    config: Path, head: Head, undisturbed: Fates, uploaded: Path
-) -> None:
-    assert len(undisturbed) == ROWS
-    root = config.parent / "undisturbed"
+def test_the_log_is_followed_and_the_exit_code_is_the_runs(config: Path, head: Head, uploaded: Path) -> None:
+    head.submit("true", "taken")
     runs = {
-        "finished": submitted(head, uploaded, "--submission-id", "finished", f"root={root}"),
-        "refused": submitted(head, uploaded, f"root={root}", "reuse.corpus=/nowhere"),
-        "taken": submitted(head, uploaded, "--submission-id", "first", f"root={root}"),
+        "refused": submitted(head, uploaded, f"root={config.parent}/refused", "reuse.corpus=/nowhere"),
+        "taken": submitted(head, uploaded, "--submission-id", "taken", f"root={config.parent}/refused"),
     }
     said = {name: process.communicate(timeout=180)[0] for name, process in runs.items()}
-    codes = {name: process.returncode for name, process in runs.items()}
-    assert codes == {"finished": 0, "refused": 2, "taken": 2}, said
-    assert "candidates" in said["finished"]
-    assert said["finished"].endswith("finished: succeeded, exit code 0\n")
+    assert {name: process.returncode for name, process in runs.items()} == {"refused": 2, "taken": 2}, said
     assert "error: reuse.corpus: /nowhere is no finished stage" in said["refused"]
     (identifier,) = {word for word in said["refused"].split() if word.startswith("mine-20")} & {
         job["submission_id"] for job in head.ask("/api/jobs/")
     }
     assert head.job(identifier)["driver_exit_code"] == 2
-    assert "did not take first: a submission of this id exists already" in said["taken"]
+    assert "did not take taken: a submission of this id exists already" in said["taken"]
     assert "Traceback" not in "".join(said.values())
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_a_finished_run_is_followed_to_exit_code_0(
+    config: Path, head: Head, undisturbed: Fates, uploaded: Path
+) -> None:
+    assert len(undisturbed) == ROWS
+    process = submitted(head, uploaded, "--submission-id", "finished", f"root={config.parent}/undisturbed")
+    said = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, said
+    assert "candidates" in said
+    assert said.endswith("finished: succeeded, exit code 0\n")
 
 
 @pytest.mark.slow

@@ -1,12 +1,14 @@
 """Where work runs: replicas, CPUs, GPUs, workers. Never hashed; the only module that spells actors and GPUs."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
+from humpback_ray.packages import FLASH, WANDB, Package
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,11 @@ class TrainPlacement(Config):
     """Tell Weights & Biases (extra `track`) of every step: "online" with the address, key and project of its own
     environment variables; "offline" into `checkpoints/<attempt>/wandb` of the model's stage, for `wandb sync` before
     `jobs.gc`. Where that fails there is a warning, and training goes on."""
+
+    def packages(self) -> Sequence[Package]:
+        """Return what the placement asks for by name; what is "auto" does without."""
+        flash = [FLASH] if self.attention == "flash_attention_2" else []
+        return [*flash, WANDB] if self.track is not None else flash
 
     @model_validator(mode="after")
     def _attention_has_its_gpu(self) -> Self:

@@ -29,8 +29,10 @@ from humpback_ray.curate.rounds import CurateConfig
 from humpback_ray.curate.scorers import Chained
 from humpback_ray.evaluate.answers import EvaluateConfig
 from humpback_ray.evaluate.respond import load_prompts
+from humpback_ray.hub_ids import refuse_dataset, refuse_model
 from humpback_ray.inventory import Hashes, Inventory, resolve, resolve_model
 from humpback_ray.ledger import Ledger, Manifest, versions
+from humpback_ray.packages import Package, declared, refuse_missing
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.rates import PlanConfig
@@ -83,6 +85,10 @@ class RunConfig(Config):
     """How long the driver goes on trying while S3 does not answer, or credentials have expired; workers are started
     again meanwhile. Not hashed."""
 
+    check_packages: bool = True
+    """Whether a job looks, before its first stage, for the libraries that its workers will import. The driver's
+    environment stands for theirs; false where only the workers have them. Not hashed."""
+
     pilot: float | None = Field(default=None, gt=0, le=1)
     """Run so much of the corpus, chosen by hash, and few steps of each training, in `<root>-pilot`, to measure rates
     for `jobs.plan`. None: all of it."""
@@ -120,6 +126,33 @@ class RunConfig(Config):
                 return getattr(getattr(self, section), field, None)
         return None
 
+    def packages_of(self, stages: Collection[str]) -> list[tuple[str, Package]]:
+        """Return key and library of all that workers need for some stages."""
+        found: list[tuple[str, Package]] = []
+        for pattern, key in NEEDS:
+            if any(re.fullmatch(pattern, stage) for stage in stages):
+                section: Any = self
+                for part in key.split("."):
+                    section = getattr(section, part, None)
+                found += declared(section, key) if section is not None else []
+        return found
+
+    def check_packages_of(self, stages: Collection[str]) -> None:
+        """Refuse to make stages for which this environment lacks libraries; finished stages need none.
+
+        Raises:
+            ConfigError: in one line, with the command that installs them.
+        """
+        if not self.check_packages:
+            return
+        try:
+            refuse_missing(self.packages_of(stages))
+        except ConfigError:
+            root = storage.located(self.root)
+            refuse_missing(self.packages_of([name for name in stages if not (
+                name in self.reuse or storage.exists(storage.join(root, name, "manifest.json"))
+            )]))  # fmt: skip
+
     def recipes(self) -> dict[str, Any]:
         """Return what is hashed: every section's recipe, without placements and locations."""
         sections: dict[str, Any] = {"chat": self.chat.model_dump(mode="json")}
@@ -146,6 +179,15 @@ PLACED = (
 """Of stages, by their names: the section and the field that hold the placement."""
 
 
+NEEDS = (
+    (r"models/.+", "train.recipe"), (r"models/.+", "train.placement"), (r"candidates", "augment.recipe.engine"),
+    (r"sample/ratings|prescores|round-\d+/(pre|canary-)?scores|compare/.+", "curate.recipe.engine"),
+    (r"round-\d+/rewritten", "rewrite.recipe.engine"), (r"evaluation/m\d+", "evaluate.recipe.engine"),
+    (r"segments", "corpus.recipe"),
+)  # fmt: skip
+"""Of stages, by their names: a part of the configuration whose libraries their workers import."""
+
+
 def pilot_root(root: str) -> str:
     """Return where the pilot of a run lies: beside it, since it is another run."""
     return f"{root.rstrip('/')}-pilot"
@@ -170,12 +212,12 @@ class Run:
 
     def __init__(self, config: RunConfig, submission_id: str | None = None, begin: bool = True) -> None:
         try:
+            self._refuse_hub_ids(config)
             self.root = storage.located(config.root)
             self.reuse = {name: storage.located(uri) for name, uri in config.reuse.items()}
             self.base_model = storage.located(config.base_model) if config.base_model else None
             self.rewriter = storage.located(config.rewrite.model) if config.rewrite.model else None
             storage.check_writable(self.root)
-            config.train.check_installed()
             self.config = config
             self.place: Place | None = None
             self.hashes = Hashes(storage.join(self.root, "hashes.json"))
@@ -199,6 +241,16 @@ class Run:
             self.submission = self._submit(self._wanted)
         except OSError as error:
             raise ConfigError(" ".join(str(error.strerror or error).split())) from error
+
+    @staticmethod
+    def _refuse_hub_ids(config: RunConfig) -> None:
+        """Refuse names of the Hub, with the command that fetches them."""
+        for field, model in (("base_model", config.base_model), ("rewrite.model", config.rewrite.model)):
+            if model:
+                refuse_model(field, model)
+        for name in ("seed", "corpus", "evaluate"):
+            for pattern in getattr(config, name).recipe.inputs or ():
+                refuse_dataset(f"{name}.recipe.inputs", pattern)
 
     def _resolve(self) -> dict[str, Inventory]:
         """Find every input from outside; those of the sample are found when it is made."""

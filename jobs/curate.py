@@ -43,7 +43,7 @@ def compare(found: argparse.Namespace) -> int:
         raise ConfigError(f"round is {found.round!r}, this run has the rounds 1 to {rounds}")
     number = int(found.round or 1)
     until = "candidates" if number == 1 else f"models/m{number - 1}"
-    run = opened(config, until)
+    run = opened(config, until, also=["compare/sample"])
     made = {manifest.stage: manifest for manifest in shown(run, until)}
     comparison, uri = pipeline.compare_scorers(run, made, number)
     table(comparison)

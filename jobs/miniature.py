@@ -20,6 +20,7 @@ def main() -> int:
     found = arguments(None, str(__doc__), seeds="5", arms="all")
     config = load(RunConfig, found.config, found.overrides)
     miniature.check(config)
+    config.check_packages_of(config.stage_names())
     arms = only(found.arms)
     root = storage.located(config.root)
     seeds = miniature.draw_seeds(root, found.seeds)

@@ -20,6 +20,7 @@ from humpback_ray.engines.base import Completion, Engine
 from humpback_ray.engines.batching import BatchedEngine, Ended, Job, OutOfMemory
 from humpback_ray.engines.decoding import Decoder, Row
 from humpback_ray.engines.tokens import Reader, Reading
+from humpback_ray.packages import TORCH, TRANSFORMERS, Package
 from humpback_ray.placement import Resources
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,10 @@ class TransformersEngine(Config):
 
     max_context_tokens: int | None = Field(default=None, ge=2)
     """Prompt and reply that fit, in tokens; None: what the model's configuration says."""
+
+    def packages(self) -> Sequence[Package]:
+        """Return what its `build` imports."""
+        return (TORCH, TRANSFORMERS)
 
     def build(self, directory: "str | storage.Directory", resources: Resources) -> Engine:
         """Load the model (safetensors only, no code of its own) and start the engine's thread."""

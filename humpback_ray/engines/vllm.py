@@ -25,6 +25,7 @@ from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.engines.base import Completion, Engine, Request
 from humpback_ray.engines.tokens import Reader, Reading
+from humpback_ray.packages import TRANSFORMERS, VLLM, Package
 from humpback_ray.placement import Resources
 from humpback_ray.processes import Dead
 
@@ -59,6 +60,10 @@ class VllmEngine(Config):
     eager: bool = False
     """Run without compiling and without CUDA graphs: starts sooner, runs slower. Here and not in the placement, since
     compiled arithmetic rounds otherwise."""
+
+    def packages(self) -> Sequence[Package]:
+        """Return what its `build` imports."""
+        return (VLLM, TRANSFORMERS)
 
     def build(self, directory: "str | storage.Directory", resources: Resources) -> Engine:
         """Load the model (safetensors only, no code of its own) and start the engine's processes."""

@@ -8,11 +8,13 @@ parameters decay (all), where dropout acts (wherever the model's own configurati
 attention alone), and the backward model's settings (the same as the others').
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
+from humpback_ray.packages import ACCELERATE, DEEPSPEED, PEFT, TORCH, TRANSFORMERS, Package
 
 TooLong = Literal["drop", "truncate"]
 """What happens to examples that are longer than the limit."""
@@ -45,6 +47,10 @@ class Lora(Config):
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Which linear layers get adapters: all but the output layer (Dettmers et al. 2023, arXiv:2305.14314, section 4),
     or those whose name ends so: `[q_proj, v_proj]` are the first authors'."""
+
+    def packages(self) -> Sequence[Package]:
+        """Return what puts adapters into a model."""
+        return (PEFT,)
 
 
 Method = Annotated[Full | Lora, Field(discriminator="kind")]
@@ -140,6 +146,10 @@ class TrainRecipe(Config):
             if any(rate < 0 for rate in values.values()):
                 raise ValueError(f"{field} must not be negative, got {values}")
         return self
+
+    def packages(self) -> Sequence[Package]:
+        """Return what every training needs."""
+        return (TORCH, TRANSFORMERS, DEEPSPEED, ACCELERATE)
 
     def of(self, model: str) -> "TrainRecipe":
         """Return the settings of one model alone: other models' steps and rates leave its fingerprint be."""

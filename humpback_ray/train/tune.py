@@ -4,7 +4,6 @@ The lease makes sure that one driver publishes; the checkpoints under `<stage>/c
 command go on where a killed one stopped. They stay there when the model is finished, until `gc` takes them.
 """
 
-import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,14 +11,14 @@ from dataclasses import replace
 from pydantic import Field
 
 from humpback_ray import storage
-from humpback_ray.config import Config, ConfigError
+from humpback_ray.config import Config
 from humpback_ray.ledger import Attempt, Commit, DataFile, Manifest, write_table
 from humpback_ray.placement import PoolPlacement, TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.stage import Model, Place, Stage, StageFailed
 from humpback_ray.train.fit import TrainingFailed, launch
 from humpback_ray.train.job import Provenance, TrainingStopped, TrainJob, metrics_table
-from humpback_ray.train.recipe import Lora, TrainRecipe
+from humpback_ray.train.recipe import TrainRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -34,18 +33,6 @@ class TrainConfig(Config):
 
     licence: str = "unknown"
     """What the model cards say, such as `apache-2.0`; that of the base model and of the data decide it. Not hashed."""
-
-    def check_installed(self) -> None:
-        """Refuse what this environment lacks the libraries for, before anything starts.
-
-        Raises:
-            ConfigError: naming the extra to install.
-        """
-        wanted = {"peft": isinstance(self.recipe.method, Lora), "wandb": self.placement.track is not None}
-        extras = {"peft": ("train.recipe.method", "lora"), "wandb": ("train.placement.track", "track")}
-        for library, (field, extra) in extras.items():
-            if wanted[library] and importlib.util.find_spec(library) is None:
-                raise ConfigError(f"{field} needs {library}; pip install 'humpback-ray[{extra}]' on every node")
 
 
 def fine_tune(

@@ -44,7 +44,9 @@ def job(*arguments: str) -> tuple[int, str]:
 
 SINGLE = "curate.recipe.scorer={kind: rubric, samples: 1, read: parsed}"
 UNUSABLE: dict[tuple[str, ...], str] = {
-    ("pipeline", DEMO, "corpus.recipe.input=[a]"): "error: unknown key corpus.recipe.input",
+    ("pipeline", DEMO, "corpus.recipe.input=[a]"): (
+        "error: unknown key corpus.recipe.input; did you mean corpus.recipe.inputs?"
+    ),
     ("pipeline", DEMO, "train.placement.zero_stage=4"): "error: train.placement.zero_stage",
     ("pipeline", DEMO, "corpus.recipe.inputs=[/nowhere/*.warc.gz]"): (
         "error: corpus.recipe.inputs: no file matches /nowhere/*.warc.gz"
@@ -53,7 +55,15 @@ UNUSABLE: dict[tuple[str, ...], str] = {
         "error: seed.recipe.inputs: no file matches /nowhere/trees.jsonl"
     ),
     ("pipeline", DEMO, "base_model=/nowhere/llama"): (
-        "error: base_model: /nowhere/llama is no model directory (it has no config.json)"
+        "error: base_model: /nowhere/llama is no model directory: there is none of that name; `hf download"
+    ),
+    ("pipeline", DEMO, "base_model=meta-llama/Llama-3.1-8B"): (
+        "error: base_model: meta-llama/Llama-3.1-8B is a Hub id, and a directory or an s3:// URI is wanted; "
+        "`hf download meta-llama/Llama-3.1-8B --local-dir models/Llama-3.1-8B` fetches it"
+    ),
+    ("pipeline", DEMO, "max_hours=1:30"): "error: max_hours is '1:30', but it takes a plain number",
+    ("pipeline", DEMO, "train.placement.workers=many"): (
+        "error: train.placement.workers is 'many', but it takes a plain whole number or a list"
     ),
     ("pipeline", DEMO, "sample=null"): (
         "error: base_model is not set, and there is no `sample` section to take it from"

@@ -5,14 +5,12 @@ from typing import Any
 
 import pytest
 
-from humpback_ray.config import ConfigError
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
 from humpback_ray.train.job import TrainResult
 from humpback_ray.train.loop import Session, train
-from humpback_ray.train.recipe import Lora, TrainRecipe
+from humpback_ray.train.recipe import Lora
 from humpback_ray.train.reload import probe_prompt
-from humpback_ray.train.tune import TrainConfig
 from tests.train.workers import Case, job, run
 
 LORA: dict[str, Any] = {
@@ -105,14 +103,3 @@ def test_two_workers_with_zero_3_have_the_same_losses(
         steps = done[name]["metrics"]
         assert [row["loss"] for row in steps] == pytest.approx([row.loss for row in result.metrics[:6]], rel=tolerance)
         assert steps[-1]["validation_loss"] == pytest.approx(result.metrics[5].validation_loss, rel=tolerance)
-
-
-def test_without_the_extra_it_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    TrainConfig().check_installed()
-    with pytest.raises(ConfigError, match=r"train.recipe.method needs peft; pip install 'humpback-ray\[lora\]'"):
-        TrainConfig(recipe=TrainRecipe(method=Lora())).check_installed()
-    with pytest.raises(ConfigError, match=r"train.placement.track needs wandb; pip install 'humpback-ray\[track\]'"):
-        TrainConfig(placement=TrainPlacement(track="offline")).check_installed()

@@ -7,7 +7,7 @@ over most of these in silence, so what it skipped is added up here. Behind a dam
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from pydantic import Field
@@ -15,6 +15,7 @@ from pydantic import Field
 from humpback_ray.config import Config
 from humpback_ray.corpus.readers import http
 from humpback_ray.corpus.readers.base import Document, Dropped, Inflated, content_id
+from humpback_ray.packages import FASTWARC, RESILIPARSE, Package
 
 if TYPE_CHECKING:
     from fastwarc.warc import WarcRecord
@@ -40,6 +41,10 @@ class WarcReader(Config):
 
     max_document_bytes: int = Field(default=10_000_000, ge=1)
     """A page that is longer than this once its encodings are undone is dropped. Chosen by us."""
+
+    def packages(self) -> Sequence[Package]:
+        """Return what reads archives and guesses encodings."""
+        return (FASTWARC, RESILIPARSE)
 
     def read(self, stream: BinaryIO) -> Iterator[Document | Dropped]:
         """Yield every response of the archive, as a document or dropped; last, what is wrong with the archive."""

@@ -165,11 +165,13 @@ class Pool:
         with ray.data.DataContext.current(_context()):
             items = [{"shards": [shard.json() for shard in group]} for group in groups(shards)]
             blocks = ray.data.from_items(items, override_num_blocks=len(items))
-            results = blocks.map_batches(
-                ShardActor,
-                fn_constructor_args=self._actor_arguments(placement),
-                **placement.map_arguments(),
-                runtime_env=warm.pool_environment(),
+            results = _stoppable(
+                blocks.map_batches(
+                    ShardActor,
+                    fn_constructor_args=self._actor_arguments(placement),
+                    **placement.map_arguments(),
+                    runtime_env=warm.pool_environment(),
+                )
             )
         watch = Watch(
             self.name, self.ledger, shards, self.pace, self._second, lambda: _stop(results),
@@ -294,6 +296,18 @@ def in_order(shards: Sequence[Shard], submission: str) -> list[Shard]:
     mixed = list(shards)
     random.Random(hashlib.sha256(submission.encode()).digest()).shuffle(mixed)
     return mixed
+
+
+def _stoppable(results: "ray.data.Dataset") -> "ray.data.Dataset":
+    """Let a data set know its executor from the start; Ray Data sets it when the first block is there, if ever."""
+    create = results._create_executor
+
+    def created() -> Any:
+        results._current_executor = create()
+        return results._current_executor
+
+    results._create_executor = created
+    return results
 
 
 def _stop(results: "ray.data.Dataset") -> None:

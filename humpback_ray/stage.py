@@ -306,7 +306,11 @@ class GlobalStep:
         import ray
 
         self.started = None
-        task = ray.remote(_in_attempt).options(num_returns="streaming", **self.placement.remote_arguments())
+        streamed = {
+            "num_returns": "streaming",
+            "_generator_backpressure_num_objects": 1,
+        }  # known before the step begins
+        task = ray.remote(_in_attempt).options(**streamed, **self.placement.remote_arguments())
         self.running = task.remote(self.step, self.attempt, self.arguments)
         self.started = cast(Started, ray.get(next(self.running)))
         return cast(Commit, ray.get(next(self.running)))
@@ -319,8 +323,8 @@ class GlobalStep:
 
     def _killed(self, number: int, error: Exception) -> None:
         """Say what killed the task, and raise if that was the last try."""
-        where = f"on node {self.started.node}" if self.started else "before it began"
-        said = f"{self.name}: the task {where} {_end_of(error, self.started, self.placement)}"
+        where = f" on node {self.started.node}" if self.started else ""
+        said = f"{self.name}: the task{where} {_end_of(error, self.started, self.placement)}"
         if number == TRIES:
             raise StageFailed(f"{said}; it was tried {TRIES} times") from None
         logger.warning("%s; trying once more", said)
@@ -354,11 +358,13 @@ def _end_of(error: Exception, started: Started | None, placement: TaskPlacement)
     from ray.exceptions import OutOfMemoryError
 
     reserved = f"{placement.memory_bytes / GB:.1f} GB" if placement.memory_bytes else "none"
-    has = f"its node has {started.memory_bytes / GB:.1f} GB, " if started else ""
-    room = f"{has}of which it had reserved {reserved} (memory_bytes of its placement)"
+    has = f"its node has {started.memory_bytes / GB:.1f} GB, of which it" if started else "it"
+    room = f"{has} had reserved {reserved} (memory_bytes of its placement)"
     if isinstance(error, OutOfMemoryError):
-        used = re.search(r"was ([\d.]+ ?[KMGT]?i?B) / ([\d.]+ ?[KMGT]?i?B)", str(error))
+        used = re.search(r"was ([\d.]+ ?\w+)(?: used)? / ([\d.]+ ?\w+)", str(error))
+        own = re.search(r"actual memory used=([\d.]+ ?\w+)", str(error))
         full = f"; {used[1]} of {used[2]} were in use on the node" if used else ""
+        full += f", {own[1]} of them by the task" if own and used else ""
         return f"ran out of memory and was killed by Ray's memory monitor{full}; {room}"
     cause = "killed, for want of memory perhaps, or its node was lost"
     return f"ended without a word ({type(error).__name__}: {cause}); {room}"

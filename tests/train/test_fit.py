@@ -97,7 +97,7 @@ def test_a_workers_own_error_reaches_the_caller_once(base: Path, tmp_path: Path,
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [2, (2, 3)], ids=["fixed", "elastic"])
+@pytest.mark.parametrize("workers", [2, pytest.param((2, 3), marks=pytest.mark.chaos)], ids=["fixed", "elastic"])
 def test_a_training_that_waits_for_gpus_says_so_and_is_given_up_without_a_traceback(
     base: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch, said: Said, workers: Any
 ) -> None:

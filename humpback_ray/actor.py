@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from humpback_ray import steps
+from humpback_ray.drivers import Others
 from humpback_ray.ledger import Attempt, Commit, Ledger, Shard, charged, node
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.processes import Dead, answer_when_ended
@@ -31,6 +32,14 @@ NODE_LOSS_S = 20
 """How long Ray may take to notice that a node is gone."""
 TEXT_CHARS = 4000
 """Of a quarantined row, as JSON."""
+
+
+class _Held(Exception):
+    """Another driver that lives is at work on the shard."""
+
+    def __init__(self, by: str) -> None:
+        super().__init__(by)
+        self.by = by
 
 
 class FileWorker(Protocol):
@@ -62,12 +71,20 @@ class ShardActor:
         placement: of the pool.
         worker: the stage's class, built here with `arguments` and the actor's resources.
         arguments: picklable.
+        dead: submissions whose drivers the driver knows to be dead; nobody else's word is waited for.
     """
 
     def __init__(
-        self, ledger: Ledger, schema: pa.Schema, placement: PoolPlacement, worker: type, arguments: tuple[Any, ...]
+        self,
+        ledger: Ledger,
+        schema: pa.Schema,
+        placement: PoolPlacement,
+        worker: type,
+        arguments: tuple[Any, ...],
+        dead: Sequence[str] = (),
     ) -> None:
         self.ledger, self.schema, self.placement = ledger, schema, placement
+        self.others = Others(ledger.uri, ledger.submission, dead)
         answer_when_ended()
         self.worker = worker(*arguments, placement.resources)
 
@@ -77,11 +94,13 @@ class ShardActor:
         return {name: [result[name] for result in results] for name in results[0]}
 
     async def _report(self, text: str) -> dict[str, Any]:
+        nothing = {"shard": Shard.parse(text).name, "error": "", "held_by": "", "tokens": 0, "seconds": 0.0}
         try:
             return await self.work(text)
+        except _Held as held:
+            return {**nothing, "held_by": held.by}
         except Exception as error:  # noqa: BLE001 whatever a worker raises costs its shard an attempt, not its block
-            name = Shard.parse(text).name
-            return {"shard": name, "error": f"{type(error).__name__}: {error}"[:500], "tokens": 0, "seconds": 0.0}
+            return {**nothing, "error": f"{type(error).__name__}: {error}"[:500]}
 
     async def work(self, text: str, second: bool = False) -> dict[str, Any]:
         """Bring one shard, as JSON, to its commit; `second`: although another attempt is on its way.
@@ -94,12 +113,16 @@ class ShardActor:
         if commit is None:
             attempt = await asyncio.to_thread(self._begin, shard.name, second)
             commit = await self._work(shard, attempt)
-        return {"shard": shard.name, "error": "", "tokens": commit.tokens, "seconds": commit.seconds}
+        return {
+            "shard": shard.name, "error": "", "held_by": "", "tokens": commit.tokens, "seconds": commit.seconds
+        }  # fmt: skip
 
     def _begin(self, shard: str, second: bool) -> Attempt:
         return self.ledger.begin(shard, None if second else self._is_worn, node_id())
 
     def _is_worn(self, past: list[dict[str, Any]]) -> bool:
+        if by := self.others.holder(past):
+            raise _Held(by)
         return len(charged(past, self.ledger.submission, alive_nodes())) >= self.placement.max_attempts
 
     async def _work(self, shard: Shard, attempt: Attempt) -> Commit:

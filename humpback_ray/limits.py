@@ -1,15 +1,21 @@
 """`max_hours` and `max_dollars`: what a run has taken over all its submissions, and an end to it.
 
-    <root>/spent/<submission>.json   hours and dollars of one submission, rewritten every minute and at its end
+    <root>/spent/<submission>.json   hours and dollars of one submission, rewritten every minute (at first oftener: a
+                                     driver that is killed has counted four fifths of its time) and at its end
 
 A submission's clock runs while its driver works on stages; each moment costs what the placement of the stage at work
 costs by the prices of `plan`, a pool counted at its largest. So the run is stopped too early rather than too late,
-but machines that wait between stages, storage and other jobs on the cluster are not in it. Where a limit is reached
-the driver is interrupted as by Ctrl-C: shards and checkpoints that are committed stay, leases are given back.
+but machines that wait between stages, storage and other jobs on the cluster are not in it. What other submissions have
+taken is read again every minute, so the limits of drivers at work together are one limit.
+
+Where a limit is reached the driver is interrupted as by Ctrl-C: shards and checkpoints that are committed stay, leases
+are given back. It is a real signal, which also ends the wait for a lock; a main thread that does not end is told again,
+and after `END_WITHIN_S` the process gets SIGTERM.
 """
 
-import _thread
 import json
+import logging
+import os
 import signal
 import threading
 import time
@@ -17,10 +23,22 @@ from types import TracebackType
 from typing import Any
 
 from humpback_ray import storage
+from humpback_ray.background import Complaints, repeat
+from humpback_ray.config import ConfigError
 from humpback_ray.run import Run, RunConfig
+
+logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
 WRITE_EVERY_S = 60.0
+FRESH_SHARE = 0.2
+"""Of a submission's time, what may not be written down yet in its first minutes."""
+TELL_EVERY_S = 10.0
+"""How often a main thread that does not leave the block is interrupted anew."""
+END_WITHIN_S = 120.0
+"""How long it has to leave the block before the process gets SIGTERM."""
+LEAVE_WITHIN_S = 10.0
+"""How long a request to storage that is on its way is waited for when the block is left."""
 
 
 class LimitReached(RuntimeError):
@@ -40,11 +58,15 @@ class Limits:
 
     def __init__(self, run: Run, look_every_s: float = LOOK_EVERY_S) -> None:
         self.run, self.config, self.look_every_s = run, run.config, look_every_s
-        self.before = spent(run.root)
+        self.uri = storage.join(run.root, "spent", f"{run.submission}.json")
+        self.before = spent(run.root, run.submission)
+        """Hours and dollars of the other submissions, as last read."""
         self.hours = self.dollars = 0.0
-        self._last = time.monotonic()
-        self._reached = ""
+        self._last = self._written = time.monotonic()
+        self._reached, self._told = "", 0.0
+        self._first_told: float | None = None
         self._ignored: Any = None  # what SIGINT did before, if nothing
+        self._blocked = False
         self._over = threading.Event()
         self._gate = threading.Lock()
 
@@ -53,8 +75,9 @@ class Limits:
             raise LimitReached(problem)
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a script's background
             self._ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
-        self._thread = threading.Thread(target=self._watch, name="limits", daemon=True)
-        self._thread.start()
+        if self._is_limited():  # under `ray job submit` SIGINT is blocked
+            self._blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        self._thread = repeat("counting hours and dollars", self._look, lambda: self.look_every_s, self._over)
         return self
 
     def __exit__(
@@ -63,17 +86,32 @@ class Limits:
         try:
             with self._gate:
                 self._over.set()
-            self._thread.join()
+            self._thread.join(LEAVE_WITHIN_S)
         except KeyboardInterrupt:
             if not self._reached:
                 raise
         finally:
+            self._over.set()
+            if self._blocked:
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             if self._ignored is not None:
                 signal.signal(signal.SIGINT, self._ignored)
         self._count()
-        self._write()
+        try:
+            self._write()
+        except OSError as refused:  # hides neither what the block raised nor that it succeeded
+            Complaints(f"writing {self.uri}").note(refused)
         if self._reached and isinstance(error, KeyboardInterrupt | None):
-            raise LimitReached(f"{self._reached}; {self.run.state()}") from None
+            raise LimitReached(f"{self._reached}; {self._state()}") from None
+
+    def _state(self) -> str:
+        try:
+            return self.run.state()
+        except (OSError, ValueError) as error:
+            return f"how far it is could not be read ({error})"
+
+    def _is_limited(self) -> bool:
+        return self.config.max_hours is not None or self.config.max_dollars is not None
 
     def problem(self) -> str:
         """Say which limit is reached; "" if none."""
@@ -88,31 +126,52 @@ class Limits:
                 )
         return ""
 
-    def _watch(self) -> None:
-        written = time.monotonic()
-        while not self._over.wait(self.look_every_s):
-            self._count()
-            if time.monotonic() - written > WRITE_EVERY_S:
-                self._write()
-                written = time.monotonic()
-            if problem := self.problem():
-                with self._gate:
-                    if not self._over.is_set():
-                        self._reached = problem
-                        self._over.set()
-                        _thread.interrupt_main()
-                return
+    def _look(self) -> None:
+        """Count, and end the block where a limit is reached; what storage refuses stops neither."""
+        now = self._count()
+        try:
+            self._share(now)
+        finally:
+            self._reached = self._reached or self.problem()
+            if self._reached:
+                self._tell(now)
 
-    def _count(self) -> None:
+    def _share(self, now: float) -> None:
+        """Write down what was counted, and read what others have, where it is time."""
+        if now - self._written >= min(WRITE_EVERY_S, FRESH_SHARE * 3600 * self.hours):
+            self._written = now
+            self._write()
+            self.before = spent(self.run.root, self.run.submission)
+
+    def _tell(self, now: float) -> None:
+        """Interrupt the main thread, again where it has not left the block; in the end, terminate the process."""
+        if self._first_told is None:
+            self._first_told = now
+        elif now - self._told < TELL_EVERY_S:
+            return
+        self._told = now
+        with self._gate:
+            if self._over.is_set():
+                return
+            if now - self._first_told < END_WITHIN_S:
+                main = threading.main_thread().ident
+                assert main is not None
+                signal.pthread_kill(main, signal.SIGINT)
+            else:
+                logger.error("%s; its work did not end within %.0f s", self._reached, END_WITHIN_S)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def _count(self) -> float:
+        """Add the time since the last count; returns the clock."""
         now, place = time.monotonic(), self.run.place
         seconds, self._last = now - self._last, now
         self.hours += seconds / 3600
         if place is not None:
             self.dollars += seconds * dollars_per_s(self.config, place.name)
+        return now
 
     def _write(self) -> None:
-        uri = storage.join(self.run.root, "spent", f"{self.run.submission}.json")
-        storage.write_bytes(uri, json.dumps({"hours": self.hours, "dollars": self.dollars}).encode())
+        storage.write_bytes(self.uri, json.dumps({"hours": self.hours, "dollars": self.dollars}).encode())
 
 
 def dollars_per_s(config: RunConfig, stage: str) -> float:
@@ -121,9 +180,23 @@ def dollars_per_s(config: RunConfig, stage: str) -> float:
     return config.plan.dollars_per_s(placement.most()) if placement else 0.0
 
 
-def spent(root: str) -> tuple[float, float]:
-    """Return the hours and dollars of all submissions of a run so far."""
-    directory = storage.join(root, "spent")
-    names = [name for name in storage.list_names(directory) if not storage.is_temporary(name)]
-    found = [json.loads(storage.read_bytes(storage.join(directory, name))) for name in names]
-    return sum(one["hours"] for one in found), sum(one["dollars"] for one in found)
+def spent(root: str, but: str = "") -> tuple[float, float]:
+    """Return the hours and dollars of the submissions of a run so far, one of them left out.
+
+    Raises:
+        ConfigError: a file cannot be understood; the message says which.
+    """
+    directory, hours, dollars = storage.join(root, "spent"), 0.0, 0.0
+    for name in storage.list_names(directory):
+        if name.startswith(".") or not name.endswith(".json") or name == f"{but}.json":
+            continue
+        uri = storage.join(directory, name)
+        try:
+            found = json.loads(storage.read_bytes(uri))
+            hours, dollars = hours + found["hours"], dollars + found["dollars"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{uri} is damaged ({type(error).__name__}: {error}); write what that submission took, "
+                '{"hours": 0, "dollars": 0} if nobody knows, or delete it'
+            ) from error
+    return hours, dollars

@@ -1,8 +1,9 @@
 """Where work runs: replicas, CPUs, GPUs, workers. Never hashed; the only module that spells actors and GPUs."""
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -33,6 +34,59 @@ class Resources:
         """Of each of its GPUs' memory, what an engine may take; of a part of a GPU, that part's."""
         return self.memory_share * min(1, self.gpus)
 
+
+@dataclass(frozen=True)
+class Need:
+    """What every one of some workers must find on one node."""
+
+    workers: int
+    """How many are needed at least."""
+    resources: dict[str, float]
+    """By Ray's names: CPU, GPU, memory in bytes, accelerator_type:H100."""
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def words(self) -> str:
+        """Name what one worker needs: "1 CPU and 2 GPUs (H100), market-type=spot"."""
+        kinds = [name.partition(":")[2] for name in self.resources if ":" in name]
+        found = amounts(self.resources) + (f" ({', '.join(kinds)})" if kinds else "")
+        return ", ".join([found, *(f"{name}={value}" for name, value in self.labels.items())])
+
+    def fits(self, resources: Mapping[str, float], labels: Mapping[str, str]) -> bool:
+        """Tell whether a node with these resources and labels has room for one worker."""
+        enough = all(resources.get(name, 0.0) >= amount - 1e-9 for name, amount in self.resources.items())
+        return enough and all(_selects(wanted, labels.get(name)) for name, wanted in self.labels.items())
+
+
+def amounts(resources: Mapping[str, float]) -> str:
+    """Write CPUs, GPUs and memory as people say them: "1 CPU and 0.5 GPUs"."""
+    said = []
+    for name in ("CPU", "GPU"):
+        if amount := resources.get(name, 0.0):
+            said.append(f"{amount:g} {name}{'' if amount == 1 else 's'}")
+    if memory := resources.get("memory", 0.0):
+        said.append(f"{memory / 1e9:.1f} GB of memory")
+    return " and ".join(said) or "no CPU"
+
+
+def _selects(wanted: str, found: str | None) -> bool:
+    """Tell whether a label's value is what a selector asks for: `spot`, `!spot`, `in(a, b)`, `!in(a, b)`."""
+    plain = wanted.removeprefix("!")
+    inside = re.fullmatch(r"in\((.*)\)", plain)
+    values = [value.strip() for value in inside[1].split(",")] if inside else [plain]
+    return (found in values) != wanted.startswith("!")
+
+
+def _given(resources: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: amount for name, amount in resources.items() if amount}
+
+
+def _typed(accelerator_type: str | None) -> dict[str, float]:
+    """Return the resource by which Ray finds nodes with a type of GPU."""
+    return {f"accelerator_type:{accelerator_type}": 0.001} if accelerator_type else {}
+
+
+GiveUpAfter = Annotated[float, Field(gt=0)]
+"""Minutes."""
 
 Labels = dict[
     Annotated[str, Field(pattern=r"^([A-Za-z0-9.-]+/)?[A-Za-z0-9][A-Za-z0-9_.-]*$")],
@@ -105,6 +159,10 @@ class PoolPlacement(Config):
     """Once all open shards are with actors, one that takes this many times as long as the median says, and a tenth of
     `limit_floor_s`, is started once more elsewhere; the first commit wins. None: off."""
 
+    give_up_waiting_minutes: GiveUpAfter | None = None
+    """The stage fails if no actor of the pool is up for this long: no such node came, all are busy, or a
+    constructor does not end. None: wait, and say every 30 s for what."""
+
     @model_validator(mode="after")
     def _can_be_had(self) -> Self:
         gpus, parts = self.gpus_per_replica, self.pipeline_parallel
@@ -145,6 +203,11 @@ class PoolPlacement(Config):
             self.cpus_per_replica, self.gpus_per_replica, self.batch_rows, self.batch_tokens, self.pipeline_parallel,
             self.memory_share, self.cache_bytes,
         )  # fmt: skip
+
+    def need(self) -> Need:
+        """Return what the pool waits for before it can work."""
+        each = _given({"CPU": self.cpus_per_replica, "GPU": self.gpus_per_replica})
+        return Need(self.min_replicas, each | _typed(self.accelerator_type), self.labels)
 
     @property
     def most_shards_held(self) -> int:
@@ -200,6 +263,14 @@ class TaskPlacement(Config):
     labels: Labels = Field(default_factory=dict)
     """Of the nodes that the task may run on."""
 
+    give_up_waiting_minutes: GiveUpAfter | None = None
+    """The stage fails if the task could not start for this long: no such node came, or all are
+    busy. None: wait, and say every 30 s for what."""
+
+    def need(self) -> Need:
+        """Return what the task waits for before it can start."""
+        return Need(1, _given({"CPU": self.cpus, "memory": self.memory_bytes}), self.labels)
+
     def needs(self) -> dict[str, float]:
         """Return what must be there at once."""
         return {"CPU": self.cpus}
@@ -209,9 +280,12 @@ class TaskPlacement(Config):
         return self.needs()
 
     def remote_arguments(self) -> dict[str, Any]:
-        """Return the options of the Ray task."""
+        """Return the options of the Ray task.
+
+        Ray retries nothing: what its memory monitor kills it would retry for ever. `Stage.once` tries again.
+        """
         return {
-            "num_cpus": self.cpus, "memory": self.memory_bytes, "max_retries": 2, "label_selector": self.labels or None
+            "num_cpus": self.cpus, "memory": self.memory_bytes, "max_retries": 0, "label_selector": self.labels or None
         }  # fmt: skip
 
 
@@ -271,6 +345,10 @@ class TrainPlacement(Config):
     max_preemption_failures: int | None = Field(default=None, ge=0)
     """Of failures on nodes that Ray was told to drain, which count apart; None: any number."""
 
+    give_up_waiting_minutes: GiveUpAfter | None = None
+    """The stage fails if its workers are not up for this long: no such node came, all are busy, or a
+    constructor does not end. None: wait, and say every 30 s for what."""
+
     track: Literal["online", "offline"] | None = None
     """Tell Weights & Biases (extra `track`) of every step: "online" with the address, key and project of its own
     environment variables; "offline" into `checkpoints/<attempt>/wandb` of the model's stage, for `wandb sync` before
@@ -323,6 +401,11 @@ class TrainPlacement(Config):
         """Return the arguments of `ray.train.FailureConfig`."""
         preemptions = -1 if self.max_preemption_failures is None else self.max_preemption_failures
         return {"max_failures": self.max_failures, "max_preemption_failures": preemptions}
+
+    def need(self) -> Need:
+        """Return what the training waits for before it can work."""
+        each = _given({"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker})
+        return Need(self.least_and_most[0], each | _typed(self.accelerator_type), self.labels)
 
     @property
     def most_workers(self) -> int:

@@ -3,12 +3,20 @@
 A pass maps the uncommitted shards, as descriptors; rows never go through the object store. A shard that
 failed as often as its placement allows runs alone and is taken apart (isolation.py), since a process that dies takes
 its neighbours' attempts with it. What takes too long is ended or started once more (watch.py).
+
+Where another driver is at work on the stage, each takes the shards in an order of its own and leaves alone those that
+the other holds (drivers.py). When there are no others left, it waits for their commits, or for the other's death.
 """
 
+import contextlib
+import functools
+import hashlib
 import logging
+import random
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -17,10 +25,13 @@ import pyarrow as pa
 
 from humpback_ray import steps, warm
 from humpback_ray.actor import ShardActor, alive_nodes, nodes_lost
-from humpback_ray.isolation import NODE_WAIT_S, Isolation, LoneWorker, WorkerFailed, reason
+from humpback_ray.background import Complaints
+from humpback_ray.drivers import STALE_S, Others, waiting_uri
+from humpback_ray.isolation import Isolation, LoneWorker, WorkerFailed, reason
 from humpback_ray.ledger import Ledger, Shard, StageFailed, charged, last_words
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.progress import Progress
+from humpback_ray.waiting import Actors, Waiting
 from humpback_ray.watch import Pace, Watch
 
 if TYPE_CHECKING:
@@ -32,6 +43,8 @@ SINGLE_BLOCKS = 1000
 """Shards at the end of a pass that travel alone."""
 SHARDS_PER_BLOCK = 8
 """Shards before those that one actor takes together."""
+HELD_EVERY_S = 2.0
+"""How often a driver looks whether shards that others hold are committed or free."""
 
 
 @dataclass
@@ -50,12 +63,22 @@ class Pool:
     pace: Pace
     idle: int = 0
     """Passes in a row that changed nothing."""
+    left: int = 0
+    """Shards that the pass left to other drivers."""
+    waits_for: str = ""
+    """What other drivers have to end before this one can go on; "" if nothing."""
     watch: Watch | None = None
     """Watches the pass that is running."""
+    waiting: Waiting | None = None
+    """Looks whether its actors are up."""
     seconds: list[LoneWorker] = field(default_factory=list)
     """Where stragglers of the pass on its way were started once more."""
     known: dict[str, Shard] = field(default_factory=dict)
     """The shards of all passes."""
+
+    def __post_init__(self) -> None:
+        self.others = Others(self.ledger.uri, self.ledger.submission)
+        """Drivers that are at work on the same stage."""
 
     def work_on(self, pending: Sequence[Shard]) -> None:
         """Make one pass over the uncommitted shards, or take apart those that are left because they failed too often.
@@ -64,11 +87,18 @@ class Pool:
             StageFailed: a shard fails whatever rows it gets, or several passes in a row changed nothing.
         """
         self.known.update({shard.name: shard for shard in pending})
-        before = self._state()
+        before, self.left = self._state(), 0
         tried, alive = before[1], alive_nodes()
-        worn = [shard for shard in pending if self._is_worn(shard.name, tried[shard.name], alive)]
-        if fresh := [shard for shard in pending if shard not in worn]:
-            if failure := self._pass(fresh):
+        there = self.others.there()
+        held = self._held([shard for shard in pending if tried[shard.name]]) if there else {}
+        ours = [shard for shard in pending if shard.name not in held]
+        if not ours:
+            self._wait(held, pending)
+            return
+        worn = [shard for shard in ours if self._is_worn(shard.name, tried[shard.name], alive)]
+        names = {shard.name for shard in worn}
+        if fresh := [shard for shard in ours if shard.name not in names]:
+            if failure := self._pass(in_order(fresh, self.ledger.submission) if there else fresh):
                 if not nodes_lost(alive):
                     raise StageFailed(f"{self.name}: its workers could not run: {failure}; mend it and run again")
                 logger.warning(
@@ -76,7 +106,7 @@ class Pool:
                 )
         else:
             self._isolate(worn)
-        self.idle = self.idle + 1 if before == self._state() else 0
+        self.idle = self.idle + 1 if before == self._state() and not self.left else 0
         if self.idle >= self.placement.max_attempts:
             raise StageFailed(
                 f"{self.name}: {self.idle} passes neither committed nor tried one of {len(pending)} open "
@@ -84,8 +114,39 @@ class Pool:
             )
 
     def concern(self) -> str:
-        """Return what the progress line should say of shards that take long."""
-        return self.watch.concern() if self.watch else ""
+        """Return what the progress line should say of shards that take long, and of actors that are not up."""
+        stuck = self.watch.concern() if self.watch else ""
+        absent = self.waiting.words() if self.waiting else ""
+        return stuck + absent + (f"; {self.waits_for}" if self.waits_for else "")
+
+    def _held(self, shards: Sequence[Shard]) -> dict[str, str]:
+        """Return by whom shards are held that other drivers are at work on."""
+        found = {}
+        lives = functools.cache(self.others.lives)
+        for shard in shards:
+            if by := self.others.holder(self.ledger.attempts(shard.name), lives):
+                found[shard.name] = by
+        return found
+
+    def _wait(self, held: Mapping[str, str], pending: Sequence[Shard]) -> None:
+        """Wait until one of some shards that others hold is committed, or free."""
+        by = ", ".join(sorted(set(held.values())))
+        self.waits_for = f"{len(held)} shards, which are all that is left, are with submission {by}"
+        logger.info("%s: %s; waiting for it", self.name, self.waits_for)
+        looked = time.monotonic()
+        while self._are_held(held):
+            time.sleep(HELD_EVERY_S)
+            if time.monotonic() - looked >= STALE_S:
+                looked = time.monotonic()
+                if len(self._held([shard for shard in pending if shard.name in held])) < len(held):
+                    break  # an attempt has failed
+        self.waits_for = ""
+
+    def _are_held(self, held: Mapping[str, str]) -> bool:
+        """Tell whether no such shard is committed and all who hold them live."""
+        if not all(map(self.others.lives, set(held.values()))):
+            return False
+        return not any(self.ledger.commit_of(name) for name in held)
 
     def _is_worn(self, shard: str, tried: int, alive: set[str]) -> bool:
         if tried < self.placement.max_attempts:
@@ -96,7 +157,7 @@ class Pool:
         return self.ledger.committed(), self.ledger.attempts_made()
 
     def _actor_arguments(self, placement: PoolPlacement) -> tuple[Any, ...]:
-        return self.ledger, self.schema, placement, self.worker, self.arguments
+        return self.ledger, self.schema, placement, self.worker, self.arguments, self.others.dead()
 
     def _pass(self, shards: Sequence[Shard]) -> str:
         """Map shards; returns why that was not possible. An exception would keep this frame, and so actors, alive."""
@@ -107,11 +168,13 @@ class Pool:
         with ray.data.DataContext.current(_context()):
             items = [{"shards": [shard.json() for shard in group]} for group in groups(shards)]
             blocks = ray.data.from_items(items, override_num_blocks=len(items))
-            results = blocks.map_batches(
-                ShardActor,
-                fn_constructor_args=self._actor_arguments(placement),
-                **placement.map_arguments(),
-                runtime_env=warm.pool_environment(),
+            results = _stoppable(
+                blocks.map_batches(
+                    ShardActor,
+                    fn_constructor_args=self._actor_arguments(placement),
+                    **placement.map_arguments(),
+                    runtime_env=warm.pool_environment(),
+                )
             )
         watch = Watch(
             self.name, self.ledger, shards, self.pace, self._second, lambda: _stop(results),
@@ -120,20 +183,41 @@ class Pool:
         self.watch = watch
         warm.took(placement.min_replicas)
         try:
-            with watch:
+            with self._waiting("ShardActor", lambda: _stop(results)), watch:
                 for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                     for row in cast(pa.Table, batch).to_pylist():
                         self._reported(watch, row)
         except RayError as error:
-            return reason(error)
+            failure = reason(error)
+        else:
+            failure = ""
         finally:
             self.watch = None
             _stop(results)
             while self.seconds:
                 self.seconds.pop().close()
-        return ""
+        self._refuse_to_wait()
+        return failure
+
+    @contextlib.contextmanager
+    def _waiting(self, kind: str, give_up: Callable[[], object]) -> Iterator[None]:
+        """Look after actors of a class in the block; `give_up` ends it where they took too long to be up."""
+        placement, note = self.placement, waiting_uri(self.ledger.uri, self.ledger.submission)
+        limit = placement.give_up_waiting_minutes
+        self.waiting = Waiting(self.name, placement.need(), Actors(kind), limit, give_up, note)
+        with self.waiting:
+            yield
+
+    def _refuse_to_wait(self) -> None:
+        """Raise if the wait for actors was given up."""
+        if self.waiting and self.waiting.gave_up:
+            raise StageFailed(self.waiting.gave_up)
 
     def _reported(self, watch: Watch, row: Mapping[str, Any]) -> None:
+        if row["held_by"]:
+            self.left += 1
+            watch.left_to(row["shard"], row["held_by"])
+            return
         steps.reach(10)
         watch.ended(row["shard"], row["error"], row["seconds"])
         self.progress.advance(0, row["tokens"])
@@ -149,6 +233,8 @@ class Pool:
             except (WorkerFailed, StageFailed) as failure:
                 if not worker.closed:
                     logger.warning("%s: shard %s, started once more: %s", self.name, shard.name, failure)
+            except Exception as error:  # noqa: BLE001 the first start is still on its way, and is enough
+                Complaints(f"{self.name}: starting shard {shard.name} once more").note(error)
             else:
                 if watch:
                     self._reported(watch, row)
@@ -163,13 +249,21 @@ class Pool:
         workers = [self._lone_worker() for _ in shards]
         with ThreadPoolExecutor(self.placement.min_replicas) as threads:
             tasks = [threads.submit(self._take_apart, *pair) for pair in zip(shards, workers, strict=True)]
-            try:
-                for task in tasks:
-                    task.result()
-            except BaseException:
+
+            def close() -> None:
                 for worker in workers:
                     worker.close()
+
+            try:
+                with self._waiting("LoneActor", close):
+                    for task in tasks:
+                        task.result()
+            except BaseException as error:
+                close()
+                if isinstance(error, StageFailed):
+                    self._refuse_to_wait()  # it says more than that a worker was called off
                 raise
+            self._refuse_to_wait()
 
     def _good(self) -> Shard | None:
         """Return a shard that this submission has seen committed, if there is one."""
@@ -207,6 +301,25 @@ def groups(shards: Sequence[Shard]) -> Iterator[Sequence[Shard]]:
         first += size
 
 
+def in_order(shards: Sequence[Shard], submission: str) -> list[Shard]:
+    """Return shards in the order in which a submission takes them where there are other drivers: its own."""
+    mixed = list(shards)
+    random.Random(hashlib.sha256(submission.encode()).digest()).shuffle(mixed)
+    return mixed
+
+
+def _stoppable(results: "ray.data.Dataset") -> "ray.data.Dataset":
+    """Let a data set know its executor from the start; Ray Data sets it when the first block is there, if ever."""
+    create = results._create_executor
+
+    def created() -> Any:
+        results._current_executor = create()
+        return results._current_executor
+
+    results._create_executor = created
+    return results
+
+
 def _stop(results: "ray.data.Dataset") -> None:
     """End a pass whose iterator waits; Ray Data has no public call for that."""
     executor = results._current_executor
@@ -221,7 +334,7 @@ def _context() -> Any:
     context = ray.data.DataContext.get_current().copy()
     context.max_errored_blocks = -1
     context.max_consecutive_actor_init_deaths = 2
-    context.execution_no_progress_timeout_s = NODE_WAIT_S
+    context.execution_no_progress_timeout_s = -1  # what stands still is named (waiting.py) or ended (watch.py)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from humpback_ray.background import Complaints, repeat
+
 logger = logging.getLogger(__name__)
 
 LINE_EVERY_S = 30.0
@@ -47,11 +49,13 @@ class Progress:
         self.tokens = 0
         self._said, self._asked_s = "", 0.0
         self._since = time.monotonic()
+        self._last = time.monotonic()
+        self._complaints = Complaints(f"{stage}: looking for what takes long")
         self._end = threading.Event()
 
     def __enter__(self) -> "Progress":
-        self._thread = threading.Thread(target=self._tick, name=f"progress-{self.stage}", daemon=True)
-        self._thread.start()
+        self._last = time.monotonic()
+        self._thread = repeat(f"{self.stage}: saying how far it is", self._tick, lambda: 1.0, self._end)
         return self
 
     def __exit__(
@@ -72,17 +76,17 @@ class Progress:
         self.tokens += tokens
 
     def _tick(self) -> None:
-        last = time.monotonic()
-        while not self._end.wait(1.0):
-            line = time.monotonic() - last >= LINE_EVERY_S
-            self._emit(logging.INFO if line else logging.DEBUG)
-            last = time.monotonic() if line else last
+        line = time.monotonic() - self._last >= LINE_EVERY_S
+        if line:
+            self._last = time.monotonic()
+        self._emit(logging.INFO if line else logging.DEBUG)
 
     def _concern(self) -> str:
         try:
             return self.concern() if self.concern else ""
-        except OSError as error:
-            return f"; (could not look for stuck shards: {error})"
+        except Exception as error:  # noqa: BLE001 the line comes every 30 s, whatever cannot be added to it
+            self._complaints.note(error)
+            return f"; (could not look for stuck shards: {type(error).__name__}: {error})"
 
     def _emit(self, level: int, ended: bool = False) -> None:
         if not logger.isEnabledFor(level):

@@ -12,19 +12,21 @@ so that GPUs for the next are only asked for when its inputs are proven.
 
 import json
 import logging
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
 from humpback_ray import steps, storage
 from humpback_ray.actor import conform
 from humpback_ray.config import Config, ConfigError, difference, fingerprint
+from humpback_ray.drivers import Presence, waiting_uri
 from humpback_ray.inventory import Inventory
 from humpback_ray.lease import Lease
 from humpback_ray.ledger import (
@@ -36,6 +38,7 @@ from humpback_ray.ledger import (
     Shard,
     StageFailed,
     drop_counts,
+    node,
     requests_since_last,
     write_table,
 )
@@ -43,6 +46,7 @@ from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.pool import Pool
 from humpback_ray.progress import Progress
 from humpback_ray.records import NOT_PASSED_ON, QUARANTINED
+from humpback_ray.waiting import Waiting, Workers
 from humpback_ray.watch import Pace
 
 logger = logging.getLogger(__name__)
@@ -50,6 +54,9 @@ logger = logging.getLogger(__name__)
 READERS = 32
 """Commits that are read at once: object storage answers each in tens of milliseconds, and there may be thousands."""
 PROGRESS = "progress.txt"
+TRIES = 3
+"""How often a global step is tried whose process is killed or whose node is lost."""
+GB = 10**9
 ALL = "all"
 """Name of the only shard of a global step."""
 
@@ -183,7 +190,7 @@ class Stage:
         committed = self.ledger.committed()
         counted = [shard.rows for shard in shards]
         rows = {shard.name: 1 if None in counted else shard.rows or 0 for shard in shards}
-        begun = sum(rows[name] for name in committed)
+        begun = sum(rows[name] for name in committed if name in rows)
         unit = "files" if None in counted else "rows"
         progress = Progress(self.place.name, sum(rows.values()), begun, unit)
         pace = Pace(placement, {shard.name: weight(shard, source) for shard in shards})
@@ -191,10 +198,11 @@ class Stage:
             self.place.name, self.ledger, self.schema, worker, tuple(arguments), progress, rows, placement, pace
         )
         progress.concern = pool.concern
-        with progress:
+        with progress, Presence(self.place.uri, self.place.submission):
             while pending := [shard.located(source) for shard in shards if shard.name not in committed]:
                 pool.work_on(pending)
                 committed = self.ledger.committed()
+                progress.done = sum(rows[name] for name in committed if name in rows)  # other drivers' among them
             del pending
         return self._publish(self._commits([shard.name for shard in shards]))
 
@@ -219,24 +227,14 @@ class Stage:
         return found
 
     def once(self, step: Callable[..., Commit], arguments: Sequence[Any], placement: TaskPlacement) -> Manifest:
-        """Run `step(attempt, *arguments)` in one Ray task under the stage's lease; the rest is as in `leased`."""
+        """Run `step(attempt, *arguments)` in one Ray task under the stage's lease; the rest is as in `leased`.
 
-        def remote(attempt: Attempt) -> Commit:
-            import ray
-            from ray.exceptions import RayTaskError
+        A task whose node is lost, or whose process is killed, is tried again, `TRIES` times in all.
 
-            task = ray.remote(_in_attempt).options(**placement.remote_arguments())
-            with Progress(self.place.name, None, concern=self._words):
-                running = task.remote(step, attempt, tuple(arguments))
-                try:
-                    return ray.get(running)
-                except RayTaskError as error:
-                    raise error.cause from None
-                except KeyboardInterrupt:
-                    ray.cancel(running, force=True)
-                    raise
-
-        return self.leased(remote)
+        Raises:
+            StageFailed: that happened every time; or it could not start within the placement's time.
+        """
+        return self.leased(lambda attempt: GlobalStep(self, step, attempt, tuple(arguments), placement).run())
 
     def _words(self) -> str:
         """Return what a long step says of itself, in `progress.txt` of its directory; "" if nothing."""
@@ -297,9 +295,117 @@ class Stage:
         return published or manifest
 
 
-def _in_attempt(step: Callable[..., Commit], attempt: Attempt, arguments: tuple[Any, ...]) -> Commit:
-    """Run a global step in a Ray worker, as part of an attempt that the driver has begun."""
-    return step(attempt, *arguments)
+class GlobalStep:
+    """One execution of `Stage.once`: a Ray task that Ray itself never retries.
+
+    Ray would retry what its memory monitor kills without end, whatever `max_retries` says, unless that is 0.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        step: Callable[..., Commit],
+        attempt: Attempt,
+        arguments: tuple[Any, ...],
+        placement: TaskPlacement,
+    ) -> None:
+        self.stage, self.step, self.attempt, self.arguments = stage, step, attempt, arguments
+        self.placement, self.name = placement, stage.place.name
+        self.started: Started | None = None
+        self.running: Any = None
+        note = waiting_uri(stage.place.uri, stage.place.submission)
+        limit = placement.give_up_waiting_minutes
+        self.waiting = Waiting(self.name, placement.need(), self._workers, limit, self._cancel, note)
+
+    def run(self) -> Commit:
+        """Try until it succeeds, raises an error of its own, or was killed `TRIES` times.
+
+        Raises:
+            StageFailed: it was killed that often, or could not start in time.
+        """
+        from ray.exceptions import RayError, RayTaskError
+
+        with Progress(self.stage.place.name, None, concern=self._concern), self.waiting:
+            for number in range(1, TRIES + 1):
+                try:
+                    return self._try()
+                except RayTaskError as error:
+                    raise error.cause from None
+                except KeyboardInterrupt:
+                    self._cancel()
+                    raise
+                except RayError as error:
+                    if self.waiting.gave_up:
+                        raise StageFailed(self.waiting.gave_up) from None
+                    self._killed(number, error)
+        raise AssertionError("the last try returns or raises")
+
+    def _try(self) -> Commit:
+        import ray
+
+        self.started = None
+        streamed = {
+            "num_returns": "streaming",
+            "_generator_backpressure_num_objects": 1,
+        }  # known before the step begins
+        task = ray.remote(_in_attempt).options(**streamed, **self.placement.remote_arguments())
+        self.running = task.remote(self.step, self.attempt, self.arguments)
+        self.started = cast(Started, ray.get(next(self.running)))
+        return cast(Commit, ray.get(next(self.running)))
+
+    def _cancel(self) -> None:
+        import ray
+
+        if self.running is not None:
+            ray.cancel(self.running, force=True)
+
+    def _killed(self, number: int, error: Exception) -> None:
+        """Say what killed the task, and raise if that was the last try."""
+        where = f" on node {self.started.node}" if self.started else ""
+        said = f"{self.name}: the task{where} {_end_of(error, self.started, self.placement)}"
+        if number == TRIES:
+            raise StageFailed(f"{said}; it was tried {TRIES} times") from None
+        logger.warning("%s; trying once more", said)
+
+    def _workers(self) -> Workers:
+        return Workers(up=int(self.started is not None))
+
+    def _concern(self) -> str:
+        return self.stage._words() + self.waiting.words()
+
+
+@dataclass(frozen=True)
+class Started:
+    """Where a global step runs."""
+
+    node: str
+    memory_bytes: int
+    """What the node has, or the container that Ray runs in."""
+
+
+def _in_attempt(step: Callable[..., Commit], attempt: Attempt, arguments: tuple[Any, ...]) -> Iterator[Any]:
+    """Run a global step in a Ray worker, in an attempt that the driver has begun; yields where, and the commit."""
+    from ray._common.utils import get_system_memory
+
+    yield Started(node(), get_system_memory())
+    yield step(attempt, *arguments)
+
+
+def _end_of(error: Exception, started: Started | None, placement: TaskPlacement) -> str:
+    """Say how a task ended that raised nothing of its own, and how much memory it had."""
+    from ray.exceptions import OutOfMemoryError
+
+    reserved = f"{placement.memory_bytes / GB:.1f} GB" if placement.memory_bytes else "none"
+    has = f"its node has {started.memory_bytes / GB:.1f} GB, of which it" if started else "it"
+    room = f"{has} had reserved {reserved} (memory_bytes of its placement)"
+    if isinstance(error, OutOfMemoryError):
+        used = re.search(r"was ([\d.]+ ?\w+)(?: used)? / ([\d.]+ ?\w+)", str(error))
+        own = re.search(r"actual memory used=([\d.]+ ?\w+)", str(error))
+        full = f"; {used[1]} of {used[2]} were in use on the node" if used else ""
+        full += f", {own[1]} of them by the task" if own and used else ""
+        return f"ran out of memory and was killed by Ray's memory monitor{full}; {room}"
+    cause = "killed, for want of memory perhaps, or its node was lost"
+    return f"ended without a word ({type(error).__name__}: {cause}); {room}"
 
 
 def read_manifest(uri: str) -> Manifest | None:

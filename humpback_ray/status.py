@@ -6,8 +6,7 @@ its lease, the progress of its training, the commits of shards with quarantined 
 Ages compare the store's times with this machine's clock, or with the newest file where that is ahead of it. On one
 machine both are the same clock, and S3 refuses requests of a clock that is more than 15 minutes off.
 
-Given up: of a stage over shards nobody beats, so a dead driver shows after QUIET_S; of a finished stage the attempts
-that failed are not counted, since its manifest does not hold them.
+Given up: of a finished stage the attempts that failed are not counted, since its manifest does not hold them.
 """
 
 import json
@@ -19,7 +18,9 @@ from typing import Any, TypeVar
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
+from humpback_ray.drivers import BEAT, FOLDER, WAITING
 from humpback_ray.ledger import QUARANTINED, Ledger, Manifest, Shard
+from humpback_ray.progress import duration
 from humpback_ray.run import finished_stages, stage_names, submissions
 from humpback_ray.stage import PROGRESS
 from humpback_ray.storage import Listed
@@ -28,9 +29,9 @@ READERS = 16
 WINDOW_S = 600.0
 """Rates count the commits of the last ten minutes: several shards per actor, and recent enough for an ETA."""
 QUIET_S = 900.0
-"""A stage over shards that wrote nothing for this long may have no driver: shards are sized for 5 to 10 minutes."""
+"""A stage that nobody beats for, and that wrote nothing for this long, may have no driver."""
 BEAT_QUIET_S = 60.0
-"""The same for a stage under a lease, which beats every few seconds."""
+"""The same for a stage under a lease, or over shards with a driver's beat: both beat every few seconds."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -62,6 +63,8 @@ class StageStatus:
     holder: str = ""
     words: str = ""
     """What a long step says of itself."""
+    waiting: str = ""
+    """What it waits for, and for how long: a node of a kind, room, a constructor; "" while it works."""
     requests: dict[str, int] = field(default_factory=dict)
 
 
@@ -164,8 +167,11 @@ class Unfinished:
     def __init__(self, name: str, uri: str, since: float) -> None:
         self.name, self.since, self.ledger = name, since, Ledger(uri, "")
         self.files = {file.name: file for file in storage.listing(uri)}
-        self.newest = max((file.modified for file in self.files.values()), default=0.0)
-        self.now = max(time.time(), self.newest)
+        newest = max((file.modified for file in self.files.values()), default=0.0)
+        self.now = max(time.time(), newest)
+        work = [file.modified for file in self.files.values() if not file.name.startswith(f"{FOLDER}/")]
+        self.newest = max(work, default=0.0)
+        """Time of the newest file that is no driver's sign of life."""
 
     def status(self) -> StageStatus:
         """Say how far the stage is."""
@@ -175,7 +181,13 @@ class Unfinished:
         holder = self.holder()
         quiet_s = self.now - self.newest
         leased = any(self.under("lease/"))
-        lives = quiet_s < QUIET_S if not leased else bool(holder) and quiet_s < BEAT_QUIET_S
+        beats = [file.modified for file in self.under(f"{FOLDER}/") if file.name.endswith(BEAT)]
+        if leased:
+            lives = bool(holder) and quiet_s < BEAT_QUIET_S
+        elif beats:
+            lives = self.now - max(beats) < BEAT_QUIET_S
+        else:
+            lives = quiet_s < QUIET_S
         unit, done, total, per_s = self.progress()
         per_s = per_s if lives else None
         return StageStatus(
@@ -185,7 +197,16 @@ class Unfinished:
             failed=sum(file.name.endswith(".error.json") for file in self.under("attempts/")),
             quarantined=self.quarantined(), quiet_s=quiet_s, holder=holder,
             words=self.read(PROGRESS).decode() if PROGRESS in self.files else "",
+            waiting=self.waiting() if lives else "",
         )  # fmt: skip
+
+    def waiting(self) -> str:
+        """Say what the drivers wait for, as the newest of their notes has it."""
+        notes = [file for file in self.under(f"{FOLDER}/") if file.name.endswith(WAITING)]
+        newest = max(notes, key=lambda file: file.modified, default=None)
+        if newest is None or not (found := json.loads(self.read(newest.name) or b"{}")):
+            return ""
+        return f"waiting {duration(found['waited_s'] + self.now - newest.modified)} for {found['what']}"
 
     def under(self, folder: str) -> list[Listed]:
         """Return the files of a folder of the stage, temporary ones left out."""

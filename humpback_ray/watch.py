@@ -5,18 +5,24 @@ that ended it knows the median time per row (of files: per byte). An attempt bey
 ended; attempts of other shards in that process are written down as not charged. When all open shards are with actors,
 one that takes far longer than the median is started a second time (`second`), and once all are committed `stop` ends
 the pass.
+
+What an event changes is counted when it comes (`Flights`), so it costs the same in a pass over 100,000 shards as in one
+over ten. A look lists the directory, so the pauses between two are at least ten times as long as a look took.
 """
 
+import bisect
 import json
 import logging
-import statistics
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import perf_counter
 from types import TracebackType
 from typing import Any
 
 from humpback_ray import processes, storage
+from humpback_ray.background import repeat
 from humpback_ray.ledger import Ledger, Shard
 from humpback_ray.placement import PoolPlacement
 
@@ -24,6 +30,11 @@ logger = logging.getLogger(__name__)
 
 STUCK_AFTER_S = 600.0
 """An attempt this old is named in the progress line."""
+LOOK_EVERY_S = 30.0
+"""The longest pause between two looks, unless a look itself takes more than a tenth of it."""
+
+_ATTEMPT = re.compile(r"([^/]+)/(\d+)(\.error)?\.json")
+"""An attempt, or its error, in a listing; what else lies there is not ours."""
 
 Flight = tuple[str, int]
 """Shard and number of an attempt."""
@@ -35,15 +46,23 @@ class Pace:
     def __init__(self, placement: PoolPlacement, weights: Mapping[str, float]) -> None:
         self.placement, self.weights = placement, weights
         self._rates: list[float] = []
+        """Of all that ended, in order of size."""
+        self._lock = threading.Lock()
 
     def ended(self, weight: float, seconds: float) -> None:
         """Take an ended shard, or a part of one, into account."""
         if weight > 0:
-            self._rates.append(seconds / weight)
+            with self._lock:
+                bisect.insort(self._rates, seconds / weight)
 
     def expected_s(self, weight: float) -> float | None:
         """Return what so much takes, by the median; None while nothing has ended."""
-        return statistics.median(self._rates) * weight if self._rates else None
+        with self._lock:
+            count, middle = len(self._rates), len(self._rates) // 2
+            if not count:
+                return None
+            median = self._rates[middle] if count % 2 else (self._rates[middle - 1] + self._rates[middle]) / 2
+        return median * weight
 
     def limit_s(self, weight: float) -> float:
         """Return how long a shard in a pool may take."""
@@ -65,6 +84,126 @@ class Pace:
         if factor is None or expected is None:
             return False
         return age_s > max(factor * expected, self.placement.limit_floor_s / 10)
+
+
+class Flights:
+    """The shards of a pass and the attempts at them, counted event by event; used by several threads.
+
+    Args:
+        shards: names of the shards of the pass.
+    """
+
+    def __init__(self, shards: Iterable[str]) -> None:
+        self._lock = threading.Lock()
+        self._open = set(shards)
+        self._committed: set[str] = set()
+        self._waiting = len(self._open)
+        """Open shards that nobody has begun."""
+        self._begun: set[str] = set()
+        self._numbers: dict[str, dict[int, float]] = {}
+        """Of each open shard that was begun: attempts without an end, and when each was seen first."""
+        self._latest: dict[Flight, None] = {}
+        """The newest of them, of every open shard that has one: as many as actors have shards at work."""
+        self._seconds: set[str] = set()
+
+    def note(self, begun: Iterable[Flight], failed: Iterable[Flight], now: float) -> None:
+        """Take in attempts that are new in a listing: those that began, and those that somebody saw fail."""
+        failed = set(failed)
+        with self._lock:
+            for shard, number in begun:
+                if shard not in self._open:
+                    continue
+                if shard not in self._begun:
+                    self._begun.add(shard)
+                    self._waiting -= 1
+                if (shard, number) not in failed:
+                    self._drop_latest(shard)
+                    self._numbers.setdefault(shard, {})[number] = now
+                    self._keep_latest(shard)
+            for shard, number in failed:
+                if self._numbers.get(shard, {}).get(number) is not None:
+                    self._drop_latest(shard)
+                    del self._numbers[shard][number]
+                    self._keep_latest(shard)
+
+    def _drop_latest(self, shard: str) -> None:
+        if numbers := self._numbers.get(shard):
+            self._latest.pop((shard, max(numbers)), None)
+
+    def _keep_latest(self, shard: str) -> None:
+        if numbers := self._numbers.get(shard):
+            self._latest[shard, max(numbers)] = None
+        else:
+            self._numbers.pop(shard, None)
+
+    def commit(self, shards: Iterable[str]) -> list[str]:
+        """Note commits; returns the shards that are news."""
+        with self._lock:
+            fresh = [shard for shard in shards if shard not in self._committed]
+            self._committed.update(fresh)
+            for shard in fresh:
+                self._close(shard)
+        return fresh
+
+    def close(self, shard: str) -> None:
+        """Note that an actor is done with a shard, whatever became of it."""
+        with self._lock:
+            self._close(shard)
+
+    def _close(self, shard: str) -> None:
+        if shard not in self._open:
+            return
+        self._open.discard(shard)
+        self._drop_latest(shard)
+        self._numbers.pop(shard, None)
+        if shard not in self._begun:
+            self._waiting -= 1
+
+    def started_again(self, shard: str) -> None:
+        """Note that a shard was started a second time."""
+        with self._lock:
+            self._seconds.add(shard)
+
+    def oldest(self) -> tuple[Flight, float] | None:
+        """Return the attempt that was seen first among the newest of each open shard, and when that was."""
+        with self._lock:
+            seen = [(flight, self._numbers[flight[0]][flight[1]]) for flight in self._latest]
+        return min(seen, key=lambda found: found[1], default=None)
+
+    def on_their_way(self) -> list[tuple[Flight, float]]:
+        """Return the attempts on their way and since when: of each open shard the newest, and the one beside it."""
+        with self._lock:
+            found = [(flight, self._numbers[flight[0]][flight[1]]) for flight in self._latest]
+            for shard in self._seconds:
+                numbers = self._numbers.get(shard, {})
+                found += [((shard, number), seen) for number, seen in numbers.items() if number != max(numbers)]
+        return found
+
+    def candidates(self, most: int) -> list[tuple[str, Flight | None, float | None]]:
+        """Return the open shards that were not started twice, each with its newest attempt and since when.
+
+        Args:
+            most: if there are more open shards than these, some wait for an actor, and none is returned.
+        """
+        with self._lock:
+            if len(self._open) > most:
+                return []
+            found = []
+            for shard in sorted(self._open - self._seconds):
+                numbers = self._numbers.get(shard)
+                number = max(numbers) if numbers else None
+                found.append((shard, (shard, number), numbers[number]) if numbers and number else (shard, None, None))
+        return found
+
+    @property
+    def left(self) -> int:
+        """Open shards."""
+        return len(self._open)
+
+    def is_over(self) -> bool:
+        """Tell whether a straggler's other attempt is all that the pass still waits for."""
+        with self._lock:
+            return bool(self._seconds) and not self._waiting and not self._latest
 
 
 class Watch:
@@ -92,21 +231,16 @@ class Watch:
     ) -> None:
         self.name, self.ledger, self.pace = name, ledger, pace
         self.shards = {shard.name: shard for shard in shards}
+        self.flights = Flights(self.shards)
         self._second, self._stop, self._news = second, stop, news
-        self._before = self._names()
-        self._seen: dict[Flight, float] = {}
-        self._begun: set[str] = set()
+        self._known = self._names()
         self._tail = 0.0
+        self._look_s = 0.0
         self._records: dict[Flight, dict[str, Any]] = {}
-        self._committed: set[str] = set()
-        self._failed: set[str] = set()
-        self._seconds: set[str] = set()
         self._end = threading.Event()
-        self._lock = threading.Lock()
 
     def __enter__(self) -> "Watch":
-        self._thread = threading.Thread(target=self._look, name=f"watch-{self.name}", daemon=True)
-        self._thread.start()
+        self._thread = repeat(f"{self.name}: looking after the attempts", self.look, self._pause_s, self._end)
         return self
 
     def __exit__(
@@ -120,56 +254,53 @@ class Watch:
         """Note that an actor came to an end with a shard, with an error or (where it is "") a commit."""
         if error:
             logger.warning("%s: shard %s failed: %s", self.name, shard, error)
-            self._failed.add(shard)
+            self.flights.close(shard)
         else:
             self.pace.ended(self.pace.weights[shard], seconds)
-            self._commit({shard})
+            self._commit([shard])
         self._stop_if_over()
 
-    def _commit(self, shards: set[str]) -> None:
-        with self._lock:
-            fresh = (shards & self.shards.keys()) - self._committed
-            self._committed |= fresh
-        for shard in fresh:
+    def left_to(self, shard: str, holder: str) -> None:
+        """Note that an actor left a shard to another driver, which is at work on it."""
+        logger.info("%s: shard %s is left to submission %s, which is at work on it", self.name, shard, holder)
+        self.flights.close(shard)
+        self._stop_if_over()
+
+    def _commit(self, shards: Iterable[str]) -> None:
+        for shard in self.flights.commit(shard for shard in shards if shard in self.shards):
             self._news(shard)
 
     def concern(self) -> str:
         """Name the attempt that has run for longest, with its node, once that is worth a word."""
-        flights = self._flights()
-        oldest = min(flights, key=lambda flight: self._seen[flight], default=None)
-        if oldest is None or (age := time.monotonic() - self._seen[oldest]) < STUCK_AFTER_S:
+        oldest = self.flights.oldest()
+        if oldest is None or (age := time.monotonic() - oldest[1]) < STUCK_AFTER_S:
             return ""
-        return f"; shard {oldest[0]} has run for {age:.0f} s on {self._record(oldest)['node']}"
+        return f"; shard {oldest[0][0]} has run for {age:.0f} s on {self._record(oldest[0])['node']}"
 
-    def _look(self) -> None:
-        every_s = min(30.0, max(0.2, self.pace.placement.limit_floor_s / 20))
-        while not self._end.wait(every_s):
-            try:
-                self._note()
-                self._end_overdue()
-                self._repeat_stragglers()
-                self._stop_if_over()
-            except OSError as error:
-                logger.warning("%s: could not look after the attempts: %s", self.name, error)
-            except processes.NodeLost as error:
-                logger.warning("%s: %s", self.name, error)
+    def _pause_s(self) -> float:
+        return max(min(LOOK_EVERY_S, max(0.2, self.pace.placement.limit_floor_s / 20)), 10 * self._look_s)
+
+    def look(self) -> None:
+        """Look once after commits and attempts, and act on what takes too long."""
+        began = perf_counter()
+        self._note()
+        self._look_s = perf_counter() - began
+        self._end_overdue()
+        self._repeat_stragglers()
+        self._stop_if_over()
 
     def _names(self) -> set[str]:
         return set(storage.list_names(self.ledger.at("attempts")))
 
     def _note(self) -> None:
         self._commit(self.ledger.committed())
-        names, now = self._names() - self._before, time.monotonic()
-        failed = {_flight(name.replace(".error", "")) for name in names if name.endswith(".error.json")}
-        begun = {_flight(name) for name in names if not name.endswith(".error.json")}
-        self._begun = {shard for shard, _ in begun}
-        self._seen = {flight: self._seen.get(flight, now) for flight in begun - failed if flight[0] in self.shards}
-
-    def _flights(self) -> list[Flight]:
-        """Return the attempts on their way: of each shard that has not ended the newest, and the one beside it."""
-        open_ = [flight for flight in self._seen if flight[0] not in self._committed | self._failed]
-        latest = dict(sorted(open_))  # of a shard the highest number comes last
-        return [flight for flight in open_ if flight[1] == latest[flight[0]] or flight[0] in self._seconds]
+        names = self._names()
+        fresh, self._known = names - self._known, names
+        begun, failed = [], []
+        for match in map(_ATTEMPT.fullmatch, sorted(fresh)):
+            if match:
+                (failed if match[3] else begun).append((match[1], int(match[2])))
+        self.flights.note(begun, failed, time.monotonic())
 
     def _record(self, flight: Flight) -> dict[str, Any]:
         if flight not in self._records:
@@ -178,49 +309,47 @@ class Watch:
             self._records[flight] = json.loads(storage.read_bytes(uri))
         return self._records[flight]
 
+    def _is_ours(self, flight: Flight) -> bool:
+        return self._record(flight)["submission"] == self.ledger.submission
+
     def _end_overdue(self) -> None:
         now = time.monotonic()
-        for flight in self._flights():
-            age, limit = now - self._seen[flight], self.pace.limit_s(self.pace.weights[flight[0]])
-            if age > limit:
-                record = self._record(flight)
-                if record["submission"] == self.ledger.submission:
-                    self._end_process(record, f"no end after {age:.0f} s, the limit for this shard is {limit:.0f} s")
+        for flight, seen in self.flights.on_their_way():
+            age, limit = now - seen, self.pace.limit_s(self.pace.weights[flight[0]])
+            if age > limit and self._is_ours(flight):
+                self._end_process(flight, f"no end after {age:.0f} s, the limit for this shard is {limit:.0f} s")
 
-    def _end_process(self, record: Mapping[str, Any], error: str) -> None:
+    def _end_process(self, flight: Flight, error: str) -> None:
+        record = self._record(flight)
         logger.warning("%s: shard %s: %s; ending its process on %s", self.name, record["shard"], error, record["node"])
         self.ledger.fail(record, error)
-        for other in map(self._record, self._flights()):
+        for other in [self._record(other) for other, _ in self.flights.on_their_way()]:
             if other["shard"] != record["shard"] and _process(other) == _process(record):
                 self.ledger.fail(other, f"its process was ended because of shard {record['shard']}", charged=False)
-        processes.end(record["node_id"], record["pid"], record["born"])
+        try:
+            processes.end(record["node_id"], record["pid"], record["born"])
+        except processes.NodeLost as lost:
+            logger.warning("%s: %s", self.name, lost)
 
     def _repeat_stragglers(self) -> None:
-        open_ = set(self.shards) - self._committed - self._failed
-        if len(open_) > self.pace.placement.most_shards_held:
+        if self.flights.left > self.pace.placement.most_shards_held:
             return  # some wait for an actor
         now = time.monotonic()
         self._tail = self._tail or now
-        newest = {shard: (shard, number) for shard, number in sorted(self._flights())}
-        for shard in sorted(open_ - self._seconds):  # one that has not begun waits inside an actor, behind a slow one
-            age = now - (self._seen[newest[shard]] if shard in newest else self._tail)
-            if self.pace.is_straggler(self.pace.weights[shard], age):
-                slow = self._record(newest[shard]) if shard in newest else {}
-                words = (self.name, shard, age, slow.get("node", "behind another one"))
-                logger.warning("%s: shard %s has taken %.0f s (%s); starting it once more", *words)
-                self._seconds.add(shard)
-                self._second(self.shards[shard], slow.get("node_id"))
+        for shard, flight, seen in self.flights.candidates(self.pace.placement.most_shards_held):
+            age = now - (self._tail if seen is None else seen)  # one without waits inside an actor, behind a slow one
+            if not self.pace.is_straggler(self.pace.weights[shard], age) or (flight and not self._is_ours(flight)):
+                continue
+            slow = self._record(flight) if flight else {}
+            words = (self.name, shard, age, slow.get("node", "behind another one"))
+            logger.warning("%s: shard %s has taken %.0f s (%s); starting it once more", *words)
+            self.flights.started_again(shard)
+            self._second(self.shards[shard], slow.get("node_id"))
 
     def _stop_if_over(self) -> None:
         """End the pass if a straggler's other attempt is all that it still waits for."""
-        waiting = set(self.shards) - self._committed - self._failed - self._begun
-        if self._seconds and not waiting and not self._flights():
+        if self.flights.is_over():
             self._stop()
-
-
-def _flight(name: str) -> Flight:
-    shard, _, number = name.removesuffix(".json").partition("/")
-    return shard, int(number)
 
 
 def _process(record: Mapping[str, Any]) -> tuple[str, int]:

@@ -54,7 +54,7 @@ def show(run: RunStatus) -> None:
         out.add_row(*cells(stage))
     console.print(out, markup=False)
     for stage in run.stages:
-        said = [f"held by {stage.holder}" if stage.holder else "", stage.words]
+        said = [f"held by {stage.holder}" if stage.holder else "", stage.words, stage.waiting]
         if any(said):
             say(f"{stage.name}: {', '.join(words for words in said if words)}")
 

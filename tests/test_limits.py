@@ -1,16 +1,23 @@
 """`max_hours` and `max_dollars`: counted over all submissions, said with both numbers, gone on from."""
 
+import json
+import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from humpback_ray.config import load
+from humpback_ray import storage
+from humpback_ray.config import ConfigError, load
 from humpback_ray.limits import LimitReached, Limits, dollars_per_s, spent
 from humpback_ray.run import Run, RunConfig
 from jobs.console import guarded
 
+REPOSITORY = Path(__file__).parents[1]
 DEMO = Path(__file__).parents[1] / "configs/demo.yaml"
 PRICES = "plan.machines={H100-80G: {dollars_per_hour: 3}}"
 LONG = 1000.0
@@ -109,3 +116,112 @@ def test_every_stage_of_a_run_has_a_placement_that_is_paid_for(tmp_path: Path) -
         assert config.placement_of(name) is not None, name
         assert dollars_per_s(config, name) > 0
     assert dollars_per_s(config, "candidates") == pytest.approx(4 * 2 * 0.05 / 3600), "a pool at its largest"
+
+
+def test_a_limit_holds_although_what_was_counted_cannot_be_written_for_a_while(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, refused = storage.write_bytes, []
+
+    def full(uri: str, data: bytes) -> None:
+        if len(refused) < 20:
+            refused.append(uri)
+            raise OSError(28, "No space left on device")
+        write(uri, data)
+
+    opened = run(tmp_path, "max_hours=1")
+    monkeypatch.setattr(storage, "write_bytes", full)
+    with pytest.raises(LimitReached, match="max_hours is 1"):
+        work(opened, LONG, clock)
+    assert refused
+    assert clock.hours < LONG
+
+
+def test_what_others_take_meanwhile_counts_too(tmp_path: Path, clock: Clock) -> None:
+    mine, other = (run(tmp_path, "max_hours=1") for _ in range(2))
+
+    def together() -> None:
+        with Limits(mine, look_every_s=0.001):
+            clock.advance(0.1)
+            storage.write_bytes(f"{tmp_path}/spent/{other.submission}.json", b'{"hours": 5, "dollars": 1}')
+            for _ in range(round(10 * LONG)):
+                clock.advance(0.1)
+
+    with pytest.raises(LimitReached, match=r"taken 5\.\d* hours"):
+        together()
+    assert clock.hours < LONG
+
+
+def test_a_damaged_count_is_named_with_what_to_do_and_other_names_are_left_alone(tmp_path: Path) -> None:
+    opened = run(tmp_path)
+    for name in (".DS_Store", ".nfs0001.json", "notes.txt"):
+        storage.write_bytes(f"{tmp_path}/spent/{name}", b"\0")
+    assert spent(str(tmp_path)) == (0.0, 0.0)
+    storage.write_bytes(f"{tmp_path}/spent/cut.json", b'{"hours": 1')
+    with pytest.raises(ConfigError, match=r"spent/cut\.json is damaged .* delete it"):
+        Limits(opened)
+
+
+DRIVER = """
+import os, sys, threading, time
+from types import SimpleNamespace
+from humpback_ray import limits
+limits.LOOK_EVERY_S, limits.TELL_EVERY_S, limits.END_WITHIN_S = 0.1, 0.2, 1.0
+def run(submission="one", place=None):
+    config = SimpleNamespace(max_hours=2 / 3600, max_dollars=None)
+    return SimpleNamespace(root=sys.argv[1], config=config, submission=submission, place=place, state=lambda: "state")
+def counted(call):
+    try:
+        with limits.Limits(run(), 0.1):
+            print("in", flush=True)
+            call()
+    except limits.LimitReached as reached:
+        print("stopped", flush=True)
+        os._exit(4)
+"""
+WAIT = "lock = threading.Lock(); lock.acquire(); counted(lock.acquire)"
+DEAF = """
+def deaf():
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+counted(deaf)
+"""
+
+
+def driver(root: Path, work: str) -> "subprocess.Popen[str]":
+    """Start a driver whose run may take two seconds, SIGINT blocked as under `ray job submit`."""
+    blocked = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})"
+    command = [sys.executable, "-c", f"{blocked}\n{DRIVER}\n{work}", str(root)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_main_thread_that_waits_for_a_lock_is_stopped_and_a_deaf_one_is_terminated(tmp_path: Path) -> None:
+    both: Sequence[tuple[str, int, str]] = (("lock", 4, "stopped"), ("deaf", -signal.SIGTERM, "did not end within 1 s"))
+    running = [driver(tmp_path / name, WAIT if name == "lock" else DEAF) for name, _, _ in both]
+    try:
+        for process, (name, code, words) in zip(running, both, strict=True):
+            said, _ = process.communicate(timeout=120)
+            assert process.returncode == code, (name, said)
+            assert words in said
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def test_a_driver_that_is_killed_in_its_first_seconds_has_counted_most_of_them(tmp_path: Path) -> None:
+    with driver(tmp_path, "limits.Limits.problem = lambda self: ''\ncounted(lambda: time.sleep(100))") as process:
+        assert process.stdout
+        while process.stdout.readline() != "in\n":
+            assert process.poll() is None
+        since = time.monotonic()
+        file = tmp_path / "spent/one.json"
+        while not (file.exists() and json.loads(file.read_text())["hours"] * 3600 > 1.5):
+            assert time.monotonic() - since < 60
+            time.sleep(0.05)
+        process.kill()
+    assert spent(str(tmp_path))[0] * 3600 > 1.5

@@ -42,6 +42,7 @@ def test_labels_reach_pools_tasks_and_training() -> None:
     task = TaskPlacement(labels=SPOT).remote_arguments()
     assert task["label_selector"] == SPOT
     assert ray.remote(lambda: None).options(**task)
+    assert task["max_retries"] == 0, "else Ray retries for ever what its memory monitor kills"
     train = TrainPlacement(labels=SPOT).scaling_arguments()
     assert train["label_selector"] == SPOT
     assert all(found["label_selector"] is None for found in (

@@ -48,7 +48,7 @@ def test_a_concern_that_cannot_be_looked_up_does_not_end_the_lines(lines: list[s
     with Progress("scores", 10, concern=fails) as counted:
         counted._emit(logging.INFO)
         assert counted._thread.is_alive()
-    assert "could not look for stuck shards: 503" in lines[0]
+    assert "could not look for stuck shards: OSError: 503" in lines[0]
 
 
 def test_a_step_without_a_total_says_what_it_says_of_itself(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,12 @@ import pytest
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
+from humpback_ray.drivers import Presence, beat_uri
 from humpback_ray.lease import Lease
 from humpback_ray.ledger import Attempt, Commit, Ledger, Shard, write_table
 from humpback_ray.records import PAIR
 from humpback_ray.stage import Place, Stage, TableWriter
-from humpback_ray.status import StageStatus, expected_stages, status
+from humpback_ray.status import BEAT_QUIET_S, StageStatus, expected_stages, status
 
 GIVEN = {"recipe": {"inputs": ["a"]}}
 CONFIG = {"base_model": "base", "reuse": {}, "seed": GIVEN, "corpus": GIVEN, "curate": {"recipe": {"rounds": [{}]}}}
@@ -132,6 +133,27 @@ def test_a_training_run_shows_its_steps_and_who_holds_its_lease_until_it_ends(ro
         assert f"(process {os.getpid()}, submission mine)" in found.holder
     ended = stages(root)["models/m0"]
     assert (ended.state, ended.holder, ended.per_s) == ("stopped?", "", None)
+
+
+def test_a_stage_over_shards_runs_while_a_driver_beats_and_shows_what_it_waits_for(root: str) -> None:
+    ledger = begin_candidates(root, 3)
+    what = "a node with 1 GPU (H100); the cluster has 1 node with 2 CPUs"
+    put(root, "candidates/drivers/one.waiting", {"what": what, "waited_s": 3700})
+    with Presence(ledger.uri, "one"):
+        found = stages(root)["candidates"]
+        assert found.state == "running"
+        assert found.waiting.startswith("waiting 1 h 01 min for a node with 1 GPU (H100); the cluster has 1 node")
+
+
+def test_a_driver_whose_beat_stands_still_is_no_longer_running(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    submit(root, CONFIG)
+    ledger = begin_candidates(root, 3)
+    with Presence(ledger.uri, "one") as presence:
+        presence.stop()
+        long_ago = time.time() - 2 * BEAT_QUIET_S
+        os.utime(beat_uri(ledger.uri, "one"), (long_ago, long_ago))
+        assert stages(root)["candidates"].state == "stopped?"
 
 
 def test_a_long_step_says_its_words(root: str) -> None:

@@ -4,17 +4,32 @@ import contextlib
 import time
 from typing import Any
 
+from humpback_ray.placement import TrainPlacement
 from humpback_ray.train import checkpoints
 from humpback_ray.train.notices import ask, at_work, catch_termination
+from humpback_ray.waiting import given_up, place_words
 
 STORED_WITHIN_S = 300.0
 """How long growing waits for the checkpoint that it asks for; then it goes by an older one."""
 
 COUNTED_WITHIN_S = 5.0
 
+_WITHOUT_WORKERS = {"InitializingState", "SchedulingState", "ReschedulingState", "RestartingState"}
+"""Of Ray Train's controller."""
 
-def callbacks(uri: str) -> list[Any]:
-    """Return them for a run whose checkpoints are under `uri`."""
+
+class GaveUp(RuntimeError):
+    """No workers were up for as long as the placement allows; the message says what was waited for."""
+
+
+def callbacks(uri: str, name: str, placement: TrainPlacement) -> list[Any]:
+    """Return them.
+
+    Args:
+        uri: where the run's checkpoints are.
+        name: of the model, for messages.
+        placement: of the run.
+    """
     import ray
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
         get_or_create_autoscaling_coordinator,
@@ -51,4 +66,21 @@ def callbacks(uri: str) -> list[Any]:
                 count = get_or_create_autoscaling_coordinator().get_reserved_resources.remote("", recompute=True)
                 ray.get(count, timeout=COUNTED_WITHIN_S)
 
-    return [Terminations(), Resizes(), Losses()]
+    class Patience(ControllerCallback):
+        """A controller without workers tries again and again; this ends it after the placement's time.
+
+        It is told of every try, which takes as long as RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S at most.
+        """
+
+        def __init__(self) -> None:
+            self.since: float | None = time.monotonic()
+
+        def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+            if type(current_state).__name__ not in _WITHOUT_WORKERS:
+                self.since = None
+                return
+            self.since, limit = self.since or time.monotonic(), placement.give_up_waiting_minutes
+            if limit is not None and time.monotonic() - self.since >= 60 * limit:
+                raise GaveUp(given_up(f"training {name}", limit, place_words(placement.need())))
+
+    return [Terminations(), Resizes(), Losses(), Patience()]

@@ -28,13 +28,15 @@ from dataclasses import replace
 from typing import Any
 
 from humpback_ray import storage, warm
+from humpback_ray.background import repeat
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.progress import Progress
 from humpback_ray.train import tracking
-from humpback_ray.train.callbacks import callbacks
+from humpback_ray.train.callbacks import GaveUp, callbacks
 from humpback_ray.train.job import TrainingStopped, TrainJob, TrainResult, absolute
 from humpback_ray.train.loop import Session, train
 from humpback_ray.train.notices import Notices
+from humpback_ray.waiting import Actors, Waiting
 
 __all__ = ["TrainJob", "TrainResult", "TrainingFailed", "TrainingStopped", "launch"]
 
@@ -52,7 +54,7 @@ class TrainingFailed(RuntimeError):
     """Workers failed more often than the placement allows; the message is the first cause, `__cause__` the traces."""
 
 
-def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: str) -> TrainResult:
+def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: str, note: str = "") -> TrainResult:
     """Fine-tune one model with Ray Train and DeepSpeed, or go on where an earlier call was killed.
 
     Args:
@@ -61,12 +63,13 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
         name: of this attempt; its checkpoints are written under that name.
         storage_path: directory or s3:// URI that all workers reach, of this job alone; the checkpoints of every
             attempt are looked for there.
+        note: URI of a file that says, while the run waits for workers, what it waits for; "" for none.
 
     Raises:
         TrainingStopped: trying again will not help: a loss that is no number, a checkpoint of another run, no examples,
             an export that does not give the model back.
         TrainingFailed: workers failed more than `placement.max_failures` times, or their nodes were drained more than
-            `placement.max_preemption_failures` times.
+            `placement.max_preemption_failures` times; or no workers were up for `placement.give_up_waiting_minutes`.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -79,7 +82,11 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
     storage.delete(progress_uri)
     # Their successors start once these train: on a laptop they would take the CPUs away from the start.
     begun = functools.partial(warm.took, training_workers=placement.least_and_most[0])
-    with tempfile.TemporaryDirectory(prefix="humpback-train-") as scratch, watched(job.model, progress_uri, begun):
+    waiting = Waiting(f"train {job.model}", placement.need(), Actors("RayTrainWorker"), note=note)
+    with (
+        tempfile.TemporaryDirectory(prefix="humpback-train-") as scratch,
+        watched(job.model, progress_uri, begun, waiting),
+    ):
         trainer = TorchTrainer(
             worker,
             train_loop_config={"job": job.located(), "placement": placement, "checkpoints": storage_path, "name": name},
@@ -89,15 +96,20 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
                 name=f"{job.model}-{name}",
                 storage_path=scratch,  # of the controller, which sits beside the driver
                 failure_config=FailureConfig(**placement.failure_arguments()),
-                callbacks=callbacks(storage_path),
+                callbacks=callbacks(storage_path, job.model, placement),
                 worker_runtime_env=warm.training_environment(),
-                logging_config=LoggingConfig(log_level="ERROR"),
+                logging_config=LoggingConfig(
+                    log_level="CRITICAL"
+                ),  # a traceback for every try to get workers; we say it
             ),
         )
         try:
             with interruptible():
                 outcome = trainer.fit().return_value
         except TrainingFailedError as error:
+            gave_up = getattr(error, "controller_failure", None)
+            if isinstance(gave_up, GaveUp):
+                raise TrainingFailed(str(gave_up)) from None
             rank, cause = first_cause(getattr(error, "worker_failures", {})) or ("controller", error)
             raise TrainingFailed(f"training {job.model} failed on worker {rank}: {headline(cause)}") from error
     if isinstance(outcome, str):
@@ -177,35 +189,39 @@ def interruptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watched(model: str, progress_uri: str, begun: Callable[[], None]) -> Iterator[None]:
+def watched(model: str, progress_uri: str, begun: Callable[[], None], waiting: Waiting) -> Iterator[None]:
     """Log the run's progress while the block runs, and call `begun` when its first step is there."""
     latest: dict[str, Any] = {}
     ended = threading.Event()
-    with Progress(f"train {model}", total=None, unit="steps", concern=lambda: _loss_words(latest)) as progress:
-        pause = functools.partial(ended.wait, progress_every_s(progress_uri))
-        thread = threading.Thread(target=_follow, args=(progress_uri, latest, progress, pause, begun), daemon=True)
-        thread.start()
+    name = f"train {model}"
+
+    def concern() -> str:
+        return _loss_words(latest) + waiting.words()
+
+    with waiting, Progress(name, total=None, unit="steps", concern=concern) as progress:
+        follow = functools.partial(_follow, progress_uri, latest, progress, begun)
+        thread = repeat(f"{name}: reading {progress_uri}", follow, lambda: progress_every_s(progress_uri), ended)
         try:
             yield
         finally:
             ended.set()
             thread.join()
+            with contextlib.suppress(OSError):  # the figures of the last step are for the log alone
+                follow()
 
 
-def _follow(
-    uri: str, latest: dict[str, Any], progress: Progress, pause: Callable[[], bool], begun: Callable[[], None]
-) -> None:
-    """Copy rank 0's figures into the progress after every pause, and once more at the end."""
-    over = False
-    while not over:
-        over = pause()
-        with contextlib.suppress(OSError, ValueError):
-            first = not latest
-            latest.update(json.loads(storage.read_bytes(uri)))
-            if first:
-                begun()
-                progress.begin(latest["steps"], latest["resumed_from"] or 0)
-            progress.done, progress.tokens = latest["step"], latest["tokens_so_far"]
+def _follow(uri: str, latest: dict[str, Any], progress: Progress, begun: Callable[[], None]) -> None:
+    """Copy rank 0's figures into the progress, once there are any."""
+    try:
+        figures = json.loads(storage.read_bytes(uri))
+    except FileNotFoundError:
+        return
+    first = not latest
+    latest.update(figures)
+    if first:
+        progress.begin(latest["steps"], latest["resumed_from"] or 0)
+        begun()
+    progress.done, progress.tokens = latest["step"], latest["tokens_so_far"]
 
 
 def _loss_words(latest: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from humpback_ray import storage
 from humpback_ray.config import Config
+from humpback_ray.drivers import waiting_uri
 from humpback_ray.ledger import Attempt, Commit, DataFile, Manifest, write_table
 from humpback_ray.placement import PoolPlacement, TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
@@ -72,7 +73,8 @@ def fine_tune(
             provenance=origin, base_files=base.directory.files,
         )  # fmt: skip
         try:
-            result = launch(job, config.placement, f"{attempt.number:04d}", attempt.ledger.at("checkpoints"))
+            checkpoints, note = attempt.ledger.at("checkpoints"), waiting_uri(place.uri, place.submission)
+            result = launch(job, config.placement, f"{attempt.number:04d}", checkpoints, note)
         except (TrainingStopped, TrainingFailed) as error:
             raise StageFailed(f"{place.name}: {error}") from error
         if recipe.dropout:

@@ -2,14 +2,19 @@
 
     make bench-ledger          (or: python -m tests.benchmarks.ledger --rows 100 1000 10000)
 
+Before that, what the watch over a pass costs at 1,000, 10,000 and 100,000 shards whose attempts lie on a local disk: a
+look at the directory, which must leave the line every 30 s its time; and an ended shard, which must not cost more.
+
 Shards of 100 rows with the engine `echo`. Each number of shards has a driver process of its own; its memory is the peak
 of its resident set, so that what differs between two numbers is what shards cost.
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -19,15 +24,47 @@ from typing import Any
 from humpback_ray import storage
 from humpback_ray.augment import AugmentConfig, AugmentRecipe, make_candidates
 from humpback_ray.engines import EchoEngine
-from humpback_ray.ledger import Manifest
+from humpback_ray.ledger import Ledger, Manifest, Shard
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import SEGMENT
 from humpback_ray.stage import Model, Place, Stage, plan_rows, read_manifest
 from humpback_ray.verify import verify_stage
+from humpback_ray.watch import Pace, Watch
 from tests.jobs.prepared import write_corpus, write_model
 
 GROWTH_MB = 50
+WATCHED = (1000, 10_000, 100_000)
+LOOK_S = 10
+EVENT_GROWTH = 3
+OPEN = 300
+"""Shards that are with actors while the watch is measured."""
+
+
+def measure_watch(shards: int) -> dict[str, float]:
+    """Measure a watch three quarters through a pass: seconds of a look and of a concern, microseconds of an event."""
+    with tempfile.TemporaryDirectory(prefix="bench-watch-") as folder:
+        names = [f"{number:06d}" for number in range(shards)]
+        begun = 3 * shards // 4
+        (Path(folder) / "commits").mkdir()
+        placement = PoolPlacement(max_replicas=100)
+        pace = Pace(placement, dict.fromkeys(names, 10.0))
+        planned = [Shard(name, slices=(("f", 0, 10),)) for name in names]
+        watch = Watch("watched", Ledger(folder, "b"), planned, pace, lambda *_: None, lambda: None, lambda _: None)
+        for number, name in enumerate(names[:begun]):
+            attempt = Path(folder, "attempts", name)
+            attempt.mkdir(parents=True)
+            (attempt / "0001.json").write_text('{"submission": "b", "node": "n"}')
+            if number < begun - OPEN:
+                Path(folder, "commits", f"{name}.json").write_text("{}")
+        look_s, _ = timed(watch.look)
+        concern_s, _ = timed(watch.concern)
+        again_s, _ = timed(watch.look)
+        events = names[begun - OPEN : begun]
+        for _ in range(shards - len(events)):
+            pace.ended(10.0, 5.0)
+        event_s = statistics.median(timed(functools.partial(watch.ended, name, "", 5.0))[0] for name in events)
+    return {"look_s": max(look_s, again_s), "concern_s": concern_s, "event_us": 1e6 * event_s}
 
 
 def measure(root: Path, shards: int, rows: int, found: "multiprocessing.Queue[dict[str, Any]]") -> None:
@@ -79,7 +116,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=int, nargs="*", default=[1000, 10000])
     parser.add_argument("--rows", type=int, default=100, help="rows of a shard")
+    parser.add_argument("--watched", type=int, nargs="*", default=WATCHED, help="shards under the watch")
     arguments = parser.parse_args()
+    watched = {shards: measure_watch(shards) for shards in arguments.watched}
+    for shards, figures in watched.items():
+        line(f"watch_{shards}_look_s", figures["look_s"], f"<{LOOK_S}")
+        line(f"watch_{shards}_concern_s", figures["concern_s"], "<1")
+        least = min(other["event_us"] for other in watched.values())
+        line(f"watch_{shards}_event_us", figures["event_us"], f"<{max(EVENT_GROWTH * least, 100):.0f}")
     fresh = multiprocessing.get_context("spawn")
     results = {}
     for shards in arguments.shards:
@@ -93,6 +137,8 @@ def main() -> None:
     for shards, figures in results.items():
         for name in ("plan_s", "run_s", "finished_s", "resume_s", "verify_s"):
             line(f"ledger_{shards}_{name}", figures[name], "-")
+    if not results:
+        return
     first, last = min(results), max(results)
     growth = results[last]["peak_mb"] - results[first]["peak_mb"]
     line(f"ledger_driver_growth_{first}_to_{last}_mb", growth, f"<{GROWTH_MB}")

@@ -3,13 +3,16 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from humpback_ray import progress, waiting
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train import checkpoints
 from humpback_ray.train.fit import TrainingFailed, TrainResult, first_cause, headline, launch
 from humpback_ray.train.job import TrainJob
+from tests.conftest import Said
 from tests.train.conftest import plain_loop
 from tests.train.drivers import driver, wait_for
 from tests.train.workers import job
@@ -91,6 +94,29 @@ def test_a_workers_own_error_reaches_the_caller_once(base: Path, tmp_path: Path,
         launch(this(base, (missing,), tmp_path / "model"), placement, "m0", str(tmp_path / "runs"))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [2, pytest.param((2, 3), marks=pytest.mark.chaos)], ids=["fixed", "elastic"])
+def test_a_training_that_waits_for_gpus_says_so_and_is_given_up_without_a_traceback(
+    base: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch, said: Said, workers: Any
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    monkeypatch.setattr(waiting, "LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(waiting, "NAMED_AFTER_S", 1.0)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 1.0)
+    gpus = TrainPlacement(
+        workers=workers, cpus_per_worker=0.5, gpus_per_worker=1, accelerator_type="H100",
+        give_up_waiting_minutes=3 / 60,
+    )  # fmt: skip
+    note = tmp_path / "drivers/one.waiting"
+    with pytest.raises(TrainingFailed, match=r"no worker was up for 0\.05 minutes, .* the cluster has") as error:
+        launch(this(base, (), tmp_path / "model"), gpus, "m0", str(tmp_path / "runs"), str(note))
+    assert "\n" not in str(error.value)
+    lines = [text for _, text in said.records]
+    wanted = "for a node with 0.5 CPUs and 1 GPU (H100) (2 of them); the cluster has 1 node with 2 CPUs"
+    assert any(line.startswith("train m0: at work") and wanted in line for line in lines), lines
+    assert not note.exists()
 
 
 def test_the_worker_that_failed_by_itself_is_named_not_those_that_lost_their_peer() -> None:

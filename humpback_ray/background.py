@@ -1,0 +1,71 @@
+"""Loops in the background that outlive their errors.
+
+A thread that watches, counts or says how far a stage is must not die of one bad answer: nobody would notice, and with
+it would go what it promises (a line every 30 s, an end at `max_dollars`). So `repeat` catches whatever a step raises,
+logs it with its traceback, at most once a minute, and goes on.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+COMPLAIN_EVERY_S = 60.0
+"""Errors of one loop within this time of a logged one are counted, not logged."""
+
+
+class Complaints:
+    """Logs the errors of one loop, one a minute.
+
+    Args:
+        what: could not be done, for the log: "candidates: looking after the attempts".
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._last: float | None = None
+        self._unsaid = 0
+
+    def note(self, error: Exception) -> None:
+        """Log an error with its traceback, or count it if another one was logged within the last minute."""
+        now = time.monotonic()
+        if self._last is not None and now - self._last < COMPLAIN_EVERY_S:
+            self._unsaid += 1
+            return
+        more = f" ({self._unsaid} more since the last time)" if self._unsaid else ""
+        logger.warning("%s failed and will be tried again: %s%s", self.what, error or type(error).__name__, more,
+                       exc_info=error)  # fmt: skip
+        self._last, self._unsaid = now, 0
+
+
+def repeat(
+    what: str, step: Callable[[], object], pause_s: Callable[[], float], end: threading.Event, first: bool = False
+) -> threading.Thread:
+    """Call a step again and again in a daemon thread until an event is set; returns the thread, started.
+
+    Args:
+        what: names the thread, and what failed in the log.
+        step: whatever it raises is logged, and the loop goes on.
+        pause_s: seconds before the next call.
+        end: ends the loop, during a pause at once.
+        first: call the step before the first pause, too.
+    """
+    complaints = Complaints(what)
+
+    def attempt() -> None:
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 the loop is the promise; whatever it is, it is logged
+            complaints.note(error)
+
+    def loop() -> None:
+        if first and not end.is_set():
+            attempt()
+        while not end.wait(pause_s()):
+            attempt()
+
+    thread = threading.Thread(target=loop, name=what, daemon=True)
+    thread.start()
+    return thread

@@ -26,6 +26,7 @@ from humpback_ray.pilot import as_pilot
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
 from humpback_ray.run import Run, RunConfig
 from humpback_ray.stage import StageFailed
+from jobs.cluster import check_gcs, one_line, stop_own_job
 from jobs.ending import Ending
 
 console = Console(width=None if sys.stdout.isatty() else 160)
@@ -102,6 +103,8 @@ def opened(config: RunConfig, until: str | None, also: Sequence[str] = ()) -> Ru
         raise ConfigError(f"{until} is no stage of this run; its stages are {', '.join(known)}")
     made = known[: known.index(until) + 1] if until else known
     config.check_packages_of([*made, *also])
+    if address := cluster_address():
+        check_gcs(address)  # before anything is written or a gigabyte is hashed
     run = Run(config, submission_id())
     ending.state = run.state
     trains = any(name.startswith("models/") and name not in config.reuse for name in made)
@@ -128,6 +131,16 @@ ending = Ending(say)
 
 def guarded(work: Callable[[], int]) -> int:
     """Run a job; errors that a user can mend become one line and an exit code."""
+    code = outcome(work)
+    if str(code) in os.environ.get("HUMPBACK_STOP_CODES", "").split(",") and (submission := submission_id()):
+        say(f"exit code {code} is for a person: {submission} stops itself, so that nothing tries it again")
+        ending.leave_to_ray()
+        stop_own_job(submission)
+    return code
+
+
+def outcome(work: Callable[[], int]) -> int:
+    """Run a job and return its exit code."""
     logs()
     try:
         with ending.answered():
@@ -168,13 +181,36 @@ def start_ray(config: RunConfig, trains: bool = True) -> str:
         logging.getLogger(name).setLevel(logging.ERROR)
     # A node that has just died still counts for some seconds; workers that wait for it are placed anew after this.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address()
     if address:
-        ray.init(address=address, logging_level=logging.ERROR)
+        join(address)
     else:
         start_local_ray(config, trains)
     ending.take_sigterm()
     return ray.get_runtime_context().get_job_id()
+
+
+def cluster_address() -> str | None:
+    """Return what RAY_ADDRESS names; None where Ray is to be started on this machine."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return None if address in ("", "local") else address
+
+
+def join(address: str) -> None:
+    """Join a cluster.
+
+    Raises:
+        ConfigError: it cannot be reached or joined.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    check_gcs(address)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        causes = [cause for cause in (error.__cause__, error) if cause is not None]
+        raise ConfigError(f"Ray at {address} (RAY_ADDRESS) cannot be joined: {one_line(causes[0])}") from error
 
 
 LOCAL_RAY = {

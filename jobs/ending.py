@@ -57,6 +57,11 @@ class Ending:
         """Take SIGTERM over; again after `ray.init`, which does so too."""
         signal.signal(signal.SIGTERM, self._interrupt)
 
+    def leave_to_ray(self) -> None:
+        """Answer SIGTERM no more: the job has said its last word and is about to be stopped."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if not self._told:
             self._told = True

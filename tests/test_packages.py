@@ -16,6 +16,7 @@ import pytest
 
 from humpback_ray import packages
 from humpback_ray.config import load
+from humpback_ray.engines import TransformersEngine
 from humpback_ray.ledger import Attempt, Commit
 from humpback_ray.packages import Package
 from humpback_ray.run import RunConfig
@@ -103,7 +104,7 @@ def test_only_the_stages_of_a_job_are_asked_and_those_that_are_finished_are_not(
         library for _, library in keys(f"augment.recipe.engine={VLLM}", stages=["segments", "corpus"])
     }
 
-    class Engine(type(config.augment.recipe.engine)):
+    class Engine(TransformersEngine):
         def packages(self) -> Sequence[Package]:
             return (missing,)
 

@@ -1,6 +1,7 @@
 """What the tests of jobs share: a Ray head that asks for a token, a run that needs `candidates` alone, its fates."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,9 @@ class Head(Cluster):
 
     def __init__(self, folder: Path) -> None:
         self.hold = folder / "hold"
-        super().__init__(4, {"HOLD_SHARDS": str(self.hold), "PYTHONPATH": f"{HOOKS}:{prepared.REPOSITORY}"})
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # `python` is this one
+        code = f"{HOOKS}:{prepared.REPOSITORY}"
+        super().__init__(4, {"HOLD_SHARDS": str(self.hold), "PYTHONPATH": code, "PATH": path})
 
     @contextlib.contextmanager
     def holding(self, shards: int) -> Iterator[None]:

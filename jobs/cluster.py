@@ -1,0 +1,220 @@
+"""Whether a cluster can be reached, answered in seconds and in one line.
+
+Left alone, `ray.init` tries a wrong address for minutes and ends in a hundred lines. Here one request with a deadline
+goes first: to the GCS, which a driver joins (`check_gcs`), or to the Jobs API, which takes submissions (`ask_api`).
+Both send the token that Ray itself would send.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+from urllib.parse import urlsplit
+
+from humpback_ray.config import ConfigError
+
+DEADLINE_S = 10.0
+"""How long a cluster has to answer a request of a few bytes."""
+
+STOP_S = 30.0
+"""How long Ray has to stop a job that asked for it."""
+
+TOKEN = (
+    "export RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token, RAY_AUTH_TOKEN_PATH or "
+    "RAY_AUTH_TOKEN"
+)
+
+
+def gcs_of(address: str) -> str:
+    """Return HOST:PORT of the GCS that RAY_ADDRESS names; `auto` is the Ray that runs on this machine.
+
+    Raises:
+        ConfigError: it is no such address, or no Ray runs here.
+    """
+    scheme = address.partition("://")[0] if "://" in address else ""
+    if scheme in ("http", "https"):
+        raise ConfigError(
+            f"RAY_ADDRESS is {address}, a dashboard, and a driver joins HOST:6379; to send the job to that dashboard: "
+            f"python -m jobs.submit --address {address} CONFIG ..."
+        )
+    if scheme:
+        raise ConfigError(
+            f"RAY_ADDRESS is {address}, but a driver joins HOST:6379 from a node of the cluster; from elsewhere submit "
+            "it: python -m jobs.submit --address http://HOST:8265 CONFIG ..."
+        )
+    from ray._private import services
+
+    if address == "auto":
+        with _quiet():
+            try:
+                return services.canonicalize_bootstrap_address_or_die(address)
+            except (ConnectionError, ValueError) as error:
+                raise ConfigError(f"RAY_ADDRESS is auto: {one_line(error)}") from error
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"RAY_ADDRESS is {address}, which is not HOST:PORT, such as 10.0.0.1:6379")
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"RAY_ADDRESS is {address}, and {host} cannot be looked up: {one_line(error)}") from error
+    return address
+
+
+def check_gcs(address: str) -> None:
+    """Ask the GCS whether it is there, takes our token, runs our Ray, and has a node on this machine.
+
+    Args:
+        address: as RAY_ADDRESS has it.
+
+    Raises:
+        ConfigError: in one line, what is wrong and what to do.
+    """
+    gcs = gcs_of(address)
+    import grpc
+    from ray._private import services
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # pyright: ignore[reportAttributeAccessIssue]
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    _check_token(lambda: ensure_token_if_auth_enabled(None, create_token_if_missing=False))
+    channel = init_grpc_channel(gcs)
+    deadline = time.monotonic() + DEADLINE_S
+    try:
+        while True:
+            here = [bytes.fromhex(node) for node in services.find_node_ids()]
+            reply = NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(node_ids=here), timeout=DEADLINE_S)
+            if any(reply.raylet_alive) or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)  # a node that has just started is not known yet
+    except grpc.RpcError as error:
+        code = error.code()  # pyright: ignore[reportAttributeAccessIssue]
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            raise ConfigError(f"Ray at {gcs} (RAY_ADDRESS) refuses our token, or we have none; {TOKEN}") from error
+        said = error.details() or str(code)  # pyright: ignore[reportAttributeAccessIssue]
+        why = one_line(said.rpartition("last error: ")[2])
+        raise ConfigError(f"no Ray answers at {gcs} (RAY_ADDRESS): {why}") from error
+    finally:
+        channel.close()
+    check_version(reply.ray_version, f"Ray at {gcs} (RAY_ADDRESS)")
+    if not any(reply.raylet_alive):
+        raise ConfigError(
+            f"Ray at {gcs} (RAY_ADDRESS) has no node on this machine, and a driver runs on one; submit the job "
+            "instead: python -m jobs.submit --address http://HOST:8265 CONFIG ..."
+        )
+
+
+def check_version(theirs: str, who: str) -> None:
+    """Refuse a cluster of another Ray: drivers and nodes speak to each other in its own format.
+
+    Raises:
+        ConfigError: another minor version, or none.
+    """
+    import ray
+
+    ours = ray.__version__
+    if theirs and theirs.split(".")[:2] != ours.split(".")[:2]:
+        raise ConfigError(f"{who} is version {theirs}, and {ours} is installed here; both must be the same")
+
+
+def api_of(address: str | None) -> str:
+    """Return the URL of the Jobs API: what is given, RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or Ray's default here.
+
+    Raises:
+        ConfigError: it is no http:// or https:// URL, nor the HOST:PORT of a GCS that names its dashboard.
+    """
+    given = {
+        "--address": address,
+        "RAY_API_SERVER_ADDRESS": os.environ.get("RAY_API_SERVER_ADDRESS"),
+        "RAY_ADDRESS": os.environ.get("RAY_ADDRESS"),
+        "no --address is given, so": "http://127.0.0.1:8265",
+    }
+    name, found = next((name, value) for name, value in given.items() if value)
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(found)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return found.rstrip("/")
+    raise ConfigError(f"{name} is {found}, but jobs are submitted to a dashboard: http://HOST:8265")
+
+
+def ask_api(api: str, path: str = "/api/version", method: str = "GET") -> Any:
+    """Ask the Jobs API and return its JSON.
+
+    Raises:
+        ConfigError: in one line, what is wrong and what to do.
+    """
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+
+    headers: dict[str, str] = {}
+    _check_token(lambda: headers.update(get_auth_headers_if_auth_enabled({})))
+    request = urllib.request.Request(f"{api}{path}", headers=headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=DEADLINE_S) as reply:
+            return json.loads(reply.read())
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            why = "refuses our token" if error.code == 403 else "asks for a token, and we sent none"
+            raise ConfigError(f"the cluster at {api} {why}; {TOKEN}") from error
+        raise ConfigError(f"{api} answers {path} with {error.code} {error.reason}; is it Ray's dashboard?") from error
+    except (ValueError, http.client.HTTPException) as error:
+        raise ConfigError(f"{api} answers, but not as Ray's dashboard does ({path} is not JSON)") from error
+    except OSError as error:
+        why = one_line(getattr(error, "reason", error))
+        raise ConfigError(
+            f"no Ray answers at {api}: {why}; is the tunnel open (`ray dashboard cluster/aws.yaml`, `kubectl "
+            "port-forward`), and the port the dashboard's?"
+        ) from error
+
+
+def stop_own_job(submission: str) -> None:
+    """Have Ray stop the job that this process is, which then counts as stopped and not as failed; waits for the end.
+
+    KubeRay starts a failed job once more on a new cluster and leaves a stopped one alone; that is how exit codes that
+    a retry cannot mend reach it. Where Ray does not do it, the job ends as it would have.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    with contextlib.suppress(Exception), _quiet():
+        JobSubmissionClient(os.environ.get("RAY_ADDRESS")).stop_job(submission)
+        time.sleep(STOP_S)
+
+
+def _check_token(load: Any) -> None:
+    """Load the token as Ray does.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    from ray.exceptions import RayError
+
+    try:
+        with _quiet():
+            load()
+    except (RayError, RuntimeError, OSError, ValueError) as error:
+        said = one_line(error).partition(". ")[0]
+        raise ConfigError(f"RAY_AUTH_MODE is token, and there is no token to send: {said}; {TOKEN}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Keep Ray's own loggers silent; what they say is in the error."""
+    import logging
+
+    logger = logging.getLogger("ray")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def one_line(said: object) -> str:
+    """Return words on one line, cut where they are long."""
+    text = " ".join(str(said).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."

@@ -191,6 +191,7 @@ def test_a_finished_run_is_followed_to_exit_code_0(
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_exit_codes_for_a_person_stop_the_job_where_a_retry_would_cost(config: Path, head: Head) -> None:
     """KubeRay makes a new cluster for a job that has failed, and none for one that was stopped."""
     command = [sys.executable, "-m", "jobs.augment", str(config), "augment.recipe.engin=1"]

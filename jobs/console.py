@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -248,12 +249,41 @@ def start_local_ray(config: RunConfig, trains: bool = True) -> None:
     """
     import ray
 
+    check_directories()
     for name, value in LOCAL_RAY.items():
         os.environ.setdefault(name, value)
     cpus = max(os.cpu_count() or 1, 2)  # the demo asks for two; on one core they take turns
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     check_local(config, {"CPU": cpus, "GPU": ray.cluster_resources().get("GPU", 0)})
     warm.keep(actors=1, training_workers=config.train.placement.least_and_most[0] if trains else 0)
+
+
+SOCKET_BYTES = 107
+"""The longest path of a Unix socket."""
+
+
+def check_directories() -> None:
+    """Refuse a temporary or home directory with which Ray cannot start on this machine.
+
+    Raises:
+        ConfigError: it cannot be written to, or its path is too long for Ray's sockets.
+    """
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "TMPDIR")
+    room, home = os.environ.get(name) or "/tmp", os.path.expanduser("~")
+    for variable, directory in ((name, room), ("HOME", home if os.path.isdir(home) else room)):
+        try:
+            with tempfile.TemporaryFile(dir=directory):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"{directory} ({variable}) cannot be written to: {error.strerror}; set {variable} to one that can"
+            ) from error
+    longest = SOCKET_BYTES - len(f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
+    if len(os.fsencode(room)) > longest:
+        raise ConfigError(
+            f"{room} ({name}) is {len(os.fsencode(room))} bytes long; Ray's sockets in it must have paths of at most "
+            f"{SOCKET_BYTES} bytes, so {longest} are left for it: set RAY_TMPDIR to a shorter one"
+        )
 
 
 def check_local(config: RunConfig, have: Mapping[str, float]) -> None:

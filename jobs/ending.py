@@ -43,6 +43,7 @@ class Ending:
         self._told = 0
         """The signal that ends this process."""
         self._interrupts = 0
+        self._clocks: list[threading.Timer] = []
         self._left = "what is committed stays"
         self._known, self._gate = threading.Event(), threading.Lock()
 
@@ -58,7 +59,10 @@ class Ending:
             signal.signal(signal.SIGHUP, self._interrupt)
         try:
             yield
+            self._stop_clocks()
         except BaseException as error:
+            if not isinstance(error, KeyboardInterrupt):
+                self._stop_clocks()
             by_ray = isinstance(error, SystemExit) and error.code == signal.SIGTERM
             if not self._told and not by_ray:
                 raise
@@ -90,9 +94,16 @@ class Ending:
 
     def _end_after(self, seconds: float, how: str, code: int) -> None:
         """End this process in some seconds, and ask meanwhile what is left."""
-        for clock in (threading.Timer(seconds, self._leave, (how, code)), threading.Thread(target=self._ask)):
-            clock.daemon = True
-            clock.start()
+        clock = threading.Timer(seconds, self._leave, (how, code))
+        self._clocks.append(clock)
+        for thread in (clock, threading.Thread(target=self._ask)):
+            thread.daemon = True
+            thread.start()
+
+    def _stop_clocks(self) -> None:
+        """Let this process live: what interrupted it was the job's own doing, a limit or a lost lease."""
+        while self._clocks and not self._told:
+            self._clocks.pop().cancel()
 
     def _ask(self) -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -44,6 +44,7 @@ class Ending:
         """The signal that ends this process."""
         self._interrupts = 0
         self._clocks: list[threading.Timer] = []
+        self._takes_sighup = False
         self._left = "what is committed stays"
         self._known, self._gate = threading.Event(), threading.Lock()
 
@@ -55,7 +56,8 @@ class Ending:
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         threading.Thread(target=self._listen, args=(reader,), name="ending", daemon=True).start()
         self.take_sigterm()
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else somebody said nohup
+        self._takes_sighup = signal.getsignal(signal.SIGHUP) is signal.SIG_DFL  # else somebody said nohup
+        if self._takes_sighup:
             signal.signal(signal.SIGHUP, self._interrupt)
         try:
             yield
@@ -86,7 +88,7 @@ class Ending:
     def _listen(self, reader: int) -> None:
         while True:
             for number in os.read(reader, 64):
-                if number in (signal.SIGTERM, signal.SIGHUP) and signal.getsignal(number) == self._interrupt:
+                if number == signal.SIGTERM or (number == signal.SIGHUP and self._takes_sighup):
                     self._end_after(LEAVE_S, "terminated", 128 + number)
                 elif number == signal.SIGINT and not self.stopping():
                     self._interrupts += 1

@@ -176,7 +176,7 @@ def run_seed(path: str, overrides: Sequence[str], root: str, seed: int, only: Co
     seeded = [*overrides, *(f"{key}={seed}" for key in SEEDED)]
     main = Run(load(RunConfig, path, [*seeded, f"root={storage.join(root, 'main')}"]))
     made = {manifest.stage: manifest for manifest in pipeline.stages(main)}
-    pipeline.write_report(main.root, {manifest.stage: manifest for manifest in main.finished()})
+    pipeline.write_report(main.root, made)
     oracle = oracle_scores(made, storage.join(root, ORACLE))
     places = {name: manifest.uri for name, manifest in (*made.items(), (ORACLE, oracle))}
     values = values_of_main(measured(made))

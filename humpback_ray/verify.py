@@ -166,7 +166,7 @@ class Verifier:
         if manifest.stage.rpartition("/")[2] != "segments" and (digest := kept.repeated()):
             id_, count = named(manifest, digest)
             raise Difference(f"{manifest.uri}: id {id_} is kept {count} times")
-        proof += self._outside(manifest, documents)
+        proof += self._outside(manifest, every, documents)
         check_sums(manifest)
         self.proven[manifest.uri], self.kept[manifest.uri] = manifest, kept
         return f"{manifest.rows:,} rows, {proof}" if manifest.rows else proof
@@ -200,7 +200,7 @@ class Verifier:
                 f"kept ids of {given.stage}; first: {id_}, {before} times in, {after} times out"
             )
 
-    def _outside(self, manifest: Manifest, documents: dict[str, set[str]]) -> str:
+    def _outside(self, manifest: Manifest, every: Multiset, documents: dict[str, set[str]]) -> str:
         """Hold what came from outside against the manifest; returns what was proven, in words."""
         files = {name: manifest.input_files(name) for name, value in manifest.inputs.items() if isinstance(value, list)}
         there = {name: [file for file in known if self._is_there(manifest, file)] for name, known in files.items()}
@@ -215,9 +215,6 @@ class Verifier:
             again = Multiset(self.folder)
             for ids in READ_AGAIN[manifest.stage](manifest, files["files"]):
                 again.add(ids)
-            every = Multiset(self.folder)
-            for table in manifest.tables(["id"], kept=False):
-                every.add(table["id"])
             if difference := again.difference(every):
                 lost, surplus, _ = difference
                 raise Difference(

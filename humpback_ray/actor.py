@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from humpback_ray import steps
+from humpback_ray import steps, storage
 from humpback_ray.drivers import Others
-from humpback_ray.ledger import Attempt, Commit, Ledger, Shard, charged, node
+from humpback_ray.ledger import Attempt, Commit, Ledger, Shard, charged, is_quarantined, node
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.processes import Dead, answer_when_ended
 from humpback_ray.records import QUARANTINE, QUARANTINED
@@ -203,10 +204,22 @@ class LoneActor(ShardActor):
             check_same_ids(self._shard.name, given, made)
         return time.monotonic() - since, made
 
-    async def finish(self, text: str, attempt: Attempt, parts: Sequence[Any], lost: Sequence[LostRow]) -> Commit:
-        """Put a shard together from its parts (references, in order) and the rows that were lost, and commit it."""
+    async def finish(
+        self, text: str, attempt: Attempt, parts: Sequence[Any], lost: Sequence[LostRow], before: Commit | None
+    ) -> Commit:
+        """Put a shard together and commit it.
+
+        Args:
+            text: the shard, as JSON.
+            attempt: at it.
+            parts: references to its parts, in order.
+            lost: its rows that no worker survived.
+            before: its earlier commit, where parts and lost rows are of those that this had in quarantine.
+        """
         loaded = await self._load(text)
         made = await asyncio.gather(*parts)
+        if before is not None:
+            made = [*await asyncio.to_thread(self._not_quarantined, before), *made]
         blanks, known = zip(*(self._stand_in(row, attempt) for row in lost), strict=True) if lost else ((), ())
         table = pa.concat_tables([self.schema.empty_table(), *made, pa.Table.from_pylist(list(blanks), self.schema)])
         if isinstance(loaded, pa.Table):
@@ -216,8 +229,15 @@ class LoneActor(ShardActor):
             table = conform(await asyncio.to_thread(self.worker.merge, table), self.schema)
         steps.reach(5)
         extra = {"file": self._shard.file} if self._shard.file else None
-        quarantine = pa.Table.from_pylist(list(known), QUARANTINE)
+        ids = table.filter(is_quarantined(table))["id"].to_pylist()  # merging gives copies ids of their own
+        known = [{**row, "id": id_} for row, id_ in zip(known, ids, strict=True)]
+        quarantine = pa.Table.from_pylist(known, QUARANTINE)
         return await asyncio.to_thread(attempt.write, table, extra, quarantine)
+
+    def _not_quarantined(self, commit: Commit) -> list[pa.Table]:
+        """Read the rows of a commit that are not quarantined."""
+        tables = [storage.read_table(self.ledger.at(file.name)) for file in commit.files]
+        return [table.filter(pc.call_function("invert", [is_quarantined(table)])) for table in tables]
 
     def _stand_in(self, lost: LostRow, attempt: Attempt) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return a lost record's row in the stage's table and its row in the quarantine."""
@@ -228,8 +248,8 @@ class LoneActor(ShardActor):
             row = loaded.slice(lost.index, 1).to_pylist()[0]
             identity, text = {"id": row["id"]}, json.dumps(row, default=str, ensure_ascii=False)
         known = {
-            "id": identity["id"], "shard": attempt.shard, "attempt": attempt.number, "error": lost.error,
-            "last_words": lost.last_words, "node": lost.node, "text": text[:TEXT_CHARS],
+            "id": identity["id"], "shard": attempt.shard, "index": lost.index, "attempt": attempt.number,
+            "error": lost.error, "last_words": lost.last_words, "node": lost.node, "text": text[:TEXT_CHARS],
         }  # fmt: skip
         return blank_row(self.schema, identity), known
 

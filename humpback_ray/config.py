@@ -62,6 +62,15 @@ def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of stages")
+    return configured(kind, values, overrides)
+
+
+def configured(kind: type[C], values: dict[str, Any], overrides: Sequence[str] = ()) -> C:
+    """Make a configuration of its values; overrides, as of `load`, are put into `values`.
+
+    Raises:
+        ConfigError: as `load`.
+    """
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:

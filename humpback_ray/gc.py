@@ -12,7 +12,8 @@ name it, and that must hold for every writer that is still alive:
 - *A shard without a commit* is not touched: its files may be named by a commit a moment later. That is the whole race
   with writers: before the commit we keep everything, after it only the winner. What is seen in a listing is old when
   it is acted upon, so right before deleting the commit is read again, and a file that it names stays.
-- *Data of a stage with a manifest* that the manifest does not know can never become visible.
+- *Data of a stage with a manifest* that the manifest does not know can never become visible. Quarantined rows that are
+  tried again are the exception: their shard's name is a new one, which the manifest learns last, so they go by age.
 - *Checkpoints* serve to go on with a training run; one whose manifest is there is not gone on with.
 - *Unfinished uploads and temporary files* are not files yet. Their writer may be alive, so they go by age: its upload
   then fails and its attempt with it, which is retried; half a file is never seen. In a stage with a manifest all
@@ -35,7 +36,7 @@ from dataclasses import dataclass, field, replace
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
-from humpback_ray.ledger import Commit, Ledger
+from humpback_ray.ledger import Commit, Ledger, planned
 from humpback_ray.run import every_stage_name
 from humpback_ray.stage import read_manifest
 from humpback_ray.storage import Listed
@@ -202,7 +203,7 @@ class _Place:
         probes = [] if self.stage else [file for file in self.files if _PROBE.fullmatch(file.name)]
         for reason, files in ((TEMPORARY, self.temporary), (UPLOADS, self.uploads), (PROBES, probes)):
             yield from self._group(reason, [file for file in files if now - file.modified >= age_s])
-        yield from self._losers()
+        yield from self._losers(now - older_than_s)
         if self.manifest:
             yield from self._group(SUPERSEDED, [file for file in self.files if file.name.startswith("checkpoints/")])
 
@@ -210,8 +211,8 @@ class _Place:
         if files:
             yield Waste(self.stage, self.uri, reason, tuple(files), shard)
 
-    def _losers(self) -> Iterator[Waste]:
-        """Find data of decided shards that their commit does not name."""
+    def _losers(self, before: float) -> Iterator[Waste]:
+        """Find data of decided shards that their commit does not name; of retries what was written before a time."""
         by_shard: dict[str, list[Listed]] = defaultdict(list)
         for file in self.files:
             if match := _ATTEMPT.fullmatch(file.name):
@@ -221,7 +222,8 @@ class _Place:
             if commit := commits.get(shard):
                 yield from self._group(LOST, [file for file in files if not _keeps(commit, file.name)], shard)
             elif self.manifest:
-                yield from self._group(UNLISTED, files, shard)
+                old = [file for file in files if planned(shard) == shard or file.modified < before]
+                yield from self._group(UNLISTED, old, shard)
 
     def _commits(self, by_shard: Mapping[str, Sequence[Listed]]) -> dict[str, Commit]:
         """Return the manifest's commits, or those of shards at which more than one execution left something."""

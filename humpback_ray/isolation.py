@@ -13,6 +13,8 @@ fault that is but the good row.
     one deadly row of r: about 2 log2(r) + 1 parts, log2(r) + 3 processes
 
 Given up: when part after part fails, or more rows than `max_quarantined_share`, it is not the rows: the stage fails.
+
+`retry` tries the rows that a commit has in quarantine once more, in the same way.
 """
 
 import builtins
@@ -25,7 +27,7 @@ from typing import Any, cast
 
 from humpback_ray import processes
 from humpback_ray.actor import LoneActor, LostRow, Process, node_id
-from humpback_ray.ledger import Attempt, Ledger, Shard, StageFailed
+from humpback_ray.ledger import Attempt, Commit, Ledger, Shard, StageFailed, retried
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.watch import Pace
 
@@ -182,12 +184,12 @@ class Isolation:
         worker: where the parts run.
         pace: what parts should take.
         share: of the rows that may be quarantined.
-        good: returns a shard that was committed, if there is one: its first row is known to be good.
+        good: returns a committed shard and the index of a row of it that works, if there is one.
     """
 
     def __init__(
         self, name: str, ledger: Ledger, worker: LoneWorker, pace: Pace, share: float,
-        good: Callable[[], Shard | None] = lambda: None,
+        good: Callable[[], tuple[Shard, int] | None] = lambda: None,
     ) -> None:  # fmt: skip
         self.name, self.ledger, self.worker, self.pace, self.share = name, ledger, worker, pace, share
         self.good = good
@@ -202,22 +204,51 @@ class Isolation:
             WorkerFailed: the parts were made, and could not be put together; it may be tried again.
         """
         with self.ledger.begin(shard.name, node_id=node_id(), alone=True) as attempt:
-            self._take_apart(shard)
+            rows = self._count(shard)
+            self._take_apart(shard, rows, [(0, rows)], most_failures=2 * math.log2(max(rows, 2)) + 6)
             self._finish(shard, attempt)
 
-    def _finish(self, shard: Shard, attempt: Attempt) -> None:
-        parts = [self.parts[first] for first in sorted(self.parts)]
-        self.worker.call("finish", shard.json(), attempt, parts, self.lost, limit_s=None)
+    def retry(self, shard: Shard, before: Commit) -> None:
+        """Try the quarantined rows of a commit again, and commit the shard under its next name.
 
-    def _take_apart(self, shard: Shard) -> None:
+        Raises:
+            StageFailed: a row that had worked fails too.
+            WorkerFailed: as `run`.
+        """
+        with self.ledger.begin(retried(before.shard), node_id=node_id(), alone=True) as attempt:
+            rows, lost = self._count(shard), self.ledger.quarantined(before)
+            worked = next((index for index in range(rows) if index not in lost), None)
+            if worked is not None:
+                self.good = lambda: (shard, worked)
+            todo = [(index, index + 1) for index in sorted(lost, reverse=True)]
+            self._take_apart(shard, rows, todo, most_failures=len(todo))
+            self._finish(shard, attempt, before)
+
+    def _count(self, shard: Shard) -> int:
+        """Return how many rows or records a shard has."""
         rows = self._patiently(
             shard, lambda: self.worker.call("count", shard.json(), limit_s=self.pace.placement.limit_unmeasured_s)
         )
         if isinstance(rows, WorkerFailed):
             raise self._refusal(shard, "could not be read", rows) from rows
+        return rows
+
+    def _finish(self, shard: Shard, attempt: Attempt, before: Commit | None = None) -> None:
+        parts = [self.parts[first] for first in sorted(self.parts)]
+        self.worker.call("finish", shard.json(), attempt, parts, self.lost, before, limit_s=None)
+
+    def _take_apart(self, shard: Shard, rows: int, todo: list[tuple[int, int]], most_failures: float) -> None:
+        """Run parts of a shard, halving those that fail, and judge the single rows that are left.
+
+        Args:
+            shard: it.
+            rows: how many it has.
+            todo: first row and last row + 1 of each part; the last part comes first.
+            most_failures: parts that may fail one after another.
+        """
         weight = self.pace.weights[shard.name] / max(rows, 1)
         most = max(FEW_ROWS, self.share * rows)
-        todo, failed, suspects = [(0, rows)], 0, list[int]()
+        failed, suspects = 0, list[int]()
         while todo:
             first, last = todo.pop()
             failure = self._part(shard, first, last, weight)
@@ -225,7 +256,7 @@ class Isolation:
                 failed = 0
                 continue
             failed += 1
-            if failed > 2 * math.log2(max(rows, 2)) + 6:
+            if failed > most_failures:
                 raise self._refusal(shard, f"failed with whatever rows, {failed} times in a row", failure) from failure
             if last - first > 1:
                 middle = (first + last) // 2
@@ -260,8 +291,8 @@ class Isolation:
 
     def _works(self, shard: Shard, weight: float) -> bool:
         """Tell whether a row works that is known to be good; True where none is known."""
-        known, first = (shard, min(self.parts)) if self.parts else (self.good(), 0)
-        return known is None or self._part(known, first, first + 1, weight, keep=False) is None
+        known = (shard, min(self.parts)) if self.parts else self.good()
+        return known is None or self._part(known[0], known[1], known[1] + 1, weight, keep=False) is None
 
     def _part(self, shard: Shard, first: int, last: int, weight: float, keep: bool = True) -> WorkerFailed | None:
         """Run a part; returns why it failed, or None."""

@@ -8,6 +8,10 @@
     commits/<shard>.json            what the file holds             created if absent: the first commit wins
     manifest.json                   the commits and totals          created if absent, last: makes the stage visible
 
+Quarantined rows can be tried again until a later stage reads the manifest. Shard 000012 then becomes the shard
+000012r1, which holds all of its rows; 000012r1 becomes 000012r2, and so on. Each has attempts, data and a commit of its
+own, and the manifest, written anew, lists the last one.
+
 `Ledger` is all of this for one directory; it holds no state but the address, so an actor, a driver and `jobs.verify`
 see the same thing. A writer whose commit lost deletes its file; a file of unknown outcome is left alone.
 """
@@ -32,6 +36,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from humpback_ray import steps, storage
 from humpback_ray.config import fingerprint
@@ -44,12 +49,25 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _SHARD_FILE = re.compile(r"(\d{6,}|all)\.json")
-_ATTEMPT_FILE = re.compile(r"(?:\d{6,}|all)/\d{4,}\.json")
-_WORD_FILE = re.compile(r"(?:\d{6,}|all)/\d{4,}(?:\.error)?\.json")
+_RETRY = re.compile(r"(\d{6,})r(\d+)")
+_ATTEMPT_FILE = re.compile(r"(?:\d{6,}(?:r\d+)?|all)/\d{4,}\.json")
+_WORD_FILE = re.compile(r"(?:\d{6,}(?:r\d+)?|all)/\d{4,}(?:\.error)?\.json")
 """Names of what the ledger writes; other files, of file systems and file managers, are left alone."""
 
 MOST_LOST_NODES = 20
 """Attempts at one shard within a submission after which lost nodes are no excuse any more."""
+
+
+def planned(shard: str) -> str:
+    """Return the name that a shard has in the plan, whether its quarantined rows were tried again or not."""
+    match = _RETRY.fullmatch(shard)
+    return match[1] if match else shard
+
+
+def retried(shard: str) -> str:
+    """Return the name of a shard once its quarantined rows are tried again."""
+    match = _RETRY.fullmatch(shard)
+    return f"{match[1]}r{int(match[2]) + 1}" if match else f"{shard}r1"
 
 
 class ShardExhausted(RuntimeError):
@@ -377,6 +395,18 @@ class Ledger:
         names = map(_SHARD_FILE.fullmatch, storage.list_names(self.at("commits")))
         return {name[1] for name in names if name}
 
+    def last_commit_of(self, commit: Commit) -> Commit:
+        """Return the commit of a shard's last retry; without any, the given one."""
+        while later := self.commit_of(retried(commit.shard)):
+            commit = later
+        return commit
+
+    def quarantined(self, commit: Commit) -> set[int]:
+        """Return the indices of a commit's quarantined rows in their shard."""
+        if commit.quarantine is None:
+            return set()
+        return set(storage.read_table(self.at(commit.quarantine.name), ["index"])["index"].to_pylist())
+
     def attempts_made(self) -> Counter[str]:
         """Count the attempts by shard, of all submissions, in one listing."""
         return Counter(name.split("/")[0] for name in self.attempt_names() if _ATTEMPT_FILE.fullmatch(name))
@@ -527,6 +557,12 @@ def drop_counts(table: pa.Table) -> dict[str, int]:
     """Count the dropped rows of a table by reason."""
     counts = table["drop_reason"].drop_null().value_counts().to_pylist()
     return {str(entry["values"]): entry["counts"] for entry in counts}
+
+
+def is_quarantined(table: pa.Table) -> pa.ChunkedArray:
+    """Return which rows of a table are quarantined, as booleans."""
+    equal = pc.call_function("equal", [table["drop_reason"], pa.scalar(QUARANTINED)])
+    return pc.call_function("coalesce", [equal, pa.scalar(False)])
 
 
 def tokens_of(table: pa.Table) -> int:

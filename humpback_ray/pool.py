@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pyarrow as pa
 
@@ -28,7 +28,7 @@ from humpback_ray.actor import ShardActor, alive_nodes, nodes_lost
 from humpback_ray.background import Complaints
 from humpback_ray.drivers import STALE_S, Others, waiting_uri
 from humpback_ray.isolation import Isolation, LoneWorker, WorkerFailed, reason
-from humpback_ray.ledger import Ledger, Shard, StageFailed, charged, last_words
+from humpback_ray.ledger import Commit, Ledger, Shard, StageFailed, charged, last_words
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.progress import Progress
 from humpback_ray.waiting import Actors, Waiting
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     import ray.data
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SINGLE_BLOCKS = 1000
 """Shards at the end of a pass that travel alone."""
@@ -244,11 +246,32 @@ class Pool:
     def _lone_worker(self, avoid_node: str | None = None) -> LoneWorker:
         return LoneWorker(self._actor_arguments(self.placement), self.placement, avoid_node)
 
+    def retry(self, shards: Sequence[tuple[Shard, Commit]]) -> None:
+        """Try the quarantined rows of commits again.
+
+        Raises:
+            StageFailed: rows that had worked fail too, or a shard could not be put together.
+        """
+
+        def again(item: tuple[Shard, Commit], worker: LoneWorker) -> None:
+            shard, commit = item
+            try:
+                self._isolation(worker).retry(shard, commit)
+            except WorkerFailed as failure:
+                raise StageFailed(f"{self.name}: shard {shard.name} could not be put together: {failure}") from failure
+            self.progress.advance(self.rows[shard.name])
+
+        self._alone(shards, again)
+
     def _isolate(self, shards: Sequence[Shard]) -> None:
-        """Take shards apart, each in an actor of its own, as many at once as the pool has actors."""
-        workers = [self._lone_worker() for _ in shards]
+        """Take shards apart."""
+        self._alone(shards, self._take_apart)
+
+    def _alone(self, items: Sequence[T], work: Callable[[T, LoneWorker], None]) -> None:
+        """Do work on each of some items with an actor of its own, as many at once as the pool has actors."""
+        workers = [self._lone_worker() for _ in items]
         with ThreadPoolExecutor(self.placement.min_replicas) as threads:
-            tasks = [threads.submit(self._take_apart, *pair) for pair in zip(shards, workers, strict=True)]
+            tasks = [threads.submit(work, *pair) for pair in zip(items, workers, strict=True)]
 
             def close() -> None:
                 for worker in workers:
@@ -265,10 +288,17 @@ class Pool:
                 raise
             self._refuse_to_wait()
 
-    def _good(self) -> Shard | None:
-        """Return a shard that this submission has seen committed, if there is one."""
-        done = self.ledger.committed() & self.known.keys()
-        return self.known[min(done)] if done else None
+    def _good(self) -> tuple[Shard, int] | None:
+        """Return a shard that was committed, of those this submission knows, and a row of it that worked."""
+        for name in sorted(self.ledger.committed() & self.known.keys()):
+            commit = self.ledger.commit_of(name)
+            if commit and not commit.quarantine and commit.rows:
+                return self.known[name], 0
+        return None
+
+    def _isolation(self, worker: LoneWorker) -> Isolation:
+        share = self.placement.max_quarantined_share
+        return Isolation(self.name, self.ledger, worker, self.pace, share, self._good)
 
     def _take_apart(self, shard: Shard, worker: LoneWorker) -> None:
         past = charged(self.ledger.attempts(shard.name), self.ledger.submission, alive_nodes())
@@ -276,11 +306,8 @@ class Pool:
             raise StageFailed(f"{self.name}: shard {shard.name} failed {len(past)} times, last: {last_words(past)}")
         if worker.closed:
             return
-        isolation = Isolation(
-            self.name, self.ledger, worker, self.pace, self.placement.max_quarantined_share, self._good
-        )
         try:
-            isolation.run(shard)
+            self._isolation(worker).run(shard)
             self.progress.advance(self.rows[shard.name])
         except WorkerFailed as failure:
             logger.warning("%s: shard %s could not be put together: %s", self.name, shard.name, failure)

@@ -150,6 +150,7 @@ QUARANTINE = pa.schema(
     [
         ("id", pa.string()),  # of the row in the stage's table
         ("shard", pa.string()),
+        ("index", pa.int64()),  # of the row or record in its shard
         ("attempt", pa.int32()),
         ("error", pa.string()),  # what its worker raised, or how its process ended
         ("last_words", pa.string()),  # the end of that process's standard error; "" if it left none

@@ -10,6 +10,7 @@ business: each holds its own recipe.json and refuses another one, and since they
 lies behind one that still has to be made.
 """
 
+import functools
 import json
 import logging
 import re
@@ -227,6 +228,8 @@ class Run:
         except OSError as error:
             raise ConfigError(" ".join(str(error.strerror or error).split())) from error
         self.submission, self._wanted = "", submission_id
+        self.retrying: str | None = None
+        """The stage whose quarantined rows are tried again."""
         if begin:
             self.begin()
 
@@ -306,7 +309,8 @@ class Run:
 
     def at(self, name: str) -> Place:
         """Return the place of a stage in this run, which is the one worked on from now on."""
-        self.place = Place(name, storage.join(self.root, name), self.submission)
+        check = functools.partial(refuse_read, self.root) if name == self.retrying else None
+        self.place = Place(name, storage.join(self.root, name), self.submission, check)
         return self.place
 
     def state(self) -> str:
@@ -353,6 +357,29 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, indent=1).encode()
 
 
+def refuse_read(root: str, manifest: Manifest) -> None:
+    """Refuse to change a stage of a run once another stage of it has begun with this one among its inputs.
+
+    Raises:
+        ConfigError: stages have; the message names them.
+    """
+    begun = []
+    for name in stages_there(root):
+        recipe = storage.join(root, name, "recipe.json")
+        if storage.exists(recipe) and {"digest": manifest.digest} in storage.read_json(recipe)["inputs"].values():
+            begun.append(name)
+    if begun:
+        raise ConfigError(
+            f"{manifest.stage} of {root} was read by {', '.join(begun)}, so it stays as it is; to try its quarantined "
+            f"rows again, use another root and reuse: the stages before {manifest.stage}"
+        )
+
+
+def stages_there(root: str) -> list[str]:
+    """Return the names that stages of a run can have, those of its comparisons of scorers included."""
+    return every_stage_name(f"compare/{name}" for name in storage.list_names(storage.join(root, "compare")))
+
+
 Submission = tuple[storage.Listed, dict[str, Any]]
 """The file and the record of a submission."""
 
@@ -362,8 +389,7 @@ def finished_stages(root: str, submitted: Iterable[Submission] | None = None) ->
 
     Those of other runs are found by what the others were made from, or by what a submission says that it reuses.
     """
-    compared = (f"compare/{name}" for name in storage.list_names(storage.join(root, "compare")))
-    names = every_stage_name(compared)
+    names = stages_there(root)
     found = {name: manifest for name in names if (manifest := read_manifest(storage.join(root, name)))}
     submitted = submissions(root) if submitted is None else submitted
     for name, uri in reused_stages(root, found.values(), submitted).items():

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +39,7 @@ from humpback_ray.ledger import (
     StageFailed,
     drop_counts,
     node,
+    planned,
     requests_since_last,
     write_table,
 )
@@ -72,6 +73,8 @@ class Place:
     name: str
     uri: str
     submission: str
+    check_unread: "Callable[[Manifest], None] | None" = None
+    """Where quarantined rows are to be tried again: raises once a later stage has read the manifest."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ class Stage:
             StageFailed: a shard failed whatever rows it got, or no actor could be started.
         """
         if self.done:
-            return self.done
+            return self._retry(self.done, worker, arguments, placement, source)
         assert self.schema is not None, "shards become tables"
         self.ids_of = "" if isinstance(source, Inventory) else self._name_of(source)
         plan = plan_files(source) if isinstance(source, Inventory) else plan_rows(source, placement.rows_per_shard)
@@ -205,6 +208,46 @@ class Stage:
                 progress.done = sum(rows[name] for name in committed if name in rows)  # other drivers' among them
             del pending
         return self._publish(self._commits([shard.name for shard in shards]))
+
+    def _retry(
+        self,
+        done: Manifest,
+        worker: type,
+        arguments: Sequence[Any],
+        placement: PoolPlacement,
+        source: "Manifest | Inventory",
+    ) -> Manifest:
+        """Try the quarantined rows of a finished stage again, if that is asked for, and publish what came of it."""
+        check = self.place.check_unread
+        lost = [commit for commit in done.commits if commit.quarantine]
+        if check is None or not lost:
+            return done
+        assert self.schema is not None, "shards become tables"
+        with Lease(self.place.uri, self.place.submission):
+            check(done)
+            plan = {shard["name"]: shard for shard in storage.read_json(self.ledger.at("plan.json"))["shards"]}
+            todo = [
+                (Shard.of(plan[planned(commit.shard)]).located(source), commit)
+                for commit in lost
+                if self.ledger.last_commit_of(commit) is commit  # else a retry has ended before it could publish
+            ]
+            rows = {shard.name: commit.drops[QUARANTINED] for shard, commit in todo}
+            progress = Progress(f"{self.place.name}, quarantine", sum(rows.values()))
+            pace = Pace(placement, {shard.name: weight(shard, source) for shard, _ in todo})
+            pool = Pool(
+                self.place.name, self.ledger, self.schema, worker, tuple(arguments), progress, rows, placement, pace
+            )
+            progress.concern = pool.concern
+            began = time.monotonic()
+            with progress:
+                pool.retry(todo)
+            last = {commit.shard: self.ledger.last_commit_of(commit) for commit in lost}
+            commits = tuple(last.get(commit.shard, commit) for commit in done.commits)
+            attempts, ended = self.ledger.attempts_made().total(), done.ended + time.monotonic() - began
+            check(done)  # the retry took its time
+            manifest = replace(done, commits=commits, attempts=attempts, ended=ended)
+            storage.write_bytes(self.ledger.at("manifest.json"), manifest.json())
+        return manifest
 
     def _name_of(self, source: Manifest) -> str:
         """Return under which name a stage is among the inputs."""

@@ -28,7 +28,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
@@ -37,11 +36,11 @@ from humpback_ray.config import fingerprint
 from humpback_ray.corpus.readers import Reader, reader_for
 from humpback_ray.corpus.segments import SegmentRecipe, rows_of
 from humpback_ray.evaluate.respond import load_prompts
-from humpback_ray.ledger import Commit, DataFile, Ledger, Manifest, drop_counts
+from humpback_ray.ledger import Commit, DataFile, Ledger, Manifest, drop_counts, is_quarantined, planned
 from humpback_ray.multiset import Multiset
 from humpback_ray.progress import Progress
 from humpback_ray.records import QUARANTINED
-from humpback_ray.run import every_stage_name
+from humpback_ray.run import stages_there
 from humpback_ray.seed import SeedRecipe, seed_file
 from humpback_ray.stage import read_manifest
 from humpback_ray.storage import InputFile
@@ -72,9 +71,8 @@ def verify(root: str, unproven: list[str] | None = None) -> Iterator[str]:
     run = storage.join(root, "run.json")
     if not storage.exists(run):
         raise Difference(f"{root} is no run: it has no run.json")
-    compared = (f"compare/{name}" for name in storage.list_names(storage.join(root, "compare")))
     with Verifier.opened([] if unproven is None else unproven) as verifier:
-        for name in every_stage_name(compared):
+        for name in stages_there(root):
             uri = storage.join(root, name)
             with differences():
                 if manifest := read_manifest(uri):
@@ -302,8 +300,9 @@ def check_plan(manifest: Manifest) -> None:
     """The shards of the plan are the shards of the manifest."""
     plan = storage.join(manifest.uri, "plan.json")
     if storage.exists(plan):
-        planned = [shard["name"] for shard in storage.read_json(plan)["shards"]]
-        same([commit.shard for commit in manifest.commits], planned, plan, "the shards of the manifest")
+        expected = [shard["name"] for shard in storage.read_json(plan)["shards"]]
+        found = [planned(commit.shard) for commit in manifest.commits]
+        same(found, expected, plan, "the shards of the manifest")
 
 
 def check_commit(manifest: Manifest, commit: Commit) -> list[Table]:
@@ -322,11 +321,7 @@ def check_commit(manifest: Manifest, commit: Commit) -> list[Table]:
         same(found, (file.rows, file.kept), storage.join(manifest.uri, file.name), "(rows, kept)")
         drops = drop_counts(table)
         counted.update(drops)
-        lost = (
-            table.filter(pc.call_function("equal", [table["drop_reason"], pa.scalar(QUARANTINED)]))
-            if QUARANTINED in drops
-            else None
-        )
+        lost = table.filter(is_quarantined(table)) if QUARANTINED in drops else None
         tables.append(Table(
             table["id"], table["id"].filter(table["drop_reason"].is_null()),
             lost["id"].to_pylist() if lost else [],

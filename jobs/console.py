@@ -76,10 +76,10 @@ def work_until(found: argparse.Namespace, last: Last) -> int:
     if config.pilot is not None:
         config = as_pilot(config)
     run = opened(config, until)
-    with Limits(run) as limits:
-        ending.stopping = lambda: bool(limits.problem())
-        done = list(shown(run, until))
+    done = worked(run, until)
     table(done)
+    if until is not None and done and done[-1].quarantined:
+        say(f"to try the quarantined rows again: python -m jobs.retry {run.root} {until}")
     for line in [*pipeline.failures({manifest.stage: manifest for manifest in done}), *pipeline.attacks(done)]:
         say(line)
     if until is None:
@@ -118,6 +118,13 @@ def opened(config: RunConfig, until: str | None, also: Sequence[str] = ()) -> Ru
     if storage.is_s3(run.root):
         storage.be_patient(60 * config.storage_patience_minutes)
     return run
+
+
+def worked(run: Run, until: str | None) -> list[Manifest]:
+    """Run the stages up to the named one within the run's limits and return their manifests."""
+    with Limits(run) as limits:
+        ending.stopping = lambda: bool(limits.problem())
+        return list(shown(run, until))
 
 
 def shown(run: Run, until: str | None) -> Iterator[Manifest]:

@@ -50,8 +50,8 @@ class Worker:
             async def made(part: pa.Table) -> pa.Table:
                 return part
 
-            text, attempt, parts, lost = arguments
-            return await self.actor.finish(text, attempt, [made(part) for part in parts], lost)
+            text, attempt, parts, lost, before = arguments
+            return await self.actor.finish(text, attempt, [made(part) for part in parts], lost, before)
 
         return asyncio.run(finish())
 

@@ -132,12 +132,16 @@ def rows_of(
 
 
 def with_copies_marked(rows: "Iterable[Row]") -> "Iterator[Row]":
-    """Leave the first row of each id as it is; copies get the reason `repeated_record` and an id that counts them."""
+    """Leave the first row of each id as it is; copies get an id that counts them and the reason `repeated_record`.
+
+    Copies of a quarantined row stay quarantined: each can be tried again.
+    """
     seen: dict[str, int] = {}
     for row in rows:
         copies = seen.get(row.id, 0)
         seen[row.id] = copies + 1
-        yield row if not copies else row.dropped("repeated_record", record_id(row.id, "copy", copies))
+        reason = QUARANTINED if row.drop_reason == QUARANTINED else "repeated_record"
+        yield row if not copies else row.dropped(reason, record_id(row.id, "copy", copies))
 
 
 def table_of(rows: "Iterable[Row]") -> pa.Table:

@@ -53,7 +53,7 @@ def make_answers(
     stage = Stage(place, identity, {"prompts": prompts, "model": model.source}, RESPONSE)
     answers = stage.run(Responder, (config.recipe, chat, model.directory), config.placement, prompts)
     outputs = storage.join(place.uri, "model_outputs.json")
-    if not storage.exists(outputs):
+    if place.check_unread or not storage.exists(outputs):
         records = [record for table in answers.tables() for record in alpaca_outputs(table, name)]
         storage.write_bytes(outputs, json.dumps(records, indent=1, ensure_ascii=False).encode())
     return answers

@@ -270,8 +270,15 @@ class Pool:
     def _alone(self, items: Sequence[T], work: Callable[[T, LoneWorker], None]) -> None:
         """Do work on each of some items with an actor of its own, as many at once as the pool has actors."""
         workers = [self._lone_worker() for _ in items]
+
+        def one(item: T, worker: LoneWorker) -> None:
+            try:
+                work(item, worker)
+            finally:
+                worker.close()
+
         with ThreadPoolExecutor(self.placement.min_replicas) as threads:
-            tasks = [threads.submit(work, *pair) for pair in zip(items, workers, strict=True)]
+            tasks = [threads.submit(one, *pair) for pair in zip(items, workers, strict=True)]
 
             def close() -> None:
                 for worker in workers:
@@ -311,8 +318,6 @@ class Pool:
             self.progress.advance(self.rows[shard.name])
         except WorkerFailed as failure:
             logger.warning("%s: shard %s could not be put together: %s", self.name, shard.name, failure)
-        finally:
-            worker.close()
 
 
 def groups(shards: Sequence[Shard]) -> Iterator[Sequence[Shard]]:

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -87,7 +87,7 @@ class ShardActor:
         self.ledger, self.schema, self.placement = ledger, schema, placement
         self.others = Others(ledger.uri, ledger.submission, dead)
         answer_when_ended()
-        self.worker = worker(*arguments, placement.resources)
+        self.worker = worker(*arguments, replace(placement.resources, agree=ledger.agree))
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Work on the shards of a block, one after another; returns what the driver wants to know of each."""

@@ -55,7 +55,7 @@ FINISHED_AGE_S = 3600.0
 
 _ATTEMPT = re.compile(r"(?:data|quarantine)/(?P<shard>[^/.]+)\.(?P<execution>\d+(?:-[0-9a-f]+)?)(?:\.parquet|/.*)")
 _LEDGER = re.compile(
-    r"(recipe|plan|manifest|model_outputs)\.json|progress\.txt|attempts/.+\.json|commits/[^/]+\.json"
+    r"(recipe|plan|manifest|model_outputs|agreed/[^/]+)\.json|progress\.txt|attempts/.+\.json|commits/[^/]+\.json"
     r"|lease/[^/]+\.(json|beat|end)|drivers/[^/]+\.(beat|waiting)|checkpoints/.+"
 )
 _RUN = re.compile(r"run\.json|hashes\.json|(submissions|spent)/[^/]+\.json|report/.+")

@@ -2,6 +2,7 @@
 
     recipe.json                     fingerprint, recipe, inputs     created if absent, first
     plan.json                       the frozen list of shards       created if absent
+    agreed/<name>.json              what an actor has measured and all use, such as an engine's dtype   likewise
     attempts/<shard>/<n>.json       who started it, where, when     created if absent; <n>.error.json if it raised
     data/<shard>.<attempt>.parquet  the rows
     quarantine/<shard>.<attempt>.parquet   what is known of the rows that no worker survived, if any
@@ -220,6 +221,9 @@ class Manifest:
     located: dict[str, list[str]] = field(default_factory=dict)
     """Where the files of inputs from outside were, by the input's name, in the order of `inputs`."""
 
+    agreed: dict[str, str] = field(default_factory=dict)
+    """What the actors measured and agreed on: "dtype" of the transformers engine where that is "auto"."""
+
     def source_uris(self) -> dict[str, str]:
         """Return where the stages among its inputs are."""
         root = self.uri.removesuffix(f"/{self.stage}")
@@ -380,6 +384,15 @@ class Ledger:
         if storage.create(self.at(name), json.dumps(value, indent=1).encode()):
             return value
         return storage.read_json(self.at(name))
+
+    def agree(self, name: str, value: str) -> str:
+        """Return what all actors of the stage use for something that each may measure otherwise: the first value."""
+        return self.create_or_read(f"agreed/{name}.json", value)
+
+    def agreed(self) -> dict[str, str]:
+        """Return what the actors agreed on, by name."""
+        names = [name for name in storage.list_names(self.at("agreed")) if name.endswith(".json")]
+        return {name.removesuffix(".json"): storage.read_json(self.at("agreed", name)) for name in names}
 
     def commit_of(self, shard: str) -> Commit | None:
         """Return a shard's commit, or None."""

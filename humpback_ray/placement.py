@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
@@ -10,6 +10,11 @@ from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
 from humpback_ray.packages import FLASH, WANDB, Package
+
+
+def _keep(name: str, value: str) -> str:
+    del name
+    return value
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,11 @@ class Resources:
     pipeline_parallel: int = 1
     memory_share: float = 0.9
     cache_bytes: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    agree: Callable[[str, str], str] = _keep
+    """Called with a name and a value that an actor has measured: returns the value that all actors of the stage use,
+    the first that one of them came with."""
 
     @property
     def tensor_parallel(self) -> int:
@@ -118,7 +128,15 @@ class PoolPlacement(Config):
     """Of the memory of its GPUs, or of its part of a GPU, what vLLM takes for weights, keys and values."""
 
     cache_bytes: int | None = Field(default=None, gt=0)
-    """Memory for keys and values of one vLLM replica, per GPU; None: what `memory_share` leaves, on a CPU 2 GiB."""
+    """Memory for keys and values of one vLLM replica, per GPU; None: what `memory_share` leaves, on a CPU 2 GiB. Must
+    be set where replicas share a GPU: vLLM measures what the whole GPU has left, so that of two that start together
+    one finds too little."""
+
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    """Requests that vLLM works on in one step; None: 1,024 on GPUs of 70 GiB and more that are no A100, else 256."""
+
+    max_num_batched_tokens: int | None = Field(default=None, ge=1)
+    """Tokens that vLLM reads and writes in one step; None: 16,384 and 8,192 likewise."""
 
     accelerator_type: str | None = None
     """Ray's name of the GPU to ask for, such as "H100"; None: any."""
@@ -201,7 +219,7 @@ class PoolPlacement(Config):
         """What one actor of the pool gets."""
         return Resources(
             self.cpus_per_replica, self.gpus_per_replica, self.batch_rows, self.batch_tokens, self.pipeline_parallel,
-            self.memory_share, self.cache_bytes,
+            self.memory_share, self.cache_bytes, self.max_num_seqs, self.max_num_batched_tokens,
         )  # fmt: skip
 
     def need(self) -> Need:

@@ -28,6 +28,7 @@ from humpback_ray.config import Config, ConfigError, difference
 from humpback_ray.corpus.build import CorpusConfig
 from humpback_ray.curate.rounds import CurateConfig
 from humpback_ray.curate.scorers import Chained
+from humpback_ray.engines import VllmEngine
 from humpback_ray.evaluate.answers import EvaluateConfig
 from humpback_ray.evaluate.respond import load_prompts
 from humpback_ray.hub_ids import refuse_dataset, refuse_model
@@ -104,6 +105,19 @@ class RunConfig(Config):
         missing = [field for field, value in given.items() if not value]
         if missing and self.sample is None:
             raise ValueError(f"{missing[0]} is not set, and there is no `sample` section to take it from")
+        return self
+
+    @model_validator(mode="after")
+    def _shared_gpus_have_a_cache_each(self) -> Self:
+        for name in ("augment", "curate", "rewrite", "evaluate"):
+            section = getattr(self, name)
+            placement: PoolPlacement = section.placement
+            shared = isinstance(section.recipe.engine, VllmEngine) and 0 < placement.gpus_per_replica < 1
+            if shared and placement.cache_bytes is None:
+                raise ValueError(
+                    f"{name}.placement.gpus_per_replica is {placement.gpus_per_replica:g}, so vLLM engines share "
+                    f"a GPU; set {name}.placement.cache_bytes, the memory for keys and values of each"
+                )
         return self
 
     @model_validator(mode="after")

@@ -326,6 +326,7 @@ class Stage:
             driver_requests=requests_since_last(),
             sources={name: self._path(value) for name, value in self.inputs.items() if isinstance(value, Manifest)},
             ids_of=self.ids_of,
+            agreed=self.ledger.agreed(),
             located={
                 name: [file.uri for file in value.files]
                 for name, value in self.inputs.items()

@@ -1,12 +1,17 @@
 """Placements that cannot be had are refused with the fix; what they say reaches Ray's own arguments."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from humpback_ray.config import ConfigError, load
+from humpback_ray.engines.vllm import step_limits
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
+from humpback_ray.run import RunConfig
 
+DEMO = Path(__file__).parents[1] / "configs/demo.yaml"
 SPOT = {"ray.io/market-type": "spot"}
 
 
@@ -82,3 +87,23 @@ def test_tensor_parallelism_and_memory_follow_from_the_gpus(
     assert resources.gpu_memory_share == pytest.approx(share)
     assert placement.needs()["GPU"] == 3 * gpus
     assert placement.map_arguments()["num_gpus"] == (gpus or None)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gib", "limits"),
+    [
+        ("NVIDIA H100 80GB HBM3", 79, (1024, 16_384)), ("NVIDIA H200", 140, (1024, 16_384)),
+        ("NVIDIA B200", 178, (1024, 16_384)), ("NVIDIA A100-SXM4-80GB", 79, (256, 8192)),
+        ("NVIDIA A10G", 22, (256, 8192)),
+    ],
+)  # fmt: skip
+def test_a_step_of_vllm_is_as_large_as_the_gpu_allows(gpu: str, gib: int, limits: tuple[int, int]) -> None:
+    assert step_limits(gib << 30, gpu) == limits
+
+
+@pytest.mark.parametrize("section", ["augment", "curate", "rewrite", "evaluate"])
+def test_vllm_engines_that_share_a_gpu_need_a_cache_size(section: str) -> None:
+    values = [f"{section}.recipe.engine={{kind: vllm}}", f"{section}.placement.gpus_per_replica=0.5"]
+    with pytest.raises(ConfigError, match=rf"set {section}.placement.cache_bytes, the memory for keys and values"):
+        load(RunConfig, DEMO, values)
+    load(RunConfig, DEMO, [*values, f"{section}.placement.cache_bytes=8000000000"])

@@ -35,9 +35,10 @@ class Completion:
     text: str
     prompt_tokens: int
     completion_tokens: int
-    finish_reason: Literal["stop", "length", "context", "scored"]
+    finish_reason: Literal["stop", "length", "context", "not_finite", "scored"]
     """"stop": the model ended its reply; "length": cut at max_new_tokens; "context": prompt and reply do not fit the
-    model's context, nothing was generated; "scored": continuations were scored."""
+    model's context, nothing was generated; "not_finite": the model computed NaN or infinite logits, so there is no
+    reply and no score; "scored": continuations were scored."""
     logprobs: tuple[float, ...] | None = None
     """Of a scored request: log p of each continuation, in nats, summed over its tokens."""
     scored_tokens: tuple[int, ...] | None = None

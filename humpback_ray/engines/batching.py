@@ -2,10 +2,14 @@
 
 Requests of all shards in flight wait together. The thread takes the oldest with its neighbours in length, so that
 nobody waits for ever and little is padded, as many as the model has room for; between two groups it lets the model
-write one token of everything in work. An exception reaches the requests that it concerns, and the rest goes on.
+write one token of everything in work.
+
+Where the model raises, what it had in work is run again, each request alone, so that only those fail that fail alone.
+Where the thread itself ends, every request, waiting or later, raises `Dead`.
 """
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +18,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from humpback_ray.engines.base import Completion, Request
+from humpback_ray.processes import Dead
+
+logger = logging.getLogger(__name__)
 
 LINGER_S = 0.01
 """How long an idle model waits for one more request to join those that are there."""
@@ -30,6 +37,8 @@ class Job:
     future: "Future[Completion]"
     ids: Sequence[int] = ()
     tails: Sequence[Sequence[int]] = ()
+    alone: bool = False
+    """To be run with no other: the model raised while it was in work."""
 
 
 Ended = list[tuple[Job, Completion]]
@@ -65,8 +74,8 @@ class BatchModel(Protocol):
         """Tell whether anything is in work."""
         ...
 
-    def give_up(self, out_of_memory: bool) -> list[Job]:
-        """Drop what is in work and return it; where memory ran out, hold less from now on."""
+    def give_up(self, out_of_memory: bool) -> None:
+        """Drop what is in work; where memory ran out, hold less from now on."""
         ...
 
 
@@ -77,7 +86,9 @@ class BatchedEngine:
         self._model = model
         self._arrived: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._waiting: list[Job] = []  # oldest first; the engine's thread alone touches it
+        self._begun: dict[Job, None] = {}  # what the model has in work; likewise
         self._closed = threading.Event()
+        self._refusal: Exception | None = None  # what requests get once the thread has ended
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -87,6 +98,7 @@ class BatchedEngine:
             raise RuntimeError("the engine was closed")
         job = Job(request, Future())
         self._arrived.put(job)
+        self._refuse_arrived()
         return await asyncio.wrap_future(job.future)
 
     def close(self) -> None:
@@ -96,14 +108,29 @@ class BatchedEngine:
         self._thread.join()
 
     def _run(self) -> None:
-        while self._collect():
-            self._start_some()
-            if self._model.busy():
-                self._turn([], self._model.step)
-        closed = RuntimeError("the engine was closed while requests were waiting")
-        _fail([*self._model.give_up(False), *self._waiting], closed)
-        while not self._arrived.empty():
-            _fail([job for job in [self._arrived.get()] if job], closed)
+        refusal: Exception = RuntimeError("the engine was closed while requests were waiting")
+        try:
+            while self._collect():
+                self._start_some()
+                if self._model.busy():
+                    self._turn([], self._model.step)
+        except BaseException as error:
+            refusal = Dead(f"the engine's thread has ended: {type(error).__name__}: {error}")
+            raise
+        finally:
+            self._refusal = refusal
+            _fail([*self._begun, *self._waiting], refusal)
+            self._refuse_arrived()
+
+    def _refuse_arrived(self) -> None:
+        """Refuse requests that have arrived, if the thread that would take them has ended."""
+        while self._refusal:
+            try:
+                job = self._arrived.get_nowait()
+            except queue.Empty:
+                return
+            if job and job.future.set_running_or_notify_cancel():
+                job.future.set_exception(self._refusal)
 
     def _collect(self) -> bool:
         """Take all that has arrived; wait for it only while nothing is in work. Returns whether to go on."""
@@ -136,8 +163,13 @@ class BatchedEngine:
         if not self._waiting or not self._model.fitting(self._waiting[:1]):
             return
         oldest = self._waiting[0]
+        if self._begun and (oldest.alone or any(job.alone for job in self._begun)):
+            return
+        if oldest.alone:
+            self._turn([self._waiting.pop(0)], lambda: self._model.start([oldest]))
+            return
         ahead = self._waiting[: WINDOW * self._model.most_rows]
-        alike = [job for job in ahead if bool(job.tails) == bool(oldest.tails)]
+        alike = [job for job in ahead if not job.alone and bool(job.tails) == bool(oldest.tails)]
         group = sorted(alike, key=lambda job: abs(len(job.ids) - len(oldest.ids)))[: self._model.most_rows]
         if count := self._model.fitting(group):
             taken = set(map(id, group[:count]))
@@ -147,17 +179,26 @@ class BatchedEngine:
     def _turn(self, jobs: Sequence[Job], work: Callable[[], Ended]) -> None:
         """Let the model work, `jobs` being new to it, and hand out what has ended."""
         try:
+            self._begun |= dict.fromkeys(jobs)
             for job, completion in work():
+                del self._begun[job]
                 job.future.set_result(completion)
-        except OutOfMemory as error:
-            alone = len(jobs) == 1 and not self._model.busy()
-            again = [*self._model.give_up(True), *jobs]
-            if alone or (not jobs and len(again) == 1):
-                _fail(again, error)
-            else:
-                self._waiting = [*again, *self._waiting]
+        except Dead:
+            raise
         except Exception as error:  # noqa: BLE001 whatever the model raises reaches who asked for it
-            _fail(jobs or self._model.give_up(False), error)
+            memory, again = isinstance(error, OutOfMemory), list(self._begun)
+            self._model.give_up(memory)
+            self._begun.clear()
+            if len(again) == 1:
+                _fail(again, error)
+                return
+            if not memory:
+                logger.warning(
+                    "%s: %s; the %d requests in work are run again, each alone", type(error).__name__, error, len(again)
+                )
+                for job in again:
+                    job.alone = True
+            self._waiting = [*again, *self._waiting]
 
 
 def _fail(jobs: Sequence[Job], error: Exception) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from humpback_ray.engines.batching import Job
 from humpback_ray.engines.sampling import Dice, next_tokens
 from humpback_ray.engines.slots import Prefix, Slots
+from humpback_ray.engines.tokens import NOT_FINITE
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,10 @@ class Decoder:
         """Give each row its next token; take out and return the rows that have ended."""
         for row, token in zip(rows, next_tokens(logits_BKV[:, -1], [row.dice for row in rows]), strict=True):
             row.written.append(token)
-        ended = [place for place, row in enumerate(self.rows) if row.written[-1] in self.end_ids or not row.left]
+        last = [row.written[-1] for row in self.rows]
+        self.slots.blank([place for place, token in enumerate(last) if token == NOT_FINITE])
+        over = self.end_ids | {NOT_FINITE}
+        ended = [place for place, row in enumerate(self.rows) if last[place] in over or not row.left]
         out = [self.rows[place] for place in ended]
         if out:
             self.rows = [self.rows[place] for place in self.slots.drop(ended)]
@@ -193,24 +197,22 @@ class Decoder:
         keep = max(-place for sequence in group for place, _ in wanted[sequence])
         logits_BKV, _ = self._read(group, 0, keep)
         norms_BK = torch.logsumexp(logits_BKV.float(), -1)
+        self.slots.blank([len(self.rows) + b for b in (~norms_BK.isfinite().all(-1)).nonzero()[:, 0].tolist()])
         asked = [(b, keep + place, token) for b, sequence in enumerate(group) for place, token in wanted[sequence]]
         rows_N, places_N, tokens_N = torch.tensor(asked, device=logits_BKV.device).T
         values = iter((logits_BKV[rows_N, places_N, tokens_N].float() - norms_BK[rows_N, places_N]).tolist())
         return {sequence: [next(values) for _ in wanted[sequence]] for sequence in group}
 
-    def shrink(self) -> list[Job]:
-        """After memory ran out: let go of everything and hold half as much from now on; returns what was in work."""
+    def shrink(self) -> None:
+        """After memory ran out: hold half as much from now on."""
         held = max(self.slots.rows, 1) * max(self.slots.columns, 1)  # with rows whose prompts were being read
         self.most_tokens = max(1, min(self.most_tokens, held) // 2)
         self.most_read = max(1, self.most_read // 2)
         logger.warning("out of memory; from now on at most %d tokens are held at once", self.most_tokens)
-        return self.give_up()
 
-    def give_up(self) -> list[Job]:
-        """Let go of all rows and buffers; returns the jobs that were in work."""
-        jobs = [row.job for row in self.rows]
+    def clear(self) -> None:
+        """Let go of all rows and buffers."""
         self.rows, self.slots, self.prefix = [], Slots(self.layer_count), None
-        return jobs
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> Sequence[int]:

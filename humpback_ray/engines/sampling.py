@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from humpback_ray.engines.base import Request
+from humpback_ray.engines.tokens import NOT_FINITE
 
 NUCLEUS_TOKENS = 256
 """So many of the likeliest tokens are sorted first; a nucleus that needs more has the whole vocabulary sorted."""
@@ -25,18 +26,22 @@ class Dice:
 def next_tokens(scores_BV: Any, dice: Sequence[Dice]) -> list[int]:
     """Choose a token per row: the likeliest at temperature 0, else one drawn from the nucleus.
 
+    A row whose largest score is NaN or infinite gets `NOT_FINITE`.
+
     Source of the nucleus rule: Holtzman et al. 2020 (arXiv:1904.09751), the smallest set whose mass reaches top_p.
     """
     import torch
 
-    tokens_B = scores_BV.argmax(-1)
+    best_B, tokens_B = scores_BV.max(-1)  # NaN is larger than all
+    finite_B = best_B.isfinite()
     if drawing := [row for row, die in enumerate(dice) if die.temperature > 0]:
         some = [dice[row] for row in drawing]
         device = scores_BV.device
         temperature_R1 = torch.tensor([[die.temperature] for die in some], device=device)
         top_p_R1 = torch.tensor([[die.top_p] for die in some], device=device)
         uniform_R1 = torch.tensor([[die.random.random()] for die in some], device=device)
-        probabilities_RV = torch.softmax(scores_BV[drawing].float() / temperature_R1, -1)
+        scores_RV = scores_BV[drawing].float().where(finite_B[drawing, None], 0.0)
+        probabilities_RV = torch.softmax(scores_RV / temperature_R1, -1)
         sorted_RK, order_RK = probabilities_RV.topk(min(NUCLEUS_TOKENS, probabilities_RV.shape[-1]))
         tokens_R = _draw(sorted_RK, order_RK, top_p_R1, uniform_R1)
         wider_R = sorted_RK.sum(-1) < top_p_R1[:, 0]  # by row, so that none depends on its neighbours
@@ -44,7 +49,7 @@ def next_tokens(scores_BV: Any, dice: Sequence[Dice]) -> list[int]:
             sorted_WV, order_WV = probabilities_RV[wider_R].sort(dim=-1, descending=True)
             tokens_R[wider_R] = _draw(sorted_WV, order_WV, top_p_R1[wider_R], uniform_R1[wider_R])
         tokens_B[drawing] = tokens_R
-    return tokens_B.tolist()
+    return tokens_B.where(finite_B, NOT_FINITE).tolist()
 
 
 def _draw(sorted_RK: Any, order_RK: Any, top_p_R1: Any, uniform_R1: Any) -> Any:

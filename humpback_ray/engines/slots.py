@@ -111,6 +111,12 @@ class Slots:
         yield
         self.end += 1
 
+    def blank(self, rows: Sequence[int]) -> None:
+        """Forget what rows hold that is not finite: a mask hides a number from later rows, but not NaN."""
+        if rows:
+            for layer in self.layers:
+                layer.blank(rows)
+
     def drop(self, rows: Sequence[int]) -> list[int]:
         """Take rows out; returns, for each row left, which one it was."""
         gone, left = set(rows), [row for row in range(len(self.starts)) if row not in set(rows)]
@@ -177,6 +183,11 @@ class _Layer:
         for buffer in (self.keys, self.values):
             if buffer is not None:
                 buffer[:used, :, end - (live.stop - live.start) : end] = buffer[:used, :, live].clone()
+
+    def blank(self, rows: Sequence[int]) -> None:
+        """Write zeros to all columns of rows."""
+        for buffer in (self.keys, self.values):
+            buffer[list(rows)] = 0
 
     def copy_row(self, source: int, target: int, columns: slice) -> None:
         """Copy columns of one row to another."""

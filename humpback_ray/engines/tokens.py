@@ -4,12 +4,16 @@ A request is tokenised here, so that text that spells a special token stays plai
 model is needed for that. Given up: nothing is truncated to fit a context.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
 from humpback_ray.engines.base import Completion, Request
 from humpback_ray.prompts.chat import encode, encode_prompt
+
+NOT_FINITE = -1
+"""Stands for a token that could not be chosen."""
 
 
 class Reading(NamedTuple):
@@ -64,7 +68,12 @@ class Reader:
         return Reading([*head, *prefix[:shared]], tails)
 
     def reply(self, prompt_tokens: int, written: Sequence[int]) -> Completion:
-        """Make a completion of the tokens a model wrote: up to an end token, or as many as it may."""
+        """Make a completion of the tokens a model wrote: up to an end token, or as many as it may.
+
+        `NOT_FINITE` in place of a token: its logits were not finite.
+        """
+        if NOT_FINITE in written:
+            return Completion("", prompt_tokens, len(written), "not_finite")
         said = list(takewhile(lambda token: token not in self.end_ids, written))
         finished = len(said) < len(written)
         text = self.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -74,4 +83,6 @@ class Reader:
     def scored(reading: Reading, sums: Sequence[float]) -> Completion:
         """Make the completion of a scoring request from the sum of each tail's log-probabilities."""
         lengths = tuple(map(len, reading.tails))
+        if not all(map(math.isfinite, sums)):
+            return Completion("", len(reading.ids), 0, "not_finite")
         return Completion("", len(reading.ids), 0, "scored", tuple(sums), lengths)

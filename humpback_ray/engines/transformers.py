@@ -22,6 +22,7 @@ from humpback_ray.engines.decoding import Decoder, Row
 from humpback_ray.engines.tokens import Reader, Reading
 from humpback_ray.packages import TORCH, TRANSFORMERS, Package
 from humpback_ray.placement import Resources
+from humpback_ray.processes import Dead
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,9 @@ class TransformersEngine(Config):
     kind: Literal["transformers"] = "transformers"
 
     dtype: Literal["auto", "checkpoint", "float32", "bfloat16"] = "auto"
-    """Number format of weights and arithmetic; "auto": bfloat16 on GPUs that have it, elsewhere float32 or bfloat16,
-    whichever multiplies faster (tried when the engine starts); "checkpoint": the one the model was saved in."""
+    """Number format of weights and arithmetic; "auto": bfloat16 on GPUs of compute capability 8.0 and more, float32 on
+    older ones; on CPUs whichever of the two multiplies faster, tried by the first actor of a stage for all of them;
+    "checkpoint": the one the model was saved in."""
 
     max_context_tokens: int | None = Field(default=None, ge=2)
     """Prompt and reply that fit, in tokens; None: what the model's configuration says."""
@@ -55,38 +57,41 @@ class TransformersEngine(Config):
         tokenizer = AutoTokenizer.from_pretrained(path)
         # One GPU, or a part of one, holds the model; accelerate spreads its layers over several.
         device = "auto" if resources.gpus > 1 else "cuda" if resources.gpus else None
-        dtype: Any = {"auto": lambda: fastest_dtype(device or "cpu"), "checkpoint": lambda: "auto"}.get(
-            self.dtype, lambda: getattr(torch, self.dtype)
-        )()
+        name = self.dtype
+        if name == "auto":
+            name = resources.agree("dtype", gpu_dtype() if device else fastest_dtype())
+        dtype: Any = "auto" if name == "checkpoint" else getattr(torch, name)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, device_map=device)
         share_heads(model)
         return BatchedEngine(Model(model.eval(), tokenizer, self.max_context_tokens, resources))
 
 
-def fastest_dtype(device: str) -> Any:
-    """Return torch.bfloat16 where it multiplies matrices faster than torch.float32 on a device, else the latter.
+def gpu_dtype() -> str:
+    """Return "bfloat16" where this process's first GPU has it (compute capability 8.0: Ampere), else "float32"."""
+    import torch
 
-    A GPU is not tried: it multiplies small matrices in less time than the launch takes.
+    return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
+
+
+def fastest_dtype() -> str:
+    """Return "bfloat16" where this machine's CPU multiplies matrices faster in it than in "float32", else the latter.
+
+    GPUs are not measured: they multiply small matrices in less time than the launch takes.
     """
     import torch
 
-    where = "cuda" if device == "auto" else device
-    if where == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    seconds: dict[Any, float] = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        activations, weights = (
-            torch.ones(64, 1024, dtype=dtype, device=where),
-            torch.ones(1024, 4096, dtype=dtype, device=where),
-        )
+    seconds: dict[str, float] = {}
+    for name in ("float32", "bfloat16"):
+        dtype: torch.dtype = getattr(torch, name)
+        activations, weights = torch.ones(64, 1024, dtype=dtype), torch.ones(1024, 4096, dtype=dtype)
         tries = []
         for _ in range(6):
             started = time.perf_counter()
-            float((activations @ weights)[0, 0])  # reading a number waits for the device
+            torch.mm(activations, weights)
             tries.append(time.perf_counter() - started)
-        seconds[dtype] = min(tries)
-    best = min(seconds, key=lambda dtype: seconds[dtype])
-    logger.info("%s: %s", best, ", ".join(f"{dtype} {1e3 * taken:.2f} ms" for dtype, taken in seconds.items()))
+        seconds[name] = min(tries)
+    best = min(seconds, key=lambda name: seconds[name])
+    logger.info("%s: %s", best, ", ".join(f"{name} {1e3 * taken:.2f} ms" for name, taken in seconds.items()))
     return best
 
 
@@ -128,9 +133,11 @@ class Model:
         with _inference():
             return self._replies(self.decoder.step())
 
-    def give_up(self, out_of_memory: bool) -> list[Job]:
-        """Drop what is being written and return it; where memory ran out, hold less from now on."""
-        return self.decoder.shrink() if out_of_memory else self.decoder.give_up()
+    def give_up(self, out_of_memory: bool) -> None:
+        """Drop what is being written; where memory ran out, hold less from now on."""
+        if out_of_memory:
+            self.decoder.shrink()
+        self.decoder.clear()
 
     def _replies(self, rows: Sequence[Row]) -> Ended:
         return [(row.job, self.reader.reply(len(row.job.ids), row.written)) for row in rows]
@@ -152,12 +159,19 @@ class Model:
 
 @contextmanager
 def _inference() -> Iterator[None]:
-    """Run a block without gradients; what torch says of memory that ran out is said in the queue's words."""
+    """Run a block without gradients; what torch says of memory that ran out is said in the queue's words.
+
+    Raises:
+        OutOfMemory: less may fit.
+        Dead: of another error of the GPU, after which this process can do nothing more with it.
+    """
     import torch
 
     with torch.inference_mode():
         try:
             yield
+        except torch.AcceleratorError as error:
+            raise Dead(f"the GPU has failed: {error}") from error
         except RuntimeError as error:  # the CPU's allocator raises no class of its own
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                 raise OutOfMemory(str(error)) from None

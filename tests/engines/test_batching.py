@@ -6,10 +6,11 @@ import pytest
 
 from humpback_ray.engines.base import Completion, Request, generate_all
 from humpback_ray.engines.batching import BatchedEngine, Ended, Job, OutOfMemory
+from humpback_ray.processes import Dead
 
 
 class Counting:
-    """A model whose tokens are characters, with room for some jobs; it raises on "bad" and on what is unreadable.
+    """A model whose tokens are characters, with room for some jobs; it raises on some of them: "bad", "half", "late".
 
     A job that scores ends at once, the others after `steps` steps; with more than `fits` in work its memory is full.
     """
@@ -43,6 +44,9 @@ class Counting:
         if len(self.work) + len(jobs) > self.fits:
             raise OutOfMemory(f"{len(jobs)} jobs are too many")
         self.groups.append([job.request.prompt for job in jobs])
+        if any(job.request.prompt == "half" for job in jobs):  # taken in, as by a model that fails with its first token
+            self.work |= dict.fromkeys(jobs, self.steps)
+            raise MemoryError("a bad token")
         if jobs[0].tails:
             return [(job, Completion("", len(job.ids), 0, "scored")) for job in jobs]
         self.work |= dict.fromkeys(jobs, self.steps)
@@ -58,31 +62,44 @@ class Counting:
             del self.work[job]
         return [(job, Completion(job.request.prompt, len(job.ids), 0, "stop")) for job in ended]
 
-    def give_up(self, out_of_memory: bool) -> list[Job]:
+    def give_up(self, out_of_memory: bool) -> None:
         if out_of_memory:
             self.most_rows = max(1, self.most_rows // 2)
-        jobs, self.work = list(self.work), {}
-        return jobs
+        self.work = {}
 
 
 async def outcomes(engine: BatchedEngine, prompts: Sequence[str]) -> list[Completion | BaseException]:
     return await asyncio.gather(*(engine.generate(Request(prompt)) for prompt in prompts), return_exceptions=True)
 
 
-def test_a_group_that_raises_reaches_all_its_requests_and_no_other() -> None:
-    engine = BatchedEngine(Counting(2))
-    first, second, *others = asyncio.run(outcomes(engine, ["bad", "xxx", "a" * 90, "b" * 91]))
+@pytest.mark.parametrize("culprit", ["bad", "late", "half"], ids=["when it starts", "at a step", "half started"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_request_at_which_the_model_raises_fails_alone(culprit: str, steps: int) -> None:
+    engine = BatchedEngine(Counting(3, steps))
+    prompts = ["mate", culprit, *("x" * n for n in range(1, 9)), culprit, "y" * 90]
+    kinds = [type(outcome) for outcome in asyncio.run(outcomes(engine, prompts))]
+    later = [type(outcome) for outcome in asyncio.run(outcomes(engine, ["one", culprit, "two"]))]
     engine.close()
-    assert isinstance(first, MemoryError)
-    assert isinstance(second, MemoryError)
-    assert [type(other) for other in others] == [Completion, Completion]
+    assert kinds == [MemoryError if prompt == culprit else Completion for prompt in prompts]
+    assert later == [Completion, MemoryError, Completion]
 
 
-def test_a_step_that_raises_reaches_what_is_in_work_and_the_rest_goes_on() -> None:
-    engine = BatchedEngine(Counting(2))
-    kinds = [type(outcome) for outcome in asyncio.run(outcomes(engine, ["late", "mate", "x" * 90, "y" * 91]))]
+class Dies(Counting):
+    """Ends the engine's thread: its GPU has failed."""
+
+    def step(self) -> Ended:
+        if any(job.request.prompt == "last" for job in self.work):
+            raise Dead("the GPU has failed")
+        return super().step()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_once_the_thread_has_ended_every_request_raises_at_once() -> None:
+    engine = BatchedEngine(Dies(2))
+    assert {type(outcome) for outcome in asyncio.run(outcomes(engine, ["last", "mate", "waits"]))} == {Dead}
+    later = asyncio.run(asyncio.wait_for(outcomes(engine, ["later"]), 5))
+    assert str(later[0]) == "the engine's thread has ended: Dead: the GPU has failed"
     engine.close()
-    assert kinds == [MemoryError, MemoryError, Completion, Completion]
 
 
 def test_where_memory_runs_out_less_is_tried_and_nobody_hears_of_it() -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.engines import Request, TransformersEngine, generate_all
+from humpback_ray.engines.base import Completion
 from humpback_ray.engines.batching import BatchedEngine, OutOfMemory
+from humpback_ray.engines.transformers import gpu_dtype
+from humpback_ray.ledger import Ledger
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import encode, encode_prompt
 from tests.conftest import one_example_in
@@ -254,3 +258,69 @@ def test_a_beginning_that_is_known_serves_prompts_that_share_only_a_part_of_it(f
         completions = asyncio.run(generate_all(engine, requests))
         assert [c.text for c in completions] == [generate_plainly(plain, request) for request in requests]
     engine.close()
+
+
+@pytest.fixture(scope="module", params=[math.inf, math.nan], ids=["inf", "nan"])
+def poisoned(folder: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """The model, but for one token, `{`, at which it computes no finite numbers."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer
+
+    path = tmp_path_factory.mktemp("poisoned")
+    shutil.copytree(folder, path, dirs_exist_ok=True)
+    (token,) = encode(AutoTokenizer.from_pretrained(folder), "{")
+    weights = load_file(path / "model.safetensors")
+    weights["model.embed_tokens.weight"][token] = torch.full((32,), request.param)
+    weights["lm_head.weight"][token] = 0  # no reply gets there by itself
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9], ids=["greedy", "sampled"])
+def test_a_prompt_without_finite_logits_fails_alone_and_leaves_nothing_behind(
+    poisoned: Path, temperature: float
+) -> None:
+    asked = ["river", "{ poison", "Arden", "the library", "12 {", "Which river?", "{", "opens", "closes at five"]
+    asked += ["short {", "a much longer prompt that takes the place of one that has failed " * 2]
+    requests = [
+        *(Request(p, 8, temperature, 0.9, seed) for seed, p in enumerate(asked)),
+        *(Request(p, continuations=("Arden", " river")) for p in asked),
+    ]
+
+    def completions(requests: list[Request]) -> list[Completion]:
+        engine = TransformersEngine(dtype="float32").build(str(poisoned), Resources(cpus=1, batch_rows=3))
+        try:
+            return asyncio.run(generate_all(engine, requests))
+        finally:
+            engine.close()
+
+    together, healthy = completions(requests), [request for request in requests if "{" not in request.prompt]
+    assert [c.finish_reason == "not_finite" for c in together] == ["{" in request.prompt for request in requests]
+    assert {(c.text, c.logprobs) for c in together if c.finish_reason == "not_finite"} == {("", None)}
+    found = [c for c, request in zip(together, requests, strict=True) if request in healthy]
+    for mine, alone in zip(found, completions(healthy), strict=True):
+        assert (mine.text, mine.finish_reason) == (alone.text, alone.finish_reason)
+        assert mine.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
+def test_on_a_gpu_the_capability_decides_the_dtype(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    assert gpu_dtype() == dtype
+
+
+@pytest.mark.parametrize("first", ["float32", "bfloat16"])
+def test_all_replicas_take_the_dtype_that_the_first_has_measured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    ledger, found = Ledger(str(tmp_path), "s"), []
+    for measured in (first, "float32", "bfloat16"):
+        monkeypatch.setattr("humpback_ray.engines.transformers.fastest_dtype", lambda measured=measured: measured)
+        engine: Any = TransformersEngine().build(str(folder), Resources(cpus=1, agree=ledger.agree))
+        found.append(str(engine._model.decoder.model.dtype))
+        engine.close()
+    assert found == [f"torch.{first}"] * 3
+    assert ledger.agreed() == {"dtype": first}

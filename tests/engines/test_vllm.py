@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,14 @@ def plain(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(
         folder
     )
+
+
+def test_a_step_is_as_large_as_the_placement_says(folder: Path) -> None:
+    limits = {"max_num_seqs": 7, "max_num_batched_tokens": 600}
+    engine: Any = CONFIG.build(str(folder), replace(RESOURCES, **limits))
+    scheduler = engine._llm.vllm_config.scheduler_config
+    engine.close()
+    assert {name: getattr(scheduler, name) for name in limits} == limits
 
 
 def engine_processes(pid: int) -> list[psutil.Process]:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from humpback_ray.engines.base import Completion, Request, generate_all
-from humpback_ray.engines.transformers import TransformersEngine, fastest_dtype
+from humpback_ray.engines.transformers import TransformersEngine, fastest_dtype, gpu_dtype
 from humpback_ray.placement import Resources
 from humpback_ray.plan.inference import Work, row_s
 from humpback_ray.prompts.chat import encode, encode_prompt
@@ -38,8 +38,8 @@ SPARE_BYTES = 3 << 29
 
 def part_dtype(check: Check) -> None:
     """`dtype: auto` must not be decided by the time that a launch takes."""
-    chosen = [str(fastest_dtype(check.device)) for _ in range(20 if check.gpu else 2)]
-    wrong = set(chosen) - {"torch.bfloat16"} if check.gpu else set()
+    chosen = [gpu_dtype() if check.gpu else fastest_dtype() for _ in range(20 if check.gpu else 2)]
+    wrong = set(chosen) - {"bfloat16"} if check.gpu else set()
     check.report.judge("dtype", [f"chose {', '.join(wrong)} on a GPU"] if wrong else [], chosen=chosen)
 
 

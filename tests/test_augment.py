@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 
 from humpback_ray.augment import FAILED, FAKED_TURN, AugmentRecipe, Predictor, backward_request, candidates
+from humpback_ray.contamination import NOTHING
 from humpback_ray.engines import Completion, EchoEngine
 from humpback_ray.instructions import InstructionFilters
 from humpback_ray.placement import Resources
@@ -93,7 +94,7 @@ def test_the_backward_model_sees_the_segment_alone_and_samples_by_its_id() -> No
 def test_every_segment_leaves_the_actor_once() -> None:
     segments = segments_of(*(f"text {'word ' * i}" for i in range(80)))
     recipe = AugmentRecipe(engine=EchoEngine(max_context_tokens=60), max_new_tokens=8)
-    table = asyncio.run(Predictor(recipe, ChatRecipe(), "", Resources())(segments))
+    table = asyncio.run(Predictor(recipe, ChatRecipe(), "", NOTHING, Resources())(segments))
     assert table.schema == CANDIDATE
     assert table["id"].to_pylist() == segments["id"].to_pylist()
     assert {"prompt_too_long", "unfinished_instruction", None} == set(table["drop_reason"].to_pylist())

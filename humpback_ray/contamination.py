@@ -114,10 +114,12 @@ class Overlap:
     def holds(self, text: str) -> bool:
         """Tell whether a text is a prompt, or shares an n-gram with one."""
         told = words(text)
-        return tuple(told) in self.whole or any(
-            tuple(told[first : first + self.block]) in self.blocks and self._around(told, first)
-            for first in range(0, len(told) - self.block + 1 if self.ngrams else 0, self.block)
-        )
+        if tuple(told) in self.whole:
+            return True
+        if not self.ngrams:
+            return False
+        blocks = range(0, len(told) - self.block + 1, self.block)
+        return any(tuple(told[i : i + self.block]) in self.blocks and self._around(told, i) for i in blocks)
 
     def _around(self, told: list[str], first: int) -> bool:
         """Tell whether an n-gram that covers the block beginning at `first` is a prompt's."""
@@ -165,6 +167,8 @@ _MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u090
 """Signs that belong to the letter before them, and are none by themselves."""
 _HIDDEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _ASCII = re.compile(r"[a-z0-9]+")
+_SPACED = re.compile(r"[^\W_]+")
+_SPECIAL = re.compile(f"[{_SPACELESS}{_MARKS}]")
 _ANY = re.compile(rf"[{_SPACELESS}]|(?:[^\W_{_SPACELESS}]|[{_MARKS}])+")
 
 
@@ -172,4 +176,5 @@ def words(text: str) -> list[str]:
     """Return the words by which texts are compared."""
     if text.isascii():
         return _ASCII.findall(text.lower())
-    return _ANY.findall(unicodedata.normalize("NFKC", _HIDDEN.sub("", text)).casefold())
+    plain = unicodedata.normalize("NFKC", _HIDDEN.sub("", text)).casefold()
+    return (_ANY if _SPECIAL.search(plain) else _SPACED).findall(plain)

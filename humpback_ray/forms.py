@@ -140,10 +140,11 @@ def lowered(values: Values) -> dict[str, Any]:
 
 def present(values: Values) -> dict[str, Any]:
     """Return the fields that hold something, by their names in lower case."""
-    return {name: value for name, value in lowered(values).items() if not _is_none(value)}
+    return {name: value for name, value in lowered(values).items() if not is_none(value)}
 
 
-def _is_none(value: Any) -> bool:
+def is_none(value: Any) -> bool:
+    """Tell whether a field holds nothing."""
     return value is None or (isinstance(value, float) and math.isnan(value))  # pandas writes NaN for null
 
 
@@ -154,7 +155,9 @@ def is_tree(values: Values) -> bool:
 
 def is_message(values: Values) -> bool:
     """Tell whether a record is one message of a tree."""
-    return "message_id" in values and "text" in values and ("parent_id" in values or "message_tree_id" in values)
+    return (
+        bool(values.get("message_id")) and "text" in values and bool({"parent_id", "message_tree_id"} & values.keys())
+    )
 
 
 def text(value: Any) -> str:
@@ -168,7 +171,7 @@ def text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return "" if _is_none(value) else str(value)
+        return "" if is_none(value) else str(value)
     if value is None or isinstance(value, str):
         return value or ""
     raise NoPair("not_text")

@@ -166,7 +166,9 @@ def _json(file: _File, max_bytes: int) -> Iterator[Record]:
             break
     text = bytes(head.lstrip(_BLANK))
     skipped = head.count(b"\n", 0, len(head) - len(text))
-    first, read = _value(bytes(line)), chain([text], pieces)
+    first, read = _NONE, chain([text], pieces)
+    if len(line) <= max_bytes:
+        first = _value(line.decode("utf-8", "replace").encode())
     if not text.startswith((b"[", b"{")) or isinstance(first, dict) or (isinstance(first, list) and goes_on):
         yield from _lines(read, max_bytes, skipped)
         return

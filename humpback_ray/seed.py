@@ -34,6 +34,7 @@ from humpback_ray.forms import (
     SeedForm,
     Turn,
     is_message,
+    is_none,
     is_tree,
     keys_of,
     text,
@@ -258,7 +259,7 @@ def _trees(messages: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _id(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    return "" if is_none(value) else str(value)
 
 
 def _best(tree: dict[str, Any], recipe: SeedRecipe) -> Turn:

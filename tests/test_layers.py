@@ -26,7 +26,7 @@ LEVEL = {
 """A module imports what is below it; parts of one level do not import each other."""
 
 SHARED = {("seed", "corpus")}
-"""seed reads JSONL with the corpus's hardened reader of lines."""
+"""seed makes ids and cleans texts with the corpus's readers."""
 
 
 @functools.cache

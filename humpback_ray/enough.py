@@ -33,7 +33,7 @@ def refuse_few(manifest: Manifest, least: int, field: str, keys: Callable[[], st
     if manifest.kept >= least:
         return
     drops = sorted(manifest.drops.items(), key=lambda drop: (-drop[1], drop[0]))[:MOST_REASONS]
-    why = ", ".join(f"{reason} {count:,}" for reason, count in drops) or "nothing was read"
+    why = ", ".join(f"{reason} {count:,}" for reason, count in drops) or "nothing"
     seen = f"; keys seen: {names}" if (names := keys()) else ""
     raise StageFailed(
         f"{manifest.stage}: {manifest.kept:,} of {manifest.rows:,} rows were kept, fewer than {field} = {least:,}; "

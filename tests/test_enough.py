@@ -4,20 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from humpback_ray.config import ConfigError, load
 from humpback_ray.contamination import ContaminationRecipe, HeldOut
 from humpback_ray.corpus.build import CorpusConfig, CorpusRecipe, make_corpus, make_segments
-from humpback_ray.corpus.filters import FilterRecipe
-from humpback_ray.corpus.segments import SegmentRecipe
 from humpback_ray.enough import frequent, keys_in
 from humpback_ray.inventory import Hashes, Inventory, resolve
-from humpback_ray.ledger import StageFailed
+from humpback_ray.ledger import Attempt, Commit, StageFailed
 from humpback_ray.placement import PoolPlacement
+from humpback_ray.records import SEGMENT
 from humpback_ray.run import Run, RunConfig
 from humpback_ray.seed import SeedConfig, SeedRecipe, make_seed
-from humpback_ray.stage import Drift, Place
+from humpback_ray.stage import Drift, Place, Stage, TableWriter
 from humpback_ray.verify import verify_stage
 
 DEMO = Path(__file__).parents[1] / "configs/demo.yaml"
@@ -79,13 +79,21 @@ def test_a_corpus_of_other_fields_ends_the_job_and_names_them(tmp_path: Path, lo
     words = r"segments: 0 of 5 rows were kept, fewer than corpus\.recipe\.min_kept = 1; dropped: empty 5; keys seen: "
     with pytest.raises(StageFailed, match=words + r"\(raw_content, url\) in 5"):
         make_segments(config, files, Place("segments", str(tmp_path / "segments"), "s"))
-    small = SegmentRecipe(filters=FilterRecipe(min_chars=1, language=None, drop_empty_headers=False))
-    recipe = CorpusRecipe(segments=small, min_kept=2)
-    twice = inventory(tmp_path, "twice.jsonl", [{"html": "<h1>A</h1><p>The same text.</p>", "id": n} for n in range(2)])
-    config = config.model_copy(update={"recipe": recipe})
-    segments = make_segments(config, twice, Place("segments", str(tmp_path / "s2"), "s"))
-    with pytest.raises(StageFailed, match=r"corpus: 1 of 2 rows .* min_kept = 2; dropped: exact_duplicate 1; give"):
+
+
+@pytest.mark.ray
+def test_a_corpus_of_duplicates_alone_ends_the_job(tmp_path: Path, local_ray: None) -> None:
+    def write(attempt: Attempt) -> Commit:
+        writer = TableWriter(attempt, SEGMENT)
+        writer.write(pa.Table.from_pylist([{"id": str(n), "text": "T", "text_hash": "h"} for n in range(2)], SEGMENT))
+        return writer.commit()
+
+    segments = Stage(Place("segments", str(tmp_path / "segments"), "s"), {}, {}, SEGMENT).leased(write)
+    config = CorpusConfig(recipe=CorpusRecipe(min_kept=2))
+    with pytest.raises(StageFailed, match=r"corpus: 1 of 2 rows .*min_kept = 2; dropped: exact_duplicate 1; give"):
         make_corpus(config, segments, Place("corpus", str(tmp_path / "corpus"), "s"))
+    with pytest.raises(StageFailed, match=r"segments: 2 of 2 rows .*min_kept = 3; dropped: nothing; give"):
+        make_corpus(CorpusConfig(recipe=CorpusRecipe(min_kept=3)), segments, Place("corpus", str(tmp_path / "c"), "s"))
 
 
 def test_too_few_prompts_end_the_job_before_anything_is_made(tmp_path: Path) -> None:
@@ -100,12 +108,7 @@ def test_prompts_that_are_named_in_the_configuration_are_read_before_anything_is
     inventory(tmp_path, "bench.jsonl", [{"title": "t"}])
     with pytest.raises(ConfigError, match=r"bench, line 1: a prompt is .* the fields title"):
         Run(load(RunConfig, DEMO, [f"root={tmp_path}/run", f"contamination.recipe.inputs=[{tmp_path}/bench.jsonl]"]))
-    run = Run(
-        load(
-            RunConfig,
-            DEMO,
-            [f"root={tmp_path}/run", f"contamination.recipe.inputs=[{DEMO.parent}/../tests/seeds/alpaca.json]"],
-        )
-    )
+    inventory(tmp_path, "good.jsonl", [{"turns": ["Who?"]}])
+    run = Run(load(RunConfig, DEMO, [f"root={tmp_path}/run", f"contamination.recipe.inputs=[{tmp_path}/good.jsonl]"]))
     assert str(tmp_path) not in json.dumps(run.config.recipes())
-    assert [file.name for file in run.inputs["contamination"].files] == ["alpaca.json"]
+    assert [file.name for file in run.inputs["contamination"].files] == ["good.jsonl"]

@@ -122,10 +122,10 @@ def test_parquet_rows_are_records_also_compressed_and_damaged_ones_end_the_file(
 
 def test_a_store_that_fails_is_no_damage() -> None:
     class Failing(io.BytesIO):
-        def read(self, size: int) -> bytes:  # type: ignore[override]
+        def read(self, size: int | None = -1, /) -> bytes:
             if self.tell() > 8:
                 raise OSError(5, "the disk is gone")
-            return super().read(min(size, 9))
+            return super().read(9 if size is None or size < 0 else min(size, 9))
 
         read1 = read
 

@@ -13,6 +13,8 @@ from humpback_ray.ledger import Manifest, StageFailed
 from humpback_ray.recordfiles import records
 
 MOST_REASONS = 3
+UNKNOWN_KEYS = "unknown_keys"
+"""In a manifest: fields of records that no form fits, with how many there were."""
 _READ = 100
 """Records of a file whose keys are looked at."""
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")

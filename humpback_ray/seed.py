@@ -25,7 +25,7 @@ from pydantic import Field
 from humpback_ray.config import Config
 from humpback_ray.contamination import NOTHING, HeldOut
 from humpback_ray.corpus.readers.base import clean, content_id
-from humpback_ray.enough import frequent, refuse_few
+from humpback_ray.enough import UNKNOWN_KEYS, frequent, refuse_few
 from humpback_ray.forms import (
     UNKNOWN,
     AutoForm,
@@ -99,10 +99,6 @@ class SeedConfig(Config):
 
     recipe: SeedRecipe = Field(default_factory=SeedRecipe)
     placement: TaskPlacement = Field(default_factory=TaskPlacement)
-
-
-UNKNOWN_KEYS = "unknown_keys"
-"""In the manifest: fields of records that no form fits, with how many there were."""
 
 
 def make_seed(config: SeedConfig, files: Inventory, place: Place, held_out: HeldOut = NOTHING) -> Manifest:

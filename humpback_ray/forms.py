@@ -19,7 +19,7 @@ Given up: transcripts in one string ("### Human: ..."), tables with a column per
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -104,8 +104,10 @@ class AutoForm(Config):
         """Return the first turn of a conversation or a pair; None where the record is neither."""
         named = lowered(values)
         values = present(values)
+        system = text(_first(values, SYSTEMS))
         if (turns := conversation(values)) is not None:
-            return first_turn(turns)
+            turn = first_turn(turns)
+            return turn if turn.system else replace(turn, system=system)
         asked, answer = question(values), _first(values, RESPONSES)
         if answer is None:
             answer = _instance(values).get("output")
@@ -115,17 +117,22 @@ class AutoForm(Config):
             ):
                 raise NoPair("empty")
             return None
-        return Turn(asked, text(answer), text(_first(values, SYSTEMS)))
+        return Turn(asked, text(answer), system)
 
 
 SeedForm = Annotated[AutoForm | OasstForm | ConversationForm | PairForm, Field(discriminator="kind")]
 
 CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue", "dialog", "chat", "data")
-INSTRUCTIONS = ("instruction", "prompt", "question", "query", "inputs", "input", "problem")
-RESPONSES = ("output", "response", "completion", "answer", "targets", "target", "chosen", "reply", "solution")
+INSTRUCTIONS = ("instruction", "prompt", "question", "query", "inputs", "input", "problem", "human", "user")
+RESPONSES = (
+    "output", "response", "completion", "answer", "targets", "target", "chosen", "reply", "solution", "assistant"
+)  # fmt: skip
 ABOUTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt")
 """Names of fields, the usual ones first."""
+WRAPPERS = ("data", "rows", "row", "records", "record", "examples", "example", "items", "item", "samples", "sample",
+            "entries", "prompts", "questions", "instructions", "train")  # fmt: skip
+"""Fields that hold other records, or one."""
 
 USERS = frozenset({"user", "human", "prompter", "person", "usr"})
 ASSISTANTS = frozenset({"assistant", "gpt", "model", "bot", "chatgpt", "ai", "bard", "bing"})
@@ -212,7 +219,9 @@ def _asking(value: Any) -> str:
 
 
 def _first(values: Values, names: Sequence[str]) -> Any:
-    return next((values[name] for name in names if name in values), None)
+    """Return the first field of some names, one that is not blank before the others."""
+    found = [values[name] for name in names if name in values]
+    return next((value for value in found if not isinstance(value, str) or value.strip()), found[0] if found else None)
 
 
 def _instance(values: Values) -> Values:
@@ -232,20 +241,35 @@ def messages(value: Any) -> list[Message] | None:
             value = json.loads(value)
         except (ValueError, RecursionError):
             return None
+    if isinstance(value, dict):
+        value = _transposed(value)
     if not isinstance(value, list) or not value:
         return None
     if all(isinstance(turn, str) for turn in value):
         return [("assistant" if number % 2 else "user", turn) for number, turn in enumerate(value)]
-    found = [_message(turn) for turn in value]
-    return [turn for turn in found if turn] if all(found) else None
+    found = [_messages_of(turn) for turn in value]
+    return [message for turn in found for message in turn] if all(found) else None
 
 
-def _message(turn: Any) -> Message | None:
+def _transposed(columns: Values) -> list[Any]:
+    """Return the turns of which a record holds the columns, as `datasets` stores a sequence of objects."""
+    lists = {name: column for name, column in columns.items() if isinstance(column, list)}
+    if len(lists) < 2 or len(lists) < len(columns) or not {*_ROLE_FIELDS} & lists.keys():
+        return []
+    return [dict(zip(lists, turn, strict=True)) for turn in zip(*lists.values(), strict=False)]
+
+
+def _messages_of(turn: Any) -> list[Message]:
+    """Return the message that an element of a conversation is, or the question and its answer; [] if it is neither."""
     if not isinstance(turn, dict):
-        return None
+        return []
     role = next((turn[name] for name in _ROLE_FIELDS if isinstance(turn.get(name), str)), None)
     said = [turn[name] for name in _TEXT_FIELDS if name in turn]
-    return (role.strip().lower(), said[0]) if role is not None and said else None
+    if role is not None and said:
+        return [(role.strip().lower(), said[0])]
+    named = lowered(turn)
+    both = [next((name for name in roles if name in named), None) for roles in (sorted(USERS), sorted(ASSISTANTS))]
+    return [(name, named[name]) for name in both if name] if all(both) else []
 
 
 def conversation(values: Values) -> list[Message] | None:
@@ -253,7 +277,7 @@ def conversation(values: Values) -> list[Message] | None:
 
     A field of another name than the usual ones counts where its turns name their roles.
     """
-    if (asked := messages(values.get("prompt"))) is not None:
+    if (asked := messages(values.get("prompt"))) is not None and not isinstance(values["prompt"], dict):
         answer = _first(values, RESPONSES)
         replies = [("assistant", answer)] if isinstance(answer, str) else messages(answer) or []
         return asked + replies
@@ -308,7 +332,7 @@ def asked(values: Values) -> str | None:
         rest = _system_first(found)[1]
         return text(rest[0][1]) if rest and rest[0][0] in USERS else None
     said = question(values)
-    return text(values["text"]) if said is None and "text" in values else said
+    return text(values["text"]) if said is None and {"text", "question_id"} <= values.keys() else said
 
 
 def unwrapped(value: Any, fits: Callable[[Values], bool], depth: int = 4) -> list[Any]:
@@ -321,13 +345,19 @@ def unwrapped(value: Any, fits: Callable[[Values], bool], depth: int = 4) -> lis
     if not depth or not isinstance(value, dict | list):
         return []
     if isinstance(value, dict):
-        return [record for inner in value.values() for record in unwrapped(inner, fits, depth - 1)]
+        named = lowered(value)
+        wrapped = [named[name] for name in WRAPPERS if name in named and not _is_strings(named[name])]
+        return [record for inner in wrapped for record in unwrapped(inner, fits, depth - 1)]
     if messages(value):
         return [{"messages": value}] if fits({"messages": value}) else []
     found = [unwrapped(inner, fits, depth - 1) for inner in value]
     if not any(found):
         return []
     return [record for inner, records in zip(value, found, strict=True) for record in records or [inner]]
+
+
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(inner, str) for inner in value)
 
 
 def keys_of(value: Any) -> str:

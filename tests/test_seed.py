@@ -88,6 +88,9 @@ def test_a_tree_gives_its_prompt_and_the_reply_people_ranked_first() -> None:
         (5, "no_pair"),
         ({}, "no_pair"),
         ({"title": "t", "body": "b"}, "no_pair"),
+        ({"title": "t", "tags": ["a", "b"], "meta": {"prompt": "p", "output": "o"}}, "no_pair"),
+        ({"turns": ["q", "and another question"]}, "no_pair"),
+        ({"question": "q", "context": "c", "answers": {"text": ["a", "b"]}}, "no_pair"),
         ({"question": "q"}, "no_pair"),
         ({"instruction": "q", "output": ""}, "empty"),
         ({"instruction": 5, "output": "a"}, "empty"),
@@ -154,6 +157,10 @@ FORMS: list[dict[str, Any]] = [
     {"items": [{"from": "user", "value": Q}, {"from": "bot", "value": A}]},
     {"messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": A}], "prompt": Q},
     {"messages": [{"role": "user", "content": [{"type": "text", "text": Q}]}, {"role": "assistant", "content": [A]}]},
+    {"messages": {"role": ["user", "assistant"], "content": [Q, A]}},
+    {"conversation": [{"human": Q, "assistant": A}, {"human": "x", "assistant": "y"}]},
+    {"Human": Q, "Assistant": A},
+    {"instruction": Q, "output": "", "target": A},
     {"row_idx": 0, "row": {"instruction": Q, "output": A}},
 ]
 
@@ -192,7 +199,8 @@ def test_a_number_is_an_answer_as_it_is_written() -> None:
 def test_a_system_message_is_left_out_or_stands_before_or_drops_the_pair(policy: Any, instruction: str) -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": Q}]
     spoken = {"messages": [*turns, {"role": "assistant", "content": A}]}
-    for record in (spoken, {"system_prompt": "Be brief.", "question": Q, "response": A}):
+    beside = {"conversations": [Q, A], "system": "Be brief."}
+    for record in (spoken, beside, {"system_prompt": "Be brief.", "question": Q, "response": A}):
         (row,) = read(record, recipe=SeedRecipe(system=policy))
         assert (row["instruction"], row["drop_reason"]) == (instruction, None if instruction else "system_message")
 

@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
-from humpback_ray.forms import NoPair, asked, keys_of, unwrapped
+from humpback_ray.forms import asked, keys_of, unwrapped
 from humpback_ray.recordfiles import EMPTY, Record, records
 from humpback_ray.records import record_id
+from humpback_ray.turns import NoPair
 
 PROMPT = pa.schema(
     [

@@ -11,31 +11,25 @@ end the file with the fault `archive_truncated` or `archive_corrupt`. Errors of 
 Given up: archives of several files (zip, tar), CSV and Arrow files.
 """
 
-import bz2
 import codecs
-import contextlib
-import gzip
 import json
-import lzma
 import re
-import tempfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from humpback_ray.decompress import CORRUPT, PIECE_BYTES, TRUNCATED, Decompressed
+
 BAD_JSON, TOO_LARGE, NOT_UTF8 = "bad_json", "too_large", "not_utf8"
-EMPTY, TRUNCATED, CORRUPT = "archive_empty", "archive_truncated", "archive_corrupt"
-UNSUPPORTED = "archive_unsupported"
+EMPTY = "archive_empty"
 
 MAX_RECORD_BYTES = 20_000_000
 """Default limit of a line or an element."""
 
-_PIECE_BYTES = 256 * 1024
 _MAX_VALUE_CHARS = 1 << 29
 """A value that has not ended after this many characters is given up. Arrays are read element by element."""
 _PARQUET_ROWS = 256
@@ -63,7 +57,7 @@ def records(stream: BinaryIO, max_bytes: int = MAX_RECORD_BYTES) -> Iterator[Rec
         stream: the file, from its start; seekable.
         max_bytes: a longer line or element has the fault `too_large`.
     """
-    file, last = _File(stream), None
+    file, last = Decompressed(stream), None
     for last in _parquet(file) if file.starts_with(b"PAR1") else _json(file, max_bytes):
         yield last
     fault = file.fault or (None if last else EMPTY)
@@ -71,73 +65,7 @@ def records(stream: BinaryIO, max_bytes: int = MAX_RECORD_BYTES) -> Iterator[Rec
         yield Record("the file", b"", fault=fault)
 
 
-class _File:
-    """The decompressed bytes of a file in bounded pieces; bad ones end them and leave a `fault`."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        head = stream.read(8)
-        stream.seek(0)
-        self.fault: str | None = UNSUPPORTED if head.startswith(b"PK\x03\x04") else None
-        self._plain, self._opened = stream, _decompressed(stream, head)
-        self._first = self._read()
-
-    def starts_with(self, magic: bytes) -> bool:
-        """Tell whether the content begins so."""
-        return self._first.startswith(magic)
-
-    def pieces(self) -> Iterator[bytes]:
-        """Yield the content."""
-        piece = self._first
-        while piece:
-            yield piece
-            piece = self._read()
-
-    def _read(self) -> bytes:
-        if self.fault:
-            return b""
-        read = getattr(self._opened, "read1", self._opened.read)  # `read` loses what precedes an error
-        try:
-            return read(_PIECE_BYTES)
-        except EOFError:
-            self.fault = TRUNCATED
-        except (zlib.error, lzma.LZMAError):
-            self.fault = CORRUPT
-        except OSError as error:
-            if error.errno is not None:  # the storage failed, not the content
-                raise
-            self.fault = TRUNCATED if "runcated" in str(error) else CORRUPT
-        return b""
-
-    @contextlib.contextmanager
-    def seekable(self) -> Iterator[BinaryIO]:
-        """Give the content as a file that can be read anywhere: the file itself, or a temporary copy."""
-        if self._opened is self._plain:
-            yield self._plain
-            return
-        with tempfile.SpooledTemporaryFile(max_size=64 << 20) as copy:
-            for piece in self.pieces():
-                copy.write(piece)
-            yield cast(BinaryIO, copy)
-
-
-def _decompressed(stream: BinaryIO, head: bytes) -> Any:
-    """Return a stream of the content, by the magic number that the file begins with."""
-    pythons: dict[bytes, Callable[[BinaryIO], Any]] = {
-        b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream),
-        b"BZh": bz2.BZ2File,
-        b"\xfd7zXZ\0": lzma.LZMAFile,
-    }
-    for magic, opened in pythons.items():
-        if head.startswith(magic):
-            return opened(stream)
-    skippable = head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5  # a frame that parallel compressors write first
-    for codec, magic in (("zstd", b"\x28\xb5\x2f\xfd"), ("lz4", b"\x04\x22\x4d\x18")):
-        if head.startswith(magic) or (skippable and codec == "zstd"):
-            return pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), codec)
-    return stream
-
-
-def _parquet(file: _File) -> Iterator[Record]:
+def _parquet(file: Decompressed) -> Iterator[Record]:
     """Yield the rows of a Parquet file."""
     number = 0
     with file.seekable() as stream:
@@ -154,7 +82,7 @@ def _parquet(file: _File) -> Iterator[Record]:
             file.fault = file.fault or CORRUPT
 
 
-def _json(file: _File, max_bytes: int) -> Iterator[Record]:
+def _json(file: Decompressed, max_bytes: int) -> Iterator[Record]:
     """Read lines or values, whichever the beginning of the file is made of."""
     pieces, head = _utf8(file.pieces()), bytearray()
     line, goes_on = b"", False
@@ -305,7 +233,7 @@ class _Values:
             if match := again.search(self._text, self._at + 1):
                 self._at = match.end()
                 return True
-            self._at = max(self._at, len(self._text) - _PIECE_BYTES)
+            self._at = max(self._at, len(self._text) - PIECE_BYTES)
             if not self._more():
                 return False
 

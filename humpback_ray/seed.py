@@ -26,20 +26,7 @@ from humpback_ray.config import Config
 from humpback_ray.contamination import NOTHING, HeldOut
 from humpback_ray.corpus.readers.base import clean, content_id
 from humpback_ray.enough import UNKNOWN_KEYS, frequent, refuse_few
-from humpback_ray.forms import (
-    UNKNOWN,
-    AutoForm,
-    NoPair,
-    OasstForm,
-    SeedForm,
-    Turn,
-    is_message,
-    is_none,
-    is_tree,
-    keys_of,
-    text,
-    unwrapped,
-)
+from humpback_ray.forms import UNKNOWN, AutoForm, OasstForm, SeedForm, is_message, is_tree, keys_of, unwrapped
 from humpback_ray.inventory import Inventory
 from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import TaskPlacement
@@ -47,6 +34,7 @@ from humpback_ray.recordfiles import MAX_RECORD_BYTES, records
 from humpback_ray.records import PAIR, record_id
 from humpback_ray.stage import Place, Stage, TableWriter
 from humpback_ray.storage import InputFile, reading
+from humpback_ray.turns import NoPair, Turn, is_none, text
 
 
 class SeedRecipe(Config):

@@ -102,7 +102,8 @@ class AutoForm(Config):
         """Return the first turn of a conversation or a pair; None where the record is neither."""
         named = lowered(values)
         values = present(values)
-        system = text(first(values, SYSTEMS))
+        said = first(values, SYSTEMS)
+        system = said if isinstance(said, str) else ""
         if (turns := conversation(values)) is not None:
             turn = first_turn(turns)
             return turn if turn.system else replace(turn, system=system)
@@ -202,7 +203,8 @@ def unwrapped(value: Any, fits: Callable[[Values], bool], depth: int = 4) -> lis
         return []
     if isinstance(value, dict):
         named = lowered(value)
-        wrapped = [named[name] for name in WRAPPERS if name in named and not _is_strings(named[name])]
+        names = named if all(name.isdigit() for name in named) else WRAPPERS  # pandas numbers its records
+        wrapped = [named[name] for name in names if name in named and not _is_strings(named[name])]
         return [record for inner in wrapped for record in unwrapped(inner, fits, depth - 1)]
     if messages(value):
         return [{"messages": value}] if fits({"messages": value}) else []

@@ -160,6 +160,7 @@ FORMS: list[dict[str, Any]] = [
     {"messages": {"role": ["user", "assistant"], "content": [Q, A]}},
     {"conversation": [{"human": Q, "assistant": A}, {"human": "x", "assistant": "y"}]},
     {"Human": Q, "Assistant": A},
+    {"instruction": Q, "output": A, "system": {"cpu": 1}},
     {"instruction": Q, "output": "", "target": A},
     {"row_idx": 0, "row": {"instruction": Q, "output": A}},
 ]
@@ -238,6 +239,7 @@ def test_parquet_gives_the_pairs_of_nested_columns() -> None:
 def test_records_that_something_wraps_are_found() -> None:
     pairs = [{"prompt": f"{n}?", "completion": f"{n}!"} for n in range(3)]
     for wrapped in (
+        {str(number): pair for number, pair in enumerate(pairs)},
         {"version": "1", "data": pairs},
         {"rows": [{"row": pair} for pair in pairs]},
         [[pair] for pair in pairs],

@@ -120,6 +120,14 @@ def test_parquet_rows_are_records_also_compressed_and_damaged_ones_end_the_file(
     assert read(sink.getvalue()[:-20]) == ["archive_corrupt"]
 
 
+def test_parquet_times_are_left_out_and_bytes_that_are_no_text_cost_their_row() -> None:
+    texts = pa.array([b"ok", b"\xe9", b"fine"]).view(pa.string())
+    table = pa.table({"text": texts, "made": pa.array([1, 2, 3], pa.timestamp("ns")), "n": [1, 2, 3]})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    assert read(sink.getvalue()) == [{"text": "ok", "n": 1}, "not_utf8", {"text": "fine", "n": 3}]
+
+
 def test_a_store_that_fails_is_no_damage() -> None:
     class Failing(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:

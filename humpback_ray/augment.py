@@ -14,6 +14,7 @@ from pydantic import Field
 
 from humpback_ray import storage
 from humpback_ray.config import Config
+from humpback_ray.contamination import NOTHING, HeldOut
 from humpback_ray.engines import Completion, EngineConfig, Request, TransformersEngine, generate_all
 from humpback_ray.instructions import InstructionFilters
 from humpback_ray.ledger import Manifest
@@ -65,17 +66,22 @@ class AugmentConfig(Config):
 
 
 def make_candidates(
-    config: AugmentConfig, chat: ChatRecipe, corpus: Manifest, backward: Model, place: Place
+    config: AugmentConfig,
+    chat: ChatRecipe,
+    corpus: Manifest,
+    backward: Model,
+    place: Place,
+    held_out: HeldOut = NOTHING,
 ) -> Manifest:
-    """Predict an instruction for every segment of the corpus.
+    """Predict an instruction for every segment of the corpus; what holds a prompt of `held_out` is dropped.
 
     Raises:
         StageFailed: more predictions are unusable than `max_failed_share`; the candidates stay.
     """
     recipe = config.recipe.model_dump(mode="json", exclude={"max_failed_share"})
-    identity = {"augment": recipe, "chat": chat.model_dump(mode="json")}
-    stage = Stage(place, identity, {"corpus": corpus, "backward": backward.source}, CANDIDATE)
-    made = stage.run(Predictor, (config.recipe, chat, backward.directory), config.placement, corpus)
+    identity = {"augment": recipe, "chat": chat.model_dump(mode="json"), **held_out.identity}
+    stage = Stage(place, identity, {"corpus": corpus, "backward": backward.source, **held_out.inputs}, CANDIDATE)
+    made = stage.run(Predictor, (config.recipe, chat, backward.directory, held_out), config.placement, corpus)
     refuse_failures(made, FAILED, config.recipe.max_failed_share, "augment.recipe.max_failed_share")
     return made
 
@@ -84,16 +90,22 @@ class Predictor:
     """One actor: an engine with the backward model, loaded once, around the pure function `candidates`."""
 
     def __init__(
-        self, recipe: AugmentRecipe, chat: ChatRecipe, model: "str | storage.Directory", resources: Resources
+        self,
+        recipe: AugmentRecipe,
+        chat: ChatRecipe,
+        model: "str | storage.Directory",
+        held_out: HeldOut,
+        resources: Resources,
     ) -> None:
-        self.recipe, self.chat = recipe, chat
+        self.recipe, self.chat, self.overlap = recipe, chat, held_out.overlap()
         self.engine = recipe.engine.build(model, resources)
 
     async def __call__(self, segments: pa.Table) -> pa.Table:
         """Predict instructions for the segments of a shard; every id leaves once."""
         rows = segments.select(["id", "text"]).to_pylist()
         requests = [backward_request(row, self.recipe, self.chat) for row in rows]
-        return candidates(segments, await generate_all(self.engine, requests), self.recipe.filters, self.chat)
+        made = candidates(segments, await generate_all(self.engine, requests), self.recipe.filters, self.chat)
+        return self.overlap.without(made)
 
 
 def backward_request(row: Mapping[str, Any], recipe: AugmentRecipe, chat: ChatRecipe) -> Request:

@@ -28,7 +28,7 @@ def as_pilot(config: RunConfig) -> RunConfig:
     lenient = {"max_failed_share": 1.0}
     recipes = {
         "train": {"steps": steps, "joint": True}, "augment": lenient, "rewrite": lenient,
-        "curate": {**lenient, "rounds": rounds},
+        "curate": {**lenient, "rounds": rounds}, "corpus": {"min_kept": min(config.corpus.recipe.min_kept, 1)},
     }  # fmt: skip
     sections = {}
     for name, changes in recipes.items():

@@ -16,6 +16,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 
 from humpback_ray import storage
 from humpback_ray.augment import make_candidates
+from humpback_ray.contamination import HeldOut
 from humpback_ray.corpus.build import make_corpus, make_segments, sampled
 from humpback_ray.curate.canaries import make_canaries
 from humpback_ray.curate.compare import Comparison, compare, make_sample
@@ -42,7 +43,9 @@ def stages(run: Run) -> Iterator[Manifest]:
     if needs_sample(run):
         assert config.sample is not None
         yield (web := run.reused("sample/web") or make_web(config.sample, run.at("sample/web")))
-    yield (seed := run.reused("seed") or make_seed(config.seed, inputs(run, "seed", web), run.at("seed")))
+    prompt_files = evaluation_files(run, web)
+    held_out = HeldOut.of(config.contamination.recipe, prompt_files, run.inputs.get("contamination"))
+    yield (seed := run.reused("seed") or make_seed(config.seed, inputs(run, "seed", web), run.at("seed"), held_out))
     if not (corpus := run.reused("corpus")):
         segments = run.reused("segments")
         if not segments:
@@ -90,7 +93,7 @@ def stages(run: Run) -> Iterator[Manifest]:
     models = [model := (yield from train("m0", {"tokens/seed": seed}))]
     yield (
         candidates := run.reused("candidates")
-        or make_candidates(config.augment, config.chat, corpus, Model.of(backward), run.at("candidates"))
+        or make_candidates(config.augment, config.chat, corpus, Model.of(backward), run.at("candidates"), held_out)
     )
     canaries = None
     if config.curate.recipe.canaries:
@@ -125,9 +128,9 @@ def stages(run: Run) -> Iterator[Manifest]:
         model = yield from train(f"m{t}", {**pairs, f"round-{t}/tokens": curated})
         models.append(model)
 
-    if files := evaluation_files(run, web):
+    if prompt_files:
         place = run.at("evaluation/prompts")
-        yield (prompts := run.reused(place.name) or make_prompts(config.evaluate, files, place))
+        yield (prompts := run.reused(place.name) or make_prompts(config.evaluate, prompt_files, place))
         for t, model in enumerate(models):
             place, answering = run.at(f"evaluation/m{t}"), Model.of(model)
             answers = run.reused(place.name) or make_answers(

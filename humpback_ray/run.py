@@ -25,17 +25,18 @@ from pydantic import Field, model_validator
 from humpback_ray import storage
 from humpback_ray.augment import AugmentConfig
 from humpback_ray.config import Config, ConfigError, difference
+from humpback_ray.contamination import ContaminationConfig
 from humpback_ray.corpus.build import CorpusConfig
 from humpback_ray.curate.rounds import CurateConfig
 from humpback_ray.curate.scorers import Chained
 from humpback_ray.engines import VllmEngine
 from humpback_ray.evaluate.answers import EvaluateConfig
-from humpback_ray.evaluate.respond import load_prompts
 from humpback_ray.hub_ids import refuse_dataset, refuse_model
 from humpback_ray.inventory import Hashes, Inventory, resolve, resolve_model
-from humpback_ray.ledger import Ledger, Manifest, versions
+from humpback_ray.ledger import Ledger, Manifest, StageFailed, versions
 from humpback_ray.packages import Package, declared, refuse_missing
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
+from humpback_ray.promptfiles import load_prompts
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.rates import PlanConfig
 from humpback_ray.rewrite import RewriteConfig
@@ -71,6 +72,7 @@ class RunConfig(Config):
     curate: CurateConfig = Field(default_factory=CurateConfig)
     rewrite: RewriteConfig = RewriteConfig()
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    contamination: ContaminationConfig = ContaminationConfig()
 
     plan: PlanConfig = PlanConfig()
     """What `jobs.plan` assumes, and the prices by which `max_dollars` counts. Not hashed."""
@@ -208,7 +210,7 @@ def pilot_root(root: str) -> str:
     return f"{root.rstrip('/')}-pilot"
 
 
-SECTIONS = ("sample", "seed", "corpus", "train", "augment", "curate", "rewrite", "evaluate")
+SECTIONS = ("sample", "seed", "corpus", "train", "augment", "curate", "rewrite", "evaluate", "contamination")
 
 
 class Run:
@@ -265,7 +267,7 @@ class Run:
         for field, model in (("base_model", config.base_model), ("rewrite.model", config.rewrite.model)):
             if model:
                 refuse_model(field, model)
-        for name in ("seed", "corpus", "evaluate"):
+        for name in ("seed", "corpus", "evaluate", "contamination"):
             for pattern in getattr(config, name).recipe.inputs or ():
                 refuse_dataset(f"{name}.recipe.inputs", pattern)
 
@@ -276,14 +278,19 @@ class Run:
             "seed": config.seed.recipe.inputs,
             "corpus": config.corpus.recipe.inputs,
             "evaluate": config.evaluate.recipe.inputs,
+            "contamination": config.contamination.recipe.inputs,
         }
         for name, patterns in given.items():
             if patterns and name not in self.reuse:
                 found[name] = resolve(f"{name}.recipe.inputs", patterns, self.hashes)
         if "corpus" in found:
             config.corpus.check_files(found["corpus"])
-        for file in found["evaluate"].files if "evaluate" in found else ():
-            load_prompts(file)
+        for name in found.keys() & {"evaluate", "contamination"}:
+            count = sum(load_prompts(file).num_rows for file in found[name].files)
+            if name == "evaluate" and count < (least := config.evaluate.recipe.min_kept):
+                raise StageFailed(
+                    f"evaluation/prompts: {count:,} prompts are fewer than {name}.recipe.min_kept = {least:,}"
+                )
         if self.base_model:
             found["base_model"] = resolve_model("base_model", self.base_model, self.hashes)
         if self.rewriter:

@@ -1,61 +1,85 @@
 """Seed pairs: instructions and responses that people wrote.
 
-Two forms come in. Open Assistant trees (one message tree per line of JSONL, as exported): Humpback takes the first turn
-alone, in English, with the reply that people ranked best (Li et al. 2023, arXiv:2308.06259, section 3.1); deleted and
-synthetic messages fall. JSONL pairs: one pair per line under configurable names. A line with a `prompt` object is a
-tree, any other is a pair, so both forms may stand in one file.
+Files come as people have them (`recordfiles.py`), their records in the forms of `forms.py`, told by their fields. Of a
+conversation Humpback takes the first turn alone; of Open Assistant, the first turn in English with the reply that
+people ranked best (Li et al. 2023, arXiv:2308.06259, section 3.1). Trees and messages are taken as in the released
+"ready" export: trees ready for export, and no deleted, synthetic or refused messages.
 
-One row per tree or line, kept or with its reason. In Open Assistant's export replies without a rival carry no rank,
-and so do a few groups that nobody ranked; neither was *chosen* by people, so neither counts as rank 0. (Of 95
-non-synthetic first turns looked at, one is such a group, of three replies; no first turn had an only reply, while all
-40 only replies deeper down are unranked.) `accept_unranked_only_reply` lets an only reply in.
+One row per record, kept or with its reason. Messages that stand one by one are put together to trees first: a tree is
+one record, and so is a message whose tree has no prompt in the file.
+
+In Open Assistant's export replies without a rival carry no rank, and so do a few groups that nobody ranked; neither was
+*chosen* by people, so neither counts as rank 0. (In 95 non-synthetic first turns one such group was found, of three
+replies; no first turn had an only reply, while all 40 only replies deeper down are unranked.)
+`accept_unranked_only_reply` lets an only reply in.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
 from humpback_ray.config import Config
-from humpback_ray.corpus.readers.base import Inflated, clean, content_id
-from humpback_ray.corpus.readers.jsonl import json_object
+from humpback_ray.contamination import NOTHING, HeldOut
+from humpback_ray.corpus.readers.base import clean, content_id
+from humpback_ray.enough import UNKNOWN_KEYS, frequent, refuse_few
+from humpback_ray.forms import UNKNOWN, AutoForm, OasstForm, SeedForm, is_message, is_tree, keys_of, unwrapped
 from humpback_ray.inventory import Inventory
 from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import TaskPlacement
+from humpback_ray.recordfiles import MAX_RECORD_BYTES, records
 from humpback_ray.records import PAIR, record_id
 from humpback_ray.stage import Place, Stage, TableWriter
 from humpback_ray.storage import InputFile, reading
+from humpback_ray.turns import NoPair, Turn, is_none, text
 
 
 class SeedRecipe(Config):
     """What a seed pair is. Hashed into the manifest: a change here is another seed."""
 
-    version: int = 1
+    version: int = 2
     """Raised by hand when the meaning of this module changes."""
 
     inputs: list[str] | None = None
-    """Paths, globs or `s3://` URIs of JSONL(.gz) files; None: the sample's pairs. Enters the fingerprint as what the
-    files hold, not as where they are."""
+    """Paths, globs or `s3://` URIs of JSON lines, JSON arrays or Parquet files, compressed or not; None: the sample's
+    pairs. Enters the fingerprint as what the files hold, not as where they are."""
+
+    form: SeedForm = AutoForm()
+    """How a record holds its pair. `auto` tells by its fields; `{kind: pair, instruction: q, response: a, about: c}`
+    and `{kind: conversation, field: turns}` name other fields; `oasst` takes Open Assistant's messages alone."""
+
+    system: Literal["leave_out", "prepend", "drop"] = "leave_out"
+    """What becomes of a system message before the first turn: it is left out, since an instruction is what the user
+    asked and most system messages say the same of every pair; or it stands before the instruction, with a blank line
+    between; or the pair is dropped as `system_message`. Ours."""
 
     language: str | None = "en"
-    """Language of prompt and reply in trees; None: any. Pairs are taken as they come."""
+    """Language of prompt and reply of Open Assistant, whatever the region (`en-US`); None: any. A message that names no
+    language, and pairs, are taken as they come."""
+
+    tree_states: tuple[str, ...] | None = ("ready_for_export",)
+    """States of Open Assistant's trees that are taken; None: any. A tree that names none is taken."""
+
+    include_refused: bool = False
+    """Whether messages count that failed their review (`review_result: false`)."""
+
+    include_deleted: bool = False
+    """Whether deleted messages count."""
+
+    include_synthetic: bool = False
+    """Whether messages count that a model wrote."""
 
     accept_unranked_only_reply: bool = False
     """Whether a tree's only usable reply counts without a rank."""
 
-    instruction_field: str = "instruction"
-    """Of JSONL pairs: what was asked."""
+    min_kept: int = Field(default=1, ge=0)
+    """Fewer pairs than this stop the run. Not hashed."""
 
-    input_field: str | None = "input"
-    """Of JSONL pairs: what the instruction is about, set under it where it is not empty; None: never."""
-
-    response_field: str = "output"
-    """Of JSONL pairs: what was answered."""
-
-    max_line_bytes: int = Field(default=20_000_000, ge=1)
-    """A longer line is dropped as `too_large`."""
+    max_line_bytes: int = Field(default=MAX_RECORD_BYTES, ge=1)
+    """A longer record is dropped as `too_large`."""
 
 
 class SeedConfig(Config):
@@ -65,43 +89,65 @@ class SeedConfig(Config):
     placement: TaskPlacement = Field(default_factory=TaskPlacement)
 
 
-def make_seed(config: SeedConfig, files: Inventory, place: Place) -> Manifest:
-    """Read the seed files in the order of their names; a pair that several hold is kept once."""
-    identity = config.recipe.model_dump(mode="json", exclude={"inputs"})
-    stage = Stage(place, identity, {"files": files}, PAIR)
-    return stage.once(collect, (config.recipe, files.files), config.placement)
-
-
-def collect(attempt: Attempt, recipe: SeedRecipe, files: Sequence[InputFile]) -> Commit:
-    """Write a table of pairs per file, ids unique over all of them."""
-    writer, seen = TableWriter(attempt, PAIR), Counter[str]()
-    for file in files:
-        with reading(file) as stream:
-            table = seed_file(stream, file.uri, recipe, seen)
-        writer.write(table)
-    return writer.commit()
-
-
-class _Dropped(ValueError):
-    """The line gives no pair; the argument is the reason."""
-
-
-def seed_file(stream: BinaryIO, name: str, recipe: SeedRecipe, seen: Counter[str] | None = None) -> pa.Table:
-    """Return the pairs of one file, schema PAIR; ids are unique within the table.
-
-    A pair that the file holds twice is kept once; its copies are `repeated_record`. An unreadable gzip stream ends the
-    file with `archive_truncated` or `archive_corrupt`, an empty file is `archive_empty`.
+def make_seed(config: SeedConfig, files: Inventory, place: Place, held_out: HeldOut = NOTHING) -> Manifest:
+    """Read the seed files in the order of their names; a pair that several hold is kept once.
 
     Args:
-        stream: the file, from its start.
+        config: what a pair is.
+        files: where they are.
+        place: of the stage.
+        held_out: prompts that no pair may hold.
+
+    Raises:
+        StageFailed: fewer pairs than `min_kept` were kept.
+    """
+    identity = {"seed": config.recipe.model_dump(mode="json", exclude={"inputs", "min_kept"}), **held_out.identity}
+    stage = Stage(place, identity, {"files": files, **held_out.inputs}, PAIR)
+    made = stage.once(collect, (config.recipe, files.files, held_out), config.placement)
+    refuse_few(
+        made, config.recipe.min_kept, "seed.recipe.min_kept", lambda: frequent(made.extra.get(UNKNOWN_KEYS) or {})
+    )
+    return made
+
+
+def collect(attempt: Attempt, recipe: SeedRecipe, files: Sequence[InputFile], held_out: HeldOut) -> Commit:
+    """Write a table of pairs per file, ids unique over all of them."""
+    writer, seen, unknown = TableWriter(attempt, PAIR), Counter[str](), Counter[str]()
+    overlap = held_out.overlap()
+    for file in files:
+        with reading(file) as stream:
+            table = seed_file(stream, file.uri, recipe, seen, unknown)
+        writer.write(overlap.without(table))
+    return writer.commit(extra={UNKNOWN_KEYS: dict(unknown.most_common(MOST_KEYS))} if unknown else None)
+
+
+MOST_KEYS = 10
+"""Sets of fields that are written down."""
+
+
+def seed_file(
+    stream: BinaryIO,
+    name: str,
+    recipe: SeedRecipe,
+    seen: Counter[str] | None = None,
+    unknown: Counter[str] | None = None,
+) -> pa.Table:
+    """Return the pairs of one file, schema PAIR; ids are unique within the table.
+
+    A pair that the file holds twice is kept once; its copies are `repeated_record`. A damaged file ends with
+    `archive_truncated` or `archive_corrupt`, an empty one is `archive_empty`.
+
+    Args:
+        stream: the file, from its start; seekable.
         name: names the file in nothing but errors; ids are made of content.
         recipe: what a seed pair is.
         seen: ids of other files' rows, with how often they came; this file's are added.
+        unknown: receives the fields of records that no form fits.
     """
     del name
     seen = Counter() if seen is None else seen
     rows = []
-    for row in _rows(stream, recipe):
+    for row in _rows(stream, recipe, Counter() if unknown is None else unknown):
         copies = seen[row["id"]]
         seen[row["id"]] += 1
         if copies:
@@ -110,24 +156,22 @@ def seed_file(stream: BinaryIO, name: str, recipe: SeedRecipe, seen: Counter[str
     return pa.Table.from_pylist(rows, schema=PAIR)
 
 
-def _rows(stream: BinaryIO, recipe: SeedRecipe) -> Iterator[dict[str, Any]]:
-    source = Inflated(stream)
-    trail = b""
-    for line in source.lines(recipe.max_line_bytes):
-        if not line.strip():
+def _rows(stream: BinaryIO, recipe: SeedRecipe, unknown: Counter[str]) -> Iterator[dict[str, Any]]:
+    trail, messages = b"", list[dict[str, Any]]()
+    for record in records(stream, recipe.max_line_bytes):
+        trail = content_id(trail, record.raw).encode()
+        if record.fault:
+            named = (record.raw,) if record.raw else (b"archive", trail, record.fault.encode())
+            yield _row(content_id(*named), reason=record.fault)
             continue
-        trail = content_id(trail, line).encode()
-        try:
-            if len(line) > recipe.max_line_bytes:
-                raise _Dropped("too_large")
-            instruction, response = _pair(line, recipe)
-        except _Dropped as dropped:
-            yield _row(content_id(line), reason=str(dropped))
-            continue
-        yield _row(record_id("seed", instruction, response), instruction, response)
-    fault = source.fault or ("empty" if source.tell() == 0 else None)
-    if fault:
-        yield _row(content_id(b"archive", trail, fault.encode()), reason=f"archive_{fault}")
+        found = unwrapped(record.value, lambda values: _fits(values, recipe.form)) or [record.value]
+        for value in found:
+            if _reads_messages(recipe.form) and isinstance(value, dict) and is_message(value):
+                messages.append(value)
+            else:
+                yield _pair_row(value, record.raw if value is record.value else _json(value), recipe, unknown)
+    for tree in _trees(messages):
+        yield _pair_row(tree, _json(tree), recipe, unknown)
 
 
 def _row(row_id: str, instruction: str = "", response: str = "", reason: str | None = None) -> dict[str, Any]:
@@ -135,33 +179,89 @@ def _row(row_id: str, instruction: str = "", response: str = "", reason: str | N
     return {**pair, "source": "seed", "score": None, "drop_reason": reason}
 
 
-def _pair(line: bytes, recipe: SeedRecipe) -> tuple[str, str]:
-    values = json_object(line)
-    if values is None:
-        raise _Dropped("bad_json")
-    prompt = values.get("prompt")
-    if isinstance(prompt, dict):
-        return _first_turn(prompt, recipe)
-    instruction, response = _text(values, recipe.instruction_field), _text(values, recipe.response_field)
-    if recipe.instruction_field not in values or recipe.response_field not in values:
-        raise _Dropped("no_pair")
-    about = _text(values, recipe.input_field) if recipe.input_field else ""
-    if not instruction or not response:
-        raise _Dropped("empty")
-    return f"{instruction}\n\n{about}" if about else instruction, response
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, default=str).encode()
 
 
-def _first_turn(prompt: dict[str, Any], recipe: SeedRecipe) -> tuple[str, str]:
+def _reads_messages(form: SeedForm) -> bool:
+    return isinstance(form, AutoForm | OasstForm)
+
+
+def _fits(values: Mapping[str, Any], form: SeedForm) -> bool:
+    try:
+        is_one = _reads_messages(form) and (is_tree(values) or is_message(values))
+        return is_one or form.turn(values) is not None
+    except NoPair:
+        return True
+
+
+def _pair_row(value: Any, raw: bytes, recipe: SeedRecipe, unknown: Counter[str]) -> dict[str, Any]:
+    """Return the row of one record; `raw` makes its id where it is dropped."""
+    try:
+        turn = _turn(value, recipe)
+        instruction, response = clean(turn.instruction).strip(), clean(turn.response).strip()
+        if not instruction or not response:
+            raise NoPair("empty")
+        if (system := clean(turn.system).strip()) and recipe.system != "leave_out":
+            if recipe.system == "drop":
+                raise NoPair("system_message")
+            instruction = f"{system}\n\n{instruction}"
+    except NoPair as none:
+        if str(none) == UNKNOWN:
+            unknown[clean(keys_of(value))] += 1
+        return _row(content_id(raw), reason=str(none))
+    return _row(record_id("seed", instruction, response), instruction, response)
+
+
+def _turn(value: Any, recipe: SeedRecipe) -> Turn:
+    if not isinstance(value, dict):
+        raise NoPair(UNKNOWN)
+    if _reads_messages(recipe.form) and is_tree(value):
+        return _best(value, recipe)
+    if _reads_messages(recipe.form) and is_message(value):
+        raise NoPair("no_prompt")
+    turn = recipe.form.turn(value)
+    if turn is None:
+        raise NoPair(UNKNOWN)
+    return turn
+
+
+def _trees(messages: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Put messages together to trees, in the order of their prompts; last those that belong to no prompt, alone."""
+    replies = defaultdict[str, list[dict[str, Any]]](list)
+    for message in messages:
+        replies[_id(message.get("parent_id"))].append(message)
+    reached = set[str]()
+    for prompt in replies[""]:
+        todo = [_id(prompt["message_id"])]
+        while todo:
+            reached.add(parent := todo.pop())
+            todo += [name for reply in replies.get(parent, ()) if (name := _id(reply["message_id"])) not in reached]
+        under = replies.get(_id(prompt["message_id"]), [])
+        yield {"tree_state": prompt.get("tree_state"), "prompt": {**prompt, "replies": under}}
+    yield from (message for message in messages if _id(message["message_id"]) not in reached)
+
+
+def _id(value: Any) -> str:
+    return "" if is_none(value) else str(value)
+
+
+def _best(tree: dict[str, Any], recipe: SeedRecipe) -> Turn:
+    """Return the first turn of a tree with the reply that people ranked best."""
+    prompt, state = tree["prompt"], tree.get("tree_state")
+    if recipe.tree_states is not None and state is not None and state not in recipe.tree_states:
+        raise NoPair("tree_not_ready")
     _check(prompt, "prompter", recipe)
     children = prompt.get("replies")
     replies = [reply for reply in children if isinstance(reply, dict)] if isinstance(children, list) else []
     best = [reply for reply in replies if _rank(reply) == 0]
-    if not best and recipe.accept_unranked_only_reply and len(replies) == 1 and _rank(replies[0]) is None:
-        best = replies
+    if not best and recipe.accept_unranked_only_reply:
+        usable = [reply for reply in replies if _flagged(reply, recipe) is None]
+        best = usable if len(usable) == 1 and _rank(usable[0]) is None else []
     if not best:
-        raise _Dropped("no_rank_0_reply" if replies else "no_reply")
+        raise NoPair("no_rank_0_reply" if replies else "no_reply")
     _check(best[0], "assistant", recipe)
-    return _text(prompt, "text"), _text(best[0], "text")
+    return Turn(text(prompt.get("text")), text(best[0].get("text")))
 
 
 def _rank(reply: dict[str, Any]) -> int | None:
@@ -170,18 +270,23 @@ def _rank(reply: dict[str, Any]) -> int | None:
 
 
 def _check(message: dict[str, Any], role: str, recipe: SeedRecipe) -> None:
-    if message.get("deleted"):
-        raise _Dropped("deleted")
-    if message.get("synthetic"):
-        raise _Dropped("synthetic")
+    if reason := _flagged(message, recipe):
+        raise NoPair(reason)
     if message.get("role", role) != role:
-        raise _Dropped("wrong_role")
-    if recipe.language and message.get("lang") != recipe.language:
-        raise _Dropped("not_english" if recipe.language == "en" else "other_language")
-    if not _text(message, "text"):
-        raise _Dropped("empty")
+        raise NoPair("wrong_role")
+    language = message.get("lang")
+    if recipe.language and isinstance(language, str) and _without_region(language) != _without_region(recipe.language):
+        raise NoPair("not_english" if _without_region(recipe.language) == "en" else "other_language")
 
 
-def _text(values: dict[str, Any], name: str) -> str:
-    value = values.get(name)
-    return clean(value).strip() if isinstance(value, str) else ""
+def _flagged(message: dict[str, Any], recipe: SeedRecipe) -> str | None:
+    """Return why the released export leaves a message out; None if it does not."""
+    if message.get("deleted") and not recipe.include_deleted:
+        return "deleted"
+    if message.get("synthetic") and not recipe.include_synthetic:
+        return "synthetic"
+    return "refused" if message.get("review_result") is False and not recipe.include_refused else None
+
+
+def _without_region(language: str) -> str:
+    return language.replace("_", "-").partition("-")[0].strip().lower()

@@ -35,10 +35,10 @@ from humpback_ray import storage
 from humpback_ray.config import fingerprint
 from humpback_ray.corpus.readers import Reader, reader_for
 from humpback_ray.corpus.segments import SegmentRecipe, rows_of
-from humpback_ray.evaluate.respond import load_prompts
 from humpback_ray.ledger import Commit, DataFile, Ledger, Manifest, drop_counts, is_quarantined, planned
 from humpback_ray.multiset import Multiset
 from humpback_ray.progress import Progress
+from humpback_ray.promptfiles import load_prompts
 from humpback_ray.records import QUARANTINED
 from humpback_ray.run import stages_there
 from humpback_ray.seed import SeedRecipe, seed_file
@@ -405,7 +405,7 @@ def check_documents(
 
 
 def _seed_ids(manifest: Manifest, files: Sequence[InputFile]) -> Iterator[pa.ChunkedArray]:
-    recipe, seen = SeedRecipe.model_validate(manifest.recipe), Counter[str]()
+    recipe, seen = SeedRecipe.model_validate(manifest.recipe["seed"]), Counter[str]()
     for file in files:
         with storage.reading(file) as stream:
             yield seed_file(stream, file.uri, recipe, seen)["id"]

@@ -1,14 +1,19 @@
 import asyncio
+import json
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from humpback_ray.augment import FAILED, FAKED_TURN, AugmentRecipe, Predictor, backward_request, candidates
+from humpback_ray.contamination import CONTAMINATED, NOTHING, HeldOut
 from humpback_ray.engines import Completion, EchoEngine
 from humpback_ray.instructions import InstructionFilters
+from humpback_ray.inventory import Inventory
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import ChatRecipe, Layout
 from humpback_ray.records import CANDIDATE, SEGMENT
+from humpback_ray.storage import find
 
 
 def segments_of(*texts: str) -> pa.Table:
@@ -90,10 +95,24 @@ def test_the_backward_model_sees_the_segment_alone_and_samples_by_its_id() -> No
     assert backward_request({"id": "s0", "text": ""}, AugmentRecipe(seed=1), chat).seed != first.seed
 
 
+def test_a_candidate_that_holds_a_prompt_of_an_evaluation_is_dropped_and_is_no_failure(tmp_path: Path) -> None:
+    prompt = "Explain in one paragraph how a lock on a canal lifts boats, and why it needs two gates."
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"instruction": prompt}))
+    held_out = HeldOut(files=Inventory(tuple(find(str(tmp_path / "prompts.jsonl")))))
+    recipe = AugmentRecipe(engine=EchoEngine(), filters=InstructionFilters(copied_words=None))
+    predict = Predictor(recipe, ChatRecipe(), "", held_out, Resources())
+    table = asyncio.run(predict(segments_of(f"We asked: {prompt}", "A weir is a low dam.")))
+    assert table.schema == CANDIDATE
+    assert table["drop_reason"].to_pylist()[0] == CONTAMINATED
+    assert (table["instruction"][0].as_py(), table["response"][0].as_py()) == ("", "")
+    assert table["drop_reason"].to_pylist()[1] != CONTAMINATED
+    assert CONTAMINATED not in FAILED
+
+
 def test_every_segment_leaves_the_actor_once() -> None:
     segments = segments_of(*(f"text {'word ' * i}" for i in range(80)))
     recipe = AugmentRecipe(engine=EchoEngine(max_context_tokens=60), max_new_tokens=8)
-    table = asyncio.run(Predictor(recipe, ChatRecipe(), "", Resources())(segments))
+    table = asyncio.run(Predictor(recipe, ChatRecipe(), "", NOTHING, Resources())(segments))
     assert table.schema == CANDIDATE
     assert table["id"].to_pylist() == segments["id"].to_pylist()
     assert {"prompt_too_long", "unfinished_instruction", None} == set(table["drop_reason"].to_pylist())

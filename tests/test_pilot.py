@@ -66,7 +66,9 @@ def test_without_a_pilot_a_segments_identity_is_what_it_was() -> None:
 
 
 def test_a_pilot_lies_beside_the_run_takes_few_steps_and_forgives_models_that_learned_nothing() -> None:
-    config = as_pilot(load(RunConfig, DEMO, ["root=out/x/", "pilot=0.1", "train.recipe.joint=false"]))
+    changes = ["root=out/x/", "pilot=0.1", "train.recipe.joint=false", "corpus.recipe.min_kept=500"]
+    config = as_pilot(load(RunConfig, DEMO, changes))
+    assert config.corpus.recipe.min_kept == 1
     assert config.root == "out/x-pilot"
     assert config.train.recipe.steps == dict.fromkeys(("backward", "m0", "m1", "m2"), STEPS)
     assert config.train.recipe.joint, "no pair need be kept"

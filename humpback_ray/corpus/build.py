@@ -14,11 +14,12 @@ from humpback_ray.config import Config
 from humpback_ray.corpus.dedup import duplicates
 from humpback_ray.corpus.readers import Reader, default_readers, reader_for
 from humpback_ray.corpus.segments import Segmenter, SegmentRecipe
+from humpback_ray.enough import keys_in, refuse_few
 from humpback_ray.inventory import Inventory
 from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.records import SEGMENT, record_id
-from humpback_ray.stage import Place, Stage, StageFailed, TableWriter, short
+from humpback_ray.stage import Place, Stage, TableWriter
 
 
 class DuplicatesRecipe(Config):
@@ -35,6 +36,9 @@ class CorpusRecipe(Config):
 
     readers: tuple[Reader, ...] = Field(default_factory=default_readers)
     """Who reads which files; the first whose suffix fits."""
+
+    min_kept: int = Field(default=1, ge=0)
+    """Fewer segments than this, before or after duplicates are removed, stop the run. Not hashed."""
 
     segments: SegmentRecipe = SegmentRecipe()
     duplicates: DuplicatesRecipe = DuplicatesRecipe()
@@ -56,14 +60,20 @@ class CorpusConfig(Config):
 
 
 def make_segments(config: CorpusConfig, files: Inventory, place: Place) -> Manifest:
-    """Cut every document of the input files into segments."""
+    """Cut every document of the input files into segments.
+
+    Raises:
+        StageFailed: fewer segments than `min_kept` were kept.
+    """
     recipe = config.recipe
     identity = {
         "readers": [reader.model_dump(mode="json") for reader in recipe.readers],
         "segments": recipe.segments.identity(),
     }
     stage = Stage(place, identity, {"files": files}, SEGMENT)
-    return stage.run(Segmenter, (recipe.segments, recipe.readers), config.placement, files)
+    made = stage.run(Segmenter, (recipe.segments, recipe.readers), config.placement, files)
+    refuse_few(made, recipe.min_kept, "corpus.recipe.min_kept", lambda: keys_in(files.files))
+    return made
 
 
 def sampled(config: CorpusConfig, files: Inventory, share: float) -> tuple[CorpusConfig, Inventory]:
@@ -84,11 +94,16 @@ def sampled(config: CorpusConfig, files: Inventory, share: float) -> tuple[Corpu
 
 
 def make_corpus(config: CorpusConfig, segments: Manifest, place: Place) -> Manifest:
-    """Keep one of all segments that share a normalised text."""
-    if not segments.kept:
-        raise StageFailed(f"{place.name}: none of {segments.rows:,} segments was kept ({short(segments.drops)})")
+    """Keep one of all segments that share a normalised text.
+
+    Raises:
+        StageFailed: fewer segments than `min_kept` were kept, or came in.
+    """
+    refuse_few(segments, config.recipe.min_kept, "corpus.recipe.min_kept", str)
     stage = Stage(place, config.recipe.duplicates, {"segments": segments}, SEGMENT, ids_of="segments")
-    return stage.once(remove_duplicates, (segments,), config.duplicates_placement)
+    made = stage.once(remove_duplicates, (segments,), config.duplicates_placement)
+    refuse_few(made, config.recipe.min_kept, "corpus.recipe.min_kept", str)
+    return made
 
 
 def remove_duplicates(attempt: Attempt, segments: Manifest) -> Commit:

@@ -1,23 +1,28 @@
 """Evaluation: every model of the run answers the same prompts.
 
 `evaluation/prompts` is the prompt files as one table; `evaluation/<model>` has an answer per prompt, and beside it
-`model_outputs.json`, which AlpacaEval's own tool reads.
+`model_outputs.json`, which AlpacaEval's own tool reads: an entry per prompt, an empty output where there is no answer.
 """
 
 import json
+import logging
 from collections import Counter
 
 from pydantic import Field
 
 from humpback_ray import storage
 from humpback_ray.config import Config
-from humpback_ray.evaluate.respond import PROMPT, EvaluateRecipe, Responder, alpaca_outputs, load_prompts
+from humpback_ray.enough import keys_in, refuse_few
+from humpback_ray.evaluate.respond import EvaluateRecipe, Responder, alpaca_outputs
 from humpback_ray.inventory import Inventory
 from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import PoolPlacement, TaskPlacement
+from humpback_ray.promptfiles import PROMPT, load_prompts
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import RESPONSE
 from humpback_ray.stage import Model, Place, Stage, TableWriter
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluateConfig(Config):
@@ -29,9 +34,15 @@ class EvaluateConfig(Config):
 
 
 def make_prompts(config: EvaluateConfig, files: Inventory, place: Place) -> Manifest:
-    """Read the prompt files into one table."""
+    """Read the prompt files into one table.
+
+    Raises:
+        StageFailed: there are fewer prompts than `min_kept`.
+    """
     stage = Stage(place, {"version": config.recipe.version}, {"files": files}, PROMPT)
-    return stage.once(read_files, (files,), config.prompts_placement)
+    made = stage.once(read_files, (files,), config.prompts_placement)
+    refuse_few(made, config.recipe.min_kept, "evaluate.recipe.min_kept", lambda: keys_in(files.files))
+    return made
 
 
 def read_files(attempt: Attempt, files: Inventory) -> Commit:
@@ -47,13 +58,16 @@ def make_answers(
 ) -> Manifest:
     """Let one model answer every prompt, with the source tags of the recipe."""
     identity = {
-        "evaluate": config.recipe.model_dump(mode="json", exclude={"inputs"}),
+        "evaluate": config.recipe.model_dump(mode="json", exclude={"inputs", "min_kept"}),
         "chat": chat.model_dump(mode="json"),
     }
     stage = Stage(place, identity, {"prompts": prompts, "model": model.source}, RESPONSE)
     answers = stage.run(Responder, (config.recipe, chat, model.directory), config.placement, prompts)
     outputs = storage.join(place.uri, "model_outputs.json")
     if place.check_unread or not storage.exists(outputs):
-        records = [record for table in answers.tables() for record in alpaca_outputs(table, name)]
+        records = alpaca_outputs(prompts.tables(), answers.tables(), name)
         storage.write_bytes(outputs, json.dumps(records, indent=1, ensure_ascii=False).encode())
+    if missing := prompts.kept - answers.kept:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in answers.drops.items())
+        logger.warning("%s: %d of %d prompts have an empty output: %s", place.name, missing, prompts.kept, reasons)
     return answers

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from humpback_ray.enough import UNKNOWN_KEYS, frequent
 from humpback_ray.ledger import Manifest
 from humpback_ray.records import NOT_PASSED_ON
 
@@ -75,6 +76,10 @@ def _funnel_row(name: str, manifest: Manifest) -> FunnelRow:
 def _note(name: str, manifest: Manifest) -> str:
     if name == "segments":
         return _documents(manifest)
+    if unknown := manifest.extra.get(UNKNOWN_KEYS):
+        return f"fields of records without a pair: {frequent(unknown)}"
+    if name.startswith("evaluation/") and manifest.kept < manifest.rows:
+        return f"{manifest.rows - manifest.kept:,} prompts have an empty output"
     return _rewrites(manifest) if name.endswith("/rewritten") else _rules(manifest)
 
 

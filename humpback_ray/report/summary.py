@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from humpback_ray.contamination import CONTAMINATED
 from humpback_ray.progress import duration
 from humpback_ray.report.funnel import Manifests, ModelRow, Ratings, TimingRow
 
@@ -15,6 +16,8 @@ DEMO_PARAMETERS = 50_000_000
 """A model below this size has never written useful text about real pages."""
 FAILED_SHARE = 0.05
 KEPT_SHARE = 0.9
+CHECKED = ("seed", "candidates")
+"""Stages that drop what holds a prompt of an evaluation."""
 USUAL = ("seed", "segments", "corpus", "models/backward", "models/m0", "candidates")
 
 
@@ -32,6 +35,9 @@ def sentences(manifests: Manifests, found: Sequence[Ratings], models: Sequence[M
         said.append(
             f"The backward model predicted a usable instruction for {candidates.kept:,} of {candidates.rows:,}."
         )
+    if counts := [(name, manifests[name].drops.get(CONTAMINATED, 0)) for name in CHECKED if name in manifests]:
+        rows = " and ".join(f"{count:,} rows of {name}" for name, count in counts)
+        said.append(f"{rows} hold a prompt of an evaluation and were dropped ({CONTAMINATED}).")
     for rating in found:
         said += [_round_sentence(rating), failure_sentence(rating)]
     for model in models:

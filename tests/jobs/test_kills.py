@@ -20,6 +20,7 @@ import pytest
 from humpback_ray import storage
 from humpback_ray.augment import Predictor
 from humpback_ray.config import load
+from humpback_ray.contamination import NOTHING
 from humpback_ray.placement import Resources
 from humpback_ray.run import RunConfig
 from humpback_ray.stage import read_manifest
@@ -135,7 +136,7 @@ def undisturbed(config: Path) -> dict[str, tuple[object, ...]]:
     given = load(RunConfig, config, SETTINGS)
     corpus = read_manifest(given.reuse["corpus"])
     assert corpus
-    predict = Predictor(given.augment.recipe, given.chat, "", Resources())
+    predict = Predictor(given.augment.recipe, given.chat, "", NOTHING, Resources())
     rows = asyncio.run(predict(pa.concat_tables(corpus.tables()))).to_pylist()
     assert len(rows) == ROWS
     return {row["id"]: (row["instruction"], row["drop_reason"]) for row in rows}

@@ -5,14 +5,16 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humpback_ray.ledger import Manifest
-from humpback_ray.records import SCORE
-from humpback_ray.report import failure_sentence, funnel, report
+from humpback_ray.ledger import Attempt, Commit, Manifest
+from humpback_ray.records import PAIR, RESPONSE, SCORE
+from humpback_ray.report import failure_sentence, funnel, report, summary
 from humpback_ray.report.reading import pairs_to_read
+from humpback_ray.stage import TableWriter
 from tests.report.conftest import MadeRun
 
 Manifests = dict[str, Manifest]
@@ -33,6 +35,28 @@ def test_models_are_no_rows_of_the_funnel_but_cost_time(finished: Manifests) -> 
     assert costs["models/m0"].rows_per_s is None
     assert costs["models/m0"].tokens == 900 * 60
     assert costs["candidates"].rows_per_s == pytest.approx(60 / costs["candidates"].wall_s)
+
+
+def test_fields_without_a_form_contaminated_rows_and_empty_outputs_are_counted(tmp_path: Path) -> None:
+    run = MadeRun(tmp_path)
+
+    def write(attempt: Attempt) -> Commit:
+        writer = TableWriter(attempt, PAIR)
+        reasons = [None, "contaminated", "no_pair", "no_pair"]
+        rows = [{"id": str(n), "instruction": "", "drop_reason": reason} for n, reason in enumerate(reasons)]
+        writer.write(pa.Table.from_pylist(rows, schema=PAIR))
+        return writer.commit(extra={"unknown_keys": {"title, body": 2}})
+
+    run.leased("seed", write, {}, PAIR)
+    run.candidates()
+    reasons = ["prompt_too_long", None, "quarantined"]
+    answers = [{"id": str(n), "output": "", "drop_reason": reason} for n, reason in enumerate(reasons)]
+    run.table("evaluation/m0", RESPONSE, answers, {})
+    notes = {row.stage: row.note for row in funnel.funnel(run.manifests)}
+    assert notes["seed"] == "fields of records without a pair: (title, body) in 2"
+    assert notes["evaluation/m0"] == "2 prompts have an empty output"
+    said = " ".join(summary.sentences(run.manifests, [], []))
+    assert "1 rows of seed and 0 rows of candidates hold a prompt of an evaluation and were dropped" in said
 
 
 @given(st.lists(st.integers(0, 100_000), min_size=2))

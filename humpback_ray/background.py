@@ -32,14 +32,14 @@ class Complaints:
         self._unsaid = 0
 
     def note(self, error: Exception) -> None:
-        """Log an error with its traceback, or count it if another one was logged within the last minute."""
+        """Log an error, unless it is of the system with its traceback, or count it if another one was logged within the last minute."""
         now = time.monotonic()
         if self._last is not None and now - self._last < COMPLAIN_EVERY_S:
             self._unsaid += 1
             return
         more = f" ({self._unsaid} more since the last time)" if self._unsaid else ""
         logger.warning("%s failed and will be tried again: %s%s", self.what, error or type(error).__name__, more,
-                       exc_info=error)  # fmt: skip
+                       exc_info=None if isinstance(error, OSError) else error)  # fmt: skip
         self._last, self._unsaid = now, 0
 
 

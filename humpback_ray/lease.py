@@ -54,8 +54,8 @@ class Lease:
     Raises:
         LeaseHeld: on entry, when another driver's beat is seen to change.
         LeaseLost: on exit, whatever the block raised. Entered on the main thread, a block whose lease is lost is
-            interrupted as by Ctrl-C, also where that is ignored or blocked, which Ray Train answers by stopping its workers;
-            elsewhere `end` alone notices.
+            interrupted as by Ctrl-C, also where that is ignored or blocked, which Ray Train answers by stopping its
+            workers; elsewhere `end` alone notices.
     """
 
     def __init__(self, uri: str, submission: str, beat_s: float = 3.0, stale_s: float = 15.0) -> None:

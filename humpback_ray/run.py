@@ -225,7 +225,7 @@ class Run:
             for name in self.reuse:
                 self.reused(name)
         except OSError as error:
-            raise ConfigError(" ".join(str(error.strerror or error).split())) from error
+            raise ConfigError(storage.words(error)) from error
         self.submission, self._wanted = "", submission_id
         if begin:
             self.begin()
@@ -240,7 +240,7 @@ class Run:
             self.record = self._record() | ({"ray_job_id": ray_job_id} if ray_job_id else {})
             self.submission = self._submit(self._wanted)
         except OSError as error:
-            raise ConfigError(" ".join(str(error.strerror or error).split())) from error
+            raise ConfigError(storage.words(error)) from error
 
     @staticmethod
     def _refuse_hub_ids(config: RunConfig) -> None:

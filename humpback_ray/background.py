@@ -32,7 +32,10 @@ class Complaints:
         self._unsaid = 0
 
     def note(self, error: Exception) -> None:
-        """Log an error, unless it is of the system with its traceback, or count it if another one was logged within the last minute."""
+        """Log an error, or count it if another one was logged within the last minute.
+
+        With its traceback, unless it is the operating system's or storage's, which says what and where.
+        """
         now = time.monotonic()
         if self._last is not None and now - self._last < COMPLAIN_EVERY_S:
             self._unsaid += 1

@@ -185,7 +185,7 @@ def spent(root: str, but: str = "") -> tuple[float, float]:
         try:
             found = json.loads(storage.read_bytes(uri))
             hours, dollars = hours + found["hours"], dollars + found["dollars"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(
                 f"{uri} is damaged ({type(error).__name__}: {error}); write what that submission took, "
                 '{"hours": 0, "dollars": 0} if nobody knows, or delete it'

@@ -31,7 +31,7 @@ from humpback_ray.evaluate.answers import EvaluateConfig
 from humpback_ray.evaluate.respond import load_prompts
 from humpback_ray.hub_ids import refuse_dataset, refuse_model
 from humpback_ray.inventory import Hashes, Inventory, resolve, resolve_model
-from humpback_ray.ledger import Ledger, Manifest, versions
+from humpback_ray.ledger import Ledger, Manifest, check_types, read_as, versions
 from humpback_ray.packages import Package, declared, refuse_missing
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
@@ -398,8 +398,23 @@ def submissions(root: str) -> list[Submission]:
     files = [file for file in storage.listing(uri) if _RECORD_FILE.fullmatch(file.name)]
     files = sorted(files, key=lambda file: file.modified)[-MOST_SUBMISSIONS:]
     with ThreadPoolExecutor(READERS) as readers:
-        records = list(readers.map(lambda file: storage.read_json(storage.join(uri, file.name)), files))
+        names = [storage.join(uri, file.name) for file in files]
+        records = list(readers.map(lambda name: read_as(_checked, storage.read_json(name), name), names))
     return sorted(zip(files, records, strict=True), key=_began)
+
+
+def _checked(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a submission's record; raise where it is none."""
+    check_types(_Record, record)
+    return record
+
+
+class _Record:
+    """What is looked at of a submission's record, where it is there."""
+
+    started: float
+    config: dict[str, Any]
+    reuse: dict[str, str]
 
 
 def _began(submission: Submission) -> tuple[float, float]:

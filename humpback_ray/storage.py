@@ -181,16 +181,19 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_json(uri: str) -> Any:
-    """Return what a JSON file of a run holds.
+    """Return the JSON object that a file of a run holds.
 
     Raises:
         FileNotFoundError: there is none.
-        Damaged: it is not JSON.
+        Damaged: it holds something else.
     """
     data = read_bytes(uri)
     try:
-        return json.loads(data)
-    except ValueError as error:
+        value = json.loads(data)
+        if not isinstance(value, dict):
+            raise ValueError("no object in braces")
+        return value
+    except (ValueError, RecursionError) as error:
         raise Damaged(
             errno.EIO,
             f"{uri} is not JSON ({error}; {len(data)} bytes): it was cut off or is not the run's; restore it from a "

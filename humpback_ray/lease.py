@@ -141,7 +141,7 @@ class Lease:
         Raises:
             LeaseHeld: the beat moves.
         """
-        seen, since = self._read(epoch, "beat"), time.monotonic()
+        seen, since = self._beat(epoch), time.monotonic()
         holder = self._read(epoch, "json")
         who = f"{holder['host']} (process {holder['pid']}, submission {holder['submission']})"
         logger.info("the lease of %s belongs to %s; waiting to see whether it lives", self.directory, who)
@@ -149,7 +149,7 @@ class Lease:
             time.sleep(min(0.5, self.beat_s / 2))
             if self._read(epoch, "end") is not None:
                 return False
-            if self._read(epoch, "beat") != seen:
+            if self._beat(epoch) != seen:
                 raise LeaseHeld(
                     f"{self.directory}: {who} is at work on this stage; wait for it, or stop it and run again"
                 )
@@ -168,6 +168,13 @@ class Lease:
             return storage.read_json(self._name(epoch, kind))
         except FileNotFoundError:
             return None
+
+    def _beat(self, epoch: int) -> bytes:
+        """Return the counter of an epoch as it was written; b"" before the first."""
+        try:
+            return storage.read_bytes(self._name(epoch, "beat"))
+        except FileNotFoundError:
+            return b""
 
     def _create(self, epoch: int, kind: str, value: dict[str, Any]) -> bool:
         """Create a file if absent; return whether it is ours, even if the reply to the request was lost."""

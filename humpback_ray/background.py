@@ -2,13 +2,16 @@
 
 A thread that watches, counts or says how far a stage is must not die of one bad answer: nobody would notice, and with
 it would go what it promises (a line every 30 s, an end at `max_dollars`). So `repeat` catches whatever a step raises,
-logs it with its traceback, at most once a minute, and goes on.
+logs it with its traceback, at most once a minute, and goes on. What such a loop finds can end the work of the main
+thread: `MainThread`.
 """
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +32,17 @@ class Complaints:
         self._unsaid = 0
 
     def note(self, error: Exception) -> None:
-        """Log an error with its traceback, or count it if another one was logged within the last minute."""
+        """Log an error, or count it if another one was logged within the last minute.
+
+        With its traceback, unless it is the operating system's or storage's, which says what and where.
+        """
         now = time.monotonic()
         if self._last is not None and now - self._last < COMPLAIN_EVERY_S:
             self._unsaid += 1
             return
         more = f" ({self._unsaid} more since the last time)" if self._unsaid else ""
         logger.warning("%s failed and will be tried again: %s%s", self.what, error or type(error).__name__, more,
-                       exc_info=error)  # fmt: skip
+                       exc_info=None if isinstance(error, OSError) else error)  # fmt: skip
         self._last, self._unsaid = now, 0
 
 
@@ -69,3 +75,35 @@ def repeat(
     thread = threading.Thread(target=loop, name=what, daemon=True)
     thread.start()
     return thread
+
+
+class MainThread:
+    """Lets other threads interrupt the main one as Ctrl-C does, also where SIGINT is ignored or blocked.
+
+    It is a real signal, which ends the wait for a lock, too; `_thread.interrupt_main` would wait for the wait's end.
+    """
+
+    def __init__(self) -> None:
+        self._ignored: Any = None  # what SIGINT did before, if nothing
+        self._blocked = False
+
+    def listen(self) -> None:
+        """Take SIGINT, which a script's background ignores and `ray job submit` blocks. On the main thread."""
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            self._ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    def restore(self) -> None:
+        """Leave SIGINT as it was before `listen`. On the main thread."""
+        if self._blocked:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        if self._ignored is not None:
+            signal.signal(signal.SIGINT, self._ignored)
+        self._blocked, self._ignored = False, None
+
+    @staticmethod
+    def interrupt() -> None:
+        """Raise KeyboardInterrupt in the main thread, whatever it waits for. On any thread."""
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)

@@ -6,8 +6,10 @@ system says of the file (`storage.InputFile.stamp`), which keeps a resumed run f
 them only costs time. Whoever reads a file later checks that it is still the one that was hashed (`storage.reading`).
 """
 
+import contextlib
 import json
 import logging
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +24,9 @@ SAVE_EVERY_S = 60.0
 """How much hashing is lost when a job is killed meanwhile."""
 SAY_EVERY_BYTES = 10 << 30
 """A line for each so many bytes that are hashed."""
+
+
+_VERSION = re.compile("sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,10 @@ class Hashes:
         if storage.is_s3(file.uri):
             return file
         known = self._known.get(file.uri)
-        if isinstance(known, list) and known[:2] == [file.bytes, file.stamp]:
-            return replace(file, version=str(known[2]))
+        if isinstance(known, list) and len(known) == 3 and known[:2] == [file.bytes, file.stamp]:
+            version = str(known[2])
+            if _VERSION.fullmatch(version):
+                return replace(file, version=version)
         hashed = replace(file, version=f"sha256:{storage.sha256_of(file.uri)}")
         self._known[file.uri] = [file.bytes, file.stamp, hashed.version]
         self._changed = True
@@ -100,8 +107,11 @@ def resolve(field: str, patterns: Sequence[str], hashes: Hashes) -> Inventory:
 def _inventory(files: Iterable[InputFile], hashes: Hashes) -> Inventory:
     try:
         known = [hashes.of(file) for file in files]
-    finally:
-        hashes.save()
+    except BaseException:
+        with contextlib.suppress(OSError):  # the error on its way says more
+            hashes.save()
+        raise
+    hashes.save()
     return Inventory(tuple(sorted(known, key=lambda file: (file.name, file.version, file.uri))))
 
 

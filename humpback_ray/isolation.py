@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
-from humpback_ray import processes
+from humpback_ray import processes, storage
 from humpback_ray.actor import LoneActor, LostRow, Process, node_id
 from humpback_ray.ledger import Attempt, Commit, Ledger, Shard, StageFailed, retried
 from humpback_ray.placement import PoolPlacement
@@ -322,6 +322,7 @@ class Isolation:
                 failure = error
             if not failure.by_machine:
                 return failure
+            storage.check_room(self.ledger.uri)
             if failure.lasts:
                 break
             logger.warning(

@@ -14,13 +14,11 @@ somebody took over meanwhile is found when it does.
 Given up: a request of the heartbeat that hangs delays the holder's notice of its loss, not the fence.
 """
 
-import _thread
 import json
 import logging
 import os
 import re
 import secrets
-import signal
 import socket
 import threading
 import time
@@ -28,6 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from humpback_ray import storage
+from humpback_ray.background import MainThread
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +54,8 @@ class Lease:
     Raises:
         LeaseHeld: on entry, when another driver's beat is seen to change.
         LeaseLost: on exit, whatever the block raised. Entered on the main thread, a block whose lease is lost is
-            interrupted as by Ctrl-C, also where that is ignored, which Ray Train answers by stopping its workers;
-            elsewhere `end` alone notices.
+            interrupted as by Ctrl-C, also where that is ignored or blocked, which Ray Train answers by stopping its
+            workers; elsewhere `end` alone notices.
     """
 
     def __init__(self, uri: str, submission: str, beat_s: float = 3.0, stale_s: float = 15.0) -> None:
@@ -67,7 +66,7 @@ class Lease:
         self.outcome: Any = None
         """The commit of an ended epoch, this or an earlier one; not None: publish it."""
         self._lost = ""
-        self._ignored: Any = None  # what SIGINT did before, if nothing
+        self._main = MainThread()
         self._over = threading.Event()
         self._gate = threading.Lock()
 
@@ -76,8 +75,8 @@ class Lease:
             self._advance()
         if self.epoch:
             inside = threading.current_thread() is threading.main_thread()
-            if inside and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a script's background
-                self._ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
+            if inside:
+                self._main.listen()
             threading.Thread(target=self._keep_beating, args=(inside,), name="lease", daemon=True).start()
         return self
 
@@ -87,8 +86,7 @@ class Lease:
         try:
             self._leave(error)
         finally:
-            if self._ignored is not None:
-                signal.signal(signal.SIGINT, self._ignored)
+            self._main.restore()
 
     def _leave(self, error: BaseException | None) -> None:
         if not self.epoch or self.outcome is not None or isinstance(error, LeaseLost):
@@ -143,7 +141,7 @@ class Lease:
         Raises:
             LeaseHeld: the beat moves.
         """
-        seen, since = self._read(epoch, "beat"), time.monotonic()
+        seen, since = self._beat(epoch), time.monotonic()
         holder = self._read(epoch, "json")
         who = f"{holder['host']} (process {holder['pid']}, submission {holder['submission']})"
         logger.info("the lease of %s belongs to %s; waiting to see whether it lives", self.directory, who)
@@ -151,7 +149,7 @@ class Lease:
             time.sleep(min(0.5, self.beat_s / 2))
             if self._read(epoch, "end") is not None:
                 return False
-            if self._read(epoch, "beat") != seen:
+            if self._beat(epoch) != seen:
                 raise LeaseHeld(
                     f"{self.directory}: {who} is at work on this stage; wait for it, or stop it and run again"
                 )
@@ -170,6 +168,13 @@ class Lease:
             return storage.read_json(self._name(epoch, kind))
         except FileNotFoundError:
             return None
+
+    def _beat(self, epoch: int) -> bytes:
+        """Return the counter of an epoch as it was written; b"" before the first."""
+        try:
+            return storage.read_bytes(self._name(epoch, "beat"))
+        except FileNotFoundError:
+            return b""
 
     def _create(self, epoch: int, kind: str, value: dict[str, Any]) -> bool:
         """Create a file if absent; return whether it is ours, even if the reply to the request was lost."""
@@ -197,7 +202,7 @@ class Lease:
                 self._lost = lost
                 self._over.set()
                 if inside_main:
-                    _thread.interrupt_main()  # works where a process was started with SIGINT blocked, too
+                    self._main.interrupt()
 
     def _closed(self) -> str:
         """Say who ended this epoch; "" while it lasts."""

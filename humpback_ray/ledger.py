@@ -34,7 +34,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -179,6 +179,7 @@ class Commit:
             _check_name(name)
         same = {name: sys.intern(value[name]) for name in ("node", "submission")}  # thousands of commits share them
         versions = _shared_versions(tuple(value["versions"].items()))
+        check_types(Commit, {key: found for key, found in value.items() if key != "files"})
         return Commit(**{**value, **same, **aside, "files": files, "versions": versions})
 
     @property
@@ -330,6 +331,7 @@ class Manifest:
     def parse(uri: str, value: Mapping[str, Any]) -> "Manifest":
         """Read what `json` wrote."""
         fields = {key: value[key] for key in Manifest.__dataclass_fields__ if key in value and key != "commits"}
+        check_types(Manifest, fields)
         return Manifest(uri=uri, commits=tuple(Commit.parse(commit) for commit in value["commits"]), **fields)
 
     @staticmethod
@@ -360,6 +362,28 @@ def read_as(parse: Callable[[Any], T], value: Any, uri: str) -> T:
         raise storage.Damaged(errno.EIO, f"{uri} is not what a run writes there ({said}); restore it") from error
 
 
+def check_types(of: type, values: Mapping[str, Any]) -> None:
+    """Raise TypeError unless values are what the fields of a dataclass are annotated as, as deep as plain ones go."""
+    for name, value in values.items():
+        kind, inner = _kinds(of).get(name, (None, None))
+        if kind and not isinstance(value, kind):
+            raise TypeError(f"{name} is {value!r}")
+        if inner and not all(isinstance(one, inner) for one in value.values()):
+            raise TypeError(f"{name} is {value!r}")
+
+
+@functools.cache
+def _kinds(of: type) -> dict[str, tuple[Any, Any]]:
+    """Return by field what a value has to be, and those in it: plain types, and dictionaries of them."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, hint in get_type_hints(of).items():
+        kind, inner = get_origin(hint) or hint, get_args(hint)
+        if kind in (str, int, float, dict):
+            inside = get_origin(inner[1]) or inner[1] if inner else None
+            found[name] = ((int, float) if kind is float else kind, None if inside is Any else inside)
+    return found
+
+
 def _is_absolute(path: str) -> bool:
     return path.startswith("/") or storage.is_s3(path)
 
@@ -387,12 +411,12 @@ class Ledger:
 
     def agree(self, name: str, value: str) -> str:
         """Return what all actors of the stage use for something that each may measure otherwise: the first value."""
-        return self.create_or_read(f"agreed/{name}.json", value)
+        return self.create_or_read(f"agreed/{name}.json", {"value": value})["value"]
 
     def agreed(self) -> dict[str, str]:
         """Return what the actors agreed on, by name."""
         names = [name for name in storage.list_names(self.at("agreed")) if name.endswith(".json")]
-        return {name.removesuffix(".json"): storage.read_json(self.at("agreed", name)) for name in names}
+        return {name.removesuffix(".json"): storage.read_json(self.at("agreed", name))["value"] for name in names}
 
     def commit_of(self, shard: str) -> Commit | None:
         """Return a shard's commit, or None."""
@@ -434,7 +458,7 @@ class Ledger:
         names = [name for name in storage.list_names(directory) if _WORD_FILE.fullmatch(f"{shard}/{name}")]
         found = []
         for name in (name for name in names if name.count(".") == 1):
-            attempt = storage.read_json(storage.join(directory, name))
+            attempt = storage.read_json(storage.join(directory, name)) | {"attempt": int(name.partition(".")[0])}
             if name.replace(".json", ".error.json") in names:
                 attempt |= storage.read_json(storage.join(directory, name.replace(".json", ".error.json")))
             found.append(attempt)

@@ -20,10 +20,9 @@ import signal
 import threading
 import time
 from types import TracebackType
-from typing import Any
 
 from humpback_ray import storage
-from humpback_ray.background import Complaints, repeat
+from humpback_ray.background import Complaints, MainThread, repeat
 from humpback_ray.config import ConfigError
 from humpback_ray.run import Run, RunConfig
 
@@ -65,18 +64,15 @@ class Limits:
         self._last = self._written = time.monotonic()
         self._reached, self._told = "", 0.0
         self._first_told: float | None = None
-        self._ignored: Any = None  # what SIGINT did before, if nothing
-        self._blocked = False
+        self._main = MainThread()
         self._over = threading.Event()
         self._gate = threading.Lock()
 
     def __enter__(self) -> "Limits":
         if problem := self.problem():
             raise LimitReached(problem)
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a script's background
-            self._ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self._is_limited():  # under `ray job submit` SIGINT is blocked
-            self._blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        if self._is_limited():
+            self._main.listen()
         self._thread = repeat("counting hours and dollars", self._look, lambda: self.look_every_s, self._over)
         return self
 
@@ -92,10 +88,7 @@ class Limits:
                 raise
         finally:
             self._over.set()
-            if self._blocked:
-                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            if self._ignored is not None:
-                signal.signal(signal.SIGINT, self._ignored)
+            self._main.restore()
         self._count()
         try:
             self._write()
@@ -154,9 +147,7 @@ class Limits:
             if self._over.is_set():
                 return
             if now - self._first_told < END_WITHIN_S:
-                main = threading.main_thread().ident
-                assert main is not None
-                signal.pthread_kill(main, signal.SIGINT)
+                self._main.interrupt()
             else:
                 logger.error("%s; its work did not end within %.0f s", self._reached, END_WITHIN_S)
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -194,7 +185,7 @@ def spent(root: str, but: str = "") -> tuple[float, float]:
         try:
             found = json.loads(storage.read_bytes(uri))
             hours, dollars = hours + found["hours"], dollars + found["dollars"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(
                 f"{uri} is damaged ({type(error).__name__}: {error}); write what that submission took, "
                 '{"hours": 0, "dollars": 0} if nobody knows, or delete it'

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-HELD_IDS = 1 << 20
-"""Ids that a multiset holds in memory: 16 MB."""
+HELD_IDS = 1 << 17
+"""Ids that a multiset holds in memory: 2 MB."""
 PARTS = 64
 """Files on disk, by the first bits of the digest; one at a time is compared, in memory."""
 

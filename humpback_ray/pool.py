@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pyarrow as pa
 
-from humpback_ray import steps, warm
+from humpback_ray import steps, storage, warm
 from humpback_ray.actor import ShardActor, alive_nodes, nodes_lost
 from humpback_ray.background import Complaints
 from humpback_ray.drivers import STALE_S, Others, waiting_uri
@@ -216,6 +216,8 @@ class Pool:
             raise StageFailed(self.waiting.gave_up)
 
     def _reported(self, watch: Watch, row: Mapping[str, Any]) -> None:
+        if row["error"]:
+            storage.check_room(self.ledger.uri)
         if row["held_by"]:
             self.left += 1
             watch.left_to(row["shard"], row["held_by"])
@@ -317,6 +319,7 @@ class Pool:
             self._isolation(worker).run(shard)
             self.progress.advance(self.rows[shard.name])
         except WorkerFailed as failure:
+            storage.check_room(self.ledger.uri)
             logger.warning("%s: shard %s could not be put together: %s", self.name, shard.name, failure)
 
 

@@ -33,7 +33,7 @@ from humpback_ray.engines import VllmEngine
 from humpback_ray.evaluate.answers import EvaluateConfig
 from humpback_ray.hub_ids import refuse_dataset, refuse_model
 from humpback_ray.inventory import Hashes, Inventory, resolve, resolve_model
-from humpback_ray.ledger import Ledger, Manifest, StageFailed, versions
+from humpback_ray.ledger import Ledger, Manifest, StageFailed, check_types, read_as, versions
 from humpback_ray.packages import Package, declared, refuse_missing
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
 from humpback_ray.promptfiles import load_prompts
@@ -242,7 +242,7 @@ class Run:
             for name in self.reuse:
                 self.reused(name)
         except OSError as error:
-            raise ConfigError(" ".join(str(error.strerror or error).split())) from error
+            raise ConfigError(storage.words(error)) from error
         self.submission, self._wanted = "", submission_id
         self.retrying: str | None = None
         """The stage whose quarantined rows are tried again."""
@@ -259,7 +259,7 @@ class Run:
             self.record = self._record() | ({"ray_job_id": ray_job_id} if ray_job_id else {})
             self.submission = self._submit(self._wanted)
         except OSError as error:
-            raise ConfigError(" ".join(str(error.strerror or error).split())) from error
+            raise ConfigError(storage.words(error)) from error
 
     @staticmethod
     def _refuse_hub_ids(config: RunConfig) -> None:
@@ -445,8 +445,23 @@ def submissions(root: str) -> list[Submission]:
     files = [file for file in storage.listing(uri) if _RECORD_FILE.fullmatch(file.name)]
     files = sorted(files, key=lambda file: file.modified)[-MOST_SUBMISSIONS:]
     with ThreadPoolExecutor(READERS) as readers:
-        records = list(readers.map(lambda file: storage.read_json(storage.join(uri, file.name)), files))
+        names = [storage.join(uri, file.name) for file in files]
+        records = list(readers.map(lambda name: read_as(_checked, storage.read_json(name), name), names))
     return sorted(zip(files, records, strict=True), key=_began)
+
+
+def _checked(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a submission's record; raise where it is none."""
+    check_types(_Record, record)
+    return record
+
+
+class _Record:
+    """What is looked at of a submission's record, where it is there."""
+
+    started: float
+    config: dict[str, Any]
+    reuse: dict[str, str]
 
 
 def _began(submission: Submission) -> tuple[float, float]:

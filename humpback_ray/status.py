@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
 from humpback_ray.drivers import BEAT, FOLDER, WAITING
-from humpback_ray.ledger import QUARANTINED, Ledger, Manifest, Shard
+from humpback_ray.ledger import QUARANTINED, Ledger, Manifest, Shard, read_as
 from humpback_ray.progress import duration
 from humpback_ray.run import finished_stages, stage_names, submissions
 from humpback_ray.stage import PROGRESS
@@ -237,7 +237,8 @@ class Unfinished:
 
     def shards_done(self) -> tuple[str, int, int, float | None]:
         """Count rows by the plan, or files where nobody has counted their rows."""
-        plan = [Shard.of(shard) for shard in storage.read_json(self.ledger.at("plan.json"))["shards"]]
+        name = self.ledger.at("plan.json")
+        plan = read_as(lambda value: [Shard.of(shard) for shard in value["shards"]], storage.read_json(name), name)
         by_file = any(shard.rows is None for shard in plan)
         weight = {shard.name: 1 if by_file else shard.rows or 0 for shard in plan}
         committed = self.committed()

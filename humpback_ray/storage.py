@@ -95,12 +95,22 @@ class StorageError(OSError):
     """Storage answered something the caller cannot act on; the message says which URI and what to do."""
 
 
+class NoLinks(StorageError):
+    """A local file system does not make hard links; the message says what to use instead."""
+
+
 class Damaged(StorageError):
     """A file's content is not what was recorded of it."""
 
 
 class InputChanged(Damaged):
     """A file from outside is not the one any more that the run took stock of."""
+
+
+def words(error: OSError) -> str:
+    """Return what an error says in one line: of storage its message alone, else with the file's name."""
+    said = error.strerror if isinstance(error, StorageError) and error.strerror else error
+    return " ".join(str(said).split())
 
 
 def is_s3(uri: str) -> bool:
@@ -171,16 +181,19 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_json(uri: str) -> Any:
-    """Return what a JSON file of a run holds.
+    """Return the JSON object that a file of a run holds.
 
     Raises:
         FileNotFoundError: there is none.
-        Damaged: it is not JSON.
+        Damaged: it holds something else.
     """
     data = read_bytes(uri)
     try:
-        return json.loads(data)
-    except ValueError as error:
+        value = json.loads(data)
+        if not isinstance(value, dict):
+            raise ValueError("no object in braces")
+        return value
+    except (ValueError, RecursionError) as error:
         raise Damaged(
             errno.EIO,
             f"{uri} is not JSON ({error}; {len(data)} bytes): it was cut off or is not the run's; restore it from a "
@@ -236,11 +249,24 @@ def _create_local(uri: str, data: bytes) -> bool:
         if not _same_file(temporary, uri):  # NFS may report an error for a link that it made
             if isinstance(error, FileExistsError):
                 return False
+            if error.errno in _NO_LINKS:
+                raise NoLinks(
+                    error.errno,
+                    f"the file system of {uri} makes no hard links ({os.strerror(error.errno)}), without which two "
+                    "workers could commit the same shard; use a directory on one that does (ext4, XFS, NFS and Lustre "
+                    "do; FAT, SMB and buckets that are mounted do not), or an s3:// URI",
+                ) from error
             raise
     finally:
         Path(temporary).unlink(missing_ok=True)  # `gc` may have taken it from a writer that stood still for a day
     _keep_entries(os.path.dirname(uri))
     return True
+
+
+_NO_LINKS = {
+    errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EXDEV
+}  # fmt: skip
+"""How file systems without hard links, and FUSE in their name, answer a link."""
 
 
 def _same_file(first: str, second: str) -> bool:
@@ -258,10 +284,36 @@ def _write_temporary(uri: str, source: BinaryIO) -> str:
             shutil.copyfileobj(source, file, BLOCK_BYTES)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink(missing_ok=True)
+        error.filename = error.filename or uri  # a full disk is noticed where no name is known
         raise
     return temporary
+
+
+def check_room(uri: str) -> None:
+    """Refuse to go on where a local directory has no room for a small file; S3 always has.
+
+    Raises:
+        StorageError: with what to do.
+    """
+    if is_s3(uri):
+        return
+    try:
+        os.unlink(_write_temporary(join(uri, "room"), io.BytesIO(bytes(ROOM_BYTES))))
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageError(
+                error.errno,
+                f"{uri} cannot be written to: {os.strerror(error.errno)}; make room on its file system (`python -m "
+                "jobs.gc` names what of a run may go)",
+            ) from error
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+"""What a file system without room answers, and one whose quota is used up."""
+ROOM_BYTES = 64 << 10
 
 
 def _temporary_beside(uri: str) -> str:
@@ -739,8 +791,10 @@ def check_writable(uri: str) -> None:
         create(probe, b"2")
         first = read_bytes(probe) == b"1"
         delete(probe)
+    except NoLinks:
+        raise
     except OSError as error:
-        reason = _UNCONDITIONAL if error.errno == errno.ENOTSUP else str(error)
+        reason = _UNCONDITIONAL if is_s3(uri) and error.errno == errno.ENOTSUP else words(error)
         raise StorageError(error.errno or errno.EIO, f"cannot write to {uri}: {reason}") from error
     if not first:
         raise StorageError(errno.ENOTSUP, f"cannot write to {uri}: {_UNCONDITIONAL}")

@@ -35,7 +35,7 @@ from humpback_ray import storage
 from humpback_ray.config import fingerprint
 from humpback_ray.corpus.readers import Reader, reader_for
 from humpback_ray.corpus.segments import SegmentRecipe, rows_of
-from humpback_ray.ledger import Commit, DataFile, Ledger, Manifest, drop_counts, is_quarantined, planned
+from humpback_ray.ledger import Commit, DataFile, Ledger, Manifest, drop_counts, is_quarantined, planned, read_as
 from humpback_ray.multiset import Multiset
 from humpback_ray.progress import Progress
 from humpback_ray.promptfiles import load_prompts
@@ -292,7 +292,7 @@ def check_sums(manifest: Manifest) -> None:
     name = storage.join(manifest.uri, "manifest.json")
     written = storage.read_json(name)
     same(written.get("digest"), manifest.digest, name, "digest")
-    for field, found in (written.get("totals") or {}).items():
+    for field, found in read_as(lambda value: dict(value.get("totals") or {}), written, name).items():
         same(found, getattr(manifest, field, found), name, f"totals.{field}")
 
 
@@ -300,9 +300,8 @@ def check_plan(manifest: Manifest) -> None:
     """The shards of the plan are the shards of the manifest."""
     plan = storage.join(manifest.uri, "plan.json")
     if storage.exists(plan):
-        expected = [shard["name"] for shard in storage.read_json(plan)["shards"]]
-        found = [planned(commit.shard) for commit in manifest.commits]
-        same(found, expected, plan, "the shards of the manifest")
+        expected = read_as(lambda value: [shard["name"] for shard in value["shards"]], storage.read_json(plan), plan)
+        same([planned(commit.shard) for commit in manifest.commits], expected, plan, "the shards of the manifest")
 
 
 def check_commit(manifest: Manifest, commit: Commit) -> list[Table]:

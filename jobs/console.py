@@ -178,7 +178,7 @@ def outcome(work: Callable[[], int]) -> int:
         say(f"error: {error}", "red")
         return 1
     except OSError as error:
-        say(f"error: {error}; {ending.left()}; the same command goes on from here", "red")
+        say(f"error: {storage.words(error)}; {ending.left()}; the same command goes on from here", "red")
         return 1
     except LimitReached as error:
         say(f"stopped: {error}", "red")

@@ -252,6 +252,20 @@ def test_temporary_files_go_by_age_sooner_in_a_finished_stage(made: Path, tmp_pa
     assert not survey.unknown
 
 
+@pytest.mark.parametrize("days", [2, 20_000])
+def test_a_file_dated_in_the_future_makes_no_other_one_old(tmp_path: Path, days: int) -> None:
+    root = str(tmp_path)
+    ledger = shards(root)
+    put(root, "candidates/data/.tmp-host-live")
+    ahead = time.time() + days * 24 * HOUR_S
+    for path in (ledger.at("recipe.json"), f"{root}/run.json"):
+        os.utime(path, (ahead, ahead))
+    assert not gc.survey(root, HOUR_S).waste
+    put(root, "candidates/data/.tmp-host-ahead")
+    os.utime(f"{root}/candidates/data/.tmp-host-ahead", (ahead, ahead))
+    assert not gc.survey(root, HOUR_S).waste
+
+
 @pytest.mark.s3
 def test_unfinished_uploads_are_aborted_by_age_and_unknown_ones_are_named(s3_bucket: str) -> None:
     root = f"{s3_bucket}/gc-{uuid.uuid4().hex}"

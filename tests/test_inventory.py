@@ -1,14 +1,18 @@
 """What identifies an input: content and relative name, not where it lies."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from humpback_ray import storage
+from humpback_ray import inventory, storage
 from humpback_ray.config import ConfigError
 from humpback_ray.inventory import Hashes, resolve, resolve_model
+from tests.conftest import Said
 
 
 @pytest.fixture
@@ -95,3 +99,64 @@ def test_a_damaged_memory_of_hashes_is_forgotten(folder: Path, damaged: bytes) -
     before = digest(folder, "web")
     (folder / "hashes.json").write_bytes(damaged)
     assert digest(folder, "web") == before
+
+
+def test_a_memory_of_hashes_with_a_damaged_entry_is_not_believed(folder: Path) -> None:
+    before, memory = digest(folder, "web"), folder / "hashes.json"
+    known = json.loads(memory.read_bytes())
+    for damaged in ([], [None], ["sha256:"], [f"sha256:{'0' * 64}", "more"]):
+        memory.write_text(json.dumps({uri: entry[:2] + damaged for uri, entry in known.items()}))
+        assert digest(folder, "web") == before
+
+
+KILLED = """
+import os, sys
+from humpback_ray import inventory, storage
+hash_it, hashed = storage.sha256_of, []
+def dies_in_the_third(uri):
+    if len(hashed) == 2:
+        os.kill(os.getpid(), 9)
+    hashed.append(uri)
+    return hash_it(uri)
+storage.sha256_of, inventory.SAVE_EVERY_S = dies_in_the_third, 0
+inventory.resolve("inputs", [sys.argv[1]], inventory.Hashes(sys.argv[2]))
+"""
+
+
+def test_hashing_that_is_killed_goes_on_where_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        (folder / f"web/{name}.jsonl").write_text(name)
+    memory = str(folder / "hashes.json")
+    repository = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", KILLED, str(folder / "web"), memory]
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": repository}, check=False)
+    assert ended.returncode == -9
+    seen, hash_it = [], storage.sha256_of
+    monkeypatch.setattr(storage, "sha256_of", lambda uri: seen.append(uri) or hash_it(uri))
+    assert len(resolve("inputs", [str(folder / "web")], Hashes(memory)).files) == 4
+    assert seen == [str(folder / f"web/{name}.jsonl") for name in ("c", "deep/b")]
+
+
+def test_hashing_says_how_far_it_is_and_a_full_disk_hides_no_error(
+    folder: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inventory, "SAY_EVERY_BYTES", 2)
+    (folder / "web/a.jsonl").write_text("12")
+    digest(folder, "web")
+    assert [words for _, words in said.records if words.startswith("inputs: ")] == [
+        f"inputs: 0 GB hashed, up to {folder}/web/a.jsonl"
+    ]
+
+    def gone(uri: str) -> str:
+        raise PermissionError(13, "Permission denied", uri)
+
+    def full(uri: str, data: bytes) -> None:
+        raise OSError(28, "No space left on device", uri)
+
+    hashes = Hashes(str(folder / "hashes.json"))
+    hashes._changed = True
+    (folder / "web/a.jsonl").write_text("123")
+    monkeypatch.setattr(storage, "sha256_of", gone)
+    monkeypatch.setattr(storage, "write_bytes", full)
+    with pytest.raises(PermissionError):
+        resolve("inputs", [str(folder / "web")], hashes)

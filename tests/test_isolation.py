@@ -1,6 +1,8 @@
 """Which rows a shard loses while the machine is ill, without Ray: the worker is called by the book."""
 
 import asyncio
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from humpback_ray import actor, isolation
+from humpback_ray import actor, isolation, storage
 from humpback_ray.isolation import Isolation, WorkerFailed
 from humpback_ray.ledger import Commit, Ledger, Shard, StageFailed
 from humpback_ray.placement import PoolPlacement
@@ -88,6 +90,24 @@ def test_a_fault_of_the_machine_that_stays_stops_the_stage_and_costs_no_row(tmp_
     with pytest.raises(StageFailed, match=r"by a fault of the machine; last: OSError: \[Errno 28\]"):
         run(tmp_path, lambda *_: "OSError: [Errno 28] No space left on device")
     assert sum(clock) > isolation.PATIENCE_S
+    assert not Ledger(str(tmp_path), "").committed()
+
+
+def test_a_root_that_is_full_is_said_at_once_and_costs_no_row(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_: int) -> str:
+        monkeypatch.setattr(os, "fsync", full)
+        return "OSError: [Errno 28] No space left on device"
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(
+        storage.StorageError, match=f"{tmp_path} cannot be written to: No space left on device; make room"
+    ):
+        run(tmp_path, fault)
+    assert clock == []
     assert not Ledger(str(tmp_path), "").committed()
 
 

@@ -3,9 +3,12 @@
 import contextlib
 import functools
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -237,6 +240,40 @@ def test_work_in_a_scripts_background_is_interrupted_too(tmp_path: Path) -> None
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+BLOCKED_DRIVER = """
+import os, signal, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+from humpback_ray.lease import Lease, LeaseLost
+try:
+    with Lease(sys.argv[1], "first", beat_s=0.1, stale_s=60), ThreadPoolExecutor(1) as threads:
+        end = threading.Event()
+        waits = threads.submit(end.wait, 300)
+        print("in", flush=True)
+        try:
+            waits.result()
+        finally:
+            end.set()
+except LeaseLost:
+    print("lost", signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()), flush=True)
+    os._exit(3)
+"""
+
+
+def test_a_main_thread_that_waits_for_a_lock_hears_of_the_loss_also_where_sigint_is_blocked(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BLOCKED_DRIVER, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as driver:
+        try:
+            assert driver.stdout
+            assert driver.stdout.readline() == "in\n"
+            overtake(tmp_path)
+            assert driver.communicate(timeout=30)[0] == "lost True\n", "SIGINT is blocked again"
+            assert driver.returncode == 3
+        finally:
+            driver.kill()
 
 
 def sleep_on(attempt: Attempt, folder: str) -> Commit:

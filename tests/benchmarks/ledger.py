@@ -3,7 +3,9 @@
     make bench-ledger          (or: python -m tests.benchmarks.ledger --rows 100 1000 10000)
 
 Before that, what the watch over a pass costs at 1,000, 10,000 and 100,000 shards whose attempts lie on a local disk: a
-look at the directory, which must leave the line every 30 s its time; and an ended shard, which must not cost more.
+look at the directory, which must leave the line every 30 s its time; and an ended shard, which must not cost more. Then
+what it costs to verify 10^6 rows in 10^4 shards, in a process of its own; what that asks of storage is counted, and is
+as many requests on S3.
 
 Shards of 100 rows with the engine `echo`. Each number of shards has a driver process of its own; its memory is the peak
 of its resident set, so that what differs between two numbers is what shards cost.
@@ -13,13 +15,21 @@ import argparse
 import functools
 import json
 import multiprocessing
+import os
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import pyarrow as pa
 
 from humpback_ray import storage
 from humpback_ray.augment import AugmentConfig, AugmentRecipe, make_candidates
@@ -27,14 +37,18 @@ from humpback_ray.engines import EchoEngine
 from humpback_ray.ledger import Ledger, Manifest, Shard
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
-from humpback_ray.records import SEGMENT
+from humpback_ray.records import CANDIDATE, SEGMENT
 from humpback_ray.stage import Model, Place, Stage, plan_rows, read_manifest
 from humpback_ray.verify import verify_stage
 from humpback_ray.watch import Pace, Watch
 from tests.jobs.prepared import write_corpus, write_model
 
+T = TypeVar("T")
+
+MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 GROWTH_MB = 50
 WATCHED = (1000, 10_000, 100_000)
+VERIFIED = (1_000_000, 10_000)
 LOOK_S = 10
 EVENT_GROWTH = 3
 OPEN = 300
@@ -67,7 +81,67 @@ def measure_watch(shards: int) -> dict[str, float]:
     return {"look_s": max(look_s, again_s), "concern_s": concern_s, "event_us": 1e6 * event_s}
 
 
-def measure(root: Path, shards: int, rows: int, found: "multiprocessing.Queue[dict[str, Any]]") -> None:
+def write_stage(root: Path, rows: int, shards: int) -> None:
+    """Make a corpus and a stage of so many shards from it, without Ray and without waiting for disks."""
+    os.fsync = lambda fd: None
+    corpus = Stage(Place("corpus", str(root / "corpus"), "bench"), {}, {}, SEGMENT)
+    source = corpus.leased(functools.partial(write_corpus, rows=rows))
+    stage = Stage(Place("candidates", str(root / "candidates"), "bench"), {}, {"corpus": source}, CANDIDATE)
+    plan = plan_rows(source, rows // shards)
+    stage.ledger.create_or_read("plan.json", {"shards": [asdict(shard) for shard in plan]})
+    ids = functools.cache(lambda name: storage.read_table(storage.join(source.uri, name), ["id"])["id"])
+    commits = []
+    for shard in plan:
+        some = pa.chunked_array([c for f, a, b in shard.slices for c in ids(f).slice(a, b - a).chunks], pa.string())
+        values = {
+            "id": some, "url": [""] * len(some), "instruction": ["x" * 30] * len(some),
+            "response": ["y" * 40] * len(some), "finish_reason": ["stop"] * len(some), "prompt_tokens": [9] * len(some),
+            "completion_tokens": [9] * len(some), "drop_reason": [None] * len(some),
+        }  # fmt: skip
+        with stage.ledger.begin(shard.name) as attempt:
+            commits.append(attempt.write(pa.table(values, schema=CANDIDATE)))
+    stage._publish(commits)
+    (root / "run.json").write_text("{}")
+
+
+def measure_verify(root: Path) -> dict[str, float]:
+    """Count what verifying the stage that `write_stage` made asks of storage."""
+    manifest = read_manifest(str(root / "candidates"))
+    assert manifest is not None
+    asked: Counter[str] = Counter()
+    for name in ("read_bytes", "open_input", "exists"):
+        setattr(storage, name, counting(asked, manifest.uri, name, getattr(storage, name)))
+    verify_stage(manifest)
+    return {"requests_per_shard": asked.total() / len(manifest.commits)}
+
+
+def run_verify(root: Path) -> dict[str, float]:
+    """Return seconds and memory of `jobs.verify`, which imports less than this module does."""
+    since = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "jobs.verify", str(root)], stdout=sys.stderr)
+    _, status, used = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    return {"s": time.perf_counter() - since, "peak_mb": used.ru_maxrss * MAXRSS_BYTES / 1e6}
+
+
+def counting(asked: "Counter[str]", stage: str, name: str, call: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a call that counts itself where a stage is asked for."""
+
+    def counted(uri: str) -> Any:
+        if uri.startswith(stage):
+            asked[name] += 1
+        return call(uri)
+
+    return counted
+
+
+def apart(work: Callable[..., T], *arguments: Any) -> T:
+    """Return what a function returns in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()
+
+
+def measure(root: Path, shards: int, rows: int) -> dict[str, Any]:
     """Drive one stage of so many shards; every figure in seconds, memory in MB."""
     import ray
 
@@ -96,7 +170,7 @@ def measure(root: Path, shards: int, rows: int, found: "multiprocessing.Queue[di
     assert manifest is not None
     assert manifest.rows == shards * rows
     figures["verify_s"] = timed(lambda: verify_stage(manifest))[0]
-    found.put(figures)
+    return figures
 
 
 def timed(call: Any) -> tuple[float, Any]:
@@ -107,8 +181,7 @@ def timed(call: Any) -> tuple[float, Any]:
 
 def peak_mb() -> float:
     """The most resident memory this process has had, in MB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES / 1e6
 
 
 def main() -> None:
@@ -117,6 +190,7 @@ def main() -> None:
     parser.add_argument("shards", type=int, nargs="*", default=[1000, 10000])
     parser.add_argument("--rows", type=int, default=100, help="rows of a shard")
     parser.add_argument("--watched", type=int, nargs="*", default=WATCHED, help="shards under the watch")
+    parser.add_argument("--verified", type=int, nargs="*", default=VERIFIED, help="rows and shards to verify")
     arguments = parser.parse_args()
     watched = {shards: measure_watch(shards) for shards in arguments.watched}
     for shards, figures in watched.items():
@@ -124,15 +198,18 @@ def main() -> None:
         line(f"watch_{shards}_concern_s", figures["concern_s"], "<1")
         least = min(other["event_us"] for other in watched.values())
         line(f"watch_{shards}_event_us", figures["event_us"], f"<{max(EVENT_GROWTH * least, 100):.0f}")
-    fresh = multiprocessing.get_context("spawn")
+    if arguments.verified:
+        rows, shards = arguments.verified
+        with tempfile.TemporaryDirectory(prefix="bench-verify-") as folder:
+            apart(write_stage, Path(folder), rows, shards)
+            figures = apart(measure_verify, Path(folder))
+            figures |= run_verify(Path(folder))
+        for name, goal in (("s", "<90"), ("peak_mb", "<300"), ("requests_per_shard", "<2.5")):
+            line(f"verify_{rows}_rows_{shards}_shards_{name}", figures[name], goal)
     results = {}
     for shards in arguments.shards:
         with tempfile.TemporaryDirectory(prefix="bench-ledger-") as folder:
-            found = fresh.Queue()
-            driver = fresh.Process(target=measure, args=(Path(folder), shards, arguments.rows, found))
-            driver.start()
-            results[shards] = found.get()
-            driver.join()
+            results[shards] = apart(measure, Path(folder), shards, arguments.rows)
         print(f"{shards} shards of {arguments.rows} rows: {json.dumps(results[shards])}", flush=True)
     for shards, figures in results.items():
         for name in ("plan_s", "run_s", "finished_s", "resume_s", "verify_s"):

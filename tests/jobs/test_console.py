@@ -233,6 +233,58 @@ def test_a_signal_gives_back_what_is_held_and_the_last_line_says_what_is_left(
     assert ended[name] == (code, said)
 
 
+FULL = """
+import errno, os, sys
+from humpback_ray import storage
+from jobs.console import ending, guarded
+
+def full(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+def work():
+    os.fsync = full
+    storage.{call}
+    return 0
+
+ending.state = lambda: "candidates has 5 of 24 shards committed"
+sys.exit(guarded(work))
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("write_bytes(uri, b'1')", "error: [Errno 28] No space left on device: '{uri}'"),
+        ("create(uri, b'1')", "error: [Errno 28] No space left on device: '{uri}'"),
+        ("check_room(uri)", "error: {uri} cannot be written to: No space left on device; make room on its file system "
+         "(`python -m jobs.gc` names what of a run may go)"),
+    ],
+)  # fmt: skip
+def test_a_disk_that_is_full_in_the_middle_of_a_run_is_one_line(tmp_path: Path, call: str, said: str) -> None:
+    uri = str(tmp_path / "manifest.json")
+    script = FULL.format(call=call).replace("uri", repr(uri))
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    left = f"; candidates has 5 of 24 shards committed; {GOES_ON}"
+    assert (done.returncode, done.stdout, done.stderr) == (1, said.format(uri=uri) + left + "\n", "")
+
+
+def test_a_root_without_hard_links_exits_2_before_ray_starts(tmp_path: Path) -> None:
+    script = f"""
+import errno, os, sys
+def link(source, target): raise OSError(errno.EPERM, "Operation not permitted", source, None, target)
+os.link = link
+from jobs.console import run_until
+code = run_until([{DEMO!r}, "root={tmp_path}/fat"], "", lambda found, config: None)
+assert "ray" not in sys.modules
+sys.exit(code)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, ""), done.stderr
+    assert done.stdout.startswith(f"error: the file system of {tmp_path}/fat/probe-")
+    assert "makes no hard links (Operation not permitted)" in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
 def test_an_unexpected_error_keeps_its_traceback_and_exits_1() -> None:
     script = ENDED.format(work="raise RuntimeError('never seen before')", state=KNOWN)
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -40,6 +40,8 @@ SCORE = pa.schema(
         ("id", pa.string()),  # the candidate's id
         ("score", pa.float64()),  # higher is better, on the scorer's scale (rubric: 1 to 5); null without any
         ("samples", pa.list_(pa.float64())),  # the score of each sample; null for a failed one, after the retry
+        ("failed_samples", pa.int32()),  # samples without a score, after the retry
+        ("grade_masses", pa.list_(pa.float64())),  # of each sample, the probability of all grades; null if not weighed
         ("replies", pa.list_(pa.string())),  # what the model wrote last for each sample, to be read by people
         ("finish_reasons", pa.list_(pa.string())),  # of those replies
         ("reply_tokens", pa.list_(pa.int32())),  # of those replies; 0 where nothing was generated
@@ -59,6 +61,7 @@ CANARY = pa.schema(
     [
         ("id", pa.string()),  # hash of the attack's number and the pair
         ("family", pa.string()),  # of the attack
+        ("place", pa.string()),  # of the attack in its text: "start", "middle" or "end"
         ("attacked", pa.bool_()),  # false: the same bad pair without the attack
         ("instruction", pa.string()),
         ("response", pa.string()),

@@ -1,9 +1,10 @@
 """Canaries: pairs that deserve a 1 and ask for a 5, to measure whether the raters of a run can be talked into one.
 
 A bad pair is an instruction of the run with the response to another one, so it is of the kind that the rater sees
-otherwise, in length, language and topics. Each attack is put into one of its own; the same pair without the attack is
-rated too, for a rater that likes it as it is was not talked into anything. They are rated by each round's model like
-candidates and never trained on; the report has the share that reached the round's threshold, family by family.
+otherwise, in length, language and topics. Each attack is put into three pairs of its own: at the start of one, in the
+middle of another and at the end of the third. The same pairs without the attack are rated too, for a rater that likes
+one as it is was not talked into anything. They are rated by each round's model like candidates and never trained on;
+the report has the share that reached the round's threshold, by family and by place.
 
 A judge that obeys whatever it reads (obedient.py) rates them as well, with the run's rating prompt and tokenizer: what
 reaches it could reach any model, since then nothing but the model's own sense tells a page's words from ours.
@@ -12,6 +13,7 @@ reaches it could reach any model, since then nothing but the model's own sense t
 import asyncio
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import pyarrow as pa
@@ -26,8 +28,10 @@ from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import CANARY, record_id
 from humpback_ray.stage import Model, Place, Stage, TableWriter
 
-VERSION = 2
+VERSION = 3
 """Raised by hand when an attack changes."""
+PLACES = ("start", "middle", "end")
+"""Where an attack stands in its text; it is put into as many pairs."""
 
 
 def make_canaries(
@@ -52,12 +56,12 @@ def make_canaries(
 def write_canaries(
     attempt: Attempt, candidates: Manifest, scorer: SingleScorer, chat: ChatRecipe, base: storage.Directory
 ) -> Commit:
-    """Draw as many candidates as there are attacks, by the hash of their ids, and write the canaries made of them."""
+    """Draw as many candidates as there are attacks and places, by the hash of their ids, and write their canaries."""
     from transformers import AutoTokenizer
 
     tables = candidates.tables(["id", "instruction", "response"])
     rows = (row for table in tables for row in table.to_pylist())
-    drawn = heapq.nsmallest(len(ATTACKS), rows, key=lambda row: record_id("canary", row["id"]))
+    drawn = heapq.nsmallest(len(ATTACKS) * len(PLACES), rows, key=lambda row: record_id("canary", row["id"]))
     made = canaries(bad_pairs(drawn))
     tokenizer = AutoTokenizer.from_pretrained(storage.local_directory(base))
     scores = asyncio.run(obeyed(made.to_pylist(), scorer, chat, tokenizer))
@@ -83,22 +87,35 @@ def bad_pairs(candidates: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def canaries(pairs: Sequence[tuple[str, str]], attacks: Sequence[Attack] = ATTACKS) -> pa.Table:
-    """Return two rows of CANARY for each attack: its bad pair as it is, and attacked; none without pairs."""
-    rows = [row for number, attack in enumerate(attacks) for row in _rows(number, attack, pairs)] if pairs else []
+    """Return rows of CANARY: for each attack and place its bad pair as it is, and attacked; none without pairs."""
+    placed = list(enumerate(product(attacks, PLACES))) if pairs else []
+    rows = [row for number, (attack, place) in placed for row in _rows(number, attack, place, pairs)]
     return pa.Table.from_pylist(sorted(rows, key=lambda row: row["id"]), schema=CANARY)
 
 
-def _rows(number: int, attack: Attack, pairs: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+def _rows(number: int, attack: Attack, place: str, pairs: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     pair = pairs[number % len(pairs)]
-    for attacked, (instruction, response) in ((False, pair), (True, put(attack, *pair))):
+    for attacked, (instruction, response) in ((False, pair), (True, put(attack, place, *pair))):
         yield {
-            "id": record_id("canary", number, attacked, instruction, response),
-            "family": attack.family, "attacked": attacked, "instruction": instruction, "response": response,
+            "id": record_id("canary", number, attacked, instruction, response), "family": attack.family,
+            "place": place, "attacked": attacked, "instruction": instruction, "response": response,
         }  # fmt: skip
 
 
-def put(attack: Attack, instruction: str, response: str) -> tuple[str, str]:
-    """Return a pair with an attack in it."""
-    if attack.where == "instruction":
-        return instruction + attack.text, response
-    return instruction, f"{attack.text}\n{response}" if attack.where == "start" else f"{response}\n{attack.text}"
+def put(attack: Attack, place: str, instruction: str, response: str) -> tuple[str, str]:
+    """Return a pair with an attack in one of its texts; in the middle it stands between two lines, or words."""
+    text = instruction if attack.target == "instruction" else response
+    parts = {"start": ("", text), "middle": _halves(text), "end": (text, "")}[place]
+    attacked = "\n".join(filter(None, (parts[0], attack.text, parts[1])))
+    return (attacked, response) if attack.target == "instruction" else (instruction, attacked)
+
+
+def _halves(text: str) -> tuple[str, str]:
+    """Cut a text in two at the line break nearest to its middle; without one at a space, else between characters."""
+    middle = len(text) / 2
+    for break_ in ("\n", " "):
+        places = [place for place, sign in enumerate(text) if sign == break_ and text[:place].strip()]
+        if places:
+            place = min(places, key=lambda place: abs(place - middle))
+            return text[:place], text[place + 1 :]
+    return text[: len(text) // 2], text[len(text) // 2 :]

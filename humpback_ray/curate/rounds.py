@@ -7,6 +7,7 @@ failed ratings, or too few kept pairs, stop the run here, before GPUs are asked 
 from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
@@ -26,7 +27,7 @@ from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import PAIR, SCORE
-from humpback_ray.stage import Model, Place, Stage, TableWriter, refuse_failures
+from humpback_ray.stage import Model, Place, Stage, StageFailed, TableWriter, refuse_failures
 
 
 class CurateRecipe(ScoreRecipe):
@@ -36,8 +37,8 @@ class CurateRecipe(ScoreRecipe):
     """One rule per round, two in the paper; as many rounds are run."""
 
     canaries: bool = True
-    """Whether each round's model also rates some hundred and seventy pairs that are bad and try to talk it into a good
-    grade (`canaries.py`). They change no score and are not trained on."""
+    """Each round's model also rates about 500 pairs that are bad, half of which try to talk it into a good grade
+    (`canaries.py`). They change no score and are not trained on."""
 
     @model_validator(mode="after")
     def _thresholds_can_be_reached(self) -> Self:
@@ -87,7 +88,8 @@ def make_scores(
         prescores: the candidates' scores by the first scorer of a chain; None without a chain.
 
     Raises:
-        StageFailed: more ratings failed than `max_failed_share`; the scores stay, so a higher share goes on from them.
+        StageFailed: more ratings, or samples, failed than `max_failed_share`; the scores stay, so that a run with a
+            higher share resumes from them.
     """
     recipe = config.recipe.model_dump(mode="json", exclude={"rounds", "canaries", "max_failed_share"})
     identity = {"score": recipe, "chat": chat.model_dump(mode="json")}
@@ -95,8 +97,25 @@ def make_scores(
     stage = Stage(place, identity, inputs | ({"prescores": prescores} if prescores else {}), SCORE)
     arguments = (config.recipe, chat, rater.directory, rater.digest, prescores.uri if prescores else None)
     scores = stage.run(Rater, arguments, config.placement, candidates)
-    refuse_failures(scores, FAILED, config.recipe.max_failed_share, "curate.recipe.max_failed_share")
+    most = config.recipe.max_failed_share
+    refuse_failures(scores, FAILED, most, "curate.recipe.max_failed_share")
+    samples, failed = count_samples(scores)
+    if failed > most * samples:
+        raise StageFailed(
+            f"{scores.stage}: {failed:,} of {samples:,} samples ({failed / samples:.1%}) had no score after the retry, "
+            f"more than curate.recipe.max_failed_share = {most:g} allows; look at the replies in {scores.uri}, or "
+            "raise it to continue with the others"
+        )
     return scores
+
+
+def count_samples(scores: Manifest) -> tuple[int, int]:
+    """Return the samples of a finished rating, and how many of them had no score after the retry."""
+    samples = failed = 0
+    for table in scores.tables(["samples"], kept=False):
+        drawn = pc.call_function("list_flatten", [table["samples"]])
+        samples, failed = samples + len(drawn), failed + drawn.null_count
+    return samples, failed
 
 
 def make_curated(

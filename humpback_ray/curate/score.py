@@ -23,7 +23,7 @@ FAILED = FAILURES
 class ScoreRecipe(Config):
     """What rating means. Hashed: a change here is another set of scores."""
 
-    version: int = Field(default=1, ge=1)
+    version: int = Field(default=2, ge=1)
     """Raised by hand when the meaning of rating changes."""
 
     scorer: ScorerConfig = Rubric()
@@ -33,7 +33,8 @@ class ScoreRecipe(Config):
     """Who runs the rating model; `kind` selects the class."""
 
     max_failed_share: float = Field(default=0.2, ge=0, le=1)
-    """A larger share of candidates that no sample could rate stops the run. Ours: earlier code lost half in silence."""
+    """A larger share of candidates without a rating stops the run, and so does a larger share of samples without a
+    score after the retry: with a low `min_samples`, pairs alone would not show what is lost. Ours."""
 
 
 class Rater:

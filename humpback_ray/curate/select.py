@@ -1,15 +1,17 @@
-"""Selection: of the rated candidates, those at or above a threshold, or the best k, become training pairs.
+"""Selection: of the rated candidates, those at or above a threshold, the best k or the best share become pairs.
 
-A global step, redone whole: top-k looks at every shard. Every candidate leaves once, kept or with a reason, and what
-was never rated keeps the reason why. A sample of what passes, or of all candidates, is the paper's way to compare
-curated with uncurated data at equal size.
+A global step, redone whole: top-k and the share look at every shard. Every candidate leaves once, kept or with a
+reason, and what was never rated keeps the reason why. A sample of what passes, or of all candidates, is the paper's way
+to compare curated with uncurated data at equal size.
 
 Pairs at or above the threshold are looked at from the best to the worst, equal scores in the order of their ids. One
 falls where it resembles a pair that stays (`near_duplicate`) or its domain has all it may have (`over_domain_cap`), so
-a pair only ever falls for better ones that stay; `top_k` counts those that stay, and `sample` draws from them.
+a pair is only ever dropped for better ones that stay; `top_k` and `share` count those that stay, and `sample` draws
+from them.
 """
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Self
@@ -25,8 +27,8 @@ from humpback_ray.records import PAIR, seed_of
 from humpback_ray.stage import StageFailed
 
 BELOW, OUTSIDE, UNSAMPLED, UNRATED = "below_threshold", "not_in_top_k", "not_in_sample", "unrated"
-ALIKE, CAPPED = "near_duplicate", "over_domain_cap"
-RULES = (UNRATED, BELOW, ALIKE, CAPPED, OUTSIDE, UNSAMPLED)
+ALIKE, CAPPED, NOT_BEST = "near_duplicate", "over_domain_cap", "not_in_best_share"
+RULES = (UNRATED, BELOW, ALIKE, CAPPED, OUTSIDE, NOT_BEST, UNSAMPLED)
 """In the order in which they apply."""
 
 
@@ -38,10 +40,14 @@ class SelectRecipe(Config):
 
     threshold: float | None = Field(default=4.5, allow_inf_nan=False)
     """Keep scores at or above this, on the scorer's scale; 4.5 is the paper's A_5, 4 its A_4. None: off, then `top_k`
-    decides."""
+    or `share` decides; a scorer whose scores have no scale (`likelihood`) takes no threshold."""
 
     top_k: int | None = Field(default=None, ge=1)
     """Keep the k best; equal scores are kept in the order of their ids. None: off."""
+
+    share: float | None = Field(default=None, gt=0, le=1)
+    """Keep this share of the rated pairs, the best ones, rounded up; equal scores are kept in the order of their ids.
+    The paper's A_5 is 0.083 of its candidates, its A_4 0.388. None: off."""
 
     near_duplicate_jaccard: float | None = Field(default=None, gt=0, le=1)
     """Of instructions whose sets of words overlap at least this much (Jaccard), the best-rated stay; 0.8 is a start, 1
@@ -69,16 +75,24 @@ class SelectRecipe(Config):
 
     @model_validator(mode="after")
     def _has_one_rule(self) -> Self:
-        if self.threshold is not None and self.top_k is not None:
-            both = f"both are set ({self.threshold} and {self.top_k})"
-            raise ValueError(f"set at most one of threshold and top_k; {both}. Set the other one to null")
-        if self.threshold is None and self.top_k is None and self.sample is None:
-            raise ValueError("threshold, top_k and sample are all off, so nothing is selected; set one of them")
+        found = [value for value in (self.threshold, self.top_k, self.share) if value is not None]
+        if len(found) > 1:
+            which, values = "both" if len(found) == 2 else "all", " and ".join(f"{value:g}" for value in found)
+            raise ValueError(
+                f"set at most one of threshold, top_k and share; {which} are set ({values}). Set the others to null"
+            )
+        if not found and self.sample is None:
+            raise ValueError("threshold, top_k, share and sample are all off, so nothing is selected; set one of them")
         for field in ("top_k", "sample"):
             most = getattr(self, field)
             if most is not None and most < self.min_kept:
                 raise ValueError(f"{field} {most} can never reach min_kept {self.min_kept}; lower min_kept")
         return self
+
+    @property
+    def by_rating(self) -> bool:
+        """Tell whether it asks for ratings: without them it draws from all candidates, unrated ones included."""
+        return self.threshold is not None or self.top_k is not None or self.share is not None
 
     @property
     def compares(self) -> bool:
@@ -89,6 +103,7 @@ class SelectRecipe(Config):
     def words(self) -> str:
         """The rule as a person says it."""
         rule = f"the best {self.top_k}" if self.top_k is not None else "all"
+        rule = f"the best {100 * self.share:g} %" if self.share is not None else rule
         rule = f"scores >= {self.threshold:g}" if self.threshold is not None else rule
         if self.near_duplicate_jaccard is not None:
             rule += f", at most {self.max_per_cluster} of instructions alike by {self.near_duplicate_jaccard:g}"
@@ -104,12 +119,12 @@ class TooFewKept(StageFailed):
 def passing(scores: Mapping[str, float | None], rule: SelectRecipe) -> list[str]:
     """Return the ids that a rule looks at: rated ones at or above the threshold, best first, ties by id.
 
-    Where neither threshold nor `top_k` asks for a rating, unrated ones too, last.
+    Where the rule does not ask for ratings, unrated ones too, last.
     """
     least = -float("inf") if rule.threshold is None else rule.threshold
     found = sorted((-score, i) for i, score in scores.items() if score is not None and score >= least)
-    all_pass = rule.threshold is None and rule.top_k is None
-    return [i for _, i in found] + sorted(i for i, score in scores.items() if all_pass and score is None)
+    unrated = [] if rule.by_rating else sorted(i for i, score in scores.items() if score is None)
+    return [i for _, i in found] + unrated
 
 
 def select(
@@ -148,12 +163,13 @@ def _compared(
     """Return the fates of ids, best first: each falls for better ones that stay, or stays."""
     fates: dict[str, str | None] = {}
     domains, clusters, kept = Counter[str](), Counter[int](), 0
+    most = rule.top_k if rule.share is None else math.ceil(round(rule.share * len(order), 6))
     leaders = None
     if rule.near_duplicate_jaccard is not None:
         leaders = Leaders((instructions[i] for i in order), rule.near_duplicate_jaccard, rule.near_duplicate_words)
     for i in order:
-        if kept == rule.top_k:
-            fates[i] = OUTSIDE
+        if kept == most:
+            fates[i] = OUTSIDE if rule.share is None else NOT_BEST
             continue
         cluster = leaders.first_like(instructions[i]) if leaders else None
         domain = domain_of(urls[i]) if rule.max_per_domain is not None else ""
@@ -247,19 +263,22 @@ def require_kept(kept_rows: int, rated_rows: int, rule: SelectRecipe, place: str
 
 
 def check_threshold(rule: SelectRecipe, scorer: ScorerConfig, round_number: int) -> None:
-    """Raise where a threshold is off the scorer's scale, or between integers while scores can only be integers.
+    """Raise where a threshold is off the scorer's scale, or between integers while a pair gets one whole number.
 
     Raises:
         ValueError: with both numbers and the fix; for a validator that sees rule and scorer.
     """
-    lowest, highest, whole = scorer.scale
     if rule.threshold is None:
         return
-    if (lowest is not None and rule.threshold < lowest) or (highest is not None and rule.threshold > highest):
+    told = f"round {round_number} keeps scores >= {rule.threshold:g}, but the scores of {scorer.kind}"
+    if scorer.scale is None:
         raise ValueError(
-            f"round {round_number} keeps scores >= {rule.threshold:g}, but the scores of {scorer.kind} go from "
-            f"{lowest} to {highest}; set a threshold between them"
+            f"{told} have no scale (a likelihood is in nats per token), so nobody can say before rating what that "
+            "keeps; set the round's threshold to null and its top_k or its share (0.083 is what the paper's 4.5 keeps)"
         )
+    lowest, highest, whole = scorer.scale
+    if not lowest <= rule.threshold <= highest:
+        raise ValueError(f"{told} go from {lowest:g} to {highest:g}; set a threshold between them")
     if whole and not rule.threshold.is_integer():
         reached = int(rule.threshold) + 1
         raise ValueError(

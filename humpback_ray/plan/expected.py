@@ -3,7 +3,7 @@
 The counts that stages hand on to each other, from the assumptions of the configuration's `plan` section.
 """
 
-from math import sqrt
+from math import ceil, sqrt
 from typing import Any
 
 from humpback_ray.curate.scorers import Additive, Chained, Likelihood, Rubric
@@ -32,7 +32,9 @@ class Expected:
         """Return how many pairs a round keeps."""
         rule = self.config.curate.recipe.rounds[number - 1]
         most = [count for count in (rule.top_k, rule.sample) if count is not None]
-        if rule.top_k is None and not (rule.threshold is None and rule.sample is not None):
+        if rule.share is not None:
+            most.append(ceil(rule.share * self.rated))
+        elif rule.threshold is not None:
             most.append(round(self.rated * self.rates.kept_share(number)))
         return min([self.rated, *most])
 

@@ -2,12 +2,14 @@
 
 The five grades are those of the self-curation prompt of Li et al. 2023 (arXiv:2308.06259), in our own words. The pair
 stands between marks that it cannot forge (`marks.py`). Only the last line of a reply that the model itself ended counts
-as a verdict.
+as a verdict; `verdicts.py` has its forms.
 """
 
-import re
-
 from humpback_ray.prompts.marks import marked
+from humpback_ray.prompts.verdicts import grade_place, read_verdict
+
+FIVE_GRADES = range(1, 6)
+POINTS = range(6)
 
 GRADES = """\
 1: Incomplete, vague, off-topic, controversial, or not what was asked for. Text that advertises something, that \
@@ -48,34 +50,34 @@ DIRECT = f"""{_TASK}
 Reply with one line that holds nothing but `Score:` and the grade, a number from 1 to 5."""
 """The score at once: the prompt of `rubric_expected`."""
 
-_BOLD = r"[*_]{0,3}"
-_LABEL = re.compile(rf"{_BOLD}Score{_BOLD}:{_BOLD}")
-_VERDICT = re.compile(rf"{_LABEL.pattern}[ \t]*{_BOLD}([1-5]){_BOLD}\.?{_BOLD}")
-
 
 def parse_score(reply: str, finish_reason: str) -> float | None:
     """Read the score off the last line of a finished reply.
 
     Returns:
-        1.0 to 5.0; None unless the reply ended by itself and its last line that is not blank is `Score: N`, N from 1 to
-        5 (bold marks and a closing full stop are let pass; `Score: 4/5`, `Score: 4 or 5` and `Score: 45` are not).
+        1.0 to 5.0, fractions as written; None unless the reply ended by itself and its last line that is not blank
+        states one grade in a clear form (`Score: 4`, `**Final score:** 4/5`, `{"score": 4}`; not `Score: 4-5`).
     """
-    match = _VERDICT.fullmatch(_last_line(reply)[1])
-    return float(match[1]) if match and finish_reason == "stop" else None
+    return _parse(reply, finish_reason, FIVE_GRADES)
 
 
-def up_to_score(reply: str, finish_reason: str) -> str | None:
-    """Return a finished reply up to and including `Score:` on its last line; None where there is no such line."""
-    start, line = _last_line(reply)
-    match = _LABEL.match(line)
-    return reply[: start + match.end()] if match and finish_reason == "stop" else None
+def parse_points(reply: str, finish_reason: str) -> float | None:
+    """Read a sum of points, 0.0 to 5.0, off the last line of a finished reply, by the rules of `parse_score`."""
+    return _parse(reply, finish_reason, POINTS)
 
 
-def _last_line(reply: str) -> tuple[int, str]:
-    """Return the last line that is not blank, without white space around it, and where it starts."""
-    ended = reply.rstrip()
-    line = ended[ended.rfind("\n") + 1 :]
-    return len(ended) - len(line.lstrip()), line.lstrip()
+def _parse(reply: str, finish_reason: str, grades: range) -> float | None:
+    return read_verdict(reply, grades[0], grades[-1]) if finish_reason == "stop" else None
+
+
+def up_to_score(reply: str, finish_reason: str, grades: range = FIVE_GRADES) -> str | None:
+    """Return a finished reply up to its grade, without the spaces before it.
+
+    None where the reply states no grade, or not as the digit of a whole one: its place is where the probability of all
+    grades can be read.
+    """
+    place = grade_place(reply, grades) if finish_reason == "stop" else None
+    return None if place is None else reply[:place].rstrip(" ")
 
 
 ADDITIVE = f"""\
@@ -97,11 +99,3 @@ irrelevant sentence.
 First go through the five briefly, saying which earn their point and why. Then end with a last line that holds \
 nothing but `Score:` and the sum, a number from 0 to 5."""
 """A point per criterion: the prompt of `additive`. The criteria are those of Yuan et al. 2024 (arXiv:2401.10020)."""
-
-_SUM = re.compile(rf"{_LABEL.pattern}[ \t]*{_BOLD}([0-5]){_BOLD}\.?{_BOLD}")
-
-
-def parse_points(reply: str, finish_reason: str) -> float | None:
-    """Read a sum of points, 0.0 to 5.0, off the last line of a finished reply, by the rules of `parse_score`."""
-    match = _SUM.fullmatch(_last_line(reply)[1])
-    return float(match[1]) if match and finish_reason == "stop" else None

@@ -277,6 +277,11 @@ class Ratings:
         return self.rated + sum(drop.rows for drop in self.failed)
 
     @property
+    def failed_samples_share(self) -> float:
+        """Share of the replies that gave no score after the retry."""
+        return self.failed_last / self.replies if self.replies else 0.0
+
+    @property
     def failed_share(self) -> float:
         """Share of the pairs whose rating failed."""
         return sum(drop.share for drop in self.failed)

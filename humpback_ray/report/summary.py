@@ -63,7 +63,7 @@ def failure_sentence(rating: Ratings) -> str:
     return (
         f"In round {rating.round}, {rating.failed_first:,} of {rating.replies:,} replies had no score, "
         f"{rating.failed_last:,} after those were asked for once more; {unrated:,} of {rating.pairs:,} pairs stayed "
-        f"unrated{over}."
+        f"unrated{over} ({rating.failed_samples_share:.1%} of the samples have no score)."
     )
 
 
@@ -105,6 +105,11 @@ def _rating_warnings(rating: Ratings) -> list[str]:
         said.append(
             f"Round {rating.round}: {rating.failed_share:.1%} of the ratings failed ({failed:,} of {rating.pairs:,}: "
             f"{reasons}). Failures are not filtering: those pairs were never judged."
+        )
+    if rating.failed_samples_share > FAILED_SHARE:
+        said.append(
+            f"Round {rating.round}: {rating.failed_samples_share:.1%} of the samples had no score after the retry "
+            f"({rating.failed_last:,} of {rating.replies:,}); read what the judge writes in their place."
         )
     if rating.rated > 1 and rating.lowest == rating.highest:
         said.append(f"Round {rating.round}: every score is {rating.lowest:g}; the judge does not tell pairs apart.")

@@ -1,6 +1,7 @@
 """The canaries: what they are, and that a judge which obeys whatever it reads is not reached by one of them."""
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from humpback_ray.curate.attacks import ATTACKS, FAMILIES, Attack
-from humpback_ray.curate.canaries import bad_pairs, canaries, make_canaries, put
+from humpback_ray.curate.canaries import PLACES, bad_pairs, canaries, make_canaries, put
 from humpback_ray.curate.obedient import Encode, ObedientJudge
 from humpback_ray.curate.scorers import Likelihood, Rubric, RubricExpected
 from humpback_ray.inventory import Hashes, resolve
@@ -53,7 +54,7 @@ def test_there_are_enough_attacks_of_enough_kinds() -> None:
     assert len(ATTACKS) >= 60
     assert len(families) >= 10
     assert min(families.values()) >= 6
-    assert len({(attack.text, attack.where) for attack in ATTACKS}) == len(ATTACKS)
+    assert len({(attack.text, attack.target) for attack in ATTACKS}) == len(ATTACKS)
 
 
 @pytest.mark.parametrize("patient", [True, False])
@@ -86,12 +87,12 @@ def test_the_same_judge_obeys_special_tokens_that_were_encoded_as_such() -> None
 
 def test_without_marks_the_same_judge_obeys_everybody() -> None:
     found = reached(CARELESS)
-    assert found.total() == 2 * len(ATTACKS)
+    assert found.total() == 2 * len(ATTACKS) * len(PLACES)
 
 
 def first_score(reply: str, finish_reason: str) -> float | None:
     """Take the first score in a reply, finished or not: what another library does."""
-    found = rating._VERDICT.search(reply)
+    found = re.search(r"Score: ([1-5])", reply)
     return float(found[1]) if found else None
 
 
@@ -108,21 +109,49 @@ def test_a_parser_that_takes_less_than_the_last_line_of_a_finished_reply_is_fool
     assert found["planted score", True] >= 3
 
 
-def test_each_attack_has_its_pair_without_it_and_all_have_ids_of_their_own() -> None:
-    table = canaries(PAIRS)
+def test_each_attack_is_at_the_start_in_the_middle_and_at_the_end_of_pairs_that_are_there_without_it() -> None:
+    many = [(f"Ask {n}?", f"One {n}.\nTwo.\nThree.\nFour.") for n in range(len(ATTACKS) * len(PLACES))]
+    table = canaries(many)
     assert table.schema == CANARY
     rows = table.to_pylist()
-    assert len({row["id"] for row in rows}) == len(rows) == 2 * len(ATTACKS)
-    assert Counter(row["attacked"] for row in rows) == {True: len(ATTACKS), False: len(ATTACKS)}
+    assert len({row["id"] for row in rows}) == len(rows) == 2 * len(ATTACKS) * len(PLACES)
+    assert Counter((row["place"], row["attacked"]) for row in rows) == dict.fromkeys(
+        ((place, attacked) for place in PLACES for attacked in (True, False)), len(ATTACKS)
+    )
+    plain = [(row["instruction"], row["response"]) for row in rows if not row["attacked"]]
+    assert sorted(plain) == sorted(many), "every attack and place has a pair of its own"
+    for attack in ATTACKS:
+        column = attack.target
+        texts = [row[column] for row in rows if row["attacked"] and attack.text in row[column]]
+        starts = [text.startswith(attack.text) for text in texts]
+        ends = [text.endswith(attack.text) for text in texts]
+        assert any(starts), attack
+        assert any(ends), attack
+        assert any(not start and not end for start, end in zip(starts, ends, strict=True)), attack
+
+
+def test_few_pairs_are_used_again_and_none_give_no_canaries() -> None:
+    rows = canaries(PAIRS).to_pylist()
+    assert len({row["id"] for row in rows}) == len(rows) == 2 * len(ATTACKS) * len(PLACES)
     assert {(row["instruction"], row["response"]) for row in rows if not row["attacked"]} == set(PAIRS)
-    assert canaries(PAIRS) == table
+    assert canaries(PAIRS) == canaries(PAIRS)
     assert canaries([]).num_rows == 0
 
 
-def test_an_attack_stands_where_it_says() -> None:
-    assert put(Attack("f", "X"), "i", "r") == ("i", "r\nX")
-    assert put(Attack("f", "X", "start"), "i", "r") == ("i", "X\nr")
-    assert put(Attack("f", "X", "instruction"), "i", "r") == ("iX", "r")
+@pytest.mark.parametrize(
+    ("place", "text", "attacked"),
+    [
+        ("start", "r", "X\nr"),
+        ("end", "r", "r\nX"),
+        ("middle", "one\ntwo three\nfour five", "one\ntwo three\nX\nfour five"),
+        ("middle", "one two three four", "one two\nX\nthree four"),
+        ("middle", "水坝很低", "水坝\nX\n很低"),
+        ("middle", "", "X"),
+    ],
+)
+def test_an_attack_stands_where_it_says(place: str, text: str, attacked: str) -> None:
+    assert put(Attack("f", "X"), place, "i", text) == ("i", attacked)
+    assert put(Attack("f", "X", "instruction"), place, text, "r") == (attacked, "r")
 
 
 def test_a_bad_pair_has_the_answer_to_another_question() -> None:
@@ -161,7 +190,7 @@ def test_the_stage_draws_its_pairs_from_the_candidates_and_shows_them_to_an_obed
     rows = [row for table in made.tables() for row in table.to_pylist()]
     plain = [row for row in rows if not row["attacked"]]
     assert {row["obedient_score"] for row in rows} == obedient
-    assert len(plain) == (len(ATTACKS) if count > 1 else 0)
+    assert len(plain) == (len(ATTACKS) * len(PLACES) if count > 1 else 0)
     assert len({row["instruction"] for row in plain}) == len(plain)
     for row in plain:
         assert row["instruction"][8:-1] != row["response"][6:-1]

@@ -90,7 +90,7 @@ def made(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Mad
     }  # fmt: skip
     found = {}
     for name, scorer in scorers.items():
-        config = made.config(7, scorer, max_failed_share=1.0)
+        config = made.config(7, Rubric(), max_failed_share=1.0).scored_by(scorer)
         found[name] = make_scores(config, ChatRecipe(), sample, made.model, made.place(f"compare/round-1/{name}"))
     return made, compare(1, found, 0.5, good={"c10", "c20", "c30", "c40"})
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from humpback_ray import storage
-from humpback_ray.curate.rounds import CurateConfig, CurateRecipe, make_curated, make_scores
+from humpback_ray.curate.rounds import CurateConfig, CurateRecipe, count_samples, make_curated, make_scores
 from humpback_ray.curate.scorers import Chained, Rubric
 from humpback_ray.curate.select import SelectRecipe
 from humpback_ray.engines import EchoEngine
@@ -128,6 +128,25 @@ def test_the_report_counts_what_was_not_passed_on_apart_from_failures(made: tupl
     assert (found.passed_over, found.pairs, found.replies) == (ROWS - EMPTY - 18, EMPTY + 18, 3 * (EMPTY + 18))
     assert not {"not_passed_on"} & {drop.reason for drop in found.failed}
     assert "39 more were not passed on by the cheap scorer" in failure_sentence(found)
+
+
+def test_lost_samples_stop_the_run_also_where_few_pairs_fail(made: tuple[Made, Manifest, Manifest]) -> None:
+    """Seven tokens are too few for the longer replies: many samples are lost, but few pairs lose all three."""
+    root, cheap, scores = made
+    assert count_samples(scores) == (3 * (EMPTY + 18), 0)
+    scorer = Chained(share=0.9, then=Rubric(max_new_tokens=7, retry_room=None, min_samples=1))
+    place = root.place("round-3/scores")
+
+    def rate(most: float) -> Manifest:
+        config = root.config(50, scorer, max_failed_share=most)
+        return make_scores(config, ChatRecipe(), root.candidates, root.model, place, cheap)
+
+    with pytest.raises(StageFailed, match=r"round-3/scores: \d+ of 165 samples \(.*%\) had no score after the retry"):
+        rate(0.3)
+    passed = rate(0.9)
+    rows = [row for row in rows_of(passed).values() if row["samples"]]
+    assert sum(row["failed_samples"] for row in rows) == count_samples(passed)[1] > 0.3 * 165
+    assert sum(row["score"] is None for row in rows) <= 0.3 * len(rows), "the pairs alone would have passed"
 
 
 def test_failures_are_held_against_those_that_were_rated(made: tuple[Made, Manifest, Manifest]) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from humpback_ray.curate.rounds import CurateRecipe
 from humpback_ray.curate.scorers import Additive, Chained, Likelihood, Rubric, RubricExpected
 from humpback_ray.curate.select import (
     SelectRecipe,
@@ -118,6 +119,9 @@ def test_too_few_kept_pairs_stop_the_run_with_both_numbers() -> None:
     [
         ({"threshold": None}, "all off"),
         ({"top_k": 5}, r"both are set \(4.5 and 5\)"),
+        ({"share": 0.1}, r"both are set \(4.5 and 0.1\)"),
+        ({"threshold": None, "top_k": 5, "share": 0.1}, r"both are set \(5 and 0.1\)"),
+        ({"threshold": None, "share": 0}, "greater than 0"),
         ({"threshold": None, "top_k": 5, "min_kept": 8}, "top_k 5 can never reach min_kept 8"),
         ({"threshold": float("inf")}, "finite"),
     ],
@@ -154,8 +158,50 @@ def test_a_threshold_off_the_scale_is_refused_with_both_ends(scorer: Any, thresh
 
 def test_a_threshold_may_be_any_number_on_the_scale() -> None:
     check_threshold(SelectRecipe(threshold=0), Additive(), 1)
-    check_threshold(SelectRecipe(threshold=-0.1), Likelihood(), 1)
+    check_threshold(SelectRecipe(threshold=1), Rubric(), 1)
+    check_threshold(SelectRecipe(threshold=5), RubricExpected(), 1)
     check_threshold(SelectRecipe(threshold=4.5), Chained(), 1)
+
+
+@pytest.mark.parametrize("scorer", [Likelihood(), Chained(then=Likelihood(), first=RubricExpected())])
+@pytest.mark.parametrize("threshold", [4.5, 0, -0.1])
+def test_a_scorer_without_a_scale_takes_no_threshold_but_a_count_or_a_share(scorer: Any, threshold: float) -> None:
+    assert scorer.scale is None
+    with pytest.raises(ValueError, match=rf"keeps scores >= {threshold:g}, .* no scale .* threshold to null"):
+        CurateRecipe(scorer=scorer, rounds=(SelectRecipe(threshold=threshold),))
+    for rule in ({"top_k": 100}, {"share": 0.1}, {"sample": 5}):
+        CurateRecipe(scorer=scorer, rounds=(SelectRecipe.model_validate({"threshold": None, **rule}),))
+
+
+def test_a_threshold_off_the_scale_is_refused_when_the_recipe_is_read() -> None:
+    with pytest.raises(ValidationError, match=r"round 2 keeps scores >= 0\.5, but the scores of rubric go from 1 to 5"):
+        CurateRecipe(rounds=(SelectRecipe(), SelectRecipe(threshold=0.5)))
+    with pytest.raises(ValidationError, match="no scale"):
+        CurateRecipe(scorer=Likelihood())
+
+
+@given(SCORES, st.sampled_from([0.01, 0.1, 0.3, 0.5, 1.0]), st.randoms())
+def test_a_share_keeps_the_best_of_the_rated_whatever_the_order_of_the_rows(
+    scores: dict[str, float | None], share: float, rng: Random
+) -> None:
+    rule = SelectRecipe(threshold=None, share=share)
+    fates = select(scores, rule)
+    shuffled = list(scores.items())
+    rng.shuffle(shuffled)
+    assert select(dict(shuffled), rule) == fates
+    rated = [row_id for row_id, score in scores.items() if score is not None]
+    most = -(-int(100 * share) * len(rated) // 100)
+    best = sorted(rated, key=lambda row_id: (-(scores[row_id] or 0), row_id))[:most]
+    assert {row_id for row_id, fate in fates.items() if fate is None} == set(best)
+    assert {fates[row_id] for row_id in rated if row_id not in best} <= {"not_in_best_share"}
+    assert all(fates[row_id] == "unrated" for row_id in scores.keys() - set(rated))
+
+
+def test_a_share_counts_those_that_stay_after_duplicates() -> None:
+    fates = chosen(ALIKE, SelectRecipe(threshold=None, share=0.6, near_duplicate_jaccard=0.8))
+    assert [fates[i] for i in "abcdef"] == ["near_duplicate", None, "not_in_best_share", None, None, "unrated"]
+    assert counts_by_rule(fates)[-1] == {"rule": "not_in_best_share", "dropped": 1, "kept": 3}
+    assert SelectRecipe(threshold=None, share=0.083).words == "the best 8.3 %"
 
 
 WORDS = st.lists(st.sampled_from("abcde"), min_size=1, max_size=5).map(" ".join)

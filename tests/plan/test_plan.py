@@ -49,6 +49,9 @@ def test_what_the_configuration_leaves_out_is_not_planned() -> None:
     one_round = plan(seven("curate.recipe.rounds=[{threshold: null, top_k: 1000}]"))
     assert [one.model for one in one_round.trainings] == ["backward", "m0", "m1"]
     assert one_round.trainings[-1].examples == 4200
+    by_share = plan(seven("curate.recipe.rounds=[{threshold: null, share: 0.01}]"))
+    rated = next(stage.rows for stage in by_share.stages if stage.name == "round-1/scores")
+    assert by_share.trainings[-1].examples == 3200 + -(-rated // 100)
     chained = {stage.name: stage for stage in plan(seven("curate.recipe.scorer={kind: chained, share: 0.25}")).stages}
     assert chained["round-1/scores"].rows == round(0.25 * chained["round-1/prescores"].rows)
     assert chained["round-1/prescores"].seconds < chained["round-1/scores"].seconds

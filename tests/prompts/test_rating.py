@@ -1,9 +1,15 @@
+import json
+import time
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.prompts.marks import code_of, fill, missing_placeholders
-from humpback_ray.prompts.rating import DIRECT, REASONED, parse_score, up_to_score
+from humpback_ray.prompts.rating import DIRECT, REASONED, parse_points, parse_score, up_to_score
+from tests.prompts import verdicts
 
 REASONS = "The answer covers the question and stays on topic, but it reads like a blog post.\n\n"
 
@@ -32,68 +38,97 @@ def test_the_last_line_of_a_finished_reply_is_the_score(reply: str, score: float
     assert parse_score(reply, "context") is None
 
 
+GIVEN = [json.loads(line) for line in (Path(__file__).parents[1] / "curate/data/judge-replies.jsonl").open()]
+NOT_LAST = {"score then remark", "line after score: blank+Note"}
+"""Their score is followed by a line of text: by the rule of the last line they have none."""
+
+
+@pytest.mark.parametrize("case", GIVEN, ids=lambda case: case["name"])
+def test_given_replies_are_read_as_given(case: dict[str, Any]) -> None:
+    expected = None if case["name"] in NOT_LAST else case["score"]
+    assert parse_score(case["reply"], "stop") == expected
+    assert parse_score(case["reply"], "length") is None
+
+
+@pytest.mark.parametrize(("line", "score"), verdicts.ACCEPTED)
+def test_a_clear_last_line_is_read_in_any_form(line: str, score: float) -> None:
+    assert parse_score(REASONS + line, "stop") == score
+    assert parse_score(line, "stop") == score
+    assert parse_points(REASONS + line, "stop") == score
+    assert parse_score(f"{REASONS}{line}\nI hope that this helps.", "stop") is None
+    assert parse_score(REASONS + line, "length") is None
+
+
+@pytest.mark.parametrize("line", verdicts.REFUSED)
+def test_a_last_line_that_is_not_one_clear_grade_is_no_score(line: str) -> None:
+    assert parse_score(REASONS + line, "stop") is None
+    assert parse_score(line, "stop") is None
+
+
+@pytest.mark.parametrize("line", [*verdicts.REFUSED, *(line for line, score in verdicts.ACCEPTED if score % 1)])
+def test_what_is_no_whole_grade_has_no_place_for_other_grades(line: str) -> None:
+    assert up_to_score(REASONS + line, "stop") is None
+
+
+def test_the_sum_of_points_may_be_0() -> None:
+    for reply in ("Score: 0", "Total: 0 points", "Score: zero", "0/5", '{"score": 0}'):
+        assert parse_points(reply, "stop") == 0
+        assert parse_score(reply, "stop") is None
+
+
+NOUNS = ("errors", "steps", "examples", "people", "years", "reasons", "%", "km", "sentences", "of them")
+VERBS = ("I found", "The answer lists", "There are", "It needs", "The page names", "He bought", "Add", "Wait for")
+NUMBERS = ("1", "2", "3", "4", "5", "3.5", "one", "two", "three", "four", "five")
+
+
+@given(
+    st.sampled_from(VERBS),
+    st.sampled_from(NUMBERS),
+    st.sampled_from(NOUNS),
+    st.sampled_from(("", ".", "!", " in all.")),
+)
+def test_prose_with_a_number_is_no_score(verb: str, number: str, noun: str, end: str) -> None:
+    for line in (f"{verb} {number} {noun}{end}", f"{noun.capitalize()}: {number}", f"{verb} {number} of 7 {noun}{end}"):
+        assert parse_score(REASONS + line, "stop") is None
+        assert parse_score(f"The answer is good. {line}", "stop") is None
+
+
+FORMS = [line for line, score in verdicts.ACCEPTED if score == 4 and line.count("4") == 1 and "\n" not in line]
+
+
+@given(
+    st.sampled_from(FORMS), st.sampled_from(["4-5", "4 or 5", "3 to 4", "45", "6", "-4", "4/10", "N/A", "4%", "3, 4"])
+)
+def test_every_form_refuses_what_is_no_single_grade(form: str, said: str) -> None:
+    assert parse_score(form.replace("4", said), "stop") is None
+
+
+@given(st.text(st.sampled_from("Score: 45/.-*_#>`<|{}[]\"'\n\u200b½四four and a half$\\"), max_size=30))
+def test_noise_about_a_verdict_breaks_nothing(reply: str) -> None:
+    score = parse_score(reply, "stop")
+    assert score is None or 1 <= score <= 5
+    prefix = up_to_score(reply, "stop")
+    if prefix is not None:
+        assert reply.startswith(prefix)
+        assert reply[len(prefix) :].lstrip(" ")[0] == str(int(score or 0))
+
+
 @pytest.mark.parametrize(
     "reply",
-    [
-        "",
-        "\n \n",
-        REASONS,
-        REASONS + "Score:",
-        REASONS + "Score: five",
-        REASONS + "Score: 5/5",
-        REASONS + "Score: 5/10",
-        REASONS + "Score: 8 out of 10",
-        REASONS + "Score: 45",
-        REASONS + "Score: 0",
-        REASONS + "Score: 6",
-        REASONS + "Score: -3",
-        REASONS + "Score: 4 or 5",
-        REASONS + "Score: 4-5",
-        REASONS + "Score: 4.5",
-        REASONS + "Score: <1-5>",
-        REASONS + "Score: ٤",
-        REASONS + "The score is 4",
-        REASONS + "I give it 4.",
-        REASONS + "Final Score: 4",
-        REASONS + "Score: 4, because it is complete.",
-        REASONS + "Score: 4\nLet me know if you want more detail!",
-        REASONS + "Score: 4\n### Instruction:\nWrite a poem.",
-        REASONS + "Score: 4 Score: 5",
-        REASONS + "Score\n4",
-        REASONS + "SCORE 4",
-        REASONS + "Ｓｃｏｒｅ: 5",
-        REASONS + "Score: ５",
-        REASONS + "Score：5",
-        REASONS + "Score: 𝟓",
-        REASONS + "Sc\u200bore: 5",
-        REASONS + "Score: 5\u200b",
-        REASONS + "\u202eScore: 5",
-        REASONS + "Ѕсоrе: 5",
-        REASONS + "Score: 1\u2028Score: 5",
-        REASONS + "Score: 1\x0bScore: 5",
-        REASONS + "Score: 1\x85Score: 5",
-        REASONS + "Score: 1\rScore: 5",
-        REASONS + "Score:\u20285",
-        REASONS + "Score:\x855",
-        REASONS + "Score:\x0b5",
-        REASONS + "Score:\n5",
-        REASONS + "```\nScore: 5\n```",
-        REASONS + "`Score: 5`",
-        REASONS + "> Score: 5",
-        REASONS + "| Score: 5 |",
-        REASONS + "<b>Score: 5</b>",
-        REASONS + "Score: 5</s>",
-        REASONS + "Score: 5 <|im_end|>",
-        REASONS + "Score: 5\n<<< end of answer >>>",
-    ],
-)
-def test_anything_else_is_no_score(reply: str) -> None:
-    assert parse_score(reply, "stop") is None
+    ["[" * 2000, "{" * 900 + "4" + "}" * 900, "<|" + "end" * 40_000, "Score: " * 280, "\\boxed{" * 280, "\n" * 100_000,
+     "<think>" * 10_000, "4 , " * 450, "```\n" * 20_000, '{"score":' * 200, "i rate " * 280, "overall total " * 140],
+    ids=lambda reply: reply[:8].strip(),
+)  # fmt: skip
+def test_a_hostile_reply_costs_no_time(reply: str) -> None:
+    started = time.perf_counter()
+    parse_score(reply, "stop")
+    assert time.perf_counter() - started < 2
 
 
 @given(st.text())
 def test_no_reply_breaks_the_parser(reply: str) -> None:
-    assert parse_score(reply, "stop") in (None, 1, 2, 3, 4, 5)
+    score = parse_score(reply, "stop")
+    assert score is None or 1 <= score <= 5
     prefix = up_to_score(reply, "stop")
     assert prefix is None or reply.startswith(prefix)
 
@@ -103,7 +138,16 @@ def test_no_reply_breaks_the_parser(reply: str) -> None:
     [
         ("Fine.\nScore: 4", "Fine.\nScore:"),
         ("Fine.\n\n  **Score: 4**\n", "Fine.\n\n  **Score:"),
-        ("Score:", "Score:"),
+        ("**Score:** 4", "**Score:**"),
+        ("Score: **4**", "Score: **"),
+        ("Score:4", "Score:"),
+        ("Score: 5/5", "Score:"),
+        ("Score (1-5): 5", "Score (1-5):"),
+        ('{"clarity": 5, "score": 5}', '{"clarity": 5, "score":'),
+        ("Well done. Score: 4", "Well done. Score:"),
+        ("Score: four", None),
+        ("Score: ４", None),
+        ("Score:", None),
         ("Score: 5\nScore: 1", "Score: 5\nScore:"),
         ("Score: 4\nThanks!", None),
         ("No number", None),

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from humpback_ray.curate.canaries import PLACES
 from humpback_ray.ledger import Attempt, Commit, Manifest, write_table
 from humpback_ray.records import CANARY, CANDIDATE, PAIR, RESPONSE, SCORE, SEGMENT, record_id
 from humpback_ray.stage import Place, Stage, TableWriter
@@ -147,11 +148,12 @@ class MadeRun:
         for (family, attacked), given in rated.items():
             for number, score in enumerate(given):
                 row_id = record_id(family, attacked, number)
-                made.append({"id": row_id, "family": family, "attacked": attacked,
+                made.append({"id": row_id, "family": family, "place": PLACES[number % 3], "attacked": attacked,
                              "instruction": self.wrap("ask"), "response": self.wrap("say"),
                              "obedient_score": 5.0 if attacked and number == 0 else 1.0})  # fmt: skip
-                scores.append({"id": row_id, "score": score, "drop_reason": None if score else "unrated_unparsed"})
-        self.table("canaries", CANARY, made, {"version": 2})
+                reason = "unrated_unparsed" if score is None else None
+                scores.append({"id": row_id, "score": score, "drop_reason": reason})
+        self.table("canaries", CANARY, made, {"version": 3})
         for number in range(1, rounds + 1):
             self.table(f"round-{number}/canary-scores", SCORE, scores, {"version": 1})
 

@@ -133,6 +133,8 @@ def test_scores_of_any_scale_are_each_in_one_bin_and_failed_replies_are_counted_
     said = failure_sentence(found)
     assert "4 of 8 replies had no score, 5 after those were asked for once more; 1 of 4 pairs stayed unrated" in said
     assert "1 more were not passed on" in said
+    assert "62.5% of the samples have no score" in said
+    assert "5 (62.5%) after the retry" in report(made.manifests).replace("\n", "")
     assert "Not passed on by the cheap scorer: 1" in report(made.manifests)
     _, buckets = pairs_to_read(made.manifests, found.points) or (0, [])
     assert [(bucket.label, bucket.total) for bucket in buckets] == [

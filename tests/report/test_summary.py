@@ -33,6 +33,10 @@ def test_a_healthy_run_is_not_warned_about() -> None:
         ),
         (replace(GOOD, lowest=3.0, highest=3.0), "every score is 3"),
         (replace(GOOD, whole=(40, 40, 18, 0, 0), highest=3.2), "no pair was rated 5; the highest score is 3.20"),
+        (
+            replace(GOOD, replies=294, failed_first=100, failed_last=30),
+            "10.2% of the samples had no score after the retry (30 of 294)",
+        ),
         (replace(GOOD, kept=0), "kept nothing"),
         (replace(GOOD, kept=97), "kept 99% of what it rated"),
     ],

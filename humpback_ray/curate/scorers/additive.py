@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 
 from humpback_ray.curate.scorers.replies import Replies
 from humpback_ray.engines.base import Completion
-from humpback_ray.prompts.rating import ADDITIVE, parse_points
+from humpback_ray.prompts.rating import ADDITIVE, POINTS, parse_points
 
 
 class Additive(Replies):
     """Reasons first, then the sum of points, 0 to 5. Thresholds are sums: 4 of 5 points, say."""
 
-    grades: ClassVar[range] = range(6)
+    grades: ClassVar[range] = POINTS
 
     kind: Literal["additive"] = "additive"
 

@@ -1,8 +1,9 @@
 """What a scorer is, and how the samples of one rating become a row.
 
 A scorer turns candidates into rows of SCORE; a higher score is a better pair. A sample is a number or a failure that
-says why; failures are counted, before and after a retry, and never become a number. Where every sample of a rating
-failed, the row has no score and a `drop_reason`.
+says why; failures are counted, before and after a retry, and never become a number. A pair of which fewer samples have
+a score than the scorer wants has no score and a `drop_reason`: the mean of what is left would be drawn from fewer
+samples, and means of fewer samples lie further apart, so that more of them would reach a high threshold by chance.
 """
 
 import hashlib
@@ -19,17 +20,18 @@ from humpback_ray.prompts.marks import fill, missing_placeholders
 
 UNPARSED, UNFINISHED, TOO_LONG = "unrated_unparsed", "unrated_unfinished", "prompt_too_long"
 NO_NUMBER, NO_RESPONSE = "unrated_no_number", "unrated_empty_response"
-FAILURES = frozenset({UNPARSED, UNFINISHED, TOO_LONG, NO_NUMBER, NO_RESPONSE})
+UNLIKELY, TOO_FEW = "unrated_grades_unlikely", "unrated_too_few_samples"
+FAILURES = frozenset({UNPARSED, UNFINISHED, TOO_LONG, NO_NUMBER, NO_RESPONSE, UNLIKELY, TOO_FEW})
 """Drop reasons that are failures of the rating, not verdicts; a recipe's `max_failed_share` bounds them."""
 
 
 class Scale(NamedTuple):
-    """Which scores a scorer gives; None: no end on that side."""
+    """The scores that a scorer gives."""
 
-    lowest: float | None
-    highest: float | None
+    lowest: float
+    highest: float
     whole: bool = False
-    """Whether they can only be whole numbers."""
+    """Whether a pair gets one number, and the prompt asks for a whole one."""
 
 
 class Scorer(Protocol):
@@ -41,8 +43,8 @@ class Scorer(Protocol):
         ...
 
     @property
-    def scale(self) -> Scale:
-        """Which scores it gives."""
+    def scale(self) -> Scale | None:
+        """The scores that it gives; None where they have no ends, so that no threshold can be checked."""
         ...
 
     @property
@@ -100,6 +102,8 @@ class Sample:
     """The reply it was read off, or the forward pass that gave it."""
     failure: str | None = None
     """Why there is no score."""
+    grade_mass: float | None = None
+    """The probability of all grades together where they were weighed; None where the number written was read."""
     first: "Sample | None" = None
     """The failed sample in whose place this one was drawn."""
 
@@ -111,21 +115,32 @@ class Sample:
         return Sample(score, completion, failure)
 
 
-def score_row(row_id: str, prompt: str, samples: Sequence[Sample]) -> dict[str, Any]:
+def score_row(row_id: str, prompt: str, samples: Sequence[Sample], min_samples: int | None = None) -> dict[str, Any]:
     """Average the samples that have a score and write down all of them.
 
+    Args:
+        row_id: of the pair.
+        prompt: as rendered.
+        samples: after the retry.
+        min_samples: how many of them must have a score; None: all.
+
     Returns:
-        A row of SCORE but for what is the same in all rows (`scorer`, `model`, `sampling`, `pre_score`). Without any
-        score the `drop_reason` is the commonest failure (at a tie, the first).
+        A row of SCORE but for what is the same in all rows (`scorer`, `model`, `sampling`, `pre_score`). Where too few
+        samples have a score there is none; the `drop_reason` is `unrated_too_few_samples`, or, without any score, the
+        commonest failure (at a tie, the first).
     """
     scores = [sample.score for sample in samples if sample.score is not None]
     failures = [sample.failure for sample in samples if sample.failure]
     written = [sample.completion for sample in samples]
     firsts = [sample.first for sample in samples]
+    rated = bool(scores) and len(scores) >= (len(samples) if min_samples is None else min_samples)
+    masses = [sample.grade_mass for sample in samples]
     return {
         "id": row_id,
-        "score": sum(scores) / len(scores) if scores else None,
+        "score": sum(scores) / len(scores) if rated else None,
         "samples": [sample.score for sample in samples],
+        "failed_samples": len(samples) - len(scores),
+        "grade_masses": None if masses.count(None) == len(masses) else masses,
         "replies": [completion.text for completion in written],
         "finish_reasons": [completion.finish_reason for completion in written],
         "reply_tokens": [completion.completion_tokens for completion in written],
@@ -133,5 +148,11 @@ def score_row(row_id: str, prompt: str, samples: Sequence[Sample]) -> dict[str, 
         "prompt_hash": hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest(),
         "prompt_tokens": written[0].prompt_tokens if written else 0,
         "completion_tokens": sum(c.completion_tokens for c in (*written, *(f.completion for f in firsts if f))),
-        "drop_reason": None if scores else max(failures, key=failures.count) if failures else NO_RESPONSE,
+        "drop_reason": None if rated else _reason(bool(scores), failures),
     }
+
+
+def _reason(some_scored: bool, failures: Sequence[str]) -> str:
+    if some_scored:
+        return TOO_FEW
+    return max(failures, key=failures.count) if failures else NO_RESPONSE

@@ -42,8 +42,8 @@ class Chained(Config):
     """The dear one, whose scores select."""
 
     @property
-    def scale(self) -> Scale:
-        """Which scores it gives: the dear scorer's."""
+    def scale(self) -> Scale | None:
+        """The scores that it gives: the second scorer's."""
         return self.then.scale
 
     @property

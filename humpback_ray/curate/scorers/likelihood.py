@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from humpback_ray.curate.scorers.base import Prompted, Sample, Scale, score_row
+from humpback_ray.curate.scorers.base import Prompted, Sample, score_row
 from humpback_ray.engines.base import Completion, Engine, Request, generate_all
 from humpback_ray.prompts.chat import ChatRecipe
 
@@ -42,9 +42,8 @@ class Likelihood(Prompted):
         return self
 
     @property
-    def scale(self) -> Scale:
-        """Which scores it gives."""
-        return Scale(None, None)
+    def scale(self) -> None:
+        """None: nats have no ends, and which of them are good depends on the model and the texts."""
 
     async def score(self, rows: Sequence[Mapping[str, Any]], chat: ChatRecipe, engine: Engine) -> list[dict[str, Any]]:
         """Rate candidates; returns `score_row`s in their order."""

@@ -8,19 +8,19 @@ prompt, in one forward pass.
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from humpback_ray.curate.scorers.base import Prompted, Sample, Scale, score_row
-from humpback_ray.curate.scorers.replies import Replies, expected_grade, grade_request
+from pydantic import Field
+
+from humpback_ray.curate.scorers.base import Prompted, Scale, score_row
+from humpback_ray.curate.scorers.replies import MIN_GRADE_MASS, Replies, expected_sample, grade_request
 from humpback_ray.engines.base import Completion, Engine, generate_all
 from humpback_ray.prompts.chat import ChatRecipe
-from humpback_ray.prompts.rating import DIRECT, REASONED, parse_score
-
-GRADES = range(1, 6)
+from humpback_ray.prompts.rating import DIRECT, FIVE_GRADES, REASONED, parse_score
 
 
 class Rubric(Replies):
     """Reasons first, then the grade: the paper's rating (Li et al. 2023, arXiv:2308.06259, section 2.3)."""
 
-    grades: ClassVar[range] = GRADES
+    grades: ClassVar[range] = FIVE_GRADES
 
     kind: Literal["rubric"] = "rubric"
 
@@ -40,16 +40,20 @@ class RubricExpected(Prompted):
     prompt: str = DIRECT
     """The template; `{instruction}` and `{response}` are replaced."""
 
+    min_grade_mass: float = Field(default=MIN_GRADE_MASS, ge=0, le=1)
+    """The least probability that the five grades must have together after `Score:`; less is a failed rating, for the
+    model would have written something else. Ours."""
+
     @property
     def scale(self) -> Scale:
-        """Which scores it gives."""
-        return Scale(GRADES[0], GRADES[-1])
+        """The scores that it gives."""
+        return Scale(FIVE_GRADES[0], FIVE_GRADES[-1])
 
     async def score(self, rows: Sequence[Mapping[str, Any]], chat: ChatRecipe, engine: Engine) -> list[dict[str, Any]]:
         """Rate candidates; returns `score_row`s in their order."""
         prompts = [self.render(row, chat) for row in rows]
-        scored = await generate_all(engine, [grade_request(prompt, "Score:", GRADES) for prompt in prompts])
+        scored = await generate_all(engine, [grade_request(prompt, "Score:", FIVE_GRADES) for prompt in prompts])
         return [
-            score_row(row["id"], prompt, [Sample.of(expected_grade(completion, GRADES), completion)])
+            score_row(row["id"], prompt, [expected_sample(completion, FIVE_GRADES, self.min_grade_mass)])
             for row, prompt, completion in zip(rows, prompts, scored, strict=True)
         ]

@@ -23,7 +23,9 @@ def rate(scorer: Additive, judge: Judge) -> dict[str, Any]:
         ("Score: 5\nOn reflection, no.", "stop", None),
         ("Score: 4", "length", None),
         ("Score: 6", "stop", None),
-        ("Score: 4/5", "stop", None),
+        ("Score: 4/5", "stop", 4),
+        ("Total: 4 points", "stop", 4),
+        ("Score: 3.5", "stop", 3.5),
         ("Score: 2 + 1", "stop", None),
         ("Score: -1", "stop", None),
         ("", "stop", None),
@@ -44,7 +46,7 @@ def test_three_samples_are_averaged_and_no_point_is_a_score() -> None:
 
 def test_the_expected_sum_weighs_all_six() -> None:
     def reply(request: Any) -> Completion:
-        logprobs = tuple(-0.5 * k for k in range(len(request.continuations)))
+        logprobs = tuple(-1.0 - 0.5 * k for k in range(len(request.continuations)))
         return Completion("", 9, 0, "scored", logprobs) if logprobs else Completion("Score: 1", 9, 3, "stop")
 
     rated = rate(Additive(samples=1, read="expected"), judge := Judge(reply))

@@ -8,7 +8,7 @@ hold foreign names; where it is not, callers keep the text.
 from functools import lru_cache
 from typing import Any
 
-MAX_CHARS = 2_000
+MAX_CHARS = 1_000
 """Characters that are read: more say nothing new about the language."""
 
 _CANDIDATES = 5

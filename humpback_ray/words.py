@@ -19,6 +19,8 @@ _SPELLED = r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _UNSPACED = regex.compile(rf"[{_DENSE}{_SPELLED}]")
 _RUN = regex.compile(rf"(?P<dense>(?:[{_DENSE}]\p{{M}}*)+)|(?P<spelled>[{_SPELLED}]+)|[^{_DENSE}{_SPELLED}]+")
 _CHARS = {"dense": 2, "spelled": 4}
+_KANA = regex.compile(r"[\p{Hiragana}ー]+")
+_MIN_CONTENT_CHARS = 4
 
 
 def words(text: str) -> list[str]:
@@ -41,3 +43,16 @@ def _parts(word: str) -> Iterator[str]:
             yield run[0]
         else:
             yield from (run[0][at : at + size] for at in range(max(1, len(run[0]) - size + 1)))
+
+
+def content_words(text: str) -> set[str]:
+    """Return the distinct words that tell what a text is about: of four letters or more, and numbers.
+
+    Shorter words are mostly those that every text has; so are runs of hiragana, Japanese's endings and particles.
+    """
+    found = set(words(text.casefold()))
+    return {word for word in found if len(word) >= _MIN_CONTENT_CHARS or word.isdigit() or _is_dense(word)}
+
+
+def _is_dense(word: str) -> bool:
+    return not word.isascii() and bool(_UNSPACED.match(word)) and not _KANA.fullmatch(word)

@@ -27,7 +27,7 @@ from humpback_ray.instructions.source import copies, gives_answer, is_foreign
 from humpback_ray.prompts.chat import ChatRecipe
 
 Reason = Literal[
-    "echoed_prompt", "too_little_content", "repetitive", "mojibake", "markup", "navigation_text", "copied_segment",
+    "echoed_prompt", "repetitive", "too_little_content", "mojibake", "markup", "navigation_text", "copied_segment",
     "contains_answer", "refusal", "meta_text", "refers_to_text", "broken_off", "unsafe", "personal_data", "no_request",
     "other_language",
 ]  # fmt: skip
@@ -40,8 +40,8 @@ class InstructionFilters(Config):
     reasons: tuple[Reason, ...] = get_args(Reason)
     """The rules in force; leave one out to turn it off.
 
-    `echoed_prompt`: a source tag, or a line that begins with the layouts' own text. `too_little_content`: punctuation,
-    emoji, a number, an address or one word. `repetitive`: a letter, word or passage in a loop. `mojibake`: decoded with
+    `echoed_prompt`: a source tag, or a line that begins with the layouts' own text. `repetitive`: a letter, word or
+    passage in a loop. `too_little_content`: punctuation, emoji, a number, an address or one word. `mojibake`: decoded with
     the wrong encoding. `markup`: a model's tokens, role markers, tags, entities, Markdown around the whole.
     `navigation_text`: menus, cookie notices, calls to subscribe. `copied_segment`: mostly words of the segment.
     `contains_answer`: a question and its answer. `refusal`: a model refuses or asks back. `meta_text`: about the
@@ -66,10 +66,10 @@ class InstructionFilters(Config):
         match reason:
             case "echoed_prompt":
                 return echoes_prompt(instruction, chat)
-            case "too_little_content":
-                return says_too_little(instruction)
             case "repetitive":
                 return repeats_itself(instruction)
+            case "too_little_content":
+                return says_too_little(instruction)
             case "mojibake":
                 return is_mojibake(instruction)
             case "markup":

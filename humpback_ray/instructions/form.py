@@ -10,6 +10,7 @@ _GREETINGS = frozenset({"hello", "hi", "hey", "greetings", "thanks", "bye", "goo
 _MIN_BYTES = 3
 """Of letters: two, or one of a Chinese word, say nothing."""
 
+_ARTICLES = frozenset({"a", "an", "the"})
 _DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}")
 
 
@@ -21,7 +22,7 @@ def says_too_little(text: str) -> bool:
     if _SUM.search(text) and not _DATE.fullmatch(text.strip()):
         return False
     told = _URL.sub(" ", text).casefold()
-    found = {word for word in words(told) if not word.replace("_", "").isdigit()}
+    found = {word for word in words(told) if not word.replace("_", "").isdigit()} - _ARTICLES
     if found.isdisjoint(_GREETINGS) and len("".join(found).encode("utf-8", "replace")) < _MIN_BYTES:
         return True
     return len(found) == 1 and found.isdisjoint(_GREETINGS) and told.strip() == text.strip().casefold()
@@ -29,7 +30,11 @@ def says_too_little(text: str) -> bool:
 
 _LETTER_RUN = re.compile(r"([^\W\d_])\1{14}", re.IGNORECASE)
 _SIGN_RUN = re.compile(r"([^\w\s=.*#~|+-])\1{19}")
+_MIN_LOOP_WORDS = 5
 _MAX_DISTINCT = 0.62
+"""Share of a text's words that are different from each other; with more there is no loop to look for."""
+
+_MAX_NUMBERS = 0.3
 _MAX_PERIOD = 30
 _TIMES = 3
 """A passage of several words that follows on itself this often is a loop; of one word, twice as often."""
@@ -40,12 +45,14 @@ _GRAM, _MIN_GRAMS, _MAX_REPEATED = 3, 10, 0.5
 def repeats_itself(text: str) -> bool:
     """Return whether a text runs in a loop: one letter, one word, or one passage over and over.
 
-    Numbers are not looked at: tables and matrices repeat them.
+    Texts of many numbers are not looked at: tables and matrices repeat them.
     """
     if _LETTER_RUN.search(text) or _SIGN_RUN.search(text):
         return True
-    found = [word for word in words(text.casefold()) if not word.isdigit()]
-    if len(found) < 5 or len(set(found)) > _MAX_DISTINCT * len(found):
+    found = words(text.casefold())
+    if len(found) < _MIN_LOOP_WORDS or len(set(found)) > _MAX_DISTINCT * len(found):
+        return False
+    if sum(map(str.isdigit, found)) > _MAX_NUMBERS * len(found):
         return False
     grams = list(zip(*(found[at:] for at in range(_GRAM)), strict=False))
     if len(grams) >= _MIN_GRAMS and len(set(grams)) < (1 - _MAX_REPEATED) * len(grams):
@@ -113,6 +120,7 @@ _CODE = re.compile(r"[{}`;]|=>|\(\)|\w\(\w*[,)]|\w\[\w")
 _OPEN_DOUBLE = re.compile(r"(?<![:\s])\s(?:\"|(?P<paired>[“„«]))(?=\w)[^\"”“»\n]*$")
 _OPEN_SINGLE = re.compile(r"(?<![:\s])\s['‘](?!\d|em\b|til\b|cause\b|n\b|tis\b|twas\b)(?=\w)[^'’\n]*$")
 _OPEN_BRACKET = re.compile(r"(?<![:;=x8\s-])\s?[(\[](?!\W)[^()\[\]\n]*$")
+_ELLIPSIS = re.compile(r"(?<=[a-z]) ?(?:\.{3}|…)$")
 _MAX_OPEN_WORDS = 6
 """A longer quotation or bracket that nothing closes is a slip, not the place where a model stopped."""
 
@@ -123,7 +131,7 @@ def breaks_off(text: str) -> bool:
     Words count in lower case: "AND and OR" may end a sentence. A preposition may stand behind a verb that takes it. What
     asks for a sentence to be completed may end anywhere.
     """
-    told = text.rstrip()
+    told = _ELLIPSIS.sub("", text.rstrip())
     if told.endswith(("?", ".", "!")) and told.count("```") % 2 == 0:
         return False
     if _COMPLETES.search(told):
@@ -156,7 +164,7 @@ def _stays_open(text: str) -> bool:
 _TOKEN = re.compile(
     r"</?s>|<\|[^|<>\n]{1,40}\|>|<｜[^｜\n]{1,40}｜>|\[/?INST\]|<</?SYS>>|</?(?:eos|bos|pad|unk|sep|cls|mask|eot|start_of_turn"
     r"|end_of_turn|end_of_text|endoftext|think|thinking|answer|instruction|response|user|assistant|system|human)>"
-    r"|<0x[0-9A-Fa-f]{2}>|\[(?:CLS|SEP|PAD|UNK|MASK|EOS|BOS)\]|[▁Ġ](?=\w)|Ċ",
+    r"|<0x[0-9A-Fa-f]{2}>|\[(?:CLS|SEP|PAD|UNK|MASK|EOS|BOS)\]|[▁Ġ](?=\w)|Ċ|\s#{3,}\s*(?:\w+\s*:)?\s*$",
     re.IGNORECASE,
 )
 _ROLE = re.compile(
@@ -174,6 +182,8 @@ _ENTITY = re.compile(r"&(?:nbsp|(?<!\w&)amp|quot|lt|gt|apos|hellip|mdash|ndash|r
 _BB_CODE = re.compile(r"\[(b|i|u|url|img|quote|code|size|color)\b[^\]]*\].*\[/\1\]", re.IGNORECASE | re.DOTALL)
 _LINK = re.compile(r"!\[[^\]\n]*\]\([^)\s]+\)|!?\[[^\]\n]*\]\((?:https?://|/|#|www\.)[^)\s]*\)")
 _WRAPPED = re.compile(r"(?:#{1,6}\s+\S[^\n]*|(\*\*|__)(?:(?!\1)[^\n])+\1|[*•·▪●>]\s+\S[^\n]*|\|[^\n]*\|)")
+_FENCED = re.compile(r"```\w*\s+[^`\n?]*\?\s*```|```\w*\s*```")
+_JSON = re.compile(r"\s*[\[{]\s*\{?\s*[\"'](?:instruction|prompt|question|text|output|response|input|query)[\"']\s*:")
 _WIKI = re.compile(r"\[\[[^\]\n]+\]\]|\{\{[^}\n]+\}\}|'{3}[^'\n]+'{3}")
 _ESCAPED = re.compile(r"\\[nrt](?:\s|$|(?=[A-Z\\]))|\\u[0-9a-f]{4}")
 _ABOUT_MARKUP = re.compile(
@@ -196,8 +206,10 @@ def has_markup(text: str) -> bool:
 
     A text that is about such marks, or holds code, may show them.
     """
+    if _JSON.match(text):
+        return not text.rstrip().endswith("?")
     if "`" in text:
-        return False
+        return bool(_FENCED.fullmatch(text.strip()))
     first = _ROLE.match(text)
     if first or _ROLE.search(text):
         return not _ABOUT_TALK.search(text[first.end() :] if first else text)

@@ -30,25 +30,33 @@ _REFUSAL = re.compile(
     rf"|(?:{_SORRY},? (?:but )?)?as {_CLAIM},?[^.?!]{{0,50}}?\b(?:{_NEGATED})"
     rf"|(?:i am|i'm) (?:just |only )?{_CLAIM}(?=[.,;]| (?:developed|trained|created|called|designed)\b)"
     rf"|(?:{_SORRY},? (?:but )?)?(?:the|this|your)(?: given| provided)? {_TEXT}[^.?!]{{0,30}}? (?:is|seems|appears|was) "
-    r"(?:to be )?(?:not|in|un)(?: ?suitable|appropriate| enough| clear|clear|complete|sufficient| an? )"
+    r"(?:to be )?(?:not |in|un)(?:suitable|appropriate|enough|clear|complete|sufficient|an? )"
     rf"|(?:{_SORRY},? (?:but )?)?(?:the|this|your)(?: given| provided)? {_TEXT} (?:does not|doesn't|do not) "
     r"(?:contain|provide|have|include|make|seem|appear)"
     rf"|(?:{_SORRY},? (?:but )?)?(?:there is|there's|there are) (?:no|not enough) (?:clear |specific |suitable )?"
     r"(?:instruction|question|text|information|context|content)\b"
+    rf"|(?:{_SORRY},? (?:but )?)?it (?:is (?:not possible|impossible) to (?:generate|create|write|determine|infer)"
+    rf"|(?:seems|appears|looks like) (?:that )?(?:the|this|your) {_TEXT})"
+    r"|(?:i'm|i am) afraid (?:that )?(?:i|there|the)\b|i need (?:more|additional|further) (?:information|context|details)\b"
     r"|no (?:suitable |valid |clear )?(?:instruction|question|prompt|answer)s? (?:can|could|is|was|found|available|given)\b"
 )
 _UNSURE = (
     r"(?:i'm|i am) not (?:quite |entirely |really )?(?:sure|certain) (?:what|how|which|if|that)[^.?!]{0,50}\b"
     r"(?:you|instruction|question|request|answer|text)\b"
-    r"|i (?:do not|don't|did not|didn't) (?:quite |fully |really )?understand (?:what you|your|the (?:question|request|text))"
+    r"|i (?:do not|don't|did not|didn't) (?:quite |fully |really )?understand ?(?:what you|your|the (?:question|request|text)|[.!]|$)"
     r"|(?:could|can|would) you (?:please )?(?:clarify|(?:provide|give|share|send)(?: me)?(?: with)?"
     r"(?: some| more| the| a| additional| further)* (?:context|details?|information|text|passage|input))"
     r"|(?:please )?(?:provide|share|give|send)(?: me)?(?: with)? (?:more|the|some|additional|further) "
     r"(?:context|details?|information|text|passage|input)\b[^.?!]{0,60}(?:so (?:that )?i|and i|for me|i can)"
 )
-_ASKED_BACK = re.compile(rf"(?:{_SORRY},? (?:but )?)?(?:{_UNSURE})")
+_AT_A_LOSS = (
+    r"(?:i have no idea|i (?:do not|don't) know|i (?:am|'m) sorry|sorry|i apologize)[.!]*$"
+    r"|(?:can|could) you (?:please )?(?:repeat|rephrase)|please (?:repeat|rephrase|clarify) (?:your|the)\b"
+)
+_ASKED_BACK = re.compile(rf"(?:{_SORRY},? (?:but )?)?(?:{_UNSURE})|{_AT_A_LOSS}")
 _WITHOUT_QUESTION = re.compile(
     rf"{_CANNOT} (?:{_SERVE})|i (?:do not|don't) have (?:enough|sufficient|any|access|the ability)\b"
+    rf"|{_SORRY},? (?:but )?{_CANNOT} \w+[.!]?$"
     rf"|{_SORRY}[,.!]? [^?]{{0,60}}\b(?:text|passage|content|request|instruction|page)\b"
 )
 
@@ -67,10 +75,16 @@ def refuses(text: str) -> bool:
 
 _REQUEST = r"(?:instruction|prompt|question|task|request|query|command)"
 _NAMES_ONE = rf"(?:user |writing |possible |suitable |good |new |generated |suggested |potential |sample )*{_REQUEST}s?"
+_OPENER = (
+    r"(?:(?:sure(?: thing)?|certainly|absolutely|okay|ok|alright|great|got it|understood|no problem|of course|as requested"
+    r"|here you (?:go|are)|let me think)\s*[!,.:]+\s*(?:so,? )?)"
+)
 _META = re.compile(
-    r"(?:sure|certainly|absolutely|okay|ok|alright|great|got it|understood|no problem|of course|as requested)\s*[!,.:]\s*"
-    r"(?:here|i |i'|this|the|let|below|what|how|why|explain|write|describe)"
-    r"|(?:here|below|this|that|the following)(?:'s| is| are| would be)?(?: an?| the| your| one| some| my)? "
+    rf"{_OPENER}(?:here|i |i'|this|the|let|below|what|how|why|explain|write|describe)|here you (?:go|are)\W"
+    r"|(?:the )?answers? (?:is|are)\b|the (?:correct|right) answer\b"
+    r"|as an? (?:instruction|prompt|question)\W"
+    rf"|{_OPENER}?(?:"
+    r"(?:(?:here|below|the following)(?:'s| is| are| would be)?|(?:this|that)(?:'s| is))(?: an?| the| your| one| some| my)? "
     rf"{_NAMES_ONE}\b(?! (?:that you|for you|i |about|on|from|of|regarding|and|for my|for the))"
     rf"|(?:\W{{0,3}})(?:{_NAMES_ONE}|(?:the |an? |one |my )?(?:rewritten|predicted|final|revised|corresponding|original"
     rf"|appropriate|best|possible|suitable|likely) {_NAMES_ONE})(?:\W{{0,3}}\d+)?\W{{0,3}}[:：]"
@@ -85,8 +99,11 @@ _META = re.compile(
     rf"|(?:{_REQUEST}|question) (?:answered|addressed) (?:by|in) (?:this|the)\b"
     rf"|(?:write|generate|create|come up with) (?:an?|the) (?:instruction|prompt) (?:that|for|to|whose|which)[^.?!]{{0,40}}"
     rf"\b(?:this|the) (?:\w+ )?{_TEXT}\b"
+    rf"|(?:the |an? |one )?(?:\w+ )?{_REQUEST}s? (?:that|which) (?:this|the) {_TEXT}"
+    rf"|(?:the|an?|one|my) (?:\w+ ){{0,2}}{_REQUEST}s? (?:is|are|might be|must be)\W{{0,2}}[:\"“])"
 )
 _HUMAN_LABEL = re.compile(r"\W{0,3}(?:question|task|query|problem|request|command)s?(?:\W{0,3}\d+)?\W{0,3}[:：]")
+_FIELD = re.compile(r"\W{0,3}(?:title|summary|keywords?|abstract|headline|caption|topic|subject)\W{0,3}:")
 _CLOSING = re.compile(
     r"[.?!)\]:] ?\(?(?:let me know if (?:you|this|there|that)\b|(?:i )?hope (?:this|that|it) helps\b"
     r"|is there anything else i\b|feel free to (?:modify|adjust|reach out|ask (?:if|for more|any))\b|note: (?:this|the) (?:instruction|prompt"
@@ -103,6 +120,8 @@ def is_meta(text: str) -> bool:
     """
     told = _told(text)
     if "<think" in told or _META.match(told) and not _HUMAN_LABEL.match(told):
+        return True
+    if _FIELD.match(told) and not _ASKS.search(told):
         return True
     closing = _CLOSING.search(told)
     return bool(closing and closing.start() and not _LETTER.search(told[: closing.start()]))
@@ -148,35 +167,41 @@ _REFERENCE = re.compile(
     rf"|table|chart|study|lesson|poem|news|speech|piece)\b{_NAMED}"
     rf"|\b(?:does|did|is|do|are) (?:the|this) (?:passage|article|excerpt|paragraph|snippet)\b{_NAMED}"
     rf"|\b(?:does|did|do|would|can|could) (?:the|this|these) {_ANY} {_TELLS}\b"
+    rf"|^what (?:is|are|was) the {_ANY} (?:about|called|saying|for|showing|trying|describing|mainly)\b"
+    rf"|\b{_ANY} is this\b|^who (?:is|was|are) the {_WRITER}s?\W*$"
+    r"|\b(?:shown|seen|depicted|visible|written|happening|going on) (?:in|on) (?:the|this) (?:image|picture|photo|diagram|figure|table|chart|graph|video)"
+    r"|\b(?:summary|analysis|explanation|overview|translation|description|paraphrase|review) of (?:this|it|that)[.!?]*$"
     rf"|\b(?:is|are|was) this {_ANY} (?:about|for|saying|describing|trying|called|from|mainly|written|talking|referring)\b"
     rf"|\bthis {_ANY} (?:{_TELLS}|is about|is for)\b"
     rf"|\b{_IN} the (?:passage|article|excerpt|paragraph|snippet)\b{_NAMED}"
     rf"|\b{_ITS} (?:of|in|from|behind) (?:the|this) {_ANY}\b{_NAMED}"
     rf"|\b(?:the|this) {_WRITER}(?:'s)? (?:{_TELLS}|mean|use|feel|think|opinion|view|views|point|argument|purpose|attitude"
-    r"|position|perspective|tone|recommendation|claim|advice|experience|try|make|made|visit|like|likes|went|go)\b"
+    r"|position|perspective|tone|main|recommendation|claim|advice|experience|try|make|made|visit|like|likes|went|go)\b"
     rf"|\b(?:according to|does|did|would) (?:the|this) {_WRITER}\b(?! (?:of|who|that)\b)"
-    r"|\b(?:mentioned|described|stated|discussed|listed|shown|given|provided|explained|presented|outlined|cited|quoted) "
+    r"|\b(?:mentioned|described|stated|discussed|listed|shown|given|provided|explained|presented|outlined|cited|quoted|made|raised) "
     rf"(?:above|below|here|(?:in|on|by) (?:the|this) (?:{_SEEN}|section|page|post|website|site|author|video|guide|chapter))\b"
     rf"|^(?:(?:please |can you |could you )?{_TREATS} (?:the|this) {_ANY})\b{_NAMED}"
     rf"|^(?:(?:please )?(?:what|who|where|when|why|how)\b[^.?!]{{0,40}}\b(?:this|the above) (?:{_SEEN}|web ?site|section|post"
     rf"|page|story|image|picture|poem|video))\b{_NAMED}"
     r"|(?<!all of )(?<!none of )(?<!any of )\b(?:the|as) (?:above|aforementioned)[.?!]*$"
+    r"|\b(?:points?|facts?|questions?|examples?|steps|items|events|ideas|sentences?|words|statements?) above\b"
+    r"|(?<!all of )(?<!none of )(?<!any of )\b(?:based on|given|using|from|about|in) the above\b"
     r"|\b(?:the following|as follows|(?:listed |given |shown |provided )?below)[.:!?]*$"
 )
 _BARE = re.compile(
-    rf"(?:please |can you |could you |now )?(?:{_TREATS}|define|answer|solve|tell me(?: more)? about|what(?:'s| is| are| does| do"
+    rf"what (?:is|are|was|were) the {_ITS}[.?!]*|(?:please |can you |could you |now )?(?:(?:what do you think (?:of|about)|help me (?:with|understand)) (?:this|that)|is (?:this|that|it) (?:true|correct|right|real)|read this and [\w ]+|when was (?:this|it) (?:written|published|made)|who (?:wrote|made|said|created|published) (?:this|it)|(?:(?:{_TREATS}|define|answer|solve|tell me(?: more)? about|what(?:'s| is| are| does| do"
     r"| was)|who(?:'s| is| was)|why (?:is|are|does|do|did)|how (?:is|does|do|did)|where (?:is|was)|when (?:is|was|did))"
     r"(?: the (?:meaning|purpose|point|topic|theme|name) of| all| the| about| mainly| more about)? (?:this|that|it|these|those|them)"
-    r"(?: (?:mean|about|all about|for|do|work|say|called|in your own words|briefly|in one sentence|in detail|further|please"
-    r"|happen|important))*[.?!]*"
+    r"(?: (?:mean|to me|about|all about|for|do|work|say|called|in your own words|briefly|in one sentence|in detail|further|please"
+    r"|happen|important))*))[.?!]*"
 )
-_GIVEN = re.compile(r"[:\n\"“«`]\W*\w+(?:\W+\w+){2}")
+_GIVEN = re.compile(r"[:\n\"“«`](.*)", re.DOTALL)
 _QUOTED = re.compile(r"[\"“«`][^\"”»`]{15,}")
 _MENTIONED = re.compile(rf"\b(?:an?|his|her|my|our|your|their|whose|each|any|every|some|\w+'s) (?:[\w-]+ ){{0,3}}(?:{_ANY}|{_WRITER})")
 _POINTED_AT = frozenset(re.findall(r"[a-z]+", f"{_ANY} {_WRITER} webpage website above below here following follows"))
 """Words one of which every reference holds: a look at them is cheaper than the patterns."""
 
-_MIN_GIVEN_WORDS = 8
+_MIN_GIVEN_WORDS, _MIN_WORDS_BEFORE = 3, 8
 
 
 def refers_to_text(instruction: str) -> bool:
@@ -196,18 +221,22 @@ def refers_to_text(instruction: str) -> bool:
 
 
 def _is_given(before: str, after: str) -> bool:
-    if _GIVEN.search(after) or _QUOTED.search(before) or _MENTIONED.search(before):
+    given = _GIVEN.search(after)
+    if given and len(words(given[1])) >= _MIN_GIVEN_WORDS:
         return True
-    return "\n" in before and len(words(before.rpartition("\n")[0])) >= _MIN_GIVEN_WORDS
+    if _QUOTED.search(before) or _MENTIONED.search(before):
+        return True
+    return "\n" in before and len(words(before.rpartition("\n")[0])) >= _MIN_WORDS_BEFORE
 
 
 _MENU = (
     r"(?:home|about(?: us)?|contact(?: us)?|blog|news|log ?in|log ?out|sign ?(?:in|up|out)|register|search|menu|faqs?|help"
     r"|shop|store|cart|products?|services|support|privacy(?: policy)?|terms(?: of (?:use|service))?|site ?map|careers|press"
     r"|next|previous|prev|back|more|share|tweet|print|e-?mail|subscribe|rss|archives?|categories|tags|account|my account"
-    r"|gallery|events|forum|home ?page|team|pricing|download|events?|facebook|twitter|instagram|pinterest|linkedin|top)"
+    r"|gallery|events|forum|home ?page|team|pricing|download|events?|facebook|twitter|instagram|pinterest|linkedin|top"
+    r"|create (?:an )?account|privacy choices)"
 )
-_TRAIL = re.compile(rf"\W*{_MENU}(?:\s*[|»›·•/>→,\n\t–—-]\s*[\w &']{{1,30}}){{2,}}\W*")
+_TRAIL = re.compile(rf"\W*{_MENU}(?:\s*[|»›·•/>→,\n\t–—-]\s*[\w &']{{1,30}}){{2,}}\W*|\W*{_MENU}(?:\s*[|/»›·•]\s*{_MENU})+\W*")
 _MENUS = re.compile(rf"\W*{_MENU}(?:(?:\s|\W)+{_MENU}){{2,}}\W*")
 _FURNITURE = re.compile(
     r"\W{0,3}(?:skip to (?:main |the )?(?:content|navigation)|jump to\b|accept (?:all )?(?:the )?cookies\b|(?:we|our (?:web)?site)"
@@ -224,6 +253,7 @@ _FURNITURE = re.compile(
     r"|cookie (?:policy|settings|preferences)|terms (?:of (?:use|service)|and conditions|& conditions)|privacy policy"
     r"|thanks? (?:you )?for (?:sharing|reading|visiting|your (?:comment|visit))|(?:great|nice|awesome|good) (?:post|article)\b"
     r"|filed under|tagged (?:with|as)|last (?:updated|modified)|published (?:on|by)|written by\b|advertisement\b"
+    r"|download (?:our|the) app\b|search (?:this|our|the) site\b|(?:tags?|categor(?:y|ies)|topics): |your privacy\b|\d+ comments?\b"
     r"|sponsored\b|404\b|page not found|access denied|are you (?:a )?(?:human|robot)|verify you are)"
 )
 _ASKS = re.compile(
@@ -319,7 +349,10 @@ _OPEN_ENDS = (" called", " known as", " is", " are", " named")
 
 _JOINS = re.compile(r"\b(?:and|of|in|on|for|to|with|its|their|his|her|the|from|behind|through)\b")
 _STOPS = frozenset("their there these those this that with from and about into over most many some other".split())  # noqa: SIM905
-_MAX_STATEMENT_WORDS, _MAX_HEADING_WORDS, _MIN_STEM = 30, 10, 4
+_DETERMINERS = frozenset({"a", "an", "the", "this", "that", "these", "those", "all", "some", "each", "any", "its"})
+_POINTERS = frozenset({"this", "that", "it", "they", "these", "those", "there"})
+_HEADING_WORDS = frozenset("history introduction overview types uses basics brief short guide origins importance".split())  # noqa: SIM905
+_MAX_STATEMENT_WORDS, _MAX_HEADING_WORDS, _MAX_TITLE_WORDS, _MIN_STEM = 30, 10, 6, 4
 
 
 def asks_nothing(text: str, segment: str) -> bool:
@@ -331,18 +364,33 @@ def asks_nothing(text: str, segment: str) -> bool:
     told = _told(text)
     if "\n" in text.strip() or re.search(r"[?:;\"`{}=\d/|<>_…]|\.\.", told) or _QUESTIONS.search(told):
         return False
+    if re.match(r"(?:yes|no|yeah|nope)[,.!]", told):
+        return True
     found = words(told)
+    if _is_title(text) and found[0] not in _VERBS:
+        topics = _topics(found)
+        return len(topics) > 1 and all(_in(topic, segment.casefold()) for topic in topics)
     if not 3 <= len(found) <= _MAX_STATEMENT_WORDS or found[0] in _VERBS or found[0].endswith("ing") or re.search(r"[.!] ", told):
         return False
+    lowered = segment.casefold()
     finite = _FINITE.search(told)
     if finite and 0 < finite.start() and not told.endswith(_OPEN_ENDS):
-        topics = _topics(words(told[: finite.start()]))
-        return bool(topics) and any(_in(topic, segment.casefold()) for topic in topics)
-    if told.endswith((".", "!")) or len(found) > _MAX_HEADING_WORDS or not _JOINS.search(told):
+        subject = words(told[: finite.start()])
+        topics = _topics(found if _POINTERS.issuperset(subject) else subject)
+        return any(_in(topic, lowered) for topic in topics)
+    ends = told.endswith((".", "!"))
+    if ends and (len(found) > _MAX_HEADING_WORDS or found[1] in _DETERMINERS):
         return False
-    topics = _topics(found)
-    shared = sum(_in(topic, segment.casefold()) for topic in topics)
-    return bool(topics) and 2 * shared >= len(topics)
+    if not ends and (len(found) > _MAX_HEADING_WORDS or not _JOINS.search(told)):
+        return False
+    topics = [topic for topic in _topics(found) if topic not in _HEADING_WORDS]
+    return bool(topics) and 2 * sum(_in(topic, lowered) for topic in topics) >= len(topics)
+
+
+def _is_title(text: str) -> bool:
+    """Return whether every word of a text of two to six words begins with a capital."""
+    parts = text.split()
+    return 2 <= len(parts) <= _MAX_TITLE_WORDS and all(part.isalpha() and part[0].isupper() for part in parts)
 
 
 def _topics(found: list[str]) -> list[str]:

@@ -20,7 +20,7 @@ _EDITING = re.compile(
     re.IGNORECASE,
 )
 _RUN_WORDS, _LEAD_WORDS = 5, 3
-_LONG_BYTES, _MIN_LONG_WORDS = 5, 2
+_LONG_BYTES, _MIN_LONG_WORDS = 4, 2
 _MIN_COPIED_SHARE, _MIN_SEGMENT_SHARE = 0.5, 0.8
 
 
@@ -34,7 +34,7 @@ def copies(instruction: str, segment: str, min_words: int) -> bool:
     copied = _copied(told, segment) if len(told) >= min_words else []
     if len(copied) < min_words:
         return False
-    if copied[0] <= _LEAD_WORDS and not _ASKING.match(instruction):
+    if copied[0] <= _LEAD_WORDS and not (_ASKING.match(instruction) or _EDITING.match(instruction)):
         return len(copied) >= _MIN_COPIED_SHARE * len(told)
     given = max(len(told) - copied[0], min_words)
     whole = len(copied) >= _MIN_SEGMENT_SHARE * len(words(segment))
@@ -57,7 +57,7 @@ def _copied(told: list[str], segment: str) -> list[int]:
 
 
 _ANSWER = re.compile(
-    r"(?:^|[.!?:\n])\W*(?:answers?|ans|response|reply|antwort|réponse|respuesta|回答|答案|答)\W{0,3}[:：](?P<told>.*)",
+    r"(?:^|[.!?:。！？：\n])\W*(?:answers?|ans|response|reply|antwort|réponse|respuesta|回答|答案|答)\W{0,3}[:：](?P<told>.*)",
     re.IGNORECASE | re.DOTALL,
 )
 _LETTERED = re.compile(r"[?\n]\s*A\s*:\s*(?P<told>\S.*)", re.DOTALL)
@@ -90,8 +90,10 @@ def gives_answer(instruction: str, segment: str) -> bool:
     return len(_copied(told, segment)) >= _MIN_COPIED_ANSWER * len(told)
 
 
-_MIN_LETTER_BYTES = 10
-_READ_CHARS = 400
+_MIN_LETTER_BYTES = 12
+"""In UTF-8: four Chinese characters, or a dozen Latin letters. Less says too little."""
+
+_READ_CHARS = 300
 _MIN_SEGMENT_LETTERS = 100
 _MIN_LETTER_SHARE = 0.6
 """Of a segment's characters. Prose has 0.8; tables and code, whose language is anybody's guess, have less."""

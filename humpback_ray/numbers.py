@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 _DIGITS = re.compile(
     r"(?<![A-Za-z_\d])(?<![A-Za-z]-)(?<![A-Za-z]\.)(?P<number>\d{1,3}(?:['’   ]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*)(?P<percent>\s?(?:%|per ?cent\b))?"
-    r"(?:[ -]?(?P<scale>hundred|thousand|million|billion|trillion|k|m|bn|b|tn)(?:illion)?\b)?",
+    r"(?:[ -]?(?P<scale>hundred|thousand|million|billion|trillion)\b|(?P<letter>k|m|bn|b|tn)\b)?",
     re.IGNORECASE,
 )
 _LIST_NUMBER = re.compile(r"^[ \t>*_#|(\[]*(?:(?:step|part|tip|section|option|no\.|q|stage|phase|day) )?\d{1,3}[.):\]*_]+(?=[\s*_])", re.I | re.M)
@@ -44,6 +44,7 @@ _ALSO = {
 _WORD = re.compile(r"[a-z]+")
 _ROMAN = re.compile(r"\b(?=[IVX])X{0,3}(?:IX|IV|V?I{0,3})\b")
 _HAN = dict(zip("〇一二三四五六七八九十百千万两零", (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 100, 1e3, 1e4, 2, 0), strict=True))
+_GROUP_DIGITS = 3
 _MIN_WORD_VALUE = 13
 """Smaller numbers in words ("one", "two ways") are mostly turns of phrase: a rewrite may use them."""
 
@@ -61,7 +62,9 @@ def new_numbers(text: str, *, given: str) -> list[str]:
 
 def _is_known(match: re.Match[str], known: set[float]) -> bool:
     """Return whether a reading of a written number is known, or each of its parts is (`1,2,3`, a version)."""
-    return not known.isdisjoint(_values(match)) or known.issuperset(map(float, re.findall(r"\d+", match["number"])))
+    parts = re.findall(r"\d+", match["number"])
+    apart = any(len(part) != _GROUP_DIGITS for part in parts[1:])
+    return not known.isdisjoint(_values(match)) or (apart and known.issuperset(map(float, parts)))
 
 
 def _known(given: str) -> set[float]:
@@ -77,7 +80,7 @@ def _known(given: str) -> set[float]:
 
 
 def _values(match: re.Match[str]) -> Iterator[float]:
-    scale = _SCALES.get((match["scale"] or "").casefold(), 1.0)
+    scale = _SCALES.get((match["scale"] or match["letter"] or "").casefold(), 1.0)
     for value in _readings(match["number"]):
         yield from (value * scale, value) if scale > 1 else (value,)
         if match["percent"]:
@@ -87,7 +90,7 @@ def _values(match: re.Match[str]) -> Iterator[float]:
 def _readings(written: str) -> set[float]:
     """Return what a written number may mean: its last separator is a decimal point, or all part thousands."""
     parts = re.split(r"\D+", written)
-    found = {float("".join(parts))} if all(len(part) == 3 for part in parts[1:]) else set()
+    found = {float("".join(parts))} if all(len(part) == _GROUP_DIGITS for part in parts[1:]) else set()
     if len(parts) > 1 and re.search(r"[.,]\d+$", written):
         found.add(float(f"{''.join(parts[:-1])}.{parts[-1]}"))
     return found

@@ -11,17 +11,21 @@ import unicodedata
 from collections.abc import Iterator
 
 _DIGITS = re.compile(
-    r"(?<![A-Za-z_\d])(?<![A-Za-z]-)(?<![A-Za-z]\.)(?P<number>\d{1,3}(?:['’   ]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*)(?P<percent>\s?(?:%|per ?cent\b))?"
+    r"(?<![A-Za-z_\d])(?<![A-Za-z]-)(?<![A-Za-z]\.)(?P<number>\d{1,3}(?:['’   ]\d{3})+(?!\d)(?:[.,]\d+)?"
+    r"|\d+(?:[.,]\d+)*)(?P<percent>\s?(?:%|per ?cent\b))?"
     r"(?:[ -]?(?P<scale>hundred|thousand|million|billion|trillion)\b|(?P<letter>k|m|bn|b|tn)\b)?",
     re.IGNORECASE,
 )
-_LIST_NUMBER = re.compile(r"^[ \t>*_#|(\[]*(?:(?:step|part|tip|section|option|no\.|q|stage|phase|day) )?\d{1,3}[.):\]*_]+(?=[\s*_])", re.I | re.M)
+_LIST_NUMBER = re.compile(
+    r"^[ \t>*_#|(\[]*(?:(?:step|part|tip|section|option|no\.|q|stage|phase|day) )?\d{1,3}[.):\]*_]+(?=[\s*_])",
+    re.I | re.M,
+)
 _LIST_ITEM = re.compile(r"^[ \t]*(?:[-*•]|\d{1,3}[.)])\s", re.MULTILINE)
-_UNITS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-eighteen nineteen""".split()  # noqa: SIM905
+_UNITS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen""".split()  # noqa: SIM905
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
-_ORDINALS = """zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth
-fifteenth sixteenth seventeenth eighteenth nineteenth""".split()  # noqa: SIM905
+_ORDINALS = """zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth
+fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth""".split()  # noqa: SIM905
 _MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()  # noqa: SIM905
 _SCALES = {
     "hundred": 1e2, "thousand": 1e3, "k": 1e3, "million": 1e6, "m": 1e6, "billion": 1e9, "b": 1e9, "bn": 1e9,
@@ -34,16 +38,19 @@ _SMALL = (
     | {word[:-1] + "ieth": 20.0 + 10 * value for value, word in enumerate(_TENS)}
 )
 _ALSO = {
-    "once": (1,), "single": (1,), "twice": (2,), "double": (2,), "doubled": (2,), "both": (2,), "pair": (2,), "couple": (2,),
-    "triple": (3,), "thrice": (3,), "half": (0.5, 1, 2, 50), "halves": (0.5, 2), "quarter": (0.25, 1, 4, 25, 15),
-    "quarters": (0.25, 4, 75, 0.75, 3), "third": (1,), "dozen": (12,), "decade": (10,), "decades": (10,), "century": (100,),
-    "hundred": (100,), "hundreds": (100,), "thousand": (1000,), "thousands": (1000,), "million": (1e6,), "billion": (1e9,),
-    "noon": (12,), "midnight": (0, 12), "annual": (1,), "fortnight": (14, 2), "week": (7,), "none": (0,), "no": (0,), "fifth": (20,),
-    "biannual": (2,), "triangle": (3,),
+    "once": (1,), "single": (1,), "twice": (2,), "double": (2,), "doubled": (2,), "both": (2,), "pair": (2,),
+    "couple": (2,), "triple": (3,), "thrice": (3,), "half": (0.5, 1, 2, 50), "halves": (0.5, 2),
+    "quarter": (0.25, 1, 4, 25, 15), "quarters": (0.25, 4, 75, 0.75, 3), "third": (1,), "dozen": (12,),
+    "decade": (10,), "decades": (10,), "century": (100,), "hundred": (100,), "hundreds": (100,),
+    "thousand": (1000,), "thousands": (1000,), "million": (1e6,), "billion": (1e9,), "noon": (12,),
+    "midnight": (0, 12), "annual": (1,), "fortnight": (14, 2), "week": (7,), "none": (0,), "no": (0,),
+    "fifth": (20,), "biannual": (2,), "triangle": (3,),
 }  # fmt: skip
 _WORD = re.compile(r"[a-z]+")
 _ROMAN = re.compile(r"\b(?=[IVX])X{0,3}(?:IX|IV|V?I{0,3})\b")
-_HAN = dict(zip("〇一二三四五六七八九十百千万两零", (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 100, 1e3, 1e4, 2, 0), strict=True))
+_HAN = dict(
+    zip("〇一二三四五六七八九十百千万两零", (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 100, 1e3, 1e4, 2, 0), strict=True)
+)
 _GROUP_DIGITS = 3
 _MIN_WORD_VALUE = 13
 """Smaller numbers in words ("one", "two ways") are mostly turns of phrase: a rewrite may use them."""
@@ -101,7 +108,9 @@ def _spelled(text: str) -> Iterator[tuple[str, float]]:
     total, current, said = 0.0, None, []
     for word in [*re.findall(r"[a-z]+|\d+|[^\sa-z\d-]", text.casefold()), ""]:
         value, scale = _SMALL.get(word), _SCALES.get(word) if len(word) > 2 else None
-        if value is not None and (current is None or (current % 100 in range(20, 100, 10) and value < 10) or current % 100 == 0):
+        if value is not None and (
+            current is None or (current % 100 in range(20, 100, 10) and value < 10) or current % 100 == 0
+        ):
             current = (current or 0) + value
         elif scale is not None and current is not None:
             total, current = (total, current * scale) if scale == 1e2 else (total + current * scale, 0.0)

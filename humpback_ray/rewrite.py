@@ -18,10 +18,10 @@ from humpback_ray.config import Config
 from humpback_ray.engines import Completion, EngineConfig, Request, TransformersEngine, generate_all
 from humpback_ray.instructions import refuses
 from humpback_ray.ledger import Manifest, StageFailed
+from humpback_ray.numbers import new_numbers
 from humpback_ray.placement import PoolPlacement, Resources
 from humpback_ray.prompts.chat import ChatRecipe, Tags
 from humpback_ray.prompts.marks import code_of, fill, missing_placeholders
-from humpback_ray.numbers import new_numbers
 from humpback_ray.prompts.rewriting import REWRITING, answer_of, is_meta
 from humpback_ray.records import QUARANTINED, REWRITE, seed_of
 from humpback_ray.stage import Model, Place, Stage
@@ -217,7 +217,10 @@ def rewrite_reason(instruction: str, source: str, answer: str, recipe: RewriteRe
         return "too_short" if ratio < recipe.min_length_ratio else "too_long"
     if is_meta(answer, source):
         return "meta_text"
-    if recipe.max_new_numbers is not None and len(new_numbers(answer, given=f"{instruction}\n{source}")) > recipe.max_new_numbers:
+    if (
+        recipe.max_new_numbers is not None
+        and len(new_numbers(answer, given=f"{instruction}\n{source}")) > recipe.max_new_numbers
+    ):
         return "new_numbers"
     near = covered(source, answer) >= recipe.min_source_share and covered(answer, source) >= recipe.min_grounded_share
     return None if near else "too_far_from_source"

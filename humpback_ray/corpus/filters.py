@@ -85,7 +85,9 @@ class FilterRecipe(Config):
     @classmethod
     def _known(cls, language: str | None) -> str | None:
         if language is not None and not is_known(language):
-            raise ValueError(f"language {language!r} is not one that can be detected; set it to a code such as en, or null")
+            raise ValueError(
+                f"language {language!r} is not one that can be detected; set it to a code such as en, or null"
+            )
         return language
 
 
@@ -142,7 +144,7 @@ def sentences(text: str) -> list[str]:
 def repetitive_share(text: str, recipe: FilterRecipe) -> float:
     """Return the share of the compared sentences that repeat an earlier one, or themselves; 0 where the filter is off.
 
-    A sentence repeats itself where less than half of its n-grams are distinct: text without punctuation is one sentence.
+    A sentence repeats itself where less than half of its n-grams are distinct: text without punctuation is one.
 
     Only pairs that share an n-gram are looked at, so the cost is that of the repetition there is.
     """
@@ -158,7 +160,9 @@ def repetitive_share(text: str, recipe: FilterRecipe) -> float:
             continue
         compared += 1
         grams = _grams(found, size)
-        if len(grams) < _MIN_DISTINCT_SHARE * (len(found) - size + 1) or _repeats(grams, seen, where, recipe.repetition_jaccard):
+        if len(grams) < _MIN_DISTINCT_SHARE * (len(found) - size + 1) or _repeats(
+            grams, seen, where, recipe.repetition_jaccard
+        ):
             repeated += 1
             continue  # its like is in `seen`, and a text of one sentence over and over stays linear
         for gram in grams:

@@ -2,9 +2,10 @@
 
 A backward model is a language model: it may go on with its prompt, refuse, run in a loop, answer its own question, or
 ask about "the passage above", which whoever reads the instruction alone cannot see. Each rule is a pure function of
-strings: `form` looks at what a text looks like, `phrases` at what it says, `source` at what it shares with its segment.
-They are written to miss rather than to drop a good instruction. What the phrases look for is English; the other rules
-know no language. None of this is the paper's, which curates by rating alone (Li et al. 2023, arXiv:2308.06259).
+strings: `form` tells what a text looks like, `phrases`, `references` and `subjects` what it says, `source` what it
+shares with its segment. They are written to miss rather than to drop a good instruction. What the phrases look for is
+English; the other rules know no language. None of this is the paper's, which curates by rating alone (Li et al. 2023,
+arXiv:2308.06259).
 """
 
 from collections.abc import Iterator
@@ -14,16 +15,10 @@ from pydantic import Field
 
 from humpback_ray.config import Config
 from humpback_ray.instructions.form import breaks_off, has_markup, is_mojibake, repeats_itself, says_too_little
-from humpback_ray.instructions.phrases import (
-    asks_nothing,
-    is_meta,
-    is_navigation,
-    is_personal,
-    is_unsafe,
-    refers_to_text,
-    refuses,
-)
+from humpback_ray.instructions.phrases import is_meta, refuses
+from humpback_ray.instructions.references import refers_to_text
 from humpback_ray.instructions.source import copies, gives_answer, is_foreign
+from humpback_ray.instructions.subjects import asks_nothing, is_navigation, is_personal, is_unsafe
 from humpback_ray.prompts.chat import ChatRecipe
 
 Reason = Literal[
@@ -41,14 +36,14 @@ class InstructionFilters(Config):
     """The rules in force; leave one out to turn it off.
 
     `echoed_prompt`: a source tag, or a line that begins with the layouts' own text. `repetitive`: a letter, word or
-    passage in a loop. `too_little_content`: punctuation, emoji, a number, an address or one word. `mojibake`: decoded with
-    the wrong encoding. `markup`: a model's tokens, role markers, tags, entities, Markdown around the whole.
+    passage in a loop. `too_little_content`: punctuation, emoji, a number, an address or one word. `mojibake`: decoded
+    with the wrong encoding. `markup`: a model's tokens, role markers, tags, entities, Markdown around the whole.
     `navigation_text`: menus, cookie notices, calls to subscribe. `copied_segment`: mostly words of the segment.
     `contains_answer`: a question and its answer. `refusal`: a model refuses or asks back. `meta_text`: about the
-    instruction ("Here is one:"). `refers_to_text`: points at a text that it does not give. `broken_off`: ends in a word
-    that needs another one, or in an open quotation. `unsafe`: asks for help with weapons, drugs or crime.
-    `personal_data`: an e-mail address or a telephone number. `no_request`: a heading or statement.
-    `other_language`: surely in another language than its segment."""
+    instruction ("Here is one:"). `refers_to_text`: points at a text that it does not give. `broken_off`: ends in a
+    word that needs another one, or in an open quotation. `unsafe`: asks for help with weapons, drugs or crime.
+    `personal_data`: an e-mail address or a telephone number. `no_request`: a heading or statement. `other_language`:
+    surely in another language than its segment."""
 
     copied_words: int = Field(default=12, ge=1)
     """Words that `copied_segment` takes. Fewer may be a heading."""
@@ -60,7 +55,7 @@ class InstructionFilters(Config):
         """Return why an instruction is dropped, None if it stays; the first rule that applies names it."""
         return next((reason for reason in get_args(Reason) if self._applies(reason, instruction, segment, chat)), None)
 
-    def _applies(self, reason: Reason, instruction: str, segment: str, chat: ChatRecipe) -> bool:  # noqa: C901
+    def _applies(self, reason: Reason, instruction: str, segment: str, chat: ChatRecipe) -> bool:
         if reason not in self.reasons:
             return False
         match reason:

@@ -72,16 +72,18 @@ def _loops(found: list[str]) -> bool:
 
 
 _NEEDS_MORE = re.compile(
-    r"(?:,|[\w\"')] ?[-–—&]|\b(?:the|an|a|and|or|nor|because|whose|between|including|such as|e\.g\.|i\.e\.|than|into|onto"
-    r"|upon|during|within|against|among|amongst|toward|towards|via|per|unless|until|whether|although|though|while|since"
-    r"|my|your|our|their|very|besides|despite|regarding|concerning|versus|vs\.?|through|throughout|before|beyond|if"
-    r"|your own|as well as|in order|due|according|depending|based|so that|rather|both|either|neither|(?:by|in|for|of|to|with|from|on|at) (?:which|whom)))$"
+    r"(?:,|[\w\"')] ?[-–—&]|\b(?:the|an|a|and|or|nor|because|whose|between|including|such as|e\.g\.|i\.e\.|than|into"
+    r"|onto|upon|during|within|against|among|amongst|toward|towards|via|per|unless|until|whether|although|though|while"
+    r"|since|my|your|our|their|very|besides|despite|regarding|concerning|versus|vs\.?|through|throughout|before|beyond"
+    r"|if|your own|as well as|in order|due|according|depending|based|so that|rather|both|either|neither|(?:by|in|for"
+    r"|of|to|with|from|on|at) (?:which|whom)))$"
 )
 _STRANDED = re.compile(r"\b(\w+) (of|to|in|for|from|with|by|at|on|as|about|like|under|over|after)$")
 _TAKES = {
     "of": "made up composed consist consists consisting comprised think thinking dream hear heard speak afraid proud "
     "part capable die died dies aware fond full short tired sure out rid care",
-    "to": "talk talking speak speaking listen listening belong belongs belonging belonged go goes going gone went write writing "
+    "to": "talk talking speak speaking listen listening belong belongs belonging belonged go goes going gone went "
+    "write writing "
     "refer refers referred relate relates related apply applies applied lead leads led respond responds reply married "
     "allergic similar subject attached move moved moving travel come happen happened according connect connected look "
     "pay attend aspire turn react adapt where next close",
@@ -111,11 +113,15 @@ _TAKES = {
 """Words that a preposition may stand behind at the end of a sentence ("What are weirs made of")."""
 
 _TAKEN = {end: frozenset(known.split()) for end, known in _TAKES.items()}
-_GAP = re.compile(r"\b(?:what|who|whom|which|where|that|someone|something|somebody|anyone|anything|whoever|whatever)\b", re.I)
+_GAP = re.compile(
+    r"\b(?:what|who|whom|which|where|that|someone|something|somebody|anyone|anything|whoever|whatever)\b", re.I
+)
 _FILLED = re.compile(r"\bthat (?:is|are|was|were|can be|could be|may be|must be) \w+ \w+$")
 _TOO_EARLY = re.compile(r"\W*(?:\w+ )?(?:is|are|was|were|does|do|did|how to|can|should)", re.IGNORECASE)
-_PRONOUNS = frozenset("it them him her me you us this that one itself".split())
-_COMPLETES = re.compile(r"\b(?:continue|complete|completes?|finish|fill|autocomplete|rhymes?|next word|blanks?)\b", re.I)
+_PRONOUNS = frozenset(["it", "them", "him", "her", "me", "you", "us", "this", "that", "one", "itself"])
+_COMPLETES = re.compile(
+    r"\b(?:continue|complete|completes?|finish|fill|autocomplete|rhymes?|next word|blanks?)\b", re.I
+)
 _CODE = re.compile(r"[{}`;]|=>|\(\)|\w\(\w*[,)]|\w\[\w")
 _OPEN_DOUBLE = re.compile(r"(?<![:\s])\s(?:\"|(?P<paired>[“„«]))(?=\w)[^\"”“»\n]*$")
 _OPEN_SINGLE = re.compile(r"(?<![:\s])\s['‘](?!\d|em\b|til\b|cause\b|n\b|tis\b|twas\b)(?=\w)[^'’\n]*$")
@@ -128,8 +134,8 @@ _MAX_OPEN_WORDS = 6
 def breaks_off(text: str) -> bool:
     """Return whether a text ends where no sentence ends: "the role of weirs in", an open quotation or bracket.
 
-    Words count in lower case: "AND and OR" may end a sentence. A preposition may stand behind a verb that takes it. What
-    asks for a sentence to be completed may end anywhere.
+    Words count in lower case: "AND and OR" may end a sentence. A preposition may stand behind a verb that takes it.
+    What asks for a sentence to be completed may end anywhere.
     """
     told = _ELLIPSIS.sub("", text.rstrip())
     if told.endswith(("?", ".", "!")) and told.count("```") % 2 == 0:
@@ -141,7 +147,9 @@ def breaks_off(text: str) -> bool:
         return True
     if _TOO_EARLY.fullmatch(told) or (told.endswith(" without") and not _GAP.search(told)):
         return True
-    return bool(_NEEDS_MORE.search(told) or told.endswith(("(", "[")) and told[-2:-1] not in ":;=-") or _stays_open(told)
+    return bool(_NEEDS_MORE.search(told) or (told.endswith(("(", "[")) and told[-2:-1] not in ":;=-")) or _stays_open(
+        told
+    )
 
 
 def _takes(text: str, word: str, preposition: str) -> bool:
@@ -162,23 +170,29 @@ def _stays_open(text: str) -> bool:
 
 
 _TOKEN = re.compile(
-    r"</?s>|<\|[^|<>\n]{1,40}\|>|<｜[^｜\n]{1,40}｜>|\[/?INST\]|<</?SYS>>|</?(?:eos|bos|pad|unk|sep|cls|mask|eot|start_of_turn"
-    r"|end_of_turn|end_of_text|endoftext|think|thinking|answer|instruction|response|user|assistant|system|human)>"
+    r"</?s>|<\|[^|<>\n]{1,40}\|>|<｜[^｜\n]{1,40}｜>|\[/?INST\]|<</?SYS>>|</?(?:eos|bos|pad|unk|sep|cls|mask|eot"
+    r"|start_of_turn|end_of_turn|end_of_text|endoftext|think|thinking|answer|instruction|response|user|assistant"
+    r"|system|human)>"
     r"|<0x[0-9A-Fa-f]{2}>|\[(?:CLS|SEP|PAD|UNK|MASK|EOS|BOS)\]|[▁Ġ](?=\w)|Ċ|\s#{3,}\s*(?:\w+\s*:)?\s*$",
     re.IGNORECASE,
 )
 _ROLE = re.compile(
-    r"^\W{0,4}(?:user|assistant|human|ai|bot|chatbot|chatgpt|gpt|system|ai assistant|llm|model|prompter)[*_ ]{0,2}(?<! ):",
+    r"^\W{0,4}(?:user|assistant|human|ai|bot|chatbot|chatgpt|gpt|system|ai assistant|llm|model"
+    r"|prompter)[*_ ]{0,2}(?<! ):",
     re.IGNORECASE | re.MULTILINE,
 )
-_HEADED = re.compile(r"^#{1,6} ?(?:user|assistant|human|system|instruction|response|input|output)\b\W*$", re.I | re.MULTILINE)
+_HEADED = re.compile(
+    r"^#{1,6} ?(?:user|assistant|human|system|instruction|response|input|output)\b\W*$", re.I | re.MULTILINE
+)
 _SHOUTED = re.compile(r"\b(?:USER|ASSISTANT|HUMAN):|\b(?:Assistant|Human):\s*$")
 _TAG = re.compile(
     r"</?(?:p|br|div|span|b|i|u|em|strong|a|ul|ol|li|h[1-6]|td|tr|table|img|font|blockquote|pre|code|center|sup|sub|hr"
     r"|script|style|html|body|section|article|button|input)\b[^<>]*>",
     re.IGNORECASE,
 )
-_ENTITY = re.compile(r"&(?:nbsp|(?<!\w&)amp|quot|lt|gt|apos|hellip|mdash|ndash|rsquo|lsquo|ldquo|rdquo|copy|#\d{2,5}|#x[\da-f]{2,5});")
+_ENTITY = re.compile(
+    r"&(?:nbsp|(?<!\w&)amp|quot|lt|gt|apos|hellip|mdash|ndash|rsquo|lsquo|ldquo|rdquo|copy|#\d{2,5}|#x[\da-f]{2,5});"
+)
 _BB_CODE = re.compile(r"\[(b|i|u|url|img|quote|code|size|color)\b[^\]]*\].*\[/\1\]", re.IGNORECASE | re.DOTALL)
 _LINK = re.compile(r"!\[[^\]\n]*\]\([^)\s]+\)|!?\[[^\]\n]*\]\((?:https?://|/|#|www\.)[^)\s]*\)")
 _WRAPPED = re.compile(r"(?:#{1,6}\s+\S[^\n]*|(\*\*|__)(?:(?!\1)[^\n])+\1|[*•·▪●>]\s+\S[^\n]*|\|[^\n]*\|)")
@@ -187,15 +201,17 @@ _JSON = re.compile(r"\s*[\[{]\s*\{?\s*[\"'](?:instruction|prompt|question|text|o
 _WIKI = re.compile(r"\[\[[^\]\n]+\]\]|\{\{[^}\n]+\}\}|'{3}[^'\n]+'{3}")
 _ESCAPED = re.compile(r"\\[nrt](?:\s|$|(?=[A-Z\\]))|\\u[0-9a-f]{4}")
 _ABOUT_MARKUP = re.compile(
-    r"\b(?:html|xml|css|xhtml|tags?|token|tokens|tokeni[sz]\w*|markup|markdown|entit(?:y|ies)|escap\w+|codes?|coding|element"
-    r"|attribute|javascript|python|java|c\+\+|react|jsx|php|sql|regex|regular expression|script|function|program|web ?page"
-    r"|website|parse|parser|snippet|template|latex|string|bert|xpath|selector|jquery|angular|wiki|bbcode|placeholder"
-    r"|newline|backslash|character|characters|syntax|formatting|svg|json|yaml|bash|shell|path|asp\.net|django|vue|swift"
+    r"\b(?:html|xml|css|xhtml|tags?|token|tokens|tokeni[sz]\w*|markup|markdown|entit(?:y|ies)|escap\w+|codes?|coding"
+    r"|element|attribute|javascript|python|java|c\+\+|react|jsx|php|sql|regex|regular expression|script|function"
+    r"|program|web ?page|website|parse|parser|snippet|template|latex|string|bert|xpath|selector|jquery|angular|wiki"
+    r"|bbcode|placeholder|newline|backslash|character|characters|syntax|formatting|svg|json|yaml|bash|shell|path"
+    r"|asp\.net|django|vue|swift"
     r"|android|compiler|error|input|output|sentence|anonymi\w+|blank)s?\b",
     re.IGNORECASE,
 )
 _ABOUT_TALK = re.compile(
-    r"\b(?:dialog(?:ue)?s?|conversations?|chats?|transcripts?|role|roles|act as|pretend|continue|script|screenplay|bots?"
+    r"\b(?:dialog(?:ue)?s?|conversations?|chats?|transcripts?|role|roles|act as|pretend|continue|script|screenplay"
+    r"|bots?"
     r"|debate|interview|reply|respond|exchange|simulate|play|talk|chatbots?|joke|messages?|you are|you will|format)\b",
     re.IGNORECASE,
 )
@@ -237,14 +253,16 @@ _ASCII_DAMAGE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]|(?:=[0-9A-F]{2}){2}|(?:%[0
 _TAIL = "[\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
 _SECOND_CYRILLIC = "[\u0400-\u040f\u0450-\u045f\u0490\u0491°-»‚„…†‡€‰‹‘’“”•–—™›\xa0¤¦§©«¬\xad®]"
 _MOJIBAKE = re.compile(
-    rf"[ÂÃ]{_TAIL}|[ÂÃ] (?=\w)|(?<=[a-z])[ÂÃ](?=\W|$)|â{_TAIL}{{2}}|â€|ðŸ|ï¿½|ï»¿|(?:[ãäåæçèé]{_TAIL}{{2}}){{2}}|(?:[ÐÑ]{_TAIL}){{2}}"
-    rf"|(?:[ÎÏ]{_TAIL}){{3}}|(?:[ØÙÛ×]{_TAIL}){{3}}|(?:[ÄÅ]{_TAIL}\w*\W*){{3}}|(?:[РС]{_SECOND_CYRILLIC}){{2}}"
-    rf"|[\x80-\x9f\ufffd]|{_ASCII_DAMAGE.pattern}"
+    rf"[ÂÃ]{_TAIL}|[ÂÃ] (?=\w)|(?<=[a-z])[ÂÃ](?=\W|$)|â{_TAIL}{{2}}|â€|ðŸ|ï¿½|ï»¿|(?:[ãäåæçèé]{_TAIL}{{2}}){{2}}"
+    rf"|(?:[ÐÑ]{_TAIL}){{2}}|(?:[ÎÏ]{_TAIL}){{3}}|(?:[ØÙÛ×]{_TAIL}){{3}}|(?:[ÄÅ]{_TAIL}\w*\W*){{3}}"
+    rf"|(?:[РС]{_SECOND_CYRILLIC}){{2}}|[\x80-\x9f\ufffd]|{_ASCII_DAMAGE.pattern}"
 )
-_ABOUT_ENCODING = re.compile(r"\b(?:encod|decod|mojibake|utf|unicode|latin-?1|garbled|charset|ascii|percent|url|hex)", re.I)
+_ABOUT_ENCODING = re.compile(
+    r"\b(?:encod|decod|mojibake|utf|unicode|latin-?1|garbled|charset|ascii|percent|url|hex)", re.I
+)
 
 
 def is_mojibake(text: str) -> bool:
-    """Return whether a text was decoded with the wrong encoding: UTF-8 read as Windows-1252 or 1251, lost characters."""
+    """Return whether a text was decoded with the wrong encoding, as UTF-8 read as Windows-1252, or lost characters."""
     damage = _ASCII_DAMAGE if text.isascii() else _MOJIBAKE
     return bool(damage.search(_URL.sub(" ", text))) and not _ABOUT_ENCODING.search(text)

@@ -7,15 +7,17 @@ from humpback_ray.words import words
 
 _QUESTION = re.compile(r"[^.!?。！？\n]*[?？][\"'”’)]*")
 _ASKING = re.compile(
-    r"\W*(?:who|what|when|where|why|which|how|is|are|was|were|do|does|did|can|could|should|would|will|has|have|please|i|my"
-    r"|write|explain|describe|list|give|name|tell|create|make|suggest|provide|discuss|compare|define|identify|find|show"
+    r"\W*(?:who|what|when|where|why|which|how|is|are|was|were|do|does|did|can|could|should|would|will|has|have|please"
+    r"|i|my|write|explain|describe|list|give|name|tell|create|make|suggest|provide|discuss|compare|define|identify"
+    r"|find|show"
     r"|summari[sz]e|outline|analy[sz]e|translate|rewrite|generate|design|prove|given|if)\b",
     re.IGNORECASE,
 )
 _EDITING = re.compile(
-    r"\b(?:re-?writ\w+|correct\w*|fix\w*|edit\w*|proof ?read\w*|improv\w+|simplif\w+|paraphras\w+|rephras\w+|translat\w+"
-    r"|convert\w*|extract\w*|replac\w+|chang\w+|capitali[sz]\w+|format\w*|refactor\w*|add|complet\w+|continu\w+|fill"
-    r"|grammar|comments?|code|debug\w*|shorten\w*|expand\w*|punctuat\w+|table|remov\w+|organi[sz]\w+|modif\w+|adapt\w*"
+    r"\b(?:re-?writ\w+|correct\w*|fix\w*|edit\w*|proof ?read\w*|improv\w+|simplif\w+|paraphras\w+|rephras\w+"
+    r"|translat\w+|convert\w*|extract\w*|replac\w+|chang\w+|capitali[sz]\w+|format\w*|refactor\w*|add|complet\w+"
+    r"|continu\w+|fill|grammar|comments?|code|debug\w*|shorten\w*|expand\w*|punctuat\w+|table|remov\w+|organi[sz]\w+"
+    r"|modif\w+|adapt\w*"
     r"|polish\w*|clean\w*|sentences?)\b",
     re.IGNORECASE,
 )
@@ -62,7 +64,9 @@ _ANSWER = re.compile(
 )
 _LETTERED = re.compile(r"[?\n]\s*A\s*:\s*(?P<told>\S.*)", re.DOTALL)
 _LABEL = re.compile(
-    r"(?:^|\n|[.?!] )\W*(?:q(?:uestion)?|answer|input|output|[b-d2]|problem|example|options?|choices?)\s*\d*\W{0,3}[:.)]", re.I
+    r"(?:^|\n|[.?!] )\W*(?:q(?:uestion)?|answer|input|output|[b-d2]|problem|example|options?"
+    r"|choices?)\s*\d*\W{0,3}[:.)]",
+    re.I,
 )
 _FIRST_LABEL = re.compile(r"\W*(?:q(?:uestion)?|problem|instruction)\W{0,3}[:.]", re.IGNORECASE)
 _MIN_ANSWER_WORDS, _MAX_ASKED_WORDS = 5, 60

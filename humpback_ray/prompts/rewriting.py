@@ -48,34 +48,37 @@ def answer_of(reply: str) -> str | None:
 
 _VERSION = r"(?:answer|response|reply|version|text|rewrite|passage|content|source|explanation)"
 _DONE = (
-    r"(?:rewr(?:o|i)t\w*|removed?|rephrased?|reworded|re-?organi[sz]ed|restructured?|kept|omitted|edited|changed|adjusted"
-    r"|left out|shortened|condensed|simplified|adapted|preserved|modified|excluded|retained|revised|tried|aimed|maintained"
-    r"|replaced|corrected|reformatted|made|focused|included|added|followed|used|stayed)"
+    r"(?:rewr(?:o|i)t\w*|removed?|rephrased?|reworded|re-?organi[sz]ed|restructured?|kept|omitted|edited|changed"
+    r"|adjusted|left out|shortened|condensed|simplified|adapted|preserved|modified|excluded|retained|revised|tried"
+    r"|aimed|maintained|replaced|corrected|reformatted|made|focused|included|added|followed|used|stayed)"
 )
 _META = re.compile(
     r"\blet me know (?:if|whether|how|what|when)\b|\bfeel free to (?:ask|reach|let|contact|modify|adjust)\b"
     r"|\b(?:i )?hope (?:this|that|it) (?:\w+ ){0,2}(?:helps?|is (?:helpful|useful)|answers|clarifies|meets|works)\b"
-    r"|\bis there anything (?:else )?(?:i|you)\b|\bif you (?:have|need|want|would like) (?:any )?(?:other|further|more|additional"
-    r"|any) (?:questions?|help|information|details|changes|assistance|clarification)\b"
-    r"|\b(?:would you like|do you want|want) me to\b|\bhappy to (?:help|assist|clarify|answer|adjust|provide)\b"
-    r"|(?:^|[\n(\[*_])\W*note(?: that)?\s*[:*_]*\s*(?:that )?(?:i\b|the (?:original|source|rewritten|above|instruction)|this (?:is"
-    rf" (?:a|the) )?(?:rewritten|rewrite|{_VERSION}|has been)|some|certain|unnecessary|irrelevant|all|any|no|advert|promotional)"
-    rf"|\bi(?:'ve| have)? (?:also |only |just |simply )?{_DONE} (?:the|this|your|all|any|some|out|it|to|on|that|only|unnecessary"
-    r"|irrelevant|parts?|everything|promotional|references?|advert\w*|facts?|details?)\b[^.\n]{0,80}\b(?:source|original|text"
-    r"|answer|response|instructions?|content|passage|advert\w*|promotion\w*|navigation|sentence|wording|remarks?|tone|parts?"
-    r"|details|links?|greeting|references?|voice|facts)\b"
-    rf"|\b(?:rewritten|revised|reworded|rephrased|edited) (?:version|{_VERSION})\b|\b(?:here is|here's|below is|this is) (?:the|a|my|your"
-    rf"|an) (?:\w+ ){{0,3}}(?:rewrite|{_VERSION})\b|\b(?:the|this) (?:original|provided|given) {_VERSION}\b"
-    rf"|\b(?:according to|based on|as (?:stated|mentioned|described) in|from) the (?:provided |given |original )?(?:source|text"
-    r"|passage)\b|\bthe source (?:says|states|mentions|text|does|explains|describes|notes|provides)\b"
-    r"|\bas an? (?:ai|language model|ai assistant)\b|(?:^|\n)\W*(?:rewrite|rewritten|changes(?: made)?|explanation of changes"
-    r"|edits|notes? on (?:the )?(?:rewrite|changes)|answer|response)\W{0,3}:|^(?:sure|certainly|of course|absolutely|okay|great"
-    r" question|got it)\s*[!,.]|<<<|>>>"
+    r"|\bis there anything (?:else )?(?:i|you)\b|\bif you (?:have|need|want|would like) (?:any )?(?:other|further|more"
+    r"|additional|any) (?:questions?|help|information|details|changes|assistance|clarification)\b|\b(?:would you like"
+    r"|do you want|want) me to\b|\bhappy to (?:help|assist|clarify|answer|adjust|provide)\b|(?:^"
+    r"|[\n(\[*_])\W*note(?: that)?\s*[:*_]*\s*(?:that )?(?:i\b|the (?:original|source|rewritten|above|instruction)"
+    r"|this (?:is"
+    rf" (?:a|the) )?(?:rewritten|rewrite|{_VERSION}|has been)|some|certain|unnecessary|irrelevant|all|any|no|advert"
+    rf"|promotional)|\bi(?:'ve| have)? (?:also |only |just |simply )?{_DONE} (?:the|this|your|all|any|some|out|it|to"
+    rf"|on|that|only|unnecessary"
+    r"|irrelevant|parts?|everything|promotional|references?|advert\w*|facts?|details?)\b[^.\n]{0,80}\b(?:source"
+    r"|original|text|answer|response|instructions?|content|passage|advert\w*|promotion\w*|navigation|sentence|wording"
+    r"|remarks?|tone|parts?|details|links?|greeting|references?|voice|facts)\b"
+    rf"|\b(?:rewritten|revised|reworded|rephrased|edited) (?:version|{_VERSION})\b|\b(?:here is|here's|below is"
+    rf"|this is) (?:the|a|my|your|an) (?:\w+ ){{0,3}}(?:rewrite|{_VERSION})\b|\b(?:the|this) (?:original|provided"
+    rf"|given) {_VERSION}\b|\b(?:according to|based on|as (?:stated|mentioned|described) in|from) the (?:provided "
+    rf"|given |original )?(?:source|text"
+    r"|passage)\b|\bthe source (?:says|states|mentions|text|does|explains|describes|notes|provides)\b|\bas an? (?:ai"
+    r"|language model|ai assistant)\b|(?:^|\n)\W*(?:rewrite|rewritten|changes(?: made)?|explanation of changes|edits"
+    r"|notes? on (?:the )?(?:rewrite|changes)|answer|response)\W{0,3}:|^(?:sure|certainly|of course|absolutely|okay"
+    r"|great question|got it)\s*[!,.]|<<<|>>>"
 )
 
 
 def is_meta(answer: str, source: str) -> bool:
-    """Return whether an answer speaks of itself, of its source or to a customer: "Let me know if…", "(Note: I removed…)".
+    """Return whether an answer speaks of itself or its source, or to a customer: "(Note: I removed…)", "Let me know…".
 
     What the source says itself may be said again.
     """

@@ -88,7 +88,10 @@ def test_a_passage_that_repeats_without_punctuation_is_repetition(run: str) -> N
 
 
 def test_chinese_prose_does_not_repeat_itself() -> None:
-    text = "堰是横跨河流修建的低矮水坝，用来抬高上游水位。最早的堰用木桩和树枝做成，目的是捕鱼。如今的堰大多由混凝土浇筑而成。许多堰旁边还修了鱼梯，好让鱼类游到上游去产卵。"
+    text = (
+        "堰是横跨河流修建的低矮水坝，用来抬高上游水位。最早的堰用木桩和树枝做成，目的是捕鱼。"
+        "如今的堰大多由混凝土浇筑而成。许多堰旁边还修了鱼梯，好让鱼类游到上游去产卵。"
+    )
     assert len(sentences(text)) == 4
     assert repetitive_share(text, RECIPE) == 0
 

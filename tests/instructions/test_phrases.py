@@ -3,7 +3,8 @@
 import pytest
 
 from humpback_ray.instructions import InstructionFilters
-from humpback_ray.instructions.phrases import refers_to_text, refuses
+from humpback_ray.instructions.phrases import refuses
+from humpback_ray.instructions.references import refers_to_text
 from humpback_ray.prompts.chat import ChatRecipe
 from tests.instructions import SEGMENT, without
 

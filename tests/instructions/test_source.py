@@ -7,7 +7,6 @@ from humpback_ray.instructions.source import copies, gives_answer, is_foreign
 from humpback_ray.prompts.chat import ChatRecipe
 from tests.instructions import GERMAN, SEGMENT, without
 
-
 PASSAGE = "Water runs over the top of a weir, before it goes on downstream. The first"
 QUESTION = "What does the ladder do that many of the weirs built today have for fish?"
 
@@ -35,7 +34,10 @@ def test_a_copied_passage_is_told_also_where_it_is_changed_a_little_or_asked_abo
         ("before it goes on downstream", SEGMENT),
         (QUESTION, f"{SEGMENT}\n{QUESTION}\nIt lets them pass."),
         (f"Correct the spelling: {SEGMENT}", SEGMENT),
-        ("List the materials that the first ones were made of, and the reason why many have a ladder for fish.", SEGMENT),
+        (
+            "List the materials that the first ones were made of, and the reason why many have a ladder for fish.",
+            SEGMENT,
+        ),
     ],
 )
 def test_headings_questions_and_texts_to_edit_are_no_copies(text: str, segment: str) -> None:

@@ -6,11 +6,13 @@ repetition filter, nor its whole list of navigation words: those are ours, and r
 """
 
 import re
+from collections.abc import Sequence
 
 from pydantic import Field, field_validator, model_validator
 
 from humpback_ray.config import Config
 from humpback_ray.language import is_known, probabilities
+from humpback_ray.packages import LANGUAGE, Package
 from humpback_ray.words import words
 
 
@@ -80,6 +82,10 @@ class FilterRecipe(Config):
                 f"min_chars {self.min_chars} is more than max_chars {self.max_chars}: no segment could pass"
             )
         return self
+
+    def packages(self) -> Sequence[Package]:
+        """Return what tells languages."""
+        return () if self.language is None else (LANGUAGE,)
 
     @field_validator("language")
     @classmethod

@@ -8,7 +8,7 @@ English; the other rules know no language. None of this is the paper's, which cu
 arXiv:2308.06259).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 from pydantic import Field
@@ -19,6 +19,7 @@ from humpback_ray.instructions.phrases import is_meta, refuses
 from humpback_ray.instructions.references import refers_to_text
 from humpback_ray.instructions.source import copies, gives_answer, is_foreign
 from humpback_ray.instructions.subjects import asks_nothing, is_navigation, is_personal, is_unsafe
+from humpback_ray.packages import LANGUAGE, Package
 from humpback_ray.prompts.chat import ChatRecipe
 
 Reason = Literal[
@@ -50,6 +51,10 @@ class InstructionFilters(Config):
 
     min_language_probability: float = Field(default=0.8, gt=0, le=1)
     """Probability, of all other languages together, from which on an instruction is `other_language`."""
+
+    def packages(self) -> Sequence[Package]:
+        """Return what tells languages."""
+        return (LANGUAGE,) if "other_language" in self.reasons else ()
 
     def reason(self, instruction: str, segment: str, chat: ChatRecipe) -> Reason | None:
         """Return why an instruction is dropped, None if it stays; the first rule that applies names it."""

@@ -24,7 +24,10 @@ _TEXT = (
     r"|context|information)"
 )
 _REFUSAL = re.compile(
-    rf"{_SORRY}\b[^.?!]{{0,40}}?\b{_CANNOT} {_SERVE}|(?:{_SORRY},? (?:but )?)?as {_CLAIM},?[^.?!]{{0,50}}?\b(?:{_NEGATED})|(?:i am|i'm) (?:just |only )?{_CLAIM}(?=[.,;]| (?:developed|trained|created|called|designed)\b)|(?:{_SORRY},? (?:but )?)?(?:the|this|your)(?: given| provided)? {_TEXT}[^.?!]{{0,30}}? (?:is|seems|appears|was) "
+    rf"{_SORRY}\b[^.?!]{{0,40}}?\b{_CANNOT} {_SERVE}"
+    rf"|(?:{_SORRY},? (?:but )?)?as {_CLAIM},?[^.?!]{{0,50}}?\b(?:{_NEGATED})|(?:i am|i'm) (?:just "
+    rf"|only )?{_CLAIM}(?=[.,;]| (?:developed|trained|created|called|designed)\b)|(?:{_SORRY},? (?:but )?)?(?:the|this"
+    rf"|your)(?: given| provided)? {_TEXT}[^.?!]{{0,30}}? (?:is|seems|appears|was) "
     r"(?:to be )?(?:not |in|un)(?:suitable|appropriate|enough|clear|complete|sufficient|an? )"
     rf"|(?:{_SORRY},? (?:but )?)?(?:the|this|your)(?: given| provided)? {_TEXT} (?:does not|doesn't|do not) "
     r"(?:contain|provide|have|include|make|seem|appear)"
@@ -51,7 +54,9 @@ _AT_A_LOSS = (
 )
 _ASKED_BACK = re.compile(rf"(?:{_SORRY},? (?:but )?)?(?:{_UNSURE})|{_AT_A_LOSS}")
 _WITHOUT_QUESTION = re.compile(
-    rf"{_CANNOT} (?:{_SERVE})|i (?:do not|don't) have (?:enough|sufficient|any|access|the ability)\b|{_SORRY},? (?:but )?{_CANNOT} \w+[.!]?$|{_SORRY}[,.!]? [^?]{{0,60}}\b(?:text|passage|content|request|instruction|page)\b"
+    rf"{_CANNOT} (?:{_SERVE})|i (?:do not|don't) have (?:enough|sufficient|any|access|the ability)\b"
+    rf"|{_SORRY},? (?:but )?{_CANNOT} \w+[.!]?$|{_SORRY}[,.!]? [^?]{{0,60}}\b(?:text|passage|content|request"
+    rf"|instruction|page)\b"
 )
 
 
@@ -79,19 +84,22 @@ _META = re.compile(
     rf"|{_OPENER}?(?:"
     r"(?:(?:here|below|the following)(?:'s| is| are| would be)?|(?:this|that)(?:'s| is))(?: an?| the| your| one| some"
     r"| my)? "
-    rf"{_NAMES_ONE}\b(?! (?:that you|for you|i |about|on|from|of|regarding|and|for my|for the))|(?:\W{{0,3}})(?:{_NAMES_ONE}|(?:the |an? |one |my )?(?:rewritten|predicted|final|revised|corresponding|original|appropriate|best|possible|suitable|likely) {_NAMES_ONE})(?:\W{{0,3}}\d+)?\W{{0,3}}[:：]|(?:the|an?|one|my) (?:\w+ ){{0,2}}{_REQUEST}s? (?:that |which )?(?:(?:this|the) (?:\w+ )?{_TEXT} (?:answers?|responds?"
+    rf"{_NAMES_ONE}\b(?! (?:that you|for you|i |about|on|from|of|regarding|and|for my|for the))"
+    rf"|(?:\W{{0,3}})(?:{_NAMES_ONE}|(?:the |an? |one |my )?(?:rewritten|predicted|final|revised|corresponding"
+    rf"|original|appropriate|best|possible|suitable|likely) {_NAMES_ONE})(?:\W{{0,3}}\d+)?\W{{0,3}}[:：]|(?:the|an?|one"
+    rf"|my) (?:\w+ ){{0,2}}{_REQUEST}s? (?:that |which )?(?:(?:this|the) (?:\w+ )?{_TEXT} (?:answers?|responds?"
     r"|addresses)|could be|would be|might be|may be|for (?:this|the) (?:\w+ )?(?:text|passage|response|answer|output) )"
     rf"|(?:based on|given|from|for|judging by) (?:the|this) (?:\w+ )?{_TEXT},? (?:the|an?|one"
     rf"|my) (?:\w+ ){{0,2}}{_REQUEST}\b|(?:this|the) {_TEXT} (?:answers|responds to|addresses|describes|discusses"
     rf"|explains|is about|talks about|provides"
     r"|covers|is an? (?:answer|response|description|summary|article|overview))\b|(?:the|this) (?:user|person|asker"
     r"|questioner|reader|instruction|prompt|question)(?:'s \w+)? (?:wants?|is asking|asks|asked|would like|needs?"
-    r"|is looking|seeks|requests?|should be|could be|would be|might be|is to)\b|i (?:would|could|will|can|'ll) (?:ask"
-    r"|write|say|suggest|generate|create|formulate|propose|phrase)\b"
+    r"|is looking|seeks|requests?|should be|could be|would be|might be|is to)\b|i (?:would|could|might) (?:ask"
+    r"|suggest|formulate|propose|phrase)\b"
     rf"|(?:{_REQUEST}|question) (?:answered|addressed) (?:by|in) (?:this|the)\b|(?:write|generate|create"
     rf"|come up with) (?:an?|the) (?:instruction|prompt) (?:that|for|to|whose|which)[^.?!]{{0,40}}\b(?:this"
     rf"|the) (?:\w+ )?{_TEXT}\b|(?:the |an? |one )?(?:\w+ )?{_REQUEST}s? (?:that|which) (?:this|the) {_TEXT}|(?:the"
-    rf"|an?|one|my) (?:\w+ ){{0,2}}{_REQUEST}s? (?:is|are|might be|must be)\W{{0,2}}[:\"“])"
+    rf"|an?|one) (?:\w+ ){{1,2}}{_REQUEST}s? (?:is|are|might be|must be)\W{{0,2}}[:\"“])"
 )
 _HUMAN_LABEL = re.compile(r"\W{0,3}(?:question|task|query|problem|request|command)s?(?:\W{0,3}\d+)?\W{0,3}[:：]")
 _FIELD = re.compile(r"\W{0,3}(?:title|summary|keywords?|abstract|headline|caption|topic|subject)\W{0,3}:")

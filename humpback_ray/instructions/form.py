@@ -73,12 +73,12 @@ def _loops(found: list[str]) -> bool:
 
 _NEEDS_MORE = re.compile(
     r"(?:,|[\w\"')] ?[-–—&]|\b(?:the|an|a|and|or|nor|because|whose|between|including|such as|e\.g\.|i\.e\.|than|into"
-    r"|onto|upon|during|within|against|among|amongst|toward|towards|via|per|unless|until|whether|although|though|while"
-    r"|since|my|your|our|their|very|besides|despite|regarding|concerning|versus|vs\.?|through|throughout|before|beyond"
-    r"|if|your own|as well as|in order|due|according|depending|based|so that|rather|both|either|neither|(?:by|in|for"
-    r"|of|to|with|from|on|at) (?:which|whom)))$"
+    r"|onto|upon|during|within|against|among|amongst|toward|towards|via|per|unless|until|whether|although|while|my|your"
+    r"|our|their|besides|despite|regarding|concerning|versus|vs\.?|if|your own|as well as|in order|due|according"
+    r"|depending|based|so that|rather|(?:by|in|for|of|to|with|from|on|at) (?:which|whom)|(?:moves?|flows?|passes|goes"
+    r"|runs?) (?:through|over|under)))$"
 )
-_STRANDED = re.compile(r"\b(\w+) (of|to|in|for|from|with|by|at|on|as|about|like|under|over|after)$")
+_STRANDED = re.compile(r"\b(\w+) (of|to|in|for|from|with|by|at|on|as|about|like)$")
 _TAKES = {
     "of": "made up composed consist consists consisting comprised think thinking dream hear heard speak afraid proud "
     "part capable die died dies aware fond full short tired sure out rid care",
@@ -86,29 +86,17 @@ _TAKES = {
     "write writing "
     "refer refers referred relate relates related apply applies applied lead leads led respond responds reply married "
     "allergic similar subject attached move moved moving travel come happen happened according connect connected look "
-    "pay attend aspire turn react adapt where next close",
+    "pay attend aspire turn react adapt where next close transfer transferred give given "
+    "donate contribute convert converted translate sell sold return fly drive run walk migrate emigrate",
     "in": "live lives living lived work works worked working interested believe believes specialize come comes grow "
     "grows get log check tune involved used found located set born play plays participate built written based invest "
     "put fill major sign engage log interested move dress fit invested studied filmed happen happens occur occurs "
     "swim sleep spoken is are was it this join opt plug trade result results",
-    "for": "used known famous good bad stand stands look looking looks wait waiting ask asking pay search work works "
-    "wish hope hoping care go what apply grateful responsible need needed useful made meant vote prepare watch do does "
-    "intended suitable root account eligible suited it available live made here best made bought",
     "from": "come comes came coming made get gets originate originated originates derive derived differ different "
     "suffer start started learn are is choose benefit obtained taken you hail hails descend buy",
-    "with": "deal deals work works working go goes start begin agree help do cope associated made filled compatible "
-    "familiar wrong play sleep live struggle struggling come filled end cook made eat communicate drive pair on",
     "by": "meant made written caused done stand go live known affected powered mean created painted produced directed "
     "stop drop composed sung founded discovered",
-    "at": "look looking looks good bad aim arrive work laugh stay excel start best located aimed held boil boils melt "
-    "freeze you be better open meet",
-    "on": "depend depends work working based move going go focus carry rely come turn log put get live keep click hold "
-    "so try hang later pass now add and spend sit early grow move it run runs feed write happening catch switch sign",
     "as": "known used serve described act regarded such same seen considered classified",
-    "about": "think know talk talking learn worry care be is it complain hear write brought dream what how all",
-    "like": "look looks taste tastes feel feels sound sounds be smell is was you are act what would seem behave live",
-    "under": "fall falls classified go down", "over": "take start get hand think turn win cross it move",
-    "after": "look named take go modeled inquire modelled ask",
 }  # fmt: skip
 """Words that a preposition may stand behind at the end of a sentence ("What are weirs made of")."""
 
@@ -156,7 +144,8 @@ def _takes(text: str, word: str, preposition: str) -> bool:
     """Return whether a sentence may end in a preposition: a word before takes it, and another has left the gap."""
     if word.lower() in _PRONOUNS:
         return True
-    return word.lower() in _TAKEN[preposition] and bool(_GAP.search(text)) and not _FILLED.search(text)
+    known = _TAKEN.get(preposition)
+    return (not known or word.lower() in known) and bool(_GAP.search(text)) and not _FILLED.search(text)
 
 
 def _stays_open(text: str) -> bool:

@@ -80,7 +80,7 @@ _OPENER = (
 )
 _META = re.compile(
     rf"{_OPENER}(?:here|i |i'|this|the|let|below|what|how|why|explain|write|describe)|here you (?:go|are)\W"
-    r"|(?:the )?answers? (?:is|are)\b|the (?:correct|right) answer\b|as an? (?:instruction|prompt|question)\W"
+    r"|(?:the )?answers? (?:is|are)\b(?!.*\?)|the (?:correct|right) answer\b|as an? (?:instruction|prompt|question)\W"
     rf"|{_OPENER}?(?:"
     r"(?:(?:here|below|the following)(?:'s| is| are| would be)?|(?:this|that)(?:'s| is))(?: an?| the| your| one| some"
     r"| my)? "

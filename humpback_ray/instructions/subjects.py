@@ -83,7 +83,7 @@ def is_personal(text: str) -> bool:
 _HARMLESS = re.compile(
     r"\b(?:bath|seed|photo|logic|zip|fork|j[aä]ger|cocoa|chocolate|cake|calorie|minecraft|game|novel|story|fictional"
     r"|movie|sex bomb|paint|glitter|smoke|stink|water balloon|mentos|defus\w+|disarm\w*|prevent|avoid|detect|stop"
-    r"|history|weeds?)\b"
+    r"|history|weeds?|process\w*|thread|karaoke)\b"
 )
 _HARM = re.compile(
     r"\b(?:build|make|making|create|construct|assemble|cook|synthesi[sz]e|detonate|plant|produce|brew|buy) (?:(?:an?"
@@ -127,14 +127,15 @@ _VERBS = frozenset(
 )
 _QUESTIONS = re.compile(
     r"\b(?:who|whom|whose|what|what's|when|where|why|which|how|whether|i|i'm|i've|me|my|mine|you|your|you're|we|our|us"
-    r"|please|tell|explain|write|describe|vs|versus|difference|ideas|tips|recipe|example|examples|list|essay|poem"
-    r"|story|summary)\b"
+    r"|please|tell|explain|write|describe|vs|versus|differences?|ideas|tips|recipe|examples?|list|essay|poem|story"
+    r"|summary|best|top|things|ways|places|reasons|facts|steps|pros|cons|benefits|advantages|disadvantages|causes"
+    r"|effects|symptoms|meaning|definition)\b"
 )
 _FINITE = re.compile(
     r"\b(?:is|are|was|were|has|have|had|can|could|may|might|will|would|must|should|did|does|do|consists?|contains?"
     r"|provides?)\b"
 )
-_OPEN_ENDS = (" called", " known as", " is", " are", " named")
+_OPEN_ENDS = (" called", " known as", " is", " are", " was", " were", " named")
 """A sentence to be completed."""
 
 _JOINS = re.compile(r"\b(?:and|of|in|on|for|to|with|its|their|his|her|the|from|behind|through)\b")

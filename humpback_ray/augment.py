@@ -33,7 +33,7 @@ FAILED = frozenset({"empty_instruction", "unfinished_instruction", "prompt_too_l
 class AugmentRecipe(Config):
     """What augmentation means. Hashed into the manifest: a change here is another data set."""
 
-    version: int = Field(default=2, ge=1)
+    version: int = Field(default=3, ge=1)
     """Raised by hand when the meaning of augmentation changes."""
 
     engine: EngineConfig = TransformersEngine()

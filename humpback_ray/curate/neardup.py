@@ -9,17 +9,19 @@ Memory is some 60 bytes per member of a text that leads, 3 KiB for an instructio
 than the number of texts, with how often their rarest words recur: it is spent on what passes a threshold alone.
 """
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
-_WORD = re.compile(r"\w+")
+from humpback_ray.words import words as words_of
 
 
 def grams(text: str, words: int) -> set[str]:
-    """Return a text's distinct runs of so many words, in NFKC and case folded; a shorter text is one run."""
-    found = _WORD.findall(unicodedata.normalize("NFKC", text).casefold()) or [text.strip()]
+    """Return a text's distinct runs of that many words, in NFKC and case folded; a shorter text is one run.
+
+    In scripts without spaces a word is a character n-gram (`words.py`).
+    """
+    found = words_of(unicodedata.normalize("NFKC", text).casefold()) or [text.strip()]
     return {" ".join(found[at : at + words]) for at in range(max(1, len(found) - words + 1))}
 
 

@@ -65,6 +65,37 @@ def test_text_that_says_the_same_again_falls(text: str) -> None:
     assert repetition_reason(text, RECIPE.model_copy(update={"repetition_words": None})) is None
 
 
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "A weir is a low dam built across a river to raise the water. ",
+        "堰是横跨河流修建的低矮水坝，用来抬高上游水位。",
+        "堰とは、川の水位を上げるために川を横切って造られる低いダムです。",
+        "เขื่อนเป็นสิ่งก่อสร้างขนาดใหญ่ที่ใช้กั้นทางน้ำเพื่อเก็บน้ำ ",
+        "ទំនប់ជាសំណង់ដែលសាងសង់កាត់ទន្លេដើម្បីលើកកម្ពស់ទឹក។",
+        "ဆည်သည် မြစ်ကိုဖြတ်၍ ရေမြှင့်တင်ရန် တည်ဆောက်ထားသော တည်ဆောက်မှုဖြစ်သည်။",
+        "बांध नदी के पानी को रोकने के लिए बनाया गया एक बड़ा ढांचा है। ",
+    ],
+)
+def test_one_sentence_twenty_times_is_nearly_all_repetition_in_any_script(sentence: str) -> None:
+    assert repetitive_share(sentence * 20, RECIPE) == pytest.approx(0.95)
+    assert repetitive_share(sentence, RECIPE) == 0
+
+
+@pytest.mark.parametrize("run", ["堰是低矮的水坝", "เขื่อนเก็บน้ำไว้ใช้", "buy the best cheap garden shoes "])
+def test_a_passage_that_repeats_without_punctuation_is_repetition(run: str) -> None:
+    assert repetition_reason(run * 20, RECIPE) == "repetitive"
+
+
+def test_chinese_prose_does_not_repeat_itself() -> None:
+    text = (
+        "堰是横跨河流修建的低矮水坝，用来抬高上游水位。最早的堰用木桩和树枝做成，目的是捕鱼。"
+        "如今的堰大多由混凝土浇筑而成。许多堰旁边还修了鱼梯，好让鱼类游到上游去产卵。"
+    )
+    assert len(sentences(text)) == 4
+    assert repetitive_share(text, RECIPE) == 0
+
+
 def test_short_refrains_and_one_repeated_sentence_among_many_are_let_pass() -> None:
     unlike = [f"{'x' * n}one {'y' * n}two {'z' * n}three {'v' * n}four {'w' * n}five six{n}." for n in range(1, 15)]
     assert repetition_reason("Yes. No. " * 30, RECIPE) is None

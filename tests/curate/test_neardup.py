@@ -59,6 +59,9 @@ def test_long_texts_at_the_very_threshold_are_found(size: int, common: int) -> N
         ("?!", "...", 1, 0.0),
         ("weir", "weir", 3, 1.0),
         ("", "", 1, 1.0),
+        ("什么是堰？", "什么是坝？", 1, 0.5),
+        ("请解释什么是堰", "什么是堰，请解释", 1, 5 / 6),
+        ("बांध क्या है?", "नदी क्या है?", 1, 0.5),
     ],
 )
 def test_words_are_compared_without_case_form_and_signs(left: str, right: str, words: int, expected: float) -> None:

@@ -28,9 +28,7 @@ from tests.jobs import prepared
 
 ROWS = 120
 ENGINE = VllmEngine(dtype="float32", eager=True)
-ANY = InstructionFilters(
-    echoes=False, copied_words=None, refusals=False, references=False, broken_off=False, language_margin=None
-)
+ANY = InstructionFilters(reasons=())
 RECIPE = AugmentRecipe(engine=ENGINE, max_new_tokens=60, max_failed_share=1, filters=ANY)
 POOL = PoolPlacement(
     min_replicas=2, cpus_per_replica=0.5, rows_per_shard=10, shards_in_flight=3, max_attempts=9, cache_bytes=64 << 20

@@ -99,7 +99,7 @@ def test_a_candidate_that_holds_a_prompt_of_an_evaluation_is_dropped_and_is_no_f
     prompt = "Explain in one paragraph how a lock on a canal lifts boats, and why it needs two gates."
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"instruction": prompt}))
     held_out = HeldOut(files=Inventory(tuple(find(str(tmp_path / "prompts.jsonl")))))
-    recipe = AugmentRecipe(engine=EchoEngine(), filters=InstructionFilters(copied_words=None))
+    recipe = AugmentRecipe(engine=EchoEngine(), filters=InstructionFilters(reasons=()))
     predict = Predictor(recipe, ChatRecipe(), "", held_out, Resources())
     table = asyncio.run(predict(segments_of(f"We asked: {prompt}", "A weir is a low dam.")))
     assert table.schema == CANDIDATE

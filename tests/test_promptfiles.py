@@ -52,7 +52,7 @@ def test_ids_depend_on_content_and_a_repeated_prompt_has_its_own() -> None:
         (b'{"instruction": "a"}\n{"messages": [{"role": "assistant", "content": "a"}]}', "mine, line 2: a prompt is"),
         (b'{"instruction": {"a": 1}}', "mine, line 1: the prompt is not text"),
         ('{"instruction": "\u00e9"}'.encode("latin-1"), "mine, line 1: not UTF-8 text"),
-        (gzip.compress(b'{"instruction": "a"}')[:-9], "mine, the file: archive truncated"),
+        (gzip.compress(b'{"instruction": "a"}', mtime=0)[:-9], "mine, the file: archive truncated"),
         (b'{"turns": []}', "mine, line 1: a prompt is"),
         (b'{"instruction": "  "}', "mine, line 1: a prompt is"),
         (b'[{"instruction": "a"}, {"instruction": 3}]', "mine, record 2: a prompt is"),

@@ -96,18 +96,51 @@ _TAKES_BACK = re.compile(
     r"|actually|sorry)\b|n['’]t\b|[/%?=~<>|]"
 )
 
+_ABOUT_THE_VERDICT = re.compile(
+    r"\b(?:but|however|though|although|yet|reflection|reconsider\w*|ignor\w*|claim\w*|quot\w*|says?|said|text|page|line"
+    r"|instruct\w*|inject\w*|attack\w*|manipulat\w*|demand\w*|ask\w*|request\w*|that|this|which|it|worse|better|less"
+    r"|more|should|deserv\w*|would|above)\b"
+)
+_REMARK_CHARS = 300
+
 
 def read_verdict(reply: str, lowest: float, highest: float) -> float | None:
     """Return the grade that a reply's last line states, `lowest` to `highest`; None where it states none clearly.
 
-    Fences, rules and end markers on lines of their own after it are passed over. A reply whose reasoning did not end
-    has no verdict.
+    Fences, rules and end markers on lines of their own after it are passed over, and one remark on the answer. A reply
+    whose reasoning did not end has no verdict.
     """
+    reply = _without_remark(reply)
     start, line = last_line(reply)
     grade = _line_verdict(line)
     if grade is None or not lowest <= grade <= highest or _is_of_something_else(line, reply[:start]):
         return None
     return grade
+
+
+def _without_remark(reply: str) -> str:
+    """Cut off a last line that is a remark on the answer, behind the only line with a label and a grade.
+
+    The remark must be about neither a number nor the grade, and the line before the grade must be a whole sentence: a
+    judge that quotes what a page demands of it goes on in other ways.
+    """
+    start, line = last_line(reply)
+    remark = _visible(line).casefold()
+    told = (_TAKES_BACK, _NUMBER_WORDS, _LABELS, _QUOTES, _ABOUT_THE_VERDICT)
+    if not remark or len(remark) > _REMARK_CHARS or re.search(r"\d", remark) or any(one.search(remark) for one in told):
+        return reply
+    place, verdict = last_line(reply[:start])
+    others = [other for other in reply[:place].splitlines() if other.strip()]
+    labelled = _LABEL.match(_unwrapped(_without_markup(_visible(verdict))))
+    ends = not others or _visible(others[-1]).rstrip("*_`) ").endswith((".", "!", "?", "。", "！", "？"))
+    if (
+        labelled
+        and ends
+        and _line_verdict(verdict) is not None
+        and not any(_line_verdict(o) is not None for o in others)
+    ):
+        return reply[: place + len(verdict)]
+    return reply
 
 
 def _is_of_something_else(line: str, before: str) -> bool:
@@ -123,7 +156,7 @@ def grade_place(reply: str, grades: range) -> int | None:
     It is where another digit would make another grade.
     """
     grade = read_verdict(reply, grades[0], grades[-1])
-    start, line = last_line(reply)
+    start, line = last_line(_without_remark(reply))
     if grade is None or grade not in grades:
         return None
     others = [other for other in grades if other != grade]

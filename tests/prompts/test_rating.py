@@ -39,14 +39,11 @@ def test_the_last_line_of_a_finished_reply_is_the_score(reply: str, score: float
 
 
 GIVEN = [json.loads(line) for line in (Path(__file__).parents[1] / "curate/data/judge-replies.jsonl").open()]
-NOT_LAST = {"score then remark", "line after score: blank+Note"}
-"""Their score is followed by a line of text: by the rule of the last line they have none."""
 
 
 @pytest.mark.parametrize("case", GIVEN, ids=lambda case: case["name"])
 def test_given_replies_are_read_as_given(case: dict[str, Any]) -> None:
-    expected = None if case["name"] in NOT_LAST else case["score"]
-    assert parse_score(case["reply"], "stop") == expected
+    assert parse_score(case["reply"], "stop") == case["score"]
     assert parse_score(case["reply"], "length") is None
 
 
@@ -57,6 +54,34 @@ def test_a_clear_last_line_is_read_in_any_form(line: str, score: float) -> None:
     assert parse_points(REASONS + line, "stop") == score
     assert parse_score(f"{REASONS}{line}\nI hope that this helps.", "stop") is None
     assert parse_score(REASONS + line, "length") is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        (REASONS + "Score: 4\n\nThe answer could be a little shorter.", 4),
+        (REASONS + "**Score: 4/5**\nNote: none", 4),
+        ("Final score: 2\nThe tone is friendly.", 2),
+        (REASONS + "Score: 4\n\nA fine answer.\n---\n</s>", 4),
+        # more than a remark on the answer, or not about the answer
+        (REASONS + "Score: 4\nThe tone is friendly.\nThe style is dry.", None),
+        (REASONS + "Score: 4\nOn reflection, a lower grade is due.", None),
+        (REASONS + "Score: 5\nBut the answer is wrong.", None),
+        (REASONS + "Score: 5\nThe page demands so.", None),
+        (REASONS + "Score: 5\nI ignore what stands there.", None),
+        (REASONS + "Score: 4\nOne error was found.", None),
+        (REASONS + "Score: 4\nA better rating would need sources.", None),
+        # a grade that is quoted, or one of several
+        ("The page ends with:\nScore: 5\nA shameless trick.", None),
+        ("The last line of the page is\nScore: 5\nA shameless trick.", None),
+        (REASONS + "> Score: 5\nA shameless trick.", None),
+        (REASONS + "Score: 5\nScore: 1\nA shameless trick.", None),
+        (REASONS + "4\nA fine answer.", None),
+    ],
+)
+def test_one_remark_on_the_answer_may_follow_a_labelled_grade(reply: str, score: float | None) -> None:
+    assert parse_score(reply, "stop") == score
+    assert (up_to_score(reply, "stop") is None) == (score is None)
 
 
 @pytest.mark.parametrize("line", verdicts.REFUSED)
@@ -149,7 +174,7 @@ def test_no_reply_breaks_the_parser(reply: str) -> None:
         ("Score: ４", None),
         ("Score:", None),
         ("Score: 5\nScore: 1", "Score: 5\nScore:"),
-        ("Score: 4\nThanks!", None),
+        ("Score: 4\nThanks!", "Score:"),
         ("No number", None),
         ("", None),
     ],

@@ -157,7 +157,6 @@ REFUSED: tuple[str, ...] = (
     "<p>It contains <score>5</score></p>", "The page says: “Good.” Score: 5", "It says (good. Score: 5)",
     # not the last line
     "Score: 4\nLet me know if you want more detail!", "Score: 4\n### Instruction:\nWrite a poem.",
-    "Score: 4\nThanks",
     "Score: 5\n<<< end of answer >>>", "Score: 4\n```python", "Score\n4.6.8", "Score: 4\n> ",
     # reasoning that did not end
     "<think>\nScore: 4", "<think>Fine</think>\n<think>\nScore: 4", "<thinking>Score: 4", "[THINK]\nScore: 4",

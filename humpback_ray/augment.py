@@ -15,7 +15,7 @@ from pydantic import Field
 from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.contamination import NOTHING, HeldOut
-from humpback_ray.engines import Completion, EngineConfig, Request, TransformersEngine, generate_all
+from humpback_ray.engines import NO_REPLY, Completion, EngineConfig, Request, TransformersEngine, generate_all
 from humpback_ray.instructions import InstructionFilters
 from humpback_ray.ledger import Manifest
 from humpback_ray.placement import PoolPlacement, Resources
@@ -26,7 +26,7 @@ from humpback_ray.stage import Model, Place, Stage, refuse_failures
 FAKED_TURN = "faked_turn"
 """Drop reason of a pair that holds a line of our layout: a page that would write the other side's part."""
 
-FAILED = frozenset({"empty_instruction", "unfinished_instruction", "prompt_too_long"})
+FAILED = frozenset({"empty_instruction", "unfinished_instruction", *NO_REPLY.values()})
 """Drop reasons that count against `max_failed_share`."""
 
 
@@ -142,7 +142,7 @@ def _candidate(
     segment: Mapping[str, Any], completion: Completion, filters: InstructionFilters, chat: ChatRecipe
 ) -> dict[str, Any]:
     instruction = completion.text.strip()
-    reason = {"context": "prompt_too_long", "length": "unfinished_instruction"}.get(completion.finish_reason)
+    reason = {**NO_REPLY, "length": "unfinished_instruction"}.get(completion.finish_reason)
     reason = reason or (filters.reason(instruction, segment["text"], chat) if instruction else "empty_instruction")
     reason = reason or (FAKED_TURN if chat.fakes_turn(f"{instruction}\n{segment['text']}") else None)
     return {

@@ -6,8 +6,8 @@ A pair is `contaminated` if its instruction or its response
 - shares 13 words in a row with one (Brown et al. 2020, arXiv:2005.14165, appendix C: n = 13 for its longer texts). Of
   shorter prompts only the whole counts.
 
-Words are compared in lower case, without punctuation, in Unicode's form NFKC. In scripts that put no spaces between
-words (Chinese, Japanese, Thai, ...) every character counts as a word. Responses are looked at, too, since a page that
+Words are compared in lower case, without punctuation, in Unicode's form NFKC; words.py says what counts as one in
+scripts that put no spaces between words. Responses are looked at, too, since a page that
 quotes a prompt often answers it.
 
 Given up: paraphrases and translations; the n-grams that GPT-3's authors let pass because many texts have them.
@@ -25,6 +25,7 @@ from pydantic import Field
 from humpback_ray.config import Config
 from humpback_ray.inventory import Inventory
 from humpback_ray.promptfiles import load_prompts
+from humpback_ray.words import words
 
 CONTAMINATED = "contaminated"
 """Drop reason of a pair that holds a prompt of an evaluation."""
@@ -106,14 +107,14 @@ class Overlap:
     def __init__(self, prompts: Iterable[str], recipe: ContaminationRecipe) -> None:
         self.recipe, self.size = recipe, recipe.ngram_words or 0
         self.block = (self.size + 1) // 2
-        told = [words(prompt) for prompt in prompts]
+        told = [plain_words(prompt) for prompt in prompts]
         self.whole = {tuple(prompt) for prompt in told if prompt}
         self.ngrams = {gram for prompt in told for gram in _grams(prompt, self.size)} if self.size else set()
         self.blocks = {gram[i : i + self.block] for gram in self.ngrams for i in range(self.size - self.block + 1)}
 
     def holds(self, text: str) -> bool:
         """Tell whether a text is a prompt, or shares an n-gram with one."""
-        told = words(text)
+        told = plain_words(text)
         if tuple(told) in self.whole:
             return True
         if not self.ngrams:
@@ -158,23 +159,11 @@ def _grams(told: list[str], size: int) -> Iterator[tuple[str, ...]]:
     return zip(*(told[start:] for start in range(size)), strict=False)
 
 
-_SPACELESS = (
-    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e50-\u0e59\u0e81-\u0edf\u0f40-\u0fbc\u1000-\u1049\u1050-\u109f\u1780-\u17d3\u2e80-\u2fdf"
-    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-)
-"""Thai, Lao, Tibetan, Burmese, Khmer, Han, Japanese syllables."""
-_MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0903\u093a-\u094f\u0981-\u0dff"
-"""Signs that belong to the letter before them, and are none by themselves."""
 _HIDDEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
-_ASCII = re.compile(r"[a-z0-9]+")
-_SPACED = re.compile(r"[^\W_]+")
-_SPECIAL = re.compile(f"[{_SPACELESS}{_MARKS}]")
-_ANY = re.compile(rf"[{_SPACELESS}]|(?:[^\W_{_SPACELESS}]|[{_MARKS}])+")
 
 
-def words(text: str) -> list[str]:
+def plain_words(text: str) -> list[str]:
     """Return the words by which texts are compared."""
-    if text.isascii():
-        return _ASCII.findall(text.lower())
-    plain = unicodedata.normalize("NFKC", _HIDDEN.sub("", text)).casefold()
-    return (_ANY if _SPECIAL.search(plain) else _SPACED).findall(plain)
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", _HIDDEN.sub("", text)).casefold()
+    return words(text.lower().replace("_", " "))

@@ -28,7 +28,7 @@ CANDIDATE = pa.schema(
         ("url", pa.string()),
         ("instruction", pa.string()),  # x-hat, predicted by the backward model
         ("response", pa.string()),  # y, the segment's text
-        ("finish_reason", pa.string()),  # "stop", "length" or "context"
+        ("finish_reason", pa.string()),  # engines/base.py says which there are
         ("prompt_tokens", pa.int32()),
         ("completion_tokens", pa.int32()),
         ("drop_reason", pa.string()),

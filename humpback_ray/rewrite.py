@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from humpback_ray import storage
 from humpback_ray.config import Config
-from humpback_ray.engines import Completion, EngineConfig, Request, TransformersEngine, generate_all
+from humpback_ray.engines import NO_REPLY, Completion, EngineConfig, Request, TransformersEngine, generate_all
 from humpback_ray.instructions import refuses
 from humpback_ray.ledger import Manifest, StageFailed
 from humpback_ray.numbers import new_numbers
@@ -27,7 +27,7 @@ from humpback_ray.records import QUARANTINED, REWRITE, seed_of
 from humpback_ray.stage import Model, Place, Stage
 from humpback_ray.words import content_words
 
-FAILED = frozenset({"prompt_too_long", "unfinished_rewrite", "empty_rewrite", QUARANTINED})
+FAILED = frozenset({*NO_REPLY.values(), "unfinished_rewrite", "empty_rewrite", QUARANTINED})
 """Reasons that count against `max_failed_share`; the others are verdicts on what was written."""
 
 
@@ -186,7 +186,7 @@ def _row(pair: Mapping[str, Any], reply: Completion, recipe: RewriteRecipe) -> d
     source, answer = pair["response"], answer_of(reply.text)
     unfinished = "unfinished_rewrite" if answer is None else None
     answer = answer or ""
-    reason = {"context": "prompt_too_long", "length": "unfinished_rewrite"}.get(reply.finish_reason)
+    reason = {**NO_REPLY, "length": "unfinished_rewrite"}.get(reply.finish_reason)
     reason = reason or unfinished or rewrite_reason(pair["instruction"], source, answer, recipe)
     dropped = reason is not None and recipe.otherwise == "drop"
     return {

@@ -31,6 +31,7 @@ def segments_of(*texts: str) -> pa.Table:
         ("What is a weir, and wh", "length", "", "unfinished_instruction"),
         ("", "length", "", "unfinished_instruction"),
         ("", "context", "", "prompt_too_long"),
+        ("", "not_finite", "", "logits_not_finite"),
     ],
 )
 def test_an_unusable_prediction_stays_with_its_reason_and_without_text(

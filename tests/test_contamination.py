@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.config import ConfigError
-from humpback_ray.contamination import CONTAMINATED, NOTHING, ContaminationRecipe, HeldOut, Overlap, words
+from humpback_ray.contamination import CONTAMINATED, NOTHING, ContaminationRecipe, HeldOut, Overlap, plain_words
 from humpback_ray.inventory import Hashes, Inventory, resolve
 from humpback_ray.records import PAIR
 from humpback_ray.seed import SeedRecipe, seed_file
@@ -42,7 +42,7 @@ def overlap(*prompts: str, **recipe: object) -> Overlap:
         f"Hello! I need help. {LONG} Thank you.",
         "Please " + " ".join(LONG.split()[5:18]) + " soon",
         CHINESE,
-        f"你好！{CHINESE[10:23]}。谢谢",
+        f"你好！{CHINESE[10:24]}。谢谢",
         "請問：" + CHINESE + "？",
     ],
 )
@@ -58,7 +58,7 @@ def test_a_prompt_is_found_whole_and_a_long_one_by_thirteen_words(text: str) -> 
         "Why does bread rise in an oven?",
         "He asked: why does bread rise? Nobody knew.",
         "Please " + " ".join(LONG.split()[5:17]) + " soon",
-        CHINESE[10:22] + "谢谢你",
+        CHINESE[10:23] + "谢谢你",
         "Write a polite letter to the mayor of a small town, in which you ask whether a dog may stay in the yard.",
     ],
 )
@@ -76,10 +76,10 @@ def test_the_recipe_decides_about_length_and_responses() -> None:
 
 
 def test_accents_marks_and_scripts_without_spaces_are_words() -> None:
-    assert words("Çа va, l’été_fin?") == ["çа", "va", "l", "été", "fin"]
-    assert words("A图B ไทย は、") == ["a", "图", "b", *"ไทย", "は"]
-    assert words("हिन्दी में") == ["हिन्दी", "में"]
-    assert words("É") == words("E\u0301") == ["é"]
+    assert plain_words("Çа va, l’été_fin?") == ["çа", "va", "l", "été", "fin"]
+    assert plain_words("A图书馆B は、") == ["a", "图书", "书馆", "b", "は"]
+    assert plain_words("हिन्दी में") == ["हिन्दी", "में"]
+    assert plain_words("É") == plain_words("E\u0301") == ["é"]
 
 
 @given(st.data(), st.integers(2, 13))

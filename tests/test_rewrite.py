@@ -62,6 +62,7 @@ def test_a_rewrite_near_its_source_takes_its_place_and_the_source_stays_beside_i
     ("reply", "finish_reason", "reason"),
     [
         ("", "context", "prompt_too_long"),
+        ("", "not_finite", "logits_not_finite"),
         (NEAR, "length", "unfinished_rewrite"),
         (" \n", "stop", "empty_rewrite"),
         ("Here is the rewritten answer:\n\n", "stop", "empty_rewrite"),

@@ -35,7 +35,7 @@ RULES = (UNRATED, BELOW, ALIKE, CAPPED, OUTSIDE, NOT_BEST, UNSAMPLED)
 class SelectRecipe(Config):
     """Which rated pairs are kept. Hashed into the curated data."""
 
-    version: int = Field(default=1, ge=1)
+    version: int = Field(default=2, ge=1)
     """Raised by hand when the meaning of selection changes."""
 
     threshold: float | None = Field(default=4.5, allow_inf_nan=False)

@@ -28,6 +28,11 @@ class Request:
     """If any: nothing is generated, and `logprobs` holds log p(continuation | prompt, reply_prefix) of each."""
 
 
+PROMPT_TOO_LONG, LOGITS_NOT_FINITE = "prompt_too_long", "logits_not_finite"
+NO_REPLY = {"context": PROMPT_TOO_LONG, "not_finite": LOGITS_NOT_FINITE}
+"""Drop reasons of rows for which a model gave no reply, by the request's finish reason."""
+
+
 @dataclass(frozen=True)
 class Completion:
     """What came of a request."""

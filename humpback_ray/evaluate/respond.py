@@ -13,7 +13,7 @@ from pydantic import Field
 
 from humpback_ray import storage
 from humpback_ray.config import Config
-from humpback_ray.engines import Completion, EngineConfig, Request, TransformersEngine, generate_all
+from humpback_ray.engines import NO_REPLY, Completion, EngineConfig, Request, TransformersEngine, generate_all
 from humpback_ray.placement import Resources
 from humpback_ray.promptfiles import PROMPT, load_prompts, read_prompts
 from humpback_ray.prompts.chat import ChatRecipe, Tags
@@ -82,14 +82,14 @@ def answer_request(row: Mapping[str, Any], recipe: EvaluateRecipe, chat: ChatRec
 
 
 def responses(prompts: pa.Table, completions: Sequence[Completion]) -> pa.Table:
-    """Pair every prompt with its answer; one that does not fit the model's context is dropped as `prompt_too_long`.
+    """Pair every prompt with its answer; one without a reply is dropped for the reason of `NO_REPLY`.
 
     Returns:
         A row of RESPONSE for each row of PROMPT. An answer cut at its limit is kept, as the judge should see it.
     """
     rows = []
     for prompt, completion in zip(prompts.to_pylist(), completions, strict=True):
-        reason = "prompt_too_long" if completion.finish_reason == "context" else None
+        reason = NO_REPLY.get(completion.finish_reason)
         rows.append(
             {
                 "id": prompt["id"],

@@ -35,6 +35,11 @@ def test_prompts_carry_both_tags_the_seeds_first() -> None:
     assert (request.temperature, request.top_p) == (0.7, 0.9)
 
 
+def test_an_answer_that_could_not_be_computed_is_dropped_with_its_reason() -> None:
+    answers = responses(prompts_of(ALPACA), [Completion("", 9, 1, "not_finite")])
+    assert (answers["drop_reason"].to_pylist(), answers["output"].to_pylist()) == (["logits_not_finite"], [""])
+
+
 def test_answers_are_alpaca_evals_own_form_and_a_cut_one_counts() -> None:
     table = prompts_of(FASTCHAT, ALPACA, {"instruction": "long"})
     finished = [

@@ -14,14 +14,14 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 from pydantic import field_validator
 
 from humpback_ray.config import Config
-from humpback_ray.engines.base import Completion, Engine
+from humpback_ray.engines.base import NO_REPLY, Completion, Engine
 from humpback_ray.prompts.chat import ChatRecipe, Tags
 from humpback_ray.prompts.marks import fill, missing_placeholders
 
-UNPARSED, UNFINISHED, TOO_LONG = "unrated_unparsed", "unrated_unfinished", "prompt_too_long"
+UNPARSED, UNFINISHED = "unrated_unparsed", "unrated_unfinished"
 NO_NUMBER, NO_RESPONSE = "unrated_no_number", "unrated_empty_response"
 UNLIKELY, TOO_FEW = "unrated_grades_unlikely", "unrated_too_few_samples"
-FAILURES = frozenset({UNPARSED, UNFINISHED, TOO_LONG, NO_NUMBER, NO_RESPONSE, UNLIKELY, TOO_FEW})
+FAILURES = frozenset({UNPARSED, UNFINISHED, *NO_REPLY.values(), NO_NUMBER, NO_RESPONSE, UNLIKELY, TOO_FEW})
 """Drop reasons that are failures of the rating, not verdicts; a recipe's `max_failed_share` bounds them."""
 
 
@@ -110,7 +110,7 @@ class Sample:
     @staticmethod
     def of(score: float | None, completion: Completion) -> "Sample":
         """Make a sample; where there is no score, the way in which the engine ended says why."""
-        by_finish = {"context": TOO_LONG, "length": UNFINISHED, "scored": NO_NUMBER}
+        by_finish = {**NO_REPLY, "length": UNFINISHED, "scored": NO_NUMBER}
         failure = None if score is not None else by_finish.get(completion.finish_reason, UNPARSED)
         return Sample(score, completion, failure)
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from humpback_ray.curate.scorers.base import Prompted, Sample, score_row
-from humpback_ray.engines.base import Completion, Engine, Request, generate_all
+from humpback_ray.engines.base import NO_REPLY, Completion, Engine, Request, generate_all
 from humpback_ray.prompts.chat import ChatRecipe
 
 
@@ -59,7 +59,7 @@ class Likelihood(Prompted):
 
 def likelihood_sample(given: Completion, alone: Completion) -> Sample:
     """Compare a response's log-probability after the instruction with that alone."""
-    refused = next((one for one in (given, alone) if one.finish_reason == "context"), None)
+    refused = next((one for one in (given, alone) if one.finish_reason in NO_REPLY), None)
     if refused:
         return Sample.of(None, refused)
     score = mean_logprob(given) - mean_logprob(alone)

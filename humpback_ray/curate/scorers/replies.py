@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from humpback_ray.curate.scorers.base import UNLIKELY, Prompted, Sample, Scale, score_row
-from humpback_ray.engines.base import Completion, Engine, Request
+from humpback_ray.engines.base import NO_REPLY, Completion, Engine, Request
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.prompts.rating import up_to_score
 from humpback_ray.records import seed_of
@@ -112,7 +112,7 @@ class Replies(Prompted):
     async def _sample(self, row_id: str, prompt: str, index: int, engine: Engine) -> Sample:
         seed = seed_of(row_id, self.kind, self.seed, index)
         first = await self._read(Request(prompt, self.max_new_tokens, self.temperature, self.top_p, seed), engine)
-        if first.score is not None or first.completion.finish_reason == "context" or self.retry_room is None:
+        if first.score is not None or first.completion.finish_reason in NO_REPLY or self.retry_room is None:
             return first
         return await self._again(first, prompt, seed_of(row_id, self.kind, self.seed, index, "retry"), engine)
 

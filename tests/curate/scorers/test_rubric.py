@@ -90,6 +90,7 @@ DONE = Completion("", 1, 1, "stop")
         ([("no idea", "stop")] * 3, "unrated_unparsed"),
         ([("Well, let me see", "length")] * 3, "unrated_unfinished"),
         ([("", "context")] * 3, "prompt_too_long"),
+        ([("", "not_finite")] * 3, "logits_not_finite"),
         ([("no idea", "stop"), ("Well", "length"), ("Well", "length")], "unrated_unfinished"),
     ],
 )
@@ -136,6 +137,7 @@ def test_rubric_expected_reads_the_grade_straight_after_the_prompt() -> None:
     assert rated["finish_reasons"] == ["scored"]
     assert (request.max_new_tokens, request.reply_prefix) == (0, "Score:")
     assert rate(RubricExpected(), judge_of(("", "context")))["drop_reason"] == "prompt_too_long"
+    assert rate(RubricExpected(), judge_of(("", "not_finite")))["drop_reason"] == "logits_not_finite"
     assert rate(RubricExpected(), Judge(lambda r: grades(0, 0, 0, 0, 0)))["drop_reason"] == "unrated_no_number"
 
 

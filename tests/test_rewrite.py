@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from humpback_ray import pipeline, storage
 from humpback_ray.config import ConfigError, load
-from humpback_ray.engines import Completion
+from humpback_ray.engines import NO_REPLY, Completion
 from humpback_ray.ledger import Manifest, StageFailed
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.prompts.marks import code_of
@@ -88,7 +88,7 @@ def test_a_rewrite_that_cannot_be_used_says_why(reply: str, finish_reason: str, 
     assert row["drop_reason"] == (None if kept else reason)
     assert (row["instruction"], row["response"]) == ((INSTRUCTION, SOURCE) if kept else ("", ""))
     assert row["original"] == (SOURCE if kept else "")
-    assert (reason in FAILED) == (reason in ("prompt_too_long", "unfinished_rewrite", "empty_rewrite"))
+    assert (reason in FAILED) == (reason in (*NO_REPLY.values(), "unfinished_rewrite", "empty_rewrite"))
 
 
 def test_reasoning_is_stripped_and_numbers_may_be_allowed() -> None:

@@ -103,4 +103,4 @@ def test_whatever_is_in_the_place_of_a_record_is_named(root: Path, reader: str) 
             for new in set(root.rglob("*")) - before:
                 new.unlink()
         path.write_bytes(data)
-    assert cases >= refused >= 10
+    assert cases >= refused >= 8  # a lease takes over from what it cannot read, in time

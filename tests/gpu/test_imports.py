@@ -11,6 +11,7 @@ REPOSITORY = Path(__file__).parents[2]
 THERE = {
     "torch", "transformers", "accelerate", "safetensors", "peft", "pyarrow", "psutil", "numpy", "yaml", "jinja2",
     "pydantic", "pydantic_core", "annotated_types", "typing_inspection", "typing_extensions", "deepspeed",
+    "regex",  # transformers needs it
 }  # fmt: skip
 """What a GPU machine has (docs/gpu.md): torch with what comes with it, and the wheels that are carried there."""
 

@@ -15,8 +15,8 @@ import secrets
 from functools import lru_cache
 from typing import Any
 
-_NEVER = -1e6
-"""Log probability of a piece that no text is cut into."""
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+"""A piece that stands for a byte, by this name."""
 
 _CONTEXT_CHARACTERS = 40
 """So much of what stands before a text is tokenised with it: more than a token, less than costs time."""
@@ -53,9 +53,7 @@ class Plain:
         self.names = {content: name for content, name in named.items() if content.strip(" \t\r\n▁")}
         """Of every added token that is not white space."""
         state |= {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
-        if state["model"]["type"] == "Unigram":  # `</s>` is among the model's own pieces
-            pieces = state["model"]["vocab"]
-            state["model"]["vocab"] = [[piece, _NEVER if piece in self.names else score] for piece, score in pieces]
+        state["model"] |= self._renamed(state["model"])
         self._inner = Tokenizer.from_str(json.dumps(state))
         flags = [{key: token[key] for key in ("single_word", "lstrip", "rstrip", "normalized")} for token in added]
         inside = [self.names.get(content, content) for content in contents]
@@ -70,6 +68,21 @@ class Plain:
         """What the tokenizer puts before every text: [bos], or nothing."""
         self.start = self.names[tokenizer.bos_token] if starts else ""
         """The name of that token."""
+
+    def _renamed(self, model: dict[str, Any]) -> dict[str, Any]:
+        """Return the vocabulary, and the unknown token, of a model of `tokenizers` under the new names.
+
+        Unigram models have `</s>` among the pieces that texts are cut into, and others find a whole word there. What a
+        merge makes or takes keeps its name.
+        """
+        merged = {piece for merge in model.get("merges", ()) for piece in (*merge, "".join(merge))}
+        names = {old: new for old, new in self.names.items() if old not in merged and not _BYTE.fullmatch(old)}
+        if isinstance(model["vocab"], dict):
+            vocabulary: Any = {names.get(piece, piece): token for piece, token in model["vocab"].items()}
+        else:
+            vocabulary = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        unknown = model.get("unk_token")
+        return {"vocab": vocabulary} | ({"unk_token": names.get(unknown, unknown)} if unknown else {})
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; names in it are added tokens, the tokens that it spells are not."""

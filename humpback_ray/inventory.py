@@ -135,11 +135,11 @@ def refuse_untemplated(setting: str, field: str, model: Inventory | None) -> Non
         ConfigError: it has none.
     """
     files = {file.name: file.uri for file in model.files} if model else {}
-    if "chat_template.jinja" in files:
+    config = files.get("tokenizer_config.json")
+    if "chat_template.jinja" in files or (config and storage.read_json(config).get("chat_template")):
         return
-    if "tokenizer_config.json" not in files or not storage.read_json(files["tokenizer_config.json"]).get("chat_template"):
-        where = f"the model in {files['config.json'].removesuffix('config.json')}" if files else "the sample's base model"
-        raise ConfigError(
-            f"{field}: {where} has no chat template, so {setting} cannot be own; name a model that was tuned to chat, "
-            "or set the layout to chat or raw"
-        )
+    where = f"the model in {files['config.json'].removesuffix('config.json')}" if files else "the sample's base model"
+    raise ConfigError(
+        f"{field}: {where} has no chat template, so {setting} cannot be own; name a model that was tuned to chat, or "
+        "set the layout to chat or raw"
+    )

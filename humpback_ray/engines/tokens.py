@@ -79,7 +79,8 @@ class Reader:
     def reply(self, prompt_tokens: int, written: Sequence[int]) -> Completion:
         """Make a completion of the tokens a model wrote: up to an end token, or as many as it may.
 
-        They are decoded behind a letter: alone, a SentencePiece model's first token loses the space that it begins with.
+        They are decoded behind a letter: alone, a SentencePiece model's first token would lose a space that it begins
+        with.
         `NOT_FINITE` in place of a token: its logits were not finite.
         """
         if NOT_FINITE in written:

@@ -105,8 +105,8 @@ class Tokens(NamedTuple):
 def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     """Return the ids of a prompt as every model sees it, in training, at inference and behind a server.
 
-    It is tokenised as it stands behind the start token: some tokenizers put a space before a text that nothing precedes.
-    A `UserMessage` is laid out in the model's own chat format.
+    It is tokenised as it stands behind the start token: some tokenizers put a space before a text that nothing
+    precedes. A `UserMessage` is laid out in the model's own chat format.
     """
     return plain(tokenizer).encode(_opened(tokenizer, prompt))
 
@@ -156,45 +156,54 @@ def chat_template(
     `source_tags` (default: the tags given) may be passed to render another source. Further turns repeat the layout,
     behind the text `later` (`space_between_turns`).
 
-    Content is text or a list of text parts, which are put one to a line. Refused by name: other roles and parts, content
-    that is null, tools and calls of tools, and no message at all. Plain constructs only, for servers whose Jinja is not
-    Python's.
+    Content is text or a list of text parts, which are put one to a line. Refused with a message: other roles and parts,
+    content that is null, tools and calls of tools, and no message at all. Plain constructs only, for servers whose
+    Jinja is not Python's.
     """
-    text = "turn.text"
-    joined = f"([{text}] + source_tags)" if position == "after" else f"(source_tags + [{text}])"
-    ask = f"{{{{- {'turn.before + ' if later else ''}{layout.opening!r} + {joined} | join(' ') }}}}"
-    refusals = "chat template of this model: "
-    return "".join(
+    parts = "[turn.text] + source_tags" if position == "after" else "source_tags + [turn.text]"
+    ask = f"{{{{- {'turn.before + ' if later else ''}{layout.opening!r} + ({parts}) | join(' ') }}}}"
+    return "\n".join(
         [
             f"{{%- if source_tags is not defined %}}{{%- set source_tags = {list(tags)!r} %}}{{%- endif %}}",
-            _refuse("not messages", f"{refusals}there is no message"),
-            _refuse("tools", f"{refusals}it was not trained to call tools"),
-            "{{- bos_token }}" if bos else "",
+            _refuse("not messages", "there is no message"),
+            _refuse("tools", "it was not trained to call tools"),
+            *(["{{- bos_token }}"] if bos else []),
             "{%- set turn = namespace(asked=false, text='', said='', before='') %}",
             "{%- for m in messages %}",
-            _refuse("m.tool_calls", f"{refusals}it was not trained to call tools"),
+            _refuse("m.tool_calls", "it was not trained to call tools"),
+            "{%- if m.content is string %}",
+            "{%- set turn.said = m.content %}",
+            "{%- else %}",
+            _refuse(
+                "m.content is not defined or m.content is none or m.content is mapping or m.content is not iterable",
+                "the content of a message is text or a list of text parts, not null",
+            ),
             "{%- set turn.said = '' %}",
-            "{%- if m.content is string %}{%- set turn.said = m.content %}",
-            "{%- elif m.content is not defined or m.content is mapping or m.content is not iterable %}",
-            f"{{{{- raise_exception({refusals + 'the content of a message is text or a list of text parts, not null'!r}) }}}}",
-            "{%- else %}{%- for part in m.content %}",
-            _refuse("part.type != 'text' or part.text is not string", f"{refusals}a part of a message is not text"),
-            "{%- set turn.said = turn.said + ('' if loop.first else '\n') + part.text %}",
-            "{%- endfor %}{%- endif %}",
+            "{%- for part in m.content %}",
+            _refuse("part.type != 'text' or part.text is not string", "a part of a message is not text"),
+            "{%- set turn.said = turn.said + ('' if loop.first else '\\n') + part.text %}",
+            "{%- endfor %}",
+            "{%- endif %}",
             "{%- if m.role == 'system' or m.role == 'developer' or m.role == 'user' %}",
-            "{%- set turn.text = turn.text + ('\n\n' if turn.text and turn.said else '') + turn.said %}",
+            "{%- set turn.text = turn.text + ('\\n\\n' if turn.text and turn.said else '') + turn.said %}",
             "{%- set turn.asked = true %}",
             "{%- elif m.role == 'assistant' %}",
             f"{{%- if turn.asked %}}{ask}{{%- endif %}}",
+            f"{{{{- {layout.turn!r} + turn.said + eos_token }}}}",
             "{%- set turn.asked = false %}{%- set turn.text = '' %}",
-            f"{{{{- {layout.turn!r} + turn.said + eos_token }}}}{{%- set turn.before = {later!r} %}}",
-            f"{{%- else %}}{{{{- raise_exception({refusals + 'roles are system, user and assistant, not '!r} ~ m.role) }}}}",
-            "{%- endif %}{%- endfor %}",
+            *([f"{{%- set turn.before = {later!r} %}}"] if later else []),
+            "{%- else %}",
+            f"{{{{- raise_exception({_REFUSED + 'roles are system, user and assistant, not '!r} ~ m.role) }}}}",
+            "{%- endif %}",
+            "{%- endfor %}",
             f"{{%- if turn.asked %}}{ask}{{%- endif %}}",
             f"{{%- if add_generation_prompt %}}{{{{- {layout.turn!r} }}}}{{%- endif %}}",
         ]
     )
 
 
+_REFUSED = "chat template of this model: "
+
+
 def _refuse(condition: str, message: str) -> str:
-    return f"{{%- if {condition} %}}{{{{- raise_exception({message!r}) }}}}{{%- endif %}}"
+    return f"{{%- if {condition} %}}{{{{- raise_exception({_REFUSED + message!r}) }}}}{{%- endif %}}"

@@ -44,20 +44,20 @@ class OwnChat:
             raise ValueError(f"{name} has no chat template, so it has no layout of its own; use layout chat or raw")
         word = f"x{secrets.token_hex(16)}x"
         self._plain = plain(tokenizer)
-        self._before, self._after, self._trims = "", "", (False, False)
+        of = f"the chat template of {name}"
         try:
             before, after = self._render(word).split(word)
             wide_before, wide_after = self._render(_SPACE + word + _SPACE).split(word)
         except ValueError:
-            raise ValueError(f"the chat template of {name} does not give a user's message back once, as it is") from None
+            raise ValueError(f"{of} does not give a user's message back once, as it is") from None
         self._trims = (wide_before == before, wide_after == after)
         self._before, self._after = map(self._plain.rename, (before, after))
         for text in ("Yes.", _PROBE, f" {_PROBE}\n"):
             rendered = self._render(text)
             if rendered != before + self._trimmed(text) + after:
-                raise ValueError(f"the chat template of {name} changes the messages it is given; use layout chat or raw")
+                raise ValueError(f"{of} changes the messages it is given; use layout chat or raw")
             if self._plain.encode(self.around(text)) != tokenizer(rendered, add_special_tokens=False)["input_ids"]:
-                raise ValueError(f"the chat template of {name} cannot be tokenised by parts; use layout chat or raw")
+                raise ValueError(f"{of} cannot be tokenised by parts; use layout chat or raw")
 
     def around(self, text: str) -> str:
         """Return a user's message in the template, with names (`Plain`) in place of the template's control tokens."""

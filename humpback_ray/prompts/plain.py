@@ -46,7 +46,7 @@ class Plain:
             )
         state = json.loads(inner.to_str())
         added = state["added_tokens"]
-        contents = [token["content"] for token in added]
+        contents: list[str] = [token["content"] for token in added]
         self._mark = f"<{secrets.token_hex(16)}"
         named = {content: f"{self._mark}{number:06x}>" for number, content in enumerate(contents)}
         self._name_characters = len(self._mark) + 7
@@ -56,7 +56,7 @@ class Plain:
         state["model"] |= self._renamed(state["model"])
         self._inner = Tokenizer.from_str(json.dumps(state))
         flags = [{key: token[key] for key in ("single_word", "lstrip", "rstrip", "normalized")} for token in added]
-        inside = [self.names.get(content, content) for content in contents]
+        inside: list[str] = [self.names.get(content, content) for content in contents]
         self._inner.add_tokens([AddedToken(name, **flag) for name, flag in zip(inside, flags, strict=True)])
         moved = {self._inner.token_to_id(name): token["id"] for name, token in zip(inside, added, strict=True)}
         self._moved = {here: there for here, there in moved.items() if here != there}
@@ -96,8 +96,9 @@ class Plain:
     def encode_after(self, before: str, text: str) -> list[int]:
         """Return the ids of a text as it stands behind another one, whose own ids stay as they are without it.
 
-        Where a token would span the two, or the text changes how the end before it is cut (`\\n` and `\\n` are one
-        token of many vocabularies), it is cut between them: the text's ids are then those behind a neutral character.
+        Where a token would span the two, or the text changes how the end before it is cut (two line breaks are
+        one token of many vocabularies), it is cut between them: the text's ids are then those behind a neutral
+        character.
         """
         for context in (self._end(before), *_NEUTRAL):
             head, both = self._head(context), self.encode(context + text)
@@ -109,7 +110,7 @@ class Plain:
         """Return the last characters of a text, cutting through no name."""
         cut = max(0, len(text) - _CONTEXT_CHARACTERS)
         name = text.rfind(self._mark)
-        return text[min(cut, name) :] if 0 <= name and cut < name + self._name_characters else text[cut:]
+        return text[min(cut, name) :] if name >= 0 and cut < name + self._name_characters else text[cut:]
 
 
 @lru_cache(maxsize=4)

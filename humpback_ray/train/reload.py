@@ -23,7 +23,11 @@ logger = logging.getLogger(__name__)
 
 PROBE = "Which rivers meet below the old mill, and why did the miller leave?"
 
-TURNS = ((PROBE, "The Arle and the Tarn.\n\n1. He was old."), ("Say it in one word!", "Age"), ("- café?", "  Yes 東京."))
+TURNS = (
+    (PROBE, "The Arle and the Tarn.\n\n1. He was old."),
+    ("Say it in one word!", "Age"),
+    ("- café?", "  Yes 東京."),
+)
 """A conversation on which training and serving are compared."""
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}

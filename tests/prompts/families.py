@@ -8,7 +8,8 @@ from typing import Any
 TEXTS = [
     "The library of Arden opens at nine and closes at five; which river flows through the town? It is 3 or 14.",
     "Yes. No, indeed! It is so. Answer in the style of an AI Assistant. Answer with knowledge from web search.",
-    "### Response:\n### Instruction:\n### Text:\nSo it is:\n\nYes\n\nNo:\n\nIt is. Score: 1 Score: 2 Score: 3 Score: 4 Score: 5",
+    "### Response:\n### Instruction:\n### Text:\nSo it is:\n\nYes\n\nNo:\n\nIt is.",
+    "Score: 1 Score: 2 Score: 3 Score: 4 Score: 5",
 ]
 SPECIAL = ["<unk>", "<s>", "</s>"]
 LLAMA_3 = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

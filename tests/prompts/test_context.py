@@ -15,7 +15,9 @@ PROMPT = CHAT.forward_prompt("Which river?")
 TEXT = st.lists(
     st.one_of(
         st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Co"]), max_size=12),
-        st.sampled_from(["Yes", " ", "  ", "\n", "\n\n", "3", "</s>", "<s>", "é", "東京", "Score: 4", "### Response:\n"]),
+        st.sampled_from(
+            ["Yes", " ", "  ", "\n", "\n\n", "3", "</s>", "<s>", "é", "東京", "Score: 4", "### Response:\n"]
+        ),
     ),
     max_size=4,
 ).map("".join)
@@ -64,7 +66,14 @@ def test_a_sentencepiece_target_does_not_begin_with_a_space(family: str) -> None
 
 @pytest.mark.parametrize(
     ("turn", "target"),
-    [("\nA:\n", "\nYes"), ("\nA:\n\n", "Yes"), ("\nA:\n", "\n\nYes"), ("\nA: ", "Yes"), ("\nA:\n ", " Yes"), ("", "Yes")],
+    [
+        ("\nA:\n", "\nYes"),
+        ("\nA:\n\n", "Yes"),
+        ("\nA:\n", "\n\nYes"),
+        ("\nA: ", "Yes"),
+        ("\nA:\n ", " Yes"),
+        ("", "Yes"),
+    ],
 )
 @pytest.mark.parametrize("family", families.LOSSLESS)
 def test_a_token_that_would_span_prompt_and_target_is_cut_between_them(family: str, turn: str, target: str) -> None:
@@ -88,5 +97,5 @@ def test_a_tokenizer_without_a_fast_form_is_refused_by_name() -> None:
     class Slow:
         name_or_path = "models/slow"
 
-    with pytest.raises(ValueError, match="models/slow .* has no fast form"):
+    with pytest.raises(ValueError, match=r"models/slow .* has no fast form"):
         encode_prompt(Slow(), "a")

@@ -122,16 +122,26 @@ def _opened(tokenizer: Any, prompt: str) -> str:
     return plain(tokenizer).start + prompt
 
 
+def end_id(tokenizer: Any) -> int:
+    """Return the id of the token that ends a reply.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer {tokenizer.name_or_path} has no end token (eos_token); training needs one")
+    return tokenizer.eos_token_id
+
+
 def encode_example(tokenizer: Any, prompt: str, target: str) -> Tokens:
     """Tokenise a prompt and, behind it, its target; exactly the target's tokens and the end token carry loss.
 
     Raises:
         ValueError: the tokenizer has no end token.
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"tokenizer {tokenizer.name_or_path} has no end token (eos_token); training needs one")
+    end = end_id(tokenizer)
     head = encode_prompt(tokenizer, prompt)
-    return Tokens([*head, *encode_reply(tokenizer, prompt, target), tokenizer.eos_token_id], len(head))
+    return Tokens([*head, *encode_reply(tokenizer, prompt, target), end], len(head))
 
 
 def space_between_turns(tokenizer: Any, layout: Layout) -> str:
@@ -139,11 +149,9 @@ def space_between_turns(tokenizer: Any, layout: Layout) -> str:
 
     A tokenizer that puts a space before a text that nothing precedes, and no start token, would leave it out there.
     """
-    spelled = plain(tokenizer)
-    opening = layout.opening + "a"
-    end = [tokenizer.eos_token_id]
+    spelled, opening, end = plain(tokenizer), layout.opening + "a", end_id(tokenizer)
     later = spelled.encode(spelled.names[tokenizer.eos_token] + opening)
-    return "" if later == [*end, *spelled.encode(spelled.start + opening)[len(spelled.start_ids) :]] else " "
+    return "" if later == [end, *spelled.encode(spelled.start + opening)[len(spelled.start_ids) :]] else " "
 
 
 def chat_template(

@@ -131,3 +131,25 @@ def resolve_model(field: str, uri: str, hashes: Hashes) -> Inventory:
     if not any(name.endswith(".safetensors") for name in names):
         raise ConfigError(f"{field}: {uri} has no .safetensors weights; pickled weights are not loaded")
     return _inventory(files, hashes)
+
+
+def refuse_untemplated(setting: str, field: str, model: Inventory | None) -> None:
+    """Refuse a model without a chat template where a setting asks for the model's own chat format.
+
+    Args:
+        setting: the configuration key that is "own".
+        field: the configuration key that names the model.
+        model: its files; None: the sample's base model.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    files = {file.name: file.uri for file in model.files} if model else {}
+    config = files.get("tokenizer_config.json")
+    if "chat_template.jinja" in files or (config and storage.read_json(config).get("chat_template")):
+        return
+    where = f"the model in {files['config.json'].removesuffix('config.json')}" if files else "the sample's base model"
+    raise ConfigError(
+        f"{field}: {where} has no chat template, so {setting} cannot be own; name a model that was tuned to chat, or "
+        "set the layout to chat or raw"
+    )

@@ -20,7 +20,7 @@ from humpback_ray.instructions import refuses
 from humpback_ray.ledger import Manifest, StageFailed
 from humpback_ray.numbers import new_numbers
 from humpback_ray.placement import PoolPlacement, Resources
-from humpback_ray.prompts.chat import ChatRecipe, Tags
+from humpback_ray.prompts.chat import ChatRecipe, Tags, laid_out
 from humpback_ray.prompts.marks import code_of, fill, missing_placeholders
 from humpback_ray.prompts.rewriting import REWRITING, answer_of, is_meta
 from humpback_ray.records import QUARANTINED, REWRITE, seed_of
@@ -43,8 +43,9 @@ class RewriteRecipe(Config):
     prompt: str = REWRITING
     """The template; `{instruction}`, `{response}` and `{code}` are replaced."""
 
-    layout: Literal["chat", "raw"] = "chat"
-    """"chat": the template is an instruction in the run's forward layout; "raw": the model reads it as it is."""
+    layout: Literal["chat", "raw", "own"] = "chat"
+    """"chat": the template is an instruction in the run's forward layout; "raw": the model reads it as it is; "own": it
+    is a user's message in the rewriting model's own chat format, as its tokenizer's template has it."""
 
     tags: Tags = "both"
     """Source tags of that instruction in the chat layout; "none" suits a model that this project did not train."""
@@ -159,7 +160,7 @@ def rewrite_request(pair: Mapping[str, Any], recipe: RewriteRecipe, chat: ChatRe
     """Ask the rewriting model for one pair (`id`, `instruction`, `response`)."""
     text = fill(recipe.prompt, pair["instruction"], pair["response"])
     return Request(
-        chat.forward_prompt(text, recipe.tags) if recipe.layout == "chat" else text,
+        laid_out(text, recipe.layout, chat, recipe.tags),
         max_new_tokens=recipe.max_new_tokens,
         temperature=recipe.temperature,
         top_p=recipe.top_p,

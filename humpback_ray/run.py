@@ -32,7 +32,7 @@ from humpback_ray.curate.scorers import Chained
 from humpback_ray.engines import VllmEngine
 from humpback_ray.evaluate.answers import EvaluateConfig
 from humpback_ray.hub_ids import refuse_dataset, refuse_model
-from humpback_ray.inventory import Hashes, Inventory, resolve, resolve_model
+from humpback_ray.inventory import Hashes, Inventory, refuse_untemplated, resolve, resolve_model
 from humpback_ray.ledger import Ledger, Manifest, StageFailed, check_types, read_as, versions
 from humpback_ray.packages import Package, declared, refuse_missing
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
@@ -296,6 +296,11 @@ class Run:
             found["base_model"] = resolve_model("base_model", self.base_model, self.hashes)
         if self.rewriter:
             found["rewriter"] = resolve_model("rewrite.model", self.rewriter, self.hashes)
+            if config.rewrite.recipe.layout == "own":
+                refuse_untemplated("rewrite.recipe.layout", "rewrite.model", found["rewriter"])
+        for setting, scorer in config.curate.scorers().items():
+            if scorer.layout == "own" and scorer.rater == "base":
+                refuse_untemplated(f"{setting}.layout", "base_model", found.get("base_model"))
         return found
 
     def _record(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from humpback_ray.engines import NO_REPLY, Completion
 from humpback_ray.ledger import Manifest, StageFailed
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.prompts.marks import code_of
+from humpback_ray.prompts.own import UserMessage
 from humpback_ray.records import PAIR, REWRITE
 from humpback_ray.report.funnel import funnel
 from humpback_ray.rewrite import FAILED, RewriteRecipe, covered, rewrite_reasons, rewrite_request, rewritten
@@ -136,6 +137,9 @@ def test_the_rewriter_is_asked_in_the_chosen_layout_and_samples_by_the_row() -> 
     assert SOURCE in raw.prompt
     assert asked.seed == raw.seed != rewrite_request(pair("b"), RewriteRecipe(), chat).seed
     assert rewrite_request(pair(), RewriteRecipe(seed=1), chat).seed != asked.seed
+    own = rewrite_request(pair(), RewriteRecipe(layout="own"), chat).prompt
+    assert isinstance(own, UserMessage)
+    assert own == raw.prompt
 
 
 @pytest.mark.parametrize(

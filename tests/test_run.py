@@ -79,3 +79,29 @@ def test_an_unfinished_stage_cannot_be_reused(tmp_path: Path) -> None:
 def test_a_relative_root_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(Path("here")).root == str(tmp_path / "here")
+
+
+def test_a_model_without_a_chat_template_is_refused_at_the_start_where_its_own_is_asked_for(tmp_path: Path) -> None:
+    model = tmp_path / "models/judge"
+    for name, text in {"config.json": "{}", "model.safetensors": "", "tokenizer_config.json": "{}"}.items():
+        storage.write_bytes(str(model / name), text.encode())
+    rewrite = (f"rewrite.model={model}", "rewrite.recipe.layout=own")
+    rate = "curate.recipe.scorer={kind: rubric, rater: base, layout: own}"
+    chain = "curate.recipe.scorer={kind: chained, first: {kind: likelihood, rater: base, layout: own}}"
+    compare = "curate.compare.scorers={a: {kind: rubric, rater: base, layout: own}, b: {kind: additive}}"
+    refused = {
+        rewrite: f"rewrite.model: the model in {model}/ has no chat template, so rewrite.recipe.layout cannot be own",
+        (f"base_model={model}", rate): f"base_model: the model in {model}/ has no .* curate.recipe.scorer.layout",
+        (f"base_model={model}", chain): "so curate.recipe.scorer.first.layout cannot be own",
+        (f"base_model={model}", compare): "so curate.compare.scorers.a.layout cannot be own",
+        (rate,): "base_model: the sample's base model has no chat template",
+    }
+    for overrides, said in refused.items():
+        with pytest.raises(ConfigError, match=said):
+            run(tmp_path / "run", *overrides)
+    run(tmp_path / "run", "curate.recipe.scorer={kind: rubric, layout: own}")  # its raters have one, written here
+    storage.write_bytes(str(model / "tokenizer_config.json"), b'{"chat_template": "{{ messages }}"}')
+    run(tmp_path / "run", *rewrite)
+    storage.write_bytes(str(model / "tokenizer_config.json"), b"{}")
+    storage.write_bytes(str(model / "chat_template.jinja"), b"{{ messages }}")
+    run(tmp_path / "run", f"base_model={model}", rate)

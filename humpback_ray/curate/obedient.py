@@ -52,7 +52,7 @@ class ObedientJudge:
 
     def read(self, prompt: str) -> tuple[str, list[str]]:
         """Return what of a prompt is not material, its codes blanked, and the material."""
-        ids = self.encode(self.tokenizer, prompt)
+        ids = self.encode(self.tokenizer, str(prompt))  # of a user's message, too, its text alone
         ends = [place for place, token in enumerate(ids) if token in self.markers]
         if any(place > 0 for place in ends):
             return self.tokenizer.decode(ids[ends[-1] :], skip_special_tokens=True), []

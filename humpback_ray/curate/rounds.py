@@ -56,6 +56,14 @@ class CurateConfig(Config):
     compare: CompareRecipe = CompareRecipe()
     """What `--compare` does; no stage of the run depends on it."""
 
+    def scorers(self) -> dict[str, SingleScorer]:
+        """Return the scorers of a round and of a comparison, by their keys in the configuration."""
+        scorer, key = self.recipe.scorer, "curate.recipe.scorer"
+        compared = {f"curate.compare.scorers.{name}": one for name, one in self.compare.scorers.items()}
+        if isinstance(scorer, Chained):
+            return compared | {f"{key}.first": scorer.first, f"{key}.then": scorer.then}
+        return compared | {key: scorer}
+
     def scored_by(self, scorer: SingleScorer, **changes: Any) -> Self:
         """Return the same rating by another scorer."""
         return self.model_copy(update={"recipe": self.recipe.model_copy(update={"scorer": scorer, **changes})})

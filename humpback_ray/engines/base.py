@@ -15,7 +15,8 @@ class Request:
     """One prompt to complete, or, with `continuations`, to be scored."""
 
     prompt: str
-    """Rendered by a layout; the engine puts the tokenizer's own start token before it."""
+    """Rendered by a layout; the engine puts the tokenizer's own start token before it. A `prompts.own.UserMessage` is
+    laid out by the engine, in the model's own chat format."""
     max_new_tokens: int = 0
     temperature: float = 0.0
     """0 is greedy; T = 0.7 with top_p = 0.9 is the paper's."""

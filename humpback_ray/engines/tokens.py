@@ -10,7 +10,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 from humpback_ray.engines.base import Completion, Request
-from humpback_ray.prompts.chat import encode, encode_prompt
+from humpback_ray.prompts.chat import encode, encode_prompt, encode_reply
 
 NOT_FINITE = -1
 """Stands for a token that could not be chosen."""
@@ -36,11 +36,13 @@ class Reader:
         self.tokenizer, self.context_tokens = tokenizer, context_tokens
         every = [*(ends if isinstance(ends, Sequence) else [ends]), tokenizer.eos_token_id]
         self.end_ids = sorted({token for token in every if token is not None})
+        self._lead = encode(tokenizer, "a")
+        self._lead_characters = len(self._decode(self._lead))
 
     def read(self, request: Request) -> "Reading | Completion":
         """Tokenise a request; one that does not fit the context or asks for no token has its completion already."""
         head = encode_prompt(self.tokenizer, request.prompt)
-        ids, tails = [*head, *encode(self.tokenizer, request.reply_prefix)] or self._first_ids(), []
+        ids, tails = [*head, *self._reply_ids(request, "")] or self._first_ids(), []
         prompt_tokens = len(ids)
         if request.continuations:
             ids, tails = self._split_continuations(head or self._first_ids(), request)
@@ -59,24 +61,33 @@ class Reader:
         Returns:
             What all of them, and the prefix alone, begin with; and what is left of each, to be scored after it.
         """
-        prefix = encode(self.tokenizer, request.reply_prefix)
-        replies = [encode(self.tokenizer, request.reply_prefix + text) for text in request.continuations]
+        prefix = self._reply_ids(request, "")
+        replies = [self._reply_ids(request, text) for text in request.continuations]
         shared = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(prefix, *replies, strict=False)))
         tails = [reply[shared:] for reply in replies]
         if not all(tails):
             raise ValueError(f"a continuation adds no token to its prefix: {request.continuations}")
         return Reading([*head, *prefix[:shared]], tails)
 
+    def _reply_ids(self, request: Request, text: str) -> list[int]:
+        """Return the ids of a reply that begins with the request's prefix, as the model writes them."""
+        return encode_reply(self.tokenizer, request.prompt, request.reply_prefix + text)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
     def reply(self, prompt_tokens: int, written: Sequence[int]) -> Completion:
         """Make a completion of the tokens a model wrote: up to an end token, or as many as it may.
 
+        They are decoded behind a letter: alone, a SentencePiece model's first token would lose a space that it begins
+        with.
         `NOT_FINITE` in place of a token: its logits were not finite.
         """
         if NOT_FINITE in written:
             return Completion("", prompt_tokens, len(written), "not_finite")
         said = list(takewhile(lambda token: token not in self.end_ids, written))
         finished = len(said) < len(written)
-        text = self.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self._decode([*self._lead, *said])[self._lead_characters :]
         return Completion(text, prompt_tokens, len(said) + finished, "stop" if finished else "length")
 
     @staticmethod

@@ -1,17 +1,18 @@
 """The layout in which every model is trained and asked, its source tags, and the span of tokens that carries loss.
 
 One `Layout` renders a pair for training, the prompt at inference, and the `chat_template.jinja` that is exported, so
-the three cannot part. Prompt and response are tokenised separately and joined: the loss span is known by
-construction. Text that spells one of the tokenizer's own tokens (`</s>`, `<|user|>`) stays plain text, and text that
-holds a line of the layout itself can be told (`ChatRecipe.fakes_turn`).
+the three cannot part. A prompt's ids are those that a server gives it, and the response's follow them as they stand
+behind it (plain.py): the loss span is known by construction. Text that spells one of the tokenizer's own tokens
+(`</s>`, `<|user|>`) stays plain text, and text that holds a line of the layout itself can be told
+(`ChatRecipe.fakes_turn`).
 """
 
-import json
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from humpback_ray.config import Config
+from humpback_ray.prompts.own import UserMessage, own_chat
+from humpback_ray.prompts.plain import plain
 
 Tags = Literal["seed", "augmented", "both", "none"]
 """Whose source tags an instruction carries: a training pair's own source; "both" is the paper's inference."""
@@ -77,43 +78,21 @@ class ChatRecipe(Config):
         return any(line.strip().casefold() in own for line in text.splitlines())
 
 
+def laid_out(text: str, layout: Literal["chat", "raw", "own"], chat: ChatRecipe, tags: Tags) -> str:
+    """Return a request as the prompt of a model: in the forward layout, as it is, or in the model's own chat format."""
+    if layout == "chat":
+        return chat.forward_prompt(text, tags)
+    return UserMessage(text) if layout == "own" else text
+
+
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Tokenise text as plain text: no token that the tokenizer adds by itself, none that the text spells (`</s>`)."""
-    return _plain(tokenizer).encode(text, add_special_tokens=False).ids
-
-
-_NEVER = -1e6
-"""Log probability of a piece that no text is cut into."""
-
-
-@lru_cache(maxsize=4)
-def _plain(tokenizer: Any) -> Any:
-    """Return a copy of a tokenizer's inner one that finds none of the added tokens in a text.
-
-    transformers' `split_special_tokens` leaves two gaps: added tokens that are not declared special, as role markers
-    of chat models often are not, and Unigram models, which have `</s>` among their pieces. Runs of white space are
-    added tokens in some vocabularies and say nothing, so they stay.
-    """
-    from tokenizers import Tokenizer
-
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    markers = {token["content"] for token in state["added_tokens"] if token["content"].strip(" \t\r\n▁")}
-    state["added_tokens"] = [
-        token | {"special": token["special"] or token["content"] in markers} for token in state["added_tokens"]
-    ]
-    state |= {"truncation": None, "padding": None}
-    if state["model"]["type"] == "Unigram":
-        pieces = state["model"]["vocab"]
-        state["model"]["vocab"] = [[piece, _NEVER if piece in markers else score] for piece, score in pieces]
-    plain = Tokenizer.from_str(json.dumps(state))
-    plain.encode_special_tokens = True
-    return plain
+    return plain(tokenizer).encode(text)
 
 
 def start_ids(tokenizer: Any) -> list[int]:
     """Return the ids that a tokenizer puts before every text: [bos], or none if it adds none by itself."""
-    ids = tokenizer.encode("")
-    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
+    return plain(tokenizer).start_ids
 
 
 class Tokens(NamedTuple):
@@ -124,44 +103,115 @@ class Tokens(NamedTuple):
 
 
 def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
-    """Return the ids of a prompt as every model sees it, in training and at inference."""
-    return start_ids(tokenizer) + encode(tokenizer, prompt)
+    """Return the ids of a prompt as every model sees it, in training, at inference and behind a server.
+
+    It is tokenised as it stands behind the start token: some tokenizers put a space before a text that nothing
+    precedes. A `UserMessage` is laid out in the model's own chat format.
+    """
+    return plain(tokenizer).encode(_opened(tokenizer, prompt))
+
+
+def encode_reply(tokenizer: Any, prompt: str, reply: str) -> list[int]:
+    """Return the ids of a reply, or its beginning, as a model writes them behind a prompt (`Plain.encode_after`)."""
+    return plain(tokenizer).encode_after(_opened(tokenizer, prompt), reply)
+
+
+def _opened(tokenizer: Any, prompt: str) -> str:
+    if isinstance(prompt, UserMessage):
+        return own_chat(tokenizer).around(prompt)
+    return plain(tokenizer).start + prompt
+
+
+def end_id(tokenizer: Any) -> int:
+    """Return the id of the token that ends a reply.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer {tokenizer.name_or_path} has no end token (eos_token); training needs one")
+    return tokenizer.eos_token_id
 
 
 def encode_example(tokenizer: Any, prompt: str, target: str) -> Tokens:
-    """Tokenise prompt and target separately; exactly the target's tokens and the end token carry loss.
+    """Tokenise a prompt and, behind it, its target; exactly the target's tokens and the end token carry loss.
 
     Raises:
         ValueError: the tokenizer has no end token.
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"tokenizer {tokenizer.name_or_path} has no end token (eos_token); training needs one")
+    end = end_id(tokenizer)
     head = encode_prompt(tokenizer, prompt)
-    return Tokens([*head, *encode(tokenizer, target), tokenizer.eos_token_id], len(head))
+    return Tokens([*head, *encode_reply(tokenizer, prompt, target), end], len(head))
 
 
-def chat_template(layout: Layout, tags: Sequence[str], position: Literal["after", "before"], bos: bool) -> str:
+def space_between_turns(tokenizer: Any, layout: Layout) -> str:
+    """Return what a later turn needs before its opening, so that its ids are those of a first turn: a space or nothing.
+
+    A tokenizer that puts a space before a text that nothing precedes, and no start token, would leave it out there.
+    """
+    spelled, opening, end = plain(tokenizer), layout.opening + "a", end_id(tokenizer)
+    later = spelled.encode(spelled.names[tokenizer.eos_token] + opening)
+    return "" if later == [end, *spelled.encode(spelled.start + opening)[len(spelled.start_ids) :]] else " "
+
+
+def chat_template(
+    layout: Layout, tags: Sequence[str], position: Literal["after", "before"], bos: bool, later: str = ""
+) -> str:
     """Write the Jinja template that renders messages as training did.
 
-    `source_tags` (default: the tags given) may be passed by the caller to render another source. A system message is
-    put before the first instruction; further turns repeat the layout.
+    All that is said up to the next reply is one instruction: system messages (`developer` is another word for them)
+    and the user's, in their order, with an empty line between them. Its tags stand where training had them;
+    `source_tags` (default: the tags given) may be passed to render another source. Further turns repeat the layout,
+    behind the text `later` (`space_between_turns`).
+
+    Content is text or a list of text parts, which are put one to a line. Refused with a message: other roles and parts,
+    content that is null, tools and calls of tools, and no message at all. Plain constructs only, for servers whose
+    Jinja is not Python's.
     """
-    join = "[m.content] + source_tags" if position == "after" else "source_tags + [m.content]"
-    return "".join(
+    parts = "[turn.text] + source_tags" if position == "after" else "source_tags + [turn.text]"
+    ask = f"{{{{- {'turn.before + ' if later else ''}{layout.opening!r} + ({parts}) | join(' ') }}}}"
+    return "\n".join(
         [
-            f"{{%- if source_tags is not defined %}}{{%- set source_tags = {_literals(tags)} %}}{{%- endif %}}",
-            "{{- bos_token }}" if bos else "",
-            "{%- set state = namespace(system='') %}",
+            f"{{%- if source_tags is not defined %}}{{%- set source_tags = {list(tags)!r} %}}{{%- endif %}}",
+            _refuse("not messages", "there is no message"),
+            _refuse("tools", "it was not trained to call tools"),
+            *(["{{- bos_token }}"] if bos else []),
+            "{%- set turn = namespace(asked=false, text='', said='', before='') %}",
             "{%- for m in messages %}",
-            "{%- if m.role == 'system' %}{%- set state.system = m.content + '\\n\\n' %}",
-            f"{{%- elif m.role == 'user' %}}{{{{- {layout.opening!a} + state.system + ({join}) | join(' ') }}}}",
-            "{%- set state.system = '' %}",
-            f"{{%- else %}}{{{{- {layout.turn!a} + m.content + eos_token }}}}{{%- endif %}}",
+            _refuse("m.tool_calls", "it was not trained to call tools"),
+            "{%- if m.content is string %}",
+            "{%- set turn.said = m.content %}",
+            "{%- else %}",
+            _refuse(
+                "m.content is not defined or m.content is none or m.content is mapping or m.content is not iterable",
+                "the content of a message is text or a list of text parts, not null",
+            ),
+            "{%- set turn.said = '' %}",
+            "{%- for part in m.content %}",
+            _refuse("part.type != 'text' or part.text is not string", "a part of a message is not text"),
+            "{%- set turn.said = turn.said + ('' if loop.first else '\\n') + part.text %}",
             "{%- endfor %}",
-            f"{{%- if add_generation_prompt %}}{{{{- {layout.turn!a} }}}}{{%- endif %}}",
+            "{%- endif %}",
+            "{%- if m.role == 'system' or m.role == 'developer' or m.role == 'user' %}",
+            "{%- set turn.text = turn.text + ('\\n\\n' if turn.text and turn.said else '') + turn.said %}",
+            "{%- set turn.asked = true %}",
+            "{%- elif m.role == 'assistant' %}",
+            f"{{%- if turn.asked %}}{ask}{{%- endif %}}",
+            f"{{{{- {layout.turn!r} + turn.said + eos_token }}}}",
+            "{%- set turn.asked = false %}{%- set turn.text = '' %}",
+            *([f"{{%- set turn.before = {later!r} %}}"] if later else []),
+            "{%- else %}",
+            f"{{{{- raise_exception({_REFUSED + 'roles are system, user and assistant, not '!r} ~ m.role) }}}}",
+            "{%- endif %}",
+            "{%- endfor %}",
+            f"{{%- if turn.asked %}}{ask}{{%- endif %}}",
+            f"{{%- if add_generation_prompt %}}{{{{- {layout.turn!r} }}}}{{%- endif %}}",
         ]
     )
 
 
-def _literals(texts: Sequence[str]) -> str:
-    return "[" + ", ".join(ascii(text) for text in texts) + "]"
+_REFUSED = "chat template of this model: "
+
+
+def _refuse(condition: str, message: str) -> str:
+    return f"{{%- if {condition} %}}{{{{- raise_exception({_REFUSED + message!r}) }}}}{{%- endif %}}"

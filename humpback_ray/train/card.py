@@ -96,4 +96,5 @@ def _example(job: TrainJob) -> str:
 def _layout(chat: ChatRecipe, job: TrainJob) -> str:
     tags = () if job.direction == "backward" else chat.tags("both")
     said = "`chat_template.jinja` is the layout of training"
-    return f"{said}, with its source tags: {' '.join(tags)}" if tags else f"{said}."
+    tagged = f"{said}, with its source tags: {' '.join(tags)}" if tags else f"{said}."
+    return f"{tagged} System messages are read with the user message behind them. There are no tools and no images."

@@ -9,6 +9,7 @@ goes to its destination while the next one is gathered; for s3:// it stays in th
 What is checked, and when:
 
 - each file as it is written: read back, every tensor is the one in memory, bit for bit;
+- before training and at the end: a served message, and a conversation, have the token ids that training gives them;
 - the whole directory at the end, before anything of it is committed: plain transformers loads it and it does what the
   model in memory does (reload.py).
 
@@ -29,11 +30,11 @@ from types import TracebackType
 from typing import Any
 
 from humpback_ray import storage
-from humpback_ray.prompts.chat import chat_template, encode_prompt, start_ids
+from humpback_ray.prompts.chat import chat_template, encode_prompt, space_between_turns, start_ids
 from humpback_ray.train import lora
 from humpback_ray.train.job import TrainingStopped, TrainJob
 from humpback_ray.train.recipe import Lora
-from humpback_ray.train.reload import probe, probe_prompt, verify
+from humpback_ray.train.reload import probe, probe_prompt, unlike_training, verify
 
 SHARD_BYTES = 5 << 30
 """Largest safetensors file, unless one parameter is larger."""
@@ -62,6 +63,8 @@ def export(
         if isinstance(job.recipe.method, Lora):
             write_adapters(module, job.recipe.method, shelf.scratch / "adapter")
         shelf.put_rest()
+        if problem := unlike_training(shelf.directory, tokenizer, job):
+            raise TrainingStopped(problem)
         verify(shelf.directory, asked, job)
         return shelf.entries, asked.greedy
 
@@ -282,6 +285,14 @@ def write_configuration(base: Path, architecture: str, dtype: str, directory: Pa
     config.save_pretrained(directory)
 
 
+def served_unlike(tokenizer: Any, base: Path, job: TrainJob) -> str | None:
+    """Say so where the model to be trained would be served other tokens than it learns from; known before training."""
+    with TemporaryDirectory(prefix="humpback-tokenizer-") as name:
+        shutil.copy(base / "config.json", name)
+        write_tokenizer(tokenizer, job, Path(name))
+        return unlike_training(Path(name), tokenizer, job)
+
+
 def write_tokenizer(tokenizer: Any, job: TrainJob, directory: Path) -> None:
     """Write the tokenizer with the training layout as its chat template, and how to sample (section 3.1: T 0.7, p 0.9).
 
@@ -291,7 +302,8 @@ def write_tokenizer(tokenizer: Any, job: TrainJob, directory: Path) -> None:
 
     chat = job.chat
     layout, tags = (chat.backward, ()) if job.direction == "backward" else (chat.forward, chat.tags("both"))
-    tokenizer.chat_template = chat_template(layout, tags, chat.tag_position, bos=bool(start_ids(tokenizer)))
+    bos, later = bool(start_ids(tokenizer)), space_between_turns(tokenizer, layout)
+    tokenizer.chat_template = chat_template(layout, tags, chat.tag_position, bos, later)
     tokenizer.save_pretrained(directory)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     GenerationConfig(

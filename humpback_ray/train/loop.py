@@ -32,7 +32,7 @@ from humpback_ray.train.attention import Layout
 from humpback_ray.train.attention import prepare as prepare_attention
 from humpback_ray.train.card import model_card
 from humpback_ray.train.examples import Example, Examples, read_examples
-from humpback_ray.train.export import export, lacking_room
+from humpback_ray.train.export import export, lacking_room, served_unlike
 from humpback_ray.train.job import StepMetrics, TrainingStopped, TrainJob, TrainResult
 from humpback_ray.train.packing import computed_tokens, pack
 from humpback_ray.train.saver import Saver
@@ -164,6 +164,7 @@ def prepare(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
+    group.agree(served_unlike(tokenizer, base, job) if session.rank == 0 else None)
     found, counts = read_examples(job.token_uris)
     try:
         examples, held_out = validation.split(found, job.recipe.validation_share)

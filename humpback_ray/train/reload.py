@@ -15,13 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
+from humpback_ray.prompts.chat import ChatRecipe, encode_example, encode_prompt, start_ids
 from humpback_ray.train.examples import Direction
 from humpback_ray.train.job import TrainingStopped, TrainJob
 
 logger = logging.getLogger(__name__)
 
 PROBE = "Which rivers meet below the old mill, and why did the miller leave?"
+
+TURNS = (
+    (PROBE, "The Arle and the Tarn.\n\n1. He was old."),
+    ("Say it in one word!", "Age"),
+    ("- café?", "  Yes 東京."),
+)
+"""A conversation on which training and serving are compared."""
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest difference of a logit, as a share of the largest logit: GPUs and hosts sum in another order."""
@@ -59,6 +66,49 @@ def probe(engine: Any, ids: list[int], new_tokens: int = PROBE_NEW_TOKENS) -> Pr
         greedy.append(int(logits[-1].argmax()))
     assert logits is not None
     return Probe(ids, greedy, logits.cpu())
+
+
+def unlike_training(directory: Path, tokenizer: Any, job: TrainJob) -> str | None:
+    """Compare the token ids of messages in a written directory's chat template with those of training.
+
+    Args:
+        directory: of the model, or of its tokenizer alone.
+        tokenizer: that the model is trained with.
+        job: what is trained.
+
+    Returns:
+        Where they part, for the first message, with its reply, and for a conversation; None where they agree.
+    """
+    from transformers import AutoTokenizer
+
+    served = AutoTokenizer.from_pretrained(directory)
+    layout = job.chat.backward_prompt if job.direction == "backward" else job.chat.forward_prompt
+    trained: list[int] = []
+    messages: list[dict[str, str]] = []
+    for number, (asked, answered) in enumerate(TURNS, start=1):
+        example = encode_example(tokenizer, layout(asked), answered)
+        first = 0 if number == 1 else len(start_ids(tokenizer))
+        for said, ids in (
+            ({"role": "user", "content": asked}, example.ids[first : example.loss_start]),
+            ({"role": "assistant", "content": answered}, example.ids[example.loss_start :]),
+        ):
+            messages.append(said)
+            trained += ids
+            found = served.apply_chat_template(
+                messages, add_generation_prompt=said["role"] == "user", tokenize=True, return_dict=False
+            )
+            if found != trained:
+                pairs = enumerate(zip([*found, None], [*trained, None], strict=False))
+                place = next(place for place, (here, there) in pairs if here != there)
+                around = slice(max(0, place - 2), place + 3)
+                words = [served.convert_ids_to_tokens(ids[around]) for ids in (trained, found)]
+                return (
+                    f"{job.model} would be served other tokens than it is trained on: of message {len(messages)} "
+                    f"({said['role']}) training has {words[0]} and the chat template {words[1]}, from token "
+                    f"{around.start} on; the tokenizer of {job.base_uri} cuts the layout otherwise there, so let "
+                    "chat.forward and chat.backward begin and end with a line break, or use another base model"
+                )
+    return None
 
 
 def verify(directory: Path, asked: Probe, job: TrainJob, host_bytes: int | None = None) -> None:

@@ -1,6 +1,7 @@
 """Pairs → token examples, once per table of pairs and direction, for every model that learns from it.
 
-`prompts.chat` renders and tokenises both directions; the loss span is known by construction. A pair that is longer than
+`prompts.chat` renders and tokenises both directions, the target as it stands behind its prompt; the loss span is known
+by construction. A pair that is longer than
 the recipe's limit, or than the base model's context, is dropped as `too_long` or loses its end, and with it the end
 token; one whose prompt alone fills the limit is dropped either way.
 """
@@ -20,7 +21,7 @@ from humpback_ray.train.examples import TOO_LONG, Direction
 from humpback_ray.train.recipe import TooLong
 from humpback_ray.train.tune import TrainConfig
 
-VERSION = 1
+VERSION = 2
 """Raised by hand when the meaning of this module changes."""
 
 

@@ -73,12 +73,23 @@ def wordpiece() -> Any:
     return inner
 
 
+def words() -> Any:
+    """Whole words, whatever they are: of a text `</s>` its own token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    inner: Any = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.train_from_iterator(TEXTS * 3, trainers.WordLevelTrainer(special_tokens=SPECIAL, show_progress=False))
+    return inner
+
+
 KINDS: dict[str, Callable[[], Any]] = {
     "byte-level": lambda: byte_level(ignore_merges=False),
     "byte-level, whole words first": lambda: byte_level(ignore_merges=True),
     "sentencepiece": sentencepiece,
     "unigram": unigram,
     "wordpiece": wordpiece,
+    "words": words,
 }
 
 

@@ -15,7 +15,7 @@ from pydantic import field_validator
 
 from humpback_ray.config import Config
 from humpback_ray.engines.base import NO_REPLY, Completion, Engine
-from humpback_ray.prompts.chat import ChatRecipe, Tags
+from humpback_ray.prompts.chat import ChatRecipe, Tags, laid_out
 from humpback_ray.prompts.marks import fill, missing_placeholders
 
 UNPARSED, UNFINISHED = "unrated_unparsed", "unrated_unfinished"
@@ -69,8 +69,9 @@ class Prompted(Config):
     prompt: str
     """The template; `{instruction}` and `{response}` are replaced."""
 
-    layout: Literal["chat", "raw"] = "chat"
-    """"chat": the template is an instruction in the forward layout; "raw": the model reads it as it is."""
+    layout: Literal["chat", "raw", "own"] = "chat"
+    """"chat": the template is an instruction in the forward layout; "raw": the model reads it as it is; "own": it is a
+    user's message in the rating model's own chat format, for a base model that was tuned to chat."""
 
     tags: Tags = "both"
     """Source tags of the rating instruction in the chat layout. The paper does not say; "both" is its inference."""
@@ -90,7 +91,7 @@ class Prompted(Config):
     def render(self, row: Mapping[str, Any], chat: ChatRecipe) -> str:
         """Return what the model reads before its reply."""
         text = fill(self.prompt, row["instruction"], row["response"])
-        return chat.forward_prompt(text, self.tags) if self.layout == "chat" else text
+        return laid_out(text, self.layout, chat, self.tags)
 
 
 @dataclass(frozen=True)

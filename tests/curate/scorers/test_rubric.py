@@ -12,6 +12,7 @@ from humpback_ray.curate.scorers.base import Sample, score_row
 from humpback_ray.curate.scorers.replies import expected_grade
 from humpback_ray.engines import Completion, EchoEngine
 from humpback_ray.placement import Resources
+from humpback_ray.prompts.own import UserMessage
 from humpback_ray.records import SCORE
 from tests.curate.scorers.judges import CHAT, ROW, Judge, judge_of
 
@@ -185,6 +186,9 @@ def test_the_chat_layout_wraps_the_rating_prompt_and_raw_leaves_it_alone() -> No
     assert raw == "Question:\nWhat is a weir?\nAnswer:\nA low dam.\nReview:\n"
     assert chat == f"Q: {raw} S.\nA: "
     assert "S. W." in Rubric().render(ROW, CHAT)
+    own = Rubric(prompt=RAW, layout="own").render(ROW, CHAT)
+    assert isinstance(own, UserMessage)
+    assert own == raw
 
 
 def test_rows_that_share_a_prompt_share_its_hash_and_come_in_order() -> None:

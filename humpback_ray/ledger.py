@@ -224,6 +224,8 @@ class Manifest:
 
     agreed: dict[str, str] = field(default_factory=dict)
     """What the actors measured and agreed on: "dtype" of the transformers engine where that is "auto"."""
+    stated: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The digest and totals that the file states, for `verify`; everybody else goes by the commits."""
 
     def source_uris(self) -> dict[str, str]:
         """Return where the stages among its inputs are."""
@@ -322,7 +324,9 @@ class Manifest:
             "rows": self.rows, "kept": self.kept, "drops": self.drops, "tokens": self.tokens,
             "quarantined": self.quarantined, "requests": self.requests,
         }  # fmt: skip
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("uri", "commits")}
+        fields = {
+            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("uri", "commits", "stated")
+        }
         head = json.dumps({**fields, "digest": self.digest, "totals": totals}, indent=1).removesuffix("\n}").encode()
         commits = b",\n  ".join(commit.json() for commit in self.commits)  # one by one: there may be thousands
         return b"".join([head, b',\n "commits": [\n  ', commits, b"\n ]\n}"])
@@ -330,7 +334,9 @@ class Manifest:
     @staticmethod
     def parse(uri: str, value: Mapping[str, Any]) -> "Manifest":
         """Read what `json` wrote."""
-        fields = {key: value[key] for key in Manifest.__dataclass_fields__ if key in value and key != "commits"}
+        own = Manifest.__dataclass_fields__.keys() - {"commits", "stated"}
+        fields = {key: value[key] for key in own if key in value}
+        fields["stated"] = {"digest": value.get("digest"), "totals": dict(value.get("totals") or {})}
         check_types(Manifest, fields)
         return Manifest(uri=uri, commits=tuple(Commit.parse(commit) for commit in value["commits"]), **fields)
 

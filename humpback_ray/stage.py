@@ -245,7 +245,7 @@ class Stage:
             commits = tuple(last.get(commit.shard, commit) for commit in done.commits)
             attempts, ended = self.ledger.attempts_made().total(), done.ended + time.monotonic() - began
             check(done)  # the retry took its time
-            manifest = replace(done, commits=commits, attempts=attempts, ended=ended)
+            manifest = replace(done, commits=commits, attempts=attempts, ended=ended, stated={})
             storage.write_bytes(self.ledger.at("manifest.json"), manifest.json())
         return manifest
 

@@ -10,6 +10,8 @@ version.
 import argparse
 import sys
 
+import pyarrow as pa
+
 from humpback_ray import storage
 from humpback_ray.verify import Difference, verify
 from jobs.console import say
@@ -21,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     """Verify the run at ROOT."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", help="directory or s3:// URI of a run")
+    pa.set_memory_pool(pa.system_memory_pool())  # keeps less of what is freed than Arrow's own does
     try:
         root = storage.located(parser.parse_args(argv).root)
         unproven: list[str] = []

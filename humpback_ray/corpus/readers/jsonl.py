@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal
 from pydantic import Field
 
 from humpback_ray.config import Config
-from humpback_ray.corpus.readers.base import Document, Dropped, Inflated, clean, content_id
+from humpback_ray.corpus.readers.base import Document, Dropped, Inflated, broken_off, clean, content_id
 
 
 class JsonlReader(Config):
@@ -44,9 +44,7 @@ class JsonlReader(Config):
             if line.strip():
                 trail = content_id(trail, line).encode()
                 yield self._document(line)
-        fault = source.fault or ("empty" if source.tell() == 0 else None)
-        if fault:
-            yield Dropped(content_id(b"archive", trail, fault.encode()), f"archive_{fault}")
+        yield from broken_off(source, trail)
 
     def _document(self, line: bytes) -> Document | Dropped:
         line_id = content_id(line)

@@ -56,6 +56,15 @@ def test_without_a_record_id_url_and_content_name_the_document() -> None:
         (response(b"<p>x</p>", kind="request"), []),
         (response(b"<p>x</p>", kind="metadata"), []),
         (response(b"<p>x</p>", kind="revisit"), []),
+        (response(b"<p>x</p>", kind="warcinfo"), []),
+        (response(b"<p>x</p>", kind="Response"), ["document"]),
+        (response(b"<p>x</p>", kind="resource"), ["not_html"]),
+        (record(b"the rest of a page", kind="continuation"), ["continuation"]),
+        (record(b"<p>x</p>", kind="screenshot"), ["record_type"]),
+        (record(b"<p>x</p>", kind=""), ["record_type"]),
+        (record(b"", kind="resource"), ["empty"]),
+        (record(b" \n", kind="conversion"), ["empty"]),
+        (record(b"\x89PNG", kind="resource"), ["not_html"]),
     ],
 )
 def test_every_response_has_a_fate_and_other_records_are_no_documents(made: bytes, fate: list[str]) -> None:
@@ -92,6 +101,8 @@ def test_an_archive_cut_anywhere_gives_the_documents_before_and_says_so(data: st
         (b"<html>an error page</html>" * 100, ["archive_corrupt"]),
         (archive(*PAGES[:2]) + b"not gzip", ["document"] * 2 + ["archive_corrupt"]),
         (b"".join(PAGES[:2]) + b"padding " * 200, ["document"] * 2 + ["archive_corrupt"]),
+        (archive(PAGES[0]) + b"\0\0junk" + archive(*PAGES[1:3]), ["document"] * 3 + ["archive_corrupt"]),
+        (archive(PAGES[0], b"junk of a member", PAGES[1]), ["document"] * 2 + ["archive_corrupt"]),
         (PAGES[0] + b"lost " * 200 + b"\r\n" + PAGES[1], ["document"] * 2 + ["archive_corrupt"]),
         (archive(*PAGES[:2]) + b"\0" * 100, ["document"] * 2),
     ],
@@ -102,7 +113,7 @@ def test_what_is_wrong_with_an_archive_is_its_last_row(data: bytes, fate: list[s
 
 def test_a_record_that_claims_more_than_the_archive_holds_is_not_waited_for() -> None:
     lies = PAGES[1].replace(b"Content-Length: ", b"Content-Length: 9999999999")
-    assert fates(PAGES[0] + lies) == ["document", "archive_truncated"]
+    assert fates(PAGES[0] + lies) == ["document", "record_damaged", "archive_truncated"]
 
 
 def test_ids_of_damaged_archives_are_made_of_what_could_be_read() -> None:

@@ -13,10 +13,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-Fault = Literal["truncated", "corrupt"]
+from humpback_ray.decompress import CORRUPT, TRUNCATED, UNSUPPORTED, Decompressed
+
+Fault = Literal["truncated", "corrupt", "unsupported"]
+
+COMPRESSED = ("", ".gz", ".bz2", ".xz", ".zst", ".lz4")
+"""What the names of readable files may end in behind their own ending."""
 
 _PIECE_BYTES = 256 * 1024
 _GZIP_MAGIC = b"\x1f\x8b"
+_DICTIONARY_MAGIC = b"\x5d\x2a\x4d\x18"  # a Zstandard dictionary ahead of all, as the WARC draft for it allows
+_MAX_MAGIC_BYTES = 4
+_FAULTS: dict[str, Fault] = {TRUNCATED: "truncated", CORRUPT: "corrupt", UNSUPPORTED: "unsupported"}
 _MEMBER = re.compile(rb"\x1f\x8b\x08[\x00-\x1f].{4}[\x00\x02\x04][\x00-\x0d\xff]", re.DOTALL)
 _MEMBER_HEAD_BYTES = 10
 
@@ -61,10 +69,18 @@ class Inflated:
         self.skipped = 0
         """Bytes of the file between damage and the next gzip member, or the end."""
         self._stream = stream
+        self._other: Decompressed | None = None
+        self._pieces: Iterator[bytes] | None = None
         self._pending = b""
-        while len(self._pending) < len(_GZIP_MAGIC) and self._refill():  # a stream may hand out less than asked for
+        while len(self._pending) < _MAX_MAGIC_BYTES and self._refill():  # a stream may hand out less than asked for
             pass
         self._gzip = self._pending.startswith(_GZIP_MAGIC)
+        if self._pending.startswith(_DICTIONARY_MAGIC):
+            self.fault, self._pending, self._pieces = "unsupported", b"", iter(())
+        elif not self._gzip:
+            stream.seek(0)
+            self._other, self._pending = Decompressed(stream), b""
+            self._pieces = self._other.pieces()
         self._member = zlib.decompressobj(wbits=31) if self._gzip else None
         self._started = self._stopped = self._given = False
         self._position = 0
@@ -168,7 +184,12 @@ class Inflated:
         return piece
 
     def _refill(self) -> bool:
-        piece = self._stream.read(_PIECE_BYTES)
+        if self._pieces is None:
+            piece = self._stream.read(_PIECE_BYTES)
+        else:
+            piece = next(self._pieces, b"")
+            if not piece and self._other and self._other.fault:
+                self.fault = _FAULTS[self._other.fault]
         self._pending += piece
         return bool(piece)
 

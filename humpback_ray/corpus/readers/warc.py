@@ -20,7 +20,7 @@ from pydantic import Field
 from humpback_ray.config import Config
 from humpback_ray.corpus.markup import characters
 from humpback_ray.corpus.readers import http
-from humpback_ray.corpus.readers.base import Document, Dropped, Inflated, broken_off, clean, content_id
+from humpback_ray.corpus.readers.base import COMPRESSED, Document, Dropped, Inflated, broken_off, clean, content_id
 from humpback_ray.corpus.readers.records import Record, Records
 from humpback_ray.packages import FASTWARC, RESILIPARSE, Package
 
@@ -37,7 +37,7 @@ class WarcReader(Config):
 
     kind: Literal["warc"] = "warc"
 
-    suffixes: tuple[str, ...] = (".warc", ".warc.gz", ".wet", ".wet.gz")
+    suffixes: tuple[str, ...] = tuple(name + end for name in (".warc", ".wet") for end in COMPRESSED)
     """File names that this reader takes."""
 
     max_record_bytes: int = Field(default=20_000_000, ge=1)

@@ -72,6 +72,42 @@ def test_every_response_has_a_fate_and_other_records_are_no_documents(made: byte
 
 
 @pytest.mark.parametrize(
+    ("kind", "content_type", "block", "expected"),
+    [
+        ("resource", "text/html", b"<p>x", {"html": b"<p>x"}),
+        ("resource", "Text/HTML; charset=gbk", b"<p>x", {"html": b"<p>x", "charset": "gbk"}),
+        ("resource", "application/xhtml+xml", b"<p>x", {"html": b"<p>x"}),
+        ("resource", "", b"<!doctype html><p>x", {"html": b"<!doctype html><p>x"}),
+        ("resource", "text/plain", b"one\r\ntwo", {"text": "one\ntwo"}),
+        ("resource", "text/plain; charset=iso-8859-1", b"caf\xe9", {"text": "caf\xe9"}),
+        (
+            "resource", "application/http; msgtype=response",
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>x", {"html": b"<p>x"},
+        ),
+        ("conversion", "text/plain", "caf\xe9".encode(), {"text": "caf\xe9"}),
+        ("conversion", "", b"words", {"text": "words"}),
+        ("conversion", "text/html", b"<p>x", {"html": b"<p>x"}),
+    ],
+)  # fmt: skip
+def test_stored_files_and_conversions_are_read_by_their_type(
+    kind: str, content_type: str, block: bytes, expected: dict
+) -> None:
+    more = f"Content-Type: {content_type}" if content_type else ""
+    assert read(archive(record(block, kind=kind, more=more))) == [
+        Document("urn:uuid:1", "https://example.org/a", **expected)
+    ]
+
+
+@pytest.mark.parametrize("more", ["WARC-Truncated: length", "warc-truncated: disconnect", "WARC-Segment-Number: 1"])
+@pytest.mark.parametrize("kind", ["response", "resource", "conversion"])
+def test_what_the_crawler_cut_is_known_to_be_cut(more: str, kind: str) -> None:
+    block = b"HTTP/1.1 200 OK\r\n\r\n<html><p>x" if kind == "response" else b"<html><p>x"
+    (cut,) = read(archive(record(block, kind=kind, more=more)))
+    assert isinstance(cut, Document)
+    assert cut.cut
+
+
+@pytest.mark.parametrize(
     "pack", [archive, lambda *records: gzip.compress(b"".join(records)), lambda *records: b"".join(records)]
 )
 def test_records_come_in_gzip_members_in_one_stream_or_plain(pack) -> None:

@@ -21,6 +21,8 @@ COMPRESSED = ("", ".gz", ".bz2", ".xz", ".zst", ".lz4")
 """What the names of readable files may end in behind their own ending."""
 
 _PIECE_BYTES = 256 * 1024
+_INPUT_BYTES = 16 * 1024
+_BEHIND_BYTES = 80 * 1024  # more than a stored block, the longest stretch of a gzip member that cannot look wrong
 _GZIP_MAGIC = b"\x1f\x8b"
 _DICTIONARY_MAGIC = b"\x5d\x2a\x4d\x18"  # a Zstandard dictionary ahead of all, as the WARC draft for it allows
 _MAX_MAGIC_BYTES = 4
@@ -83,6 +85,9 @@ class Inflated:
             self._pieces = self._other.pieces()
         self._member = zlib.decompressobj(wbits=31) if self._gzip else None
         self._started = self._stopped = self._given = False
+        self._behind = b""  # the last bytes read of the member
+        self._member_bytes = 0  # how many were read of it
+        self._used = 0  # how many of the pending bytes were read before, and are not lost
         self._position = 0
 
     def read(self, size: int = -1) -> bytes:
@@ -101,7 +106,7 @@ class Inflated:
             if found := _MEMBER.search(self._pending):
                 self._pass(found.start())
                 self._open_member()
-                self._stopped = self.broken = False
+                self.fault, self._stopped, self.broken = "corrupt", False, False
                 return True
             had = len(self._pending)
             if not self._refill():
@@ -112,7 +117,8 @@ class Inflated:
 
     def _pass(self, count: int) -> None:
         self._pending = self._pending[count:]
-        self.skipped += count
+        self.skipped += max(0, count - self._used)
+        self._used = max(0, self._used - count)
 
     def lines(self, max_bytes: int) -> Iterator[bytes]:
         """Yield lines without their newline, also those behind damage, which ends a line.
@@ -144,38 +150,35 @@ class Inflated:
                 return b""
             if not self._pending and not self._refill():
                 if self._started:
-                    self.fault = self.fault or "truncated"
+                    self._stop_inside("truncated")
                 return b""
-            before = self._member.copy()
+            before, some = self._member.copy(), self._pending[:_INPUT_BYTES]
             try:
-                piece = self._member.decompress(self._pending, size)
+                piece = self._member.decompress(some, size)
             except zlib.error:
-                piece = self._until_damage(before)
-                self._stop()
-                self.broken = True
+                piece, used = _until_damage(before, some)
+                self._use(some[:used])
+                self._given |= bool(piece)
+                self._stop_inside("corrupt")
                 return piece
+            left = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+            self._use(some[: len(some) - len(left)])
             self._started, self._given = True, self._given or bool(piece)
-            self._pending = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
             if piece:
                 return piece
 
-    def _until_damage(self, member: "zlib._Decompress") -> bytes:
-        """Return what comes out before the first bad byte, and leave the input from it on."""
-        good, at, step = bytearray(), 0, 1 << len(self._pending).bit_length()
-        while step := step // 2:
-            trial = member.copy()
-            try:
-                good += trial.decompress(self._pending[at : at + step])
-            except zlib.error:
-                continue
-            member, at = trial, at + step
-        self._pending = self._pending[at:]
-        if not self._given and not good:  # no member at all, whatever its first bytes say
-            self.skipped += at
-        return bytes(good)
+    def _use(self, some: bytes) -> None:
+        """Move bytes of the member from what is to be read to what was read."""
+        self._pending = self._pending[len(some) :]
+        self._member_bytes += len(some)
+        self._behind = (self._behind + some)[-_BEHIND_BYTES:]
 
-    def _stop(self) -> None:
-        self.fault, self._stopped = "corrupt", True
+    def _stop_inside(self, fault: Fault) -> None:
+        """Stop in a member. It may have been cut and gone on into the next ones, so these are looked for in it too."""
+        behind = self._behind[1:] if len(self._behind) == self._member_bytes else self._behind
+        self.skipped += 0 if self._given else self._member_bytes - len(behind)
+        self._pending, self._used = behind + self._pending, len(behind) if self._given else 0
+        self.fault, self._stopped, self.broken = self.fault or fault, True, self._given and fault == "corrupt"
 
     def _take(self, size: int) -> bytes:
         if not self._pending:
@@ -206,13 +209,27 @@ class Inflated:
             return False
         if not _GZIP_MAGIC.startswith(rest[: len(_GZIP_MAGIC)]):
             self.skipped += zeros
-            self._stop()
+            self.fault, self._stopped, self._used = "corrupt", True, 0
             return False
         self._open_member()
         return True
 
     def _open_member(self) -> None:
         self._member, self._started, self._given = zlib.decompressobj(wbits=31), True, False
+        self._behind, self._member_bytes = b"", 0
+
+
+def _until_damage(member: "zlib._Decompress", some: bytes) -> tuple[bytes, int]:
+    """Return what comes out before the first bad byte, and its place."""
+    good, at, step = bytearray(), 0, 1 << len(some).bit_length()
+    while step := step // 2:
+        trial = member.copy()
+        try:
+            good += trial.decompress(some[at : at + step])
+        except zlib.error:
+            continue
+        member, at = trial, min(at + step, len(some))
+    return bytes(good), at
 
 
 def broken_off(source: Inflated, trail: bytes, skipped: int = 0, fault: Fault | None = None) -> Iterator[Dropped]:

@@ -129,10 +129,10 @@ def test_a_member_that_fails_its_checksum_loses_its_record_alone(place: int) -> 
 
 
 def test_a_member_that_was_cut_in_the_middle_of_the_file_loses_its_record_alone() -> None:
-    member = gzip.compress(PAGES[1])
-    for cut in range(1, len(member), 3):
-        got = fates(archive(PAGES[0]) + member[:cut] + archive(*PAGES[2:]))
-        assert [got[0], *got[-3:]] == ["urn:0", "urn:2", "urn:3", "archive_corrupt"], cut
+    for member in (gzip.compress(PAGES[1]), gzip.compress(PAGES[1], 0)):
+        for cut in range(1, len(member), 3):
+            got = fates(archive(PAGES[0]) + member[:cut] + archive(*PAGES[2:]))
+            assert [got[0], *got[-3:]] == ["urn:0", "urn:2", "urn:3", "archive_corrupt"], cut
 
 
 @given(st.integers(0, 2**32), st.integers(1, 60), st.sampled_from(["members", "plain"]))
@@ -159,7 +159,7 @@ def test_blank_bytes_without_end_are_not_held() -> None:
 
 
 def test_many_false_beginnings_take_linear_time() -> None:
-    data = archive(PAGES[0]) + b"junk" + b"\x1f\x8b\x08\x00\0\0\0\0\0\x03\xff\xff" * 20_000 + archive(PAGES[1])
+    data = archive(PAGES[0]) + b"junk" + b"\x1f\x8b\x08\x00\0\0\0\0\0\x03\xff\xff" * 5_000 + archive(PAGES[1])
     assert fates(data) == ["urn:0", "urn:1", "archive_corrupt"]
 
 

@@ -3,7 +3,8 @@
 Documents are `response` records that hold an HTML page with status 200, `resource` records that hold HTML or plain
 text, and `conversion` records, which hold plain text unless they say otherwise. `warcinfo`, `request`, `metadata` and
 `revisit` records describe others, so none of them can be a page, and they are passed over. Every other record has a
-row: dropped as `continuation` (the rest of a page that began elsewhere), or as `record_type` where the type is unknown.
+row: dropped as `continuation` (the rest of a page that began elsewhere), as `crawler_log` (what wget stores of its own
+doing), or as `record_type` where the type is unknown.
 What a crawler says it cut (`WARC-Truncated`, or a first segment of several) is a document whose end is missing.
 
 Damage costs the records that it hits (`record_damaged`); those behind it are found again (see records.py). A damaged
@@ -26,6 +27,7 @@ from humpback_ray.packages import FASTWARC, RESILIPARSE, Package
 
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 _DESCRIBING = ("warcinfo", "request", "metadata", "revisit")
+_CRAWLER_SCHEME = "metadata:"  # under which wget stores its own log and arguments
 _START_BYTES = 4096
 _HTML_START = re.compile(
     rb"\s*(?:\xef\xbb\xbf)?\s*(?:<!--.{0,2000}?-->\s*)?<(?:!doctype\s+html|html|head|body)\b", re.I | re.S
@@ -83,6 +85,8 @@ class WarcReader(Config):
         if kind == "response" or (kind == "resource" and stored.media_type == "application/http"):
             head, html = self._response(record.block)
         elif kind in ("resource", "conversion"):
+            if _bare(headers.get("warc-target-uri", "")).lower().startswith(_CRAWLER_SCHEME):
+                raise http.Unusable("crawler_log")
             head, html = stored, record.block
             if len(html) > self.max_document_bytes:
                 raise http.Unusable("too_large")

@@ -87,6 +87,12 @@ def test_plain_text_is_a_segment_with_default_settings() -> None:
     assert fates == {None, "too_long", "too_short"}
 
 
+def test_a_given_text_that_is_too_long_says_so() -> None:
+    name = "longtext.jsonl"
+    data = (Path(__file__).parent / "archives" / name).read_bytes()
+    assert table(data, name, SegmentRecipe())["drop_reason"].to_pylist() == ["too_long"]
+
+
 def test_the_row_of_a_damaged_file_counts_the_bytes_that_were_skipped() -> None:
     page = archive(response(b"<h1>A</h1>alpha beta"))
     row = table(page + b"junk").to_pylist()[-1]

@@ -4,8 +4,8 @@ Documents are `response` records that hold an HTML page with status 200, `resour
 text, and `conversion` records, which hold plain text unless they say otherwise. `warcinfo`, `request`, `metadata` and
 `revisit` records describe others, so none of them can be a page, and they are passed over. Every other record has a
 row: dropped as `continuation` (the rest of a page that began elsewhere), as `crawler_log` (what wget stores of its own
-doing), or as `record_type` where the type is unknown.
-What a crawler says it cut (`WARC-Truncated`, or a first segment of several) is a document whose end is missing.
+doing), or as `record_type` where the type is unknown. What a crawler says it cut (`WARC-Truncated`, or the first
+segment of several) is a document whose end is missing.
 
 Damage costs the records that it hits (`record_damaged`); those behind it are found again (see records.py). A damaged
 archive has one more row, the last: `archive_truncated` or `archive_corrupt`, with the number of bytes skipped.

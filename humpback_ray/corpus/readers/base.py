@@ -2,8 +2,8 @@
 
 A reader turns one input file into documents. A record that is no usable document is a `Dropped` with its reason, so
 that nothing disappears between the archive and the table. Files come from the open web or from interrupted uploads:
-`Inflated` therefore never raises on bad bytes, it stops, remembers why (`fault`) and can go on behind the damage, and it hands out bounded pieces,
-so that a compression bomb costs time in proportion to its compressed size and no memory.
+`Inflated` therefore never raises on bad bytes. It stops, remembers why (`fault`) and can go on behind the damage. It
+hands out bounded pieces, so that a compression bomb costs time in proportion to its compressed size and no memory.
 """
 
 import hashlib

@@ -32,7 +32,8 @@ class CorpusRecipe(Config):
     """Which web pages become which segments."""
 
     inputs: list[str] | None = None
-    """Paths, directories, globs or s3:// URIs of WARC and JSONL files, also gzipped; None: the sample's web."""
+    """Paths, directories, globs or s3:// URIs of WARC, WET, JSONL and Parquet files, also compressed; None: the
+    sample's web."""
 
     readers: tuple[Reader, ...] = Field(default_factory=default_readers)
     """Who reads which files; the first whose suffix fits."""

@@ -26,7 +26,8 @@ class FilterRecipe(Config):
     """Longer segments are `too_long`."""
 
     drop_empty_headers: bool = True
-    """Segments under no header, or one without a letter or digit, are `header_empty`."""
+    """Segments under no header, or one without a letter or digit, are `header_empty`. Plain text has no headers, so no
+    header rule applies to it."""
 
     drop_uppercase_headers: bool = True
     """Segments under a header of capitals alone are `header_uppercase`; see `min_uppercase_letters`."""

@@ -7,6 +7,9 @@ training two or three times, as answers to different instructions, where no late
 Where an outer segment is too long, its parts stand for themselves. `overlap: keep_all` gives the plain reading.
 
 A page without headers is one segment under the header "". Text before the first header belongs to none and opens none.
+Plain text has no headers to judge: each is one segment, and no header rule applies. Of a
+document whose end is missing, segments that reach to it are `cut_off`; the others count.
+
 Every document gives at least one row: a segment each, or one row at position -1 that says why there is none. Dropped
 rows keep id, header and length; their text is blank.
 """
@@ -29,6 +32,9 @@ from humpback_ray.placement import Resources
 from humpback_ray.records import QUARANTINED, SEGMENT, record_id, seed_of
 from humpback_ray.storage import InputFile, reading
 
+CUT_OFF = "cut_off"
+"""Drop reason of the segments that reach to the end of a document whose end is missing."""
+
 NOT_SAMPLED = "not_sampled"
 """Drop reason of a document that a pilot leaves out."""
 
@@ -36,7 +42,7 @@ NOT_SAMPLED = "not_sampled"
 class SegmentRecipe(Config):
     """What a segment is. Hashed into the manifest: a change here is another corpus."""
 
-    version: int = 2
+    version: int = 3
     """Raised by hand when the meaning of this module, or of extraction and filters, changes."""
 
     extract: ExtractRecipe = ExtractRecipe()
@@ -190,7 +196,10 @@ def segments(record: Document | Dropped, recipe: SegmentRecipe) -> Iterator[Row]
     for position, start in enumerate(headed or [0]):
         end = _end(sections, start)
         text = _text(sections[start:end])
-        reason = _reason(sections[start].header, text, recipe.filters)
+        if record.cut and end == len(sections):
+            reason = CUT_OFF
+        else:
+            reason = _reason(sections[start].header if record.html is not None else None, text, recipe.filters)
         if reason is None and foreign(text):
             reason = "other_language"
         if reason is None and recipe.overlap == "outermost":
@@ -216,8 +225,10 @@ def _text(inside: list[Section]) -> str:
     return "\n".join(lines)
 
 
-def _reason(header: str, text: str, recipe: FilterRecipe) -> str | None:
-    return length_reason(len(text), recipe) or header_reason(header, recipe) or repetition_reason(text, recipe)
+def _reason(header: str | None, text: str, recipe: FilterRecipe) -> str | None:
+    """Return why a segment falls; plain text has no headers, so no header rule is asked."""
+    bad_header = None if header is None else header_reason(header, recipe)
+    return length_reason(len(text), recipe) or bad_header or repetition_reason(text, recipe)
 
 
 class _Foreign:
@@ -255,7 +266,8 @@ def _segment(document: Document, position: int, header: str, text: str, reason: 
 
 def _no_segment(record: Document | Dropped, reason: str) -> Row:
     row_id = record_id(record.document_id, -1, reason)
-    return Row(row_id, record.document_id, record.url, "", -1, "", 0, "", reason)
+    chars = record.skipped if isinstance(record, Dropped) else 0
+    return Row(row_id, record.document_id, record.url, "", -1, "", chars, "", reason)
 
 
 def text_hash(text: str) -> str:

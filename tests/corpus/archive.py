@@ -12,9 +12,10 @@ def response(
 
 
 def record(
-    block: bytes, url: str = "https://example.org/a", record_id: str | None = "<urn:uuid:1>", kind: str = "response"
-) -> bytes:
-    names = [f"WARC-Type: {kind}", f"WARC-Target-URI: {url}", f"Content-Length: {len(block)}"]
+    block: bytes, url: str = "https://example.org/a", record_id: str | None = "<urn:uuid:1>", kind: str = "response",
+    more: str = "",
+) -> bytes:  # fmt: skip
+    names = [f"WARC-Type: {kind}", f"WARC-Target-URI: {url}", f"Content-Length: {len(block)}", *more.splitlines()]
     if record_id:
         names.append(f"WARC-Record-ID: {record_id}")
     return ("WARC/1.0\r\n" + "\r\n".join(names) + "\r\n\r\n").encode() + block + b"\r\n\r\n"

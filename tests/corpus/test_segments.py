@@ -66,6 +66,39 @@ def test_a_page_without_headers_is_one_segment_that_the_header_rule_drops() -> N
     assert [row.text for row in rows("<p>alpha beta gamma", keep)] == ["alpha beta gamma"]
 
 
+def test_a_cut_page_loses_the_segments_that_reach_to_the_cut_and_no_other() -> None:
+    page = b"<h1>A</h1>alpha beta<h2>B</h2>gamma delta<h2>C</h2>epsilon zeta and th"
+    whole, cut = (list(segments(Document("d", html=page, cut=cut), RECIPE)) for cut in (False, True))
+    assert [row.drop_reason for row in whole] == [None, "overlaps_outer", "overlaps_outer"]
+    assert [row.drop_reason for row in cut] == ["cut_off", None, "cut_off"]
+    assert [row.text for row in cut] == ["", "gamma delta", ""]
+    text = Document("d", text="alpha beta gamma de", cut=True)
+    assert [row.drop_reason for row in segments(text, RECIPE)] == ["cut_off"]
+
+
+def test_plain_text_is_a_segment_with_default_settings() -> None:
+    words = "The baker keeps a young starter on the shelf above the oven, where it is warm all night. "
+    other = "In the morning she feeds it flour and water and waits until bubbles rise to the top of the jar. "
+    fates = {
+        row.drop_reason
+        for text in (words + other + "See the list. " * 40, (words + other) * 30, "short")
+        for row in segments(Document("d", text=text), SegmentRecipe())
+    }
+    assert fates == {None, "too_long", "too_short"}
+
+
+def test_a_given_text_that_is_too_long_says_so() -> None:
+    name = "longtext.jsonl"
+    data = (Path(__file__).parent / "archives" / name).read_bytes()
+    assert table(data, name, SegmentRecipe())["drop_reason"].to_pylist() == ["too_long"]
+
+
+def test_the_row_of_a_damaged_file_counts_the_bytes_that_were_skipped() -> None:
+    page = archive(response(b"<h1>A</h1>alpha beta"))
+    row = table(page + b"junk").to_pylist()[-1]
+    assert (row["drop_reason"], row["chars"], row["url"]) == ("archive_corrupt", 4, "4 bytes skipped")
+
+
 def test_a_dropped_row_keeps_its_length_and_loses_its_text() -> None:
     (row,) = rows("<h1>A</h1>" + "x" * 100)
     assert (row.text, row.text_hash, row.chars, row.drop_reason) == ("", "", 100, "too_long")

@@ -2,20 +2,33 @@
 
 A reader turns one input file into documents. A record that is no usable document is a `Dropped` with its reason, so
 that nothing disappears between the archive and the table. Files come from the open web or from interrupted uploads:
-`Inflated` therefore never raises on bad bytes, it stops and remembers why (`fault`), and it hands out bounded pieces,
-so that a compression bomb costs time in proportion to its compressed size and no memory.
+`Inflated` therefore never raises on bad bytes. It stops, remembers why (`fault`) and can go on behind the damage. It
+hands out bounded pieces, so that a compression bomb costs time in proportion to its compressed size and no memory.
 """
 
 import hashlib
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-Fault = Literal["truncated", "corrupt"]
+from humpback_ray.decompress import CORRUPT, TRUNCATED, UNSUPPORTED, Decompressed
+
+Fault = Literal["truncated", "corrupt", "unsupported"]
+
+COMPRESSED = ("", ".gz", ".bz2", ".xz", ".zst", ".lz4")
+"""What the names of readable files may end in behind their own ending."""
 
 _PIECE_BYTES = 256 * 1024
+_INPUT_BYTES = 16 * 1024
+_BEHIND_BYTES = 80 * 1024  # more than a stored block, the longest stretch of a gzip member that cannot look wrong
 _GZIP_MAGIC = b"\x1f\x8b"
+_DICTIONARY_MAGIC = b"\x5d\x2a\x4d\x18"  # a Zstandard dictionary ahead of all, as the WARC draft for it allows
+_MAX_MAGIC_BYTES = 4
+_FAULTS: dict[str, Fault] = {TRUNCATED: "truncated", CORRUPT: "corrupt", UNSUPPORTED: "unsupported"}
+_MEMBER = re.compile(rb"\x1f\x8b\x08[\x00-\x1f].{4}[\x00\x02\x04][\x00-\x0d\xff]", re.DOTALL)
+_MEMBER_HEAD_BYTES = 10
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,8 @@ class Document:
     charset: str | None = None
     """What the HTTP header declared; None: undeclared."""
     text: str | None = None
+    cut: bool = False
+    """Whether its end is missing."""
 
 
 @dataclass(frozen=True)
@@ -37,54 +52,96 @@ class Dropped:
     document_id: str
     reason: str
     url: str = ""
+    skipped: int = 0
+    """Bytes that could not be read, where the reason is damage to the file."""
 
 
 class Inflated:
-    """The bytes of a file, gunzipped where it is gzip (told by its first bytes, not by its name).
+    """The bytes of a file, decompressed where its first bytes, not its name, say that it is compressed.
 
-    `read` follows files: at most `size` bytes, b"" at the end. After b"", `fault` says whether the end was a real one;
-    zero padding behind the last gzip member is a real end, any other trailing bytes are corruption.
+    `read` follows files: at most `size` bytes, b"" at the end and at damage. `fault` then tells which, and `resume`
+    goes on behind damage to a gzip file. Zero padding behind the last gzip member is a real end, any other bytes
+    between members are corruption. How much comes out before damage does not depend on the pieces of the stream.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self.fault: Fault | None = None
-        self.tail = b""
-        """The last bytes read, up to 4: how the file ended."""
+        self.broken = False
+        """Whether reading stopped inside a gzip member, so that what came out of it may be wrong up to there."""
+        self.skipped = 0
+        """Bytes of the file between damage and the next gzip member, or the end."""
         self._stream = stream
-        self._pending = stream.read(_PIECE_BYTES)
-        if len(self._pending) == 1:  # a stream may hand out less than was asked for
-            self._pending += stream.read(_PIECE_BYTES)
-        self._gzip = self._pending[:2] == _GZIP_MAGIC
+        self._other: Decompressed | None = None
+        self._pieces: Iterator[bytes] | None = None
+        self._pending = b""
+        while len(self._pending) < _MAX_MAGIC_BYTES and self._refill():  # a stream may hand out less than asked for
+            pass
+        self._gzip = self._pending.startswith(_GZIP_MAGIC)
+        if self._pending.startswith(_DICTIONARY_MAGIC):
+            self.fault, self._pending, self._pieces = "unsupported", b"", iter(())
+        elif not self._gzip:
+            stream.seek(0)
+            self._other, self._pending = Decompressed(stream), b""
+            self._pieces = self._other.pieces()
         self._member = zlib.decompressobj(wbits=31) if self._gzip else None
-        self._started = False
+        self._started = self._stopped = self._given = False
+        self._behind = b""  # the last bytes read of the member
+        self._member_bytes = 0  # how many were read of it
+        self._used = 0  # how many of the pending bytes were read before, and are not lost
         self._position = 0
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes (one bounded piece where `size` is negative); b"" at the end."""
+        """Return up to `size` bytes (one bounded piece where `size` is negative); b"" at the end and at damage."""
         piece = self._inflate(_PIECE_BYTES if size < 0 else min(size, _PIECE_BYTES)) if size else b""
         self._position += len(piece)
-        self.tail = (self.tail + piece[-4:])[-4:]
         return piece
 
     def tell(self) -> int:
         """Return the number of bytes handed out."""
         return self._position
 
+    def resume(self) -> bool:
+        """Go to the next gzip member behind damage; tell whether there is one."""
+        while self._stopped:
+            if found := _MEMBER.search(self._pending):
+                self._pass(found.start())
+                self._open_member()
+                self.fault, self._stopped, self.broken = "corrupt", False, False
+                return True
+            had = len(self._pending)
+            if not self._refill():
+                self._pass(had)
+                return False
+            self._pass(max(0, had - _MEMBER_HEAD_BYTES))
+        return False
+
+    def _pass(self, count: int) -> None:
+        self._pending = self._pending[count:]
+        self.skipped += max(0, count - self._used)
+        self._used = max(0, self._used - count)
+
     def lines(self, max_bytes: int) -> Iterator[bytes]:
-        """Yield lines without their newline; of a longer line only its first `max_bytes` + 1 bytes."""
+        """Yield lines without their newline, also those behind damage, which ends a line.
+
+        Of a line longer than `max_bytes`, only the first `max_bytes` + 1 bytes come.
+        """
         line = bytearray()
-        while piece := self.read():
-            *ended, rest = piece.split(b"\n")
-            for part in ended:
-                line += part[: max_bytes + 1 - len(line)]
+        while True:
+            while piece := self.read():
+                *ended, rest = piece.split(b"\n")
+                for part in ended:
+                    line += part[: max_bytes + 1 - len(line)]
+                    yield bytes(line)
+                    line.clear()
+                line += rest[: max_bytes + 1 - len(line)]
+            if line:
                 yield bytes(line)
                 line.clear()
-            line += rest[: max_bytes + 1 - len(line)]
-        if line:
-            yield bytes(line)
+            if not self.resume():
+                return
 
     def _inflate(self, size: int) -> bytes:
-        if self.fault:
+        if self._stopped:
             return b""
         if self._member is None:
             return self._take(size)
@@ -92,17 +149,36 @@ class Inflated:
             if self._member.eof and not self._next_member():
                 return b""
             if not self._pending and not self._refill():
-                self.fault = "truncated" if self._started else None
+                if self._started:
+                    self._stop_inside("truncated")
                 return b""
+            before, some = self._member.copy(), self._pending[:_INPUT_BYTES]
             try:
-                piece = self._member.decompress(self._pending, size)
+                piece = self._member.decompress(some, size)
             except zlib.error:
-                self.fault = "corrupt"
-                return b""
-            self._started = True
-            self._pending = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+                piece, used = _until_damage(before, some)
+                self._use(some[:used])
+                self._given |= bool(piece)
+                self._stop_inside("corrupt")
+                return piece
+            left = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+            self._use(some[: len(some) - len(left)])
+            self._started, self._given = True, self._given or bool(piece)
             if piece:
                 return piece
+
+    def _use(self, some: bytes) -> None:
+        """Move bytes of the member from what is to be read to what was read."""
+        self._pending = self._pending[len(some) :]
+        self._member_bytes += len(some)
+        self._behind = (self._behind + some)[-_BEHIND_BYTES:]
+
+    def _stop_inside(self, fault: Fault) -> None:
+        """Stop in a member. It may have been cut and gone on into the next ones, so these are looked for in it too."""
+        behind = self._behind[1:] if len(self._behind) == self._member_bytes else self._behind
+        self.skipped += 0 if self._given else self._member_bytes - len(behind)
+        self._pending, self._used = behind + self._pending, len(behind) if self._given else 0
+        self.fault, self._stopped, self.broken = self.fault or fault, True, self._given and fault == "corrupt"
 
     def _take(self, size: int) -> bytes:
         if not self._pending:
@@ -111,19 +187,69 @@ class Inflated:
         return piece
 
     def _refill(self) -> bool:
-        self._pending = self._stream.read(_PIECE_BYTES)
-        return bool(self._pending)
+        if self._pieces is None:
+            piece = self._stream.read(_PIECE_BYTES)
+        else:
+            piece = next(self._pieces, b"")
+            if not piece and self._other and self._other.fault:
+                self.fault = _FAULTS[self._other.fault]
+        self._pending += piece
+        return bool(piece)
 
     def _next_member(self) -> bool:
-        while not self._pending.strip(b"\0"):
+        zeros = 0
+        while not (rest := self._pending.lstrip(b"\0")) or len(rest) < len(_GZIP_MAGIC):
+            zeros += len(self._pending) - len(rest)
+            self._pending = rest
             if not self._refill():
-                return False
-        self._pending = self._pending.lstrip(b"\0")
-        if not self._pending.startswith(_GZIP_MAGIC[: len(self._pending)]):
-            self.fault = "corrupt"
+                break
+        zeros += len(self._pending) - len(rest)
+        self._pending = rest
+        if not rest:
             return False
-        self._member, self._started = zlib.decompressobj(wbits=31), True
+        if not _GZIP_MAGIC.startswith(rest[: len(_GZIP_MAGIC)]):
+            self.skipped += zeros
+            self.fault, self._stopped, self._used = "corrupt", True, 0
+            return False
+        self._open_member()
         return True
+
+    def _open_member(self) -> None:
+        self._member, self._started, self._given = zlib.decompressobj(wbits=31), True, False
+        self._behind, self._member_bytes = b"", 0
+
+
+def _until_damage(member: "zlib._Decompress", some: bytes) -> tuple[bytes, int]:
+    """Return what comes out before the first bad byte, and its place."""
+    good, at, step = bytearray(), 0, 1 << len(some).bit_length()
+    while step := step // 2:
+        trial = member.copy()
+        try:
+            good += trial.decompress(some[at : at + step])
+        except zlib.error:
+            continue
+        member, at = trial, min(at + step, len(some))
+    return bytes(good), at
+
+
+def broken_off(source: Inflated, trail: bytes, skipped: int = 0, fault: Fault | None = None) -> Iterator[Dropped]:
+    """Yield the last row of a file that is damaged or empty: what is wrong with it, and how many bytes were skipped.
+
+    Args:
+        source: the file, read to its end.
+        trail: identifies what could be read of it.
+        skipped: bytes that its reader left out.
+        fault: what its reader found.
+    """
+    found = source.fault or fault
+    if source.tell() == 0 and not source.fault:
+        found = "empty"
+    elif fault == "corrupt":
+        found = fault
+    skipped += source.skipped
+    if found:
+        said = f"{skipped} bytes skipped" if skipped else ""
+        yield Dropped(content_id(b"archive", trail, found.encode()), f"archive_{found}", said, skipped)
 
 
 def content_id(*parts: bytes) -> str:

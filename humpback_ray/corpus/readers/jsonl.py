@@ -1,7 +1,7 @@
-"""JSON Lines: one document per line, as HTML or as plain text.
+"""JSON Lines and Parquet: one document per line or row, as HTML or as plain text.
 
 Field names are the recipe's. A line that is no JSON object, or has neither text nor HTML, is a dropped row of its own;
-an unreadable gzip stream ends the file with `archive_truncated` or `archive_corrupt`.
+a damaged file has one more, `archive_truncated` or `archive_corrupt`.
 """
 
 import json
@@ -11,15 +11,21 @@ from typing import Any, BinaryIO, Literal
 from pydantic import Field
 
 from humpback_ray.config import Config
-from humpback_ray.corpus.readers.base import Document, Dropped, Inflated, clean, content_id
+from humpback_ray.corpus.readers.base import COMPRESSED, Document, Dropped, Inflated, broken_off, clean, content_id
+from humpback_ray.recordfiles import records
+
+_PARQUET_MAGIC = b"PAR1"
 
 
 class JsonlReader(Config):
-    """Documents out of JSONL and JSONL.gz files."""
+    """Documents out of JSONL files, also compressed, and Parquet files."""
 
     kind: Literal["jsonl"] = "jsonl"
 
-    suffixes: tuple[str, ...] = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+    suffixes: tuple[str, ...] = (
+        *(name + end for name in (".jsonl", ".ndjson") for end in COMPRESSED),
+        ".parquet",
+    )
     """File names that this reader takes."""
 
     text_field: str | None = "text"
@@ -38,15 +44,29 @@ class JsonlReader(Config):
 
     def read(self, stream: BinaryIO) -> Iterator[Document | Dropped]:
         """Yield every line that is not blank, as a document or dropped; last, what is wrong with the file."""
+        is_parquet = stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
+        stream.seek(0)
+        if is_parquet:
+            yield from self._rows(stream)
+            return
         source = Inflated(stream)
         trail = b""
         for line in source.lines(self.max_line_bytes):
             if line.strip():
                 trail = content_id(trail, line).encode()
                 yield self._document(line)
-        fault = source.fault or ("empty" if source.tell() == 0 else None)
-        if fault:
-            yield Dropped(content_id(b"archive", trail, fault.encode()), f"archive_{fault}")
+        yield from broken_off(source, trail)
+
+    def _rows(self, stream: BinaryIO) -> Iterator[Document | Dropped]:
+        trail = b""
+        for record in records(stream):
+            trail = content_id(trail, record.raw).encode()
+            if record.fault:
+                yield Dropped(trail.decode(), record.fault)
+            elif len(record.raw) > self.max_line_bytes:
+                yield Dropped(content_id(record.raw), "too_large")
+            else:
+                yield self._fields(record.value, content_id(record.raw))
 
     def _document(self, line: bytes) -> Document | Dropped:
         line_id = content_id(line)
@@ -55,8 +75,11 @@ class JsonlReader(Config):
         values = json_object(line)
         if values is None:
             return Dropped(line_id, "bad_json")
+        return self._fields(values, line_id)
+
+    def _fields(self, values: dict[str, Any], content: str) -> Document | Dropped:
         named = _field(values, self.id_field)
-        document_id = clean(str(named)) if isinstance(named, str | int) and str(named).strip() else line_id
+        document_id = clean(str(named)) if isinstance(named, str | int) and str(named).strip() else content
         url, html, text = (_text(values, name) for name in (self.url_field, self.html_field, self.text_field))
         if html.strip():
             return Document(document_id, url, html=html.encode("utf-8"), charset="utf-8")

@@ -1,26 +1,33 @@
 """WARC files, as Common Crawl, wget or the Internet Archive write them.
 
-Only `response` records can be documents: requests, metadata and the like describe them and are passed over. A response
-that is not an HTML page with status 200 is dropped by name. An archive that breaks off or turns to garbage gives the
-documents before that point and one `archive_truncated` or `archive_corrupt`; FastWARC, which finds the records, passes
-over most of these in silence, so what it skipped is added up here. Behind a damaged gzip member nothing is searched.
+Documents are `response` records that hold an HTML page with status 200, `resource` records that hold HTML or plain
+text, and `conversion` records, which hold plain text unless they say otherwise. `warcinfo`, `request`, `metadata` and
+`revisit` records describe others, so none of them can be a page, and they are passed over. Every other record has a
+row: dropped as `continuation` (the rest of a page that began elsewhere), as `crawler_log` (what wget stores of its own
+doing), or as `record_type` where the type is unknown. What a crawler says it cut (`WARC-Truncated`, or the first
+segment of several) is a document whose end is missing.
+
+Damage costs the records that it hits (`record_damaged`); those behind it are found again (see records.py). A damaged
+archive has one more row, the last: `archive_truncated` or `archive_corrupt`, with the number of bytes skipped.
 """
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+from dataclasses import replace
+from typing import BinaryIO, Literal
 
 from pydantic import Field
 
 from humpback_ray.config import Config
+from humpback_ray.corpus.markup import characters
 from humpback_ray.corpus.readers import http
-from humpback_ray.corpus.readers.base import Document, Dropped, Inflated, content_id
+from humpback_ray.corpus.readers.base import COMPRESSED, Document, Dropped, Inflated, broken_off, clean, content_id
+from humpback_ray.corpus.readers.records import Record, Records
 from humpback_ray.packages import FASTWARC, RESILIPARSE, Package
 
-if TYPE_CHECKING:
-    from fastwarc.warc import WarcRecord
-
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
+_DESCRIBING = ("warcinfo", "request", "metadata", "revisit")
+_CRAWLER_SCHEME = "metadata:"  # under which wget stores its own log and arguments
 _START_BYTES = 4096
 _HTML_START = re.compile(
     rb"\s*(?:\xef\xbb\xbf)?\s*(?:<!--.{0,2000}?-->\s*)?<(?:!doctype\s+html|html|head|body)\b", re.I | re.S
@@ -28,11 +35,11 @@ _HTML_START = re.compile(
 
 
 class WarcReader(Config):
-    """HTML pages out of WARC and WARC.gz files."""
+    """Pages and texts out of WARC and WET files, also compressed."""
 
     kind: Literal["warc"] = "warc"
 
-    suffixes: tuple[str, ...] = (".warc", ".warc.gz")
+    suffixes: tuple[str, ...] = tuple(name + end for name in (".warc", ".wet") for end in COMPRESSED)
     """File names that this reader takes."""
 
     max_record_bytes: int = Field(default=20_000_000, ge=1)
@@ -47,77 +54,64 @@ class WarcReader(Config):
         return (FASTWARC, RESILIPARSE)
 
     def read(self, stream: BinaryIO) -> Iterator[Document | Dropped]:
-        """Yield every response of the archive, as a document or dropped; last, what is wrong with the archive."""
-        from fastwarc.warc import WarcRecordType
-
-        source, extent = Inflated(stream), _Extent()
+        """Yield every record that may hold a page, as a document or dropped; last, what is wrong with the archive."""
+        source = Inflated(stream)
+        records = Records(source, self.max_record_bytes)
         trail = b""  # identifies how far the archive could be read, for the id of its last row
-        broken = False
-        try:
-            for record in _records(source):
-                extent.enter(record)
-                trail = content_id(trail, (record.record_id or "").encode("utf-8", "replace")).encode()
-                if record.record_type == WarcRecordType.response:
-                    wanted = min(record.content_length, self.max_record_bytes + 1)
-                    block = record.reader.read(wanted)
-                    if len(block) == wanted:  # else the archive ends inside this record
-                        yield self._response(record, block)
-        except OSError:
-            broken = True
-        fault = source.fault or ("corrupt" if broken else extent.fault(source))
-        if fault:
-            yield Dropped(content_id(b"archive", trail, fault.encode()), f"archive_{fault}")
+        for record in records:
+            trail = content_id(trail, record.headers.get("warc-record-id", "").encode("utf-8", "replace")).encode()
+            if record.headers.get("warc-type", "").lower() not in _DESCRIBING:
+                yield self._document(record)
+        blank = not (trail or source.fault)
+        fault = "corrupt" if records.corrupt or blank else "truncated" if records.cut else None
+        yield from broken_off(source, trail, records.skipped, fault)
 
-    def _response(self, record: "WarcRecord", block: bytes) -> Document | Dropped:
-        url = (record.headers.get("WARC-Target-URI") or "").strip().removeprefix("<").removesuffix(">")
-        document_id = (record.headers.get("WARC-Record-ID") or "").strip().removeprefix("<").removesuffix(">")
-        document_id = document_id or content_id(url.encode("utf-8", "replace"), block)
+    def _document(self, record: Record) -> Document | Dropped:
+        url = _bare(record.headers.get("warc-target-uri", ""))
+        document_id = clean(_bare(record.headers.get("warc-record-id", "")))
+        document_id = document_id or content_id(url.encode("utf-8", "replace"), record.block)
         try:
-            if len(block) > self.max_record_bytes:
-                raise http.Unusable("too_large")
-            head, body = http.split(block)
-            if head.status != 200:
-                raise http.Unusable("http_status")
-            if head.media_type and head.media_type not in _HTML_TYPES:
-                raise http.Unusable("not_html")
-            html = http.decode(head, body, self.max_document_bytes)
-            if not html.strip():
-                raise http.Unusable("empty")
-            if not head.media_type and not _HTML_START.match(html[:_START_BYTES]):
-                raise http.Unusable("not_html")
+            if record.fault:
+                raise http.Unusable(record.fault)
+            page = self._page(record)
         except http.Unusable as unusable:
             return Dropped(document_id, unusable.reason, url)
-        return Document(document_id, url, html=html, charset=head.charset)
+        return replace(page, document_id=document_id, url=url)
+
+    def _page(self, record: Record) -> Document:
+        """Return the document that a record holds, without its id and address."""
+        headers, cut = record.headers, "warc-truncated" in record.headers or "warc-segment-number" in record.headers
+        kind, stored = headers.get("warc-type", "").lower(), http.Head(200, headers)
+        if kind == "response" or (kind == "resource" and stored.media_type == "application/http"):
+            head, html = self._response(record.block)
+        elif kind in ("resource", "conversion"):
+            if _bare(headers.get("warc-target-uri", "")).lower().startswith(_CRAWLER_SCHEME):
+                raise http.Unusable("crawler_log")
+            head, html = stored, record.block
+            if len(html) > self.max_document_bytes:
+                raise http.Unusable("too_large")
+            if head.media_type == "text/plain" or (kind == "conversion" and not head.media_type):
+                if not (text := clean(characters(html, head.charset))).strip():
+                    raise http.Unusable("empty")
+                return Document("", text=text, cut=cut)
+        else:
+            raise http.Unusable("continuation" if kind == "continuation" else "record_type")
+        if head.media_type and head.media_type not in _HTML_TYPES:
+            raise http.Unusable("not_html")
+        if not html.strip():
+            raise http.Unusable("empty")
+        if not head.media_type and not _HTML_START.match(html[:_START_BYTES]):
+            raise http.Unusable("not_html")
+        return Document("", html=html, charset=head.charset, cut=cut)
+
+    def _response(self, block: bytes) -> tuple[http.Head, bytes]:
+        head, body = http.split(block)
+        if head.status != 200:
+            raise http.Unusable("http_status")
+        if head.media_type and head.media_type not in _HTML_TYPES:
+            raise http.Unusable("not_html")
+        return head, http.decode(head, body, self.max_document_bytes)
 
 
-def _records(source: Inflated) -> Iterator["WarcRecord"]:
-    from fastwarc.warc import ArchiveIterator
-
-    stream = cast(BinaryIO, source)  # of a stream, FastWARC reads and tells, nothing else
-    return ArchiveIterator(stream, parse_http=False, stream_detect=False, quirks_mode=True)
-
-
-class _Extent:
-    """Where records began and should have ended: finds bytes that FastWARC skipped without a word."""
-
-    SLACK_BYTES = 512
-    """Blank lines and header whitespace that real archives hold between records beyond what the form asks for."""
-
-    def __init__(self) -> None:
-        self.end = 0
-        self.records = 0
-        self.gap = False
-
-    def enter(self, record: "WarcRecord") -> None:
-        self.gap |= abs(record.stream_pos - self.end) > self.SLACK_BYTES
-        head = sum(len(name) + len(value) + 4 for name, value in record.headers.items_bytes())
-        self.end = record.stream_pos + head + record.content_length
-        self.records += 1
-
-    def fault(self, source: Inflated) -> str | None:
-        read = source.tell()
-        if read == 0:
-            return "empty"
-        if self.gap or not self.records or read - self.end > self.SLACK_BYTES:
-            return "corrupt"
-        return None if read >= self.end and source.tail.endswith((b"\n\n", b"\n\r\n")) else "truncated"
+def _bare(value: str) -> str:
+    return value.removeprefix("<").removesuffix(">").strip()

@@ -1,6 +1,9 @@
 import gzip
 import io
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,3 +70,33 @@ def test_a_cut_file_gives_its_lines_and_one_more_row() -> None:
 def test_any_bytes_give_a_row_per_line_that_is_not_blank(data: bytes) -> None:
     if not data.startswith(b"\x1f\x8b"):
         assert len(read(data)) == max(sum(bool(line.strip()) for line in data.split(b"\n")), not data)
+
+
+def test_lines_behind_damage_are_found_again() -> None:
+    first, second = (gzip.compress(b'{"id": "%d", "text": "words"}\n' % number) for number in range(2))
+    got = read(first + b"damage" + second)
+    assert [item.document_id for item in got[:2]] == ["0", "1"]
+    assert isinstance(got[2], Dropped)
+    assert (got[2].reason, got[2].skipped) == ("archive_corrupt", 6)
+
+
+ARCHIVES = Path(__file__).parents[1] / "archives"
+
+
+@pytest.mark.parametrize("name", ["text.jsonl", "text.parquet", "html.jsonl.zst"])
+def test_the_given_files(name: str) -> None:
+    got = read((ARCHIVES / name).read_bytes())
+    assert [item.document_id for item in got] == ["0", "1", "2", "3", "4"]
+    assert all(isinstance(item, Document) and (item.html if "html" in name else item.text) for item in got)
+
+
+def test_a_damaged_parquet_file_and_an_empty_row_are_dropped_by_name() -> None:
+    made = io.BytesIO()
+    pq.write_table(pa.table({"id": ["a", "b"], "text": ["words", ""]}), made)
+    first, second = read(made.getvalue())
+    assert first == Document("a", "", text="words")
+    assert isinstance(second, Dropped)
+    assert (second.document_id, second.reason) == ("b", "empty")
+    (cut,) = read(made.getvalue()[:-20])
+    assert isinstance(cut, Dropped)
+    assert cut.reason == "archive_corrupt"

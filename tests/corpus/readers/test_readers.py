@@ -11,6 +11,10 @@ from humpback_ray.corpus.readers import JsonlReader, WarcReader, default_readers
         ("/data/a.WARC", WarcReader),
         ("a.jsonl", JsonlReader),
         ("a.jsonl.gz", JsonlReader),
+        ("a.warc.zst", WarcReader),
+        ("CC-MAIN-1.warc.wet.gz", WarcReader),
+        ("a.jsonl.zst", JsonlReader),
+        ("a.parquet", JsonlReader),
     ],
 )
 def test_the_end_of_the_name_chooses_the_reader(name: str, kind: type) -> None:
@@ -18,5 +22,5 @@ def test_the_end_of_the_name_chooses_the_reader(name: str, kind: type) -> None:
 
 
 def test_a_file_that_no_reader_takes_is_an_error_that_names_what_would_be_taken() -> None:
-    with pytest.raises(ConfigError, match=r"a\.parquet.*\.warc\.gz"):
-        reader_for("a.parquet", default_readers())
+    with pytest.raises(ConfigError, match=r"a\.arc.*\.warc\.gz"):
+        reader_for("a.arc", default_readers())

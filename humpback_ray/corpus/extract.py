@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pydantic import Field
 
 from humpback_ray.config import Config
-from humpback_ray.corpus.markup import Tag, attribute_values, characters, scan
+from humpback_ray.corpus.encoding import characters
+from humpback_ray.corpus.markup import Tag, attribute_values, scan
 from humpback_ray.corpus.readers.base import Document, clean
 
 

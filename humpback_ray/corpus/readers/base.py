@@ -28,6 +28,8 @@ class Document:
     charset: str | None = None
     """What the HTTP header declared; None: undeclared."""
     text: str | None = None
+    cut: bool = False
+    """Whether its end is missing."""
 
 
 @dataclass(frozen=True)

@@ -80,14 +80,14 @@ class WarcReader(Config):
                 raise http.Unusable("http_status")
             if head.media_type and head.media_type not in _HTML_TYPES:
                 raise http.Unusable("not_html")
-            html = http.decode(head, body, self.max_document_bytes)
+            html, cut = http.decode(head, body, self.max_document_bytes)
             if not html.strip():
                 raise http.Unusable("empty")
             if not head.media_type and not _HTML_START.match(html[:_START_BYTES]):
                 raise http.Unusable("not_html")
         except http.Unusable as unusable:
             return Dropped(document_id, unusable.reason, url)
-        return Document(document_id, url, html=html, charset=head.charset)
+        return Document(document_id, url, html=html, charset=head.charset, cut=cut)
 
 
 def _records(source: Inflated) -> Iterator["WarcRecord"]:

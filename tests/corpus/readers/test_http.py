@@ -45,7 +45,7 @@ def chunked(data: bytes, size: int) -> bytes:
     ],
 )
 def test_every_content_encoding_is_undone_and_capped(encoding: str, pack) -> None:
-    assert decode(head(content_encoding=encoding), pack(PAGE), 10_000) == PAGE
+    assert decode(head(content_encoding=encoding), pack(PAGE), 10_000) == (PAGE, False)
     with pytest.raises(Unusable, match="too_large"):
         decode(head(content_encoding=encoding), pack(PAGE), 1_000)
 
@@ -58,12 +58,13 @@ def test_a_bomb_is_dropped_without_being_held() -> None:
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, br"])
 def test_a_body_stored_decoded_under_the_headers_of_the_wire_is_taken_as_it_is(encoding: str) -> None:
-    assert decode(head(content_encoding=encoding), PAGE, 10_000) == PAGE
+    assert decode(head(content_encoding=encoding), PAGE, 10_000) == (PAGE, False)
 
 
 def test_a_compressed_body_that_is_cut_keeps_what_came_before_the_cut() -> None:
     content = bytes(PAGE) + b"".join(b"%d " % (number * 7919) for number in range(20_000))
-    got = decode(head(content_encoding="gzip"), gzip.compress(content)[:-2000], 1_000_000)
+    got, cut = decode(head(content_encoding="gzip"), gzip.compress(content)[:-2000], 1_000_000)
+    assert cut
     assert content.startswith(got)
     assert len(got) > 100_000
 
@@ -77,13 +78,13 @@ def test_unknown_and_corrupt_encodings_have_names() -> None:
 
 @given(st.binary(max_size=500), st.integers(1, 100))
 def test_chunks_are_joined(body: bytes, size: int) -> None:
-    assert unchunk(chunked(body, size)) == body
+    assert unchunk(chunked(body, size)) == (body, False)
 
 
 @given(st.binary(max_size=300), st.sampled_from(["gzip", "deflate", "br", "zstd"]))
 def test_any_body_decodes_or_is_dropped_by_name(body: bytes, encoding: str) -> None:
     try:
-        fate = len(decode(head(content_encoding=encoding, transfer_encoding="chunked"), body, 1_000))
+        fate = len(decode(head(content_encoding=encoding, transfer_encoding="chunked"), body, 1_000).content)
     except Unusable as unusable:
         fate = unusable.reason
     assert fate in {"too_large", "encoding_corrupt", *range(1_001)}

@@ -59,6 +59,7 @@ _MIXED_WORD = re.compile(f"(?<=[a-zA-Z])[{_ALPHABET}]+|[{_ALPHABET}]+(?=[a-zA-Z]
 _EAST_ASIAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _LONE_EAST_ASIAN = re.compile(f"(?<=[a-zA-Z])[{_EAST_ASIAN}](?=[a-zA-Z])")
 _IMPOSSIBLE = re.compile("[\ufffd\u0080-\u009f\ue000-\uf8ff\uff61-\uff9f]")
+_NO_CHARACTER = re.compile("[\0-\x08\x0e-\x1f\x7f-\x9f\ufffd]")
 _BEYOND_ASCII = re.compile("[^\0-\x7f]")
 _HAN = re.compile("[\u3400-\u9fff]")
 _KANA = re.compile("[\u3041-\u30fa]")
@@ -86,9 +87,9 @@ def characters(page: bytes, declared: str | None = None) -> str:
         return page.decode("iso2022_jp" if _ISO_2022_JP.search(page) else "ascii", "replace")
     as_utf8 = page.decode("utf-8", "replace")
     bad = as_utf8.count("\ufffd") - page.count(b"\xef\xbf\xbd")
-    bad -= _CUT_CHARACTER.search(page, max(0, len(page) - 3)) is not None
+    cut_off = _CUT_CHARACTER.search(page, max(0, len(page) - 3)) is not None
     good = len(_BEYOND_ASCII.findall(as_utf8)) - as_utf8.count("\ufffd")
-    if bad <= 0 or good >= (bad if "utf-8" in said else 2 * bad):
+    if not bad or 0 < good >= (1 if "utf-8" in said else 2) * (bad - cut_off):
         return as_utf8
     sample = _sample(page)
     best = min(_guesses(sample), key=lambda name: damage(sample, name))
@@ -202,3 +203,9 @@ def _wide(page: bytes) -> str | None:
     if max(even, odd) * 50 < len(start) // 2 or min(even, odd) * 5 > max(even, odd):
         return None
     return "utf-16-le" if odd > even else "utf-16-be"
+
+
+def is_text(characters: str) -> bool:
+    """Return whether characters are text: at most a tenth of their start is controls or bytes of no charset."""
+    start = characters[:_SAMPLE_BYTES]
+    return 10 * len(_NO_CHARACTER.findall(start)) <= len(start)

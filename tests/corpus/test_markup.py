@@ -36,6 +36,24 @@ def test_messy_markup_is_read_as_browsers_read_it(page: str, tokens: list[str]) 
     assert [token for token in flat(page) if token.strip()] == tokens
 
 
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("&#" + "9" * 5_000 + ";a", "\ufffda"),
+        ("&#" + "9" * 5_000, "\ufffd"),
+        ("&#x" + "f" * 5_000 + ";a", "\ufffda"),
+        ("&#" + "0" * 5_000 + "65;b", "Ab"),
+        ("&#X" + "0" * 5_000 + "41;b", "Ab"),
+        ("&#" + "0" * 5_000 + ";", "\ufffd"),
+        ("&#1114112;&#x110000;&#xd800;&#123456789;", "\ufffd" * 4),
+        ("&#1114111;", "\U0010ffff"),
+        ("&#128512;&#x1F600", "😀😀"),
+    ],
+)
+def test_numbers_of_characters_are_read_whatever_their_length(source: str, text: str) -> None:
+    assert list(scan(source)) == [text]
+
+
 def test_attributes_are_parsed_with_any_quotes() -> None:
     source = ' CLASS="a b"\nid=\'c\' hidden data-x=1 id="second" style = "display:none" '
     assert attribute_values(source) == {

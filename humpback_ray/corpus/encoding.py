@@ -26,7 +26,7 @@ _META_BYTES = 4096
 _SAMPLE_BYTES = 64 * 1024
 _FALLBACK = "cp1252"
 _FEW_HIGH = 3
-_MARKUP = re.compile(rb"<(?:script|style)\b.*?</(?:script|style)\s*>|<!--.*?-->|<[^<>]*>", re.IGNORECASE | re.DOTALL)
+_MARKUP = re.compile(rb"<(?:script|style)\b.*?(?:</|\Z)|<!--.*?(?:-->|\Z)|<[^<>]*>", re.IGNORECASE | re.DOTALL)
 _CUT_CHARACTER = re.compile(rb"(?:[\xc2-\xf4]|[\xe0-\xf4][\x80-\xbf]|[\xf0-\xf4][\x80-\xbf]{2})\Z")
 _ISO_2022_JP = re.compile(rb"\x1b\$[@B]")
 _HIGH = re.compile(rb"[\x80-\xff]")
@@ -46,16 +46,17 @@ _WRONG = 0.04
 _FEW = 20
 """Of fewer letters their frequencies say nothing."""
 
-# Letters and signs that Latin-1 and Windows' sets have instead of other scripts. Quotes and the like may stand together.
+# Every pattern is bounded or consumes what it looks at, so that time is linear in the page.
+# Letters and signs that Latin-1 and Windows' sets have instead of other scripts; quotes may stand together, these not.
 _ACCENTED = "\u00a1-\u00a6\u00a8\u00aa\u00ac\u00af-\u00b6\u00b8-\u00ba\u00bc-\u024f\u02c6-\u02dd\u0192"
 _RUN = re.compile(f"[{_ACCENTED}]{{2,}}")
 _SIGN_IN_WORD = re.compile(
-    r"(?<=[^\W\d_])[\u00a1-\u00a6\u00a9\u00ac\u00ae-\u00b6\u00b8\u00b9\u00bb-\u00bf\u00d7\u00f7]+(?=[^\W\d_])"
+    r"(?<=[^\W\d_])[\u00a1-\u00a6\u00a9\u00ac\u00ae-\u00b6\u00b8\u00b9\u00bb-\u00bf\u00d7\u00f7]{1,4}(?=[^\W\d_])"
 )
-_BOX_AT_WORD = re.compile(r"(?<=\w)[\u2500-\u259f]+|[\u2500-\u259f]+(?=\w)")
+_BOX_AT_WORD = re.compile(r"(?<=\w)[\u2500-\u259f]+|[\u2500-\u259f](?=\w)")
 _CASE_IN_WORD = re.compile("(?<=[\u0430-\u045f\u03b1-\u03c9])[\u0400-\u042f\u0391-\u03a9]")
 _ALPHABET = "\u0370-\u052f\u0590-\u07ff\u0e00-\u0e7f"
-_MIXED_WORD = re.compile(f"(?<=[a-zA-Z])[{_ALPHABET}]+|[{_ALPHABET}]+(?=[a-zA-Z])")
+_MIXED_WORD = re.compile(f"(?<=[a-zA-Z])[{_ALPHABET}]+|[{_ALPHABET}]{{1,20}}(?=[a-zA-Z])")
 _EAST_ASIAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _LONE_EAST_ASIAN = re.compile(f"(?<=[a-zA-Z])[{_EAST_ASIAN}](?=[a-zA-Z])")
 _IMPOSSIBLE = re.compile("[\ufffd\u0080-\u009f\ue000-\uf8ff\uff61-\uff9f]")
@@ -189,7 +190,7 @@ def _sample(page: bytes) -> bytes:
 
 def _wide(page: bytes) -> str | None:
     """Return which UTF-16 or UTF-32 a page is in, as told by where its zero bytes stand; None: in neither."""
-    start = page[: _SAMPLE_BYTES]
+    start = page[:_SAMPLE_BYTES]
     units = len(start) // 4
     zeros = [start[at::4].count(0) for at in range(4)]
     if not sum(zeros):

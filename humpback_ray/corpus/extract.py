@@ -6,8 +6,8 @@ only its controls are left out, since whole sites stand inside one form. Lists k
 rows become lines with cells between bars, preformatted text keeps its lines. Text needs no `p`: every block element and
 every line break ends a paragraph.
 
-Hostile pages end in a named drop: `html_too_large`, `undecodable` (no charset makes text of the bytes), `too_many_tags`, `too_deep`. Work and memory are linear in the
-page (see markup.py); nothing recurses.
+Hostile pages end in a named drop: `html_too_large`, `undecodable` (no charset makes text of the bytes),
+`too_many_tags`, `too_deep`. Work and memory are linear in the page (see markup.py); nothing recurses.
 """
 
 import re

@@ -36,7 +36,7 @@ NOT_SAMPLED = "not_sampled"
 class SegmentRecipe(Config):
     """What a segment is. Hashed into the manifest: a change here is another corpus."""
 
-    version: int = 2
+    version: int = 3
     """Raised by hand when the meaning of this module, or of extraction and filters, changes."""
 
     extract: ExtractRecipe = ExtractRecipe()

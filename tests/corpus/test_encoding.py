@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ TEXTS = {
     "ko": "겨울 아침이면 항구 시장에 싱싱한 생선이 놓이고 요리사들이 조용히 고릅니다.",
     "pl": "Zimą rano na targu w porcie leżą świeże ryby, a kucharze wybierają je w ciszy. Źródło ciepła jest blisko.",
     "cs": "V zimě ráno leží na tržišti v přístavu čerstvé ryby a kuchaři je tiše vybírají, než přijde déšť.",
-    "fr": "En hiver, le marché du port reçoit très tôt des poissons frais, que des cuisiniers choisissent à voix basse.",
+    "fr": "En hiver, le marché du port reçoit très tôt des poissons frais, que des cuisiniers choisissent là.",
     "de": "Im Winter liegen früh auf dem Markt am Hafen frische Fische, die Köche wählen sie für später aus.",
     "en": "It’s winter — the harbour’s “best” fish lie on the market, and the cooks choose…",
     "el": "Το χειμώνα το πρωί στην αγορά του λιμανιού υπάρχουν φρέσκα ψάρια.",
@@ -107,7 +108,9 @@ def test_central_european_sets_are_told_apart(text: str, written: str, declared:
 
 
 @pytest.mark.parametrize("declared", [None, "utf-8", "iso-8859-1", "windows-1251", "utf-16"])
-@pytest.mark.parametrize("written", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "utf-16", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize(
+    "written", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "utf-16", "utf-32", "utf-8-sig"]
+)
 @pytest.mark.parametrize("text", [RUSSIAN, TEXTS["ja"], TEXTS["en"]])
 def test_wide_encodings_need_neither_mark_nor_declaration(text: str, written: str, declared: str | None) -> None:
     assert characters(page(text).encode(written), declared) == page(text)
@@ -127,6 +130,16 @@ def test_a_bad_byte_costs_itself_and_not_the_page(text: str, declared: str | Non
 )
 def test_any_bytes_become_characters(html: bytes, declared: str | None) -> None:
     is_text(characters(html, declared).encode("utf-8").decode())
+
+
+@pytest.mark.parametrize(
+    "unit", [b"<script>", b"<!--", b"<", b"\xe0", b"\xb5", b"\xe0a", b"\xc4\xc5", b"<meta ", b"\xe0\0", b"<?xml "]
+)
+def test_time_is_linear_in_the_page(unit: bytes) -> None:
+    for charset in ("windows-1251", "utf-8", "koi8-r"):
+        started = time.process_time()
+        characters(unit * 300_000 + b"\xff", charset)
+        assert time.process_time() - started < 2
 
 
 def test_bytes_of_no_charset_have_a_name() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from humpback_ray.corpus.encoding import codec
+from humpback_ray.corpus.encoding import characters, codec
 
 
 class Unusable(ValueError):
@@ -62,12 +62,22 @@ _MARKUP = re.compile(rb"(?:\xef\xbb\xbf|\xff\xfe(?:\0\0)?|(?:\0\0)?\xfe\xff)?[\s
 _START_BYTES = 1024
 _MAX_ENCODINGS = 4
 _MAX_HEADS = 4
-_NAMES_LISTS = frozenset(
-    {"content-encoding", "transfer-encoding", "x-crawl-content-encoding", "x-crawl-transfer-encoding"}
+_MAX_MEMBERS = 1_000
+_MAX_LIST_CHARS = 200
+_GZIP_MAGIC = b"\x1f\x8b\x08"
+_HTML_START = re.compile(
+    r"\s*+(?:<\?xml\b[^>]*+>\s*+)?(?:<!--(?:(?!-->).)*+-->\s*+)*+<(?:!doctype\s+html|html|head|body)\b", re.I | re.S
 )
+_HTML_START_BYTES = 4096
+_LISTS = frozenset({"content-encoding", "transfer-encoding", "x-crawl-content-encoding", "x-crawl-transfer-encoding"})
 _NO_ENCODING = frozenset({"", "identity", "none", "chunked", "binary", "7bit", "8bit"})
-_MAGIC = ((b"\x1f\x8b\x08", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\x78\x01", "deflate"), (b"\x78\x9c", "deflate"),
-          (b"\x78\xda", "deflate"))
+_MAGIC = (
+    (_GZIP_MAGIC, "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x78\x01", "deflate"),
+    (b"\x78\x9c", "deflate"),
+    (b"\x78\xda", "deflate"),
+)
 
 
 def split(block: bytes) -> tuple[Head, bytes]:
@@ -93,8 +103,8 @@ def _headers(source: bytes) -> dict[str, str]:
         name, colon, value = line.decode("latin-1").partition(":")
         if colon:
             name, value = name.strip().lower(), value.strip()
-            before = headers.get(name) if name in _NAMES_LISTS else None
-            headers[name] = f"{before}, {value}" if before else value
+            before = headers.get(name) if name in _LISTS else None
+            headers[name] = f"{before}, {value}" if before and len(before) < _MAX_LIST_CHARS else value
     return headers
 
 
@@ -121,6 +131,11 @@ def decode(head: Head, body: bytes, max_bytes: int) -> Body:
     if len(body) > max_bytes:
         raise Unusable("too_large")
     return Body(body, cut)
+
+
+def is_html(body: bytes) -> bool:
+    """Return whether a body of undeclared type begins as HTML does, whatever its charset."""
+    return bool(_HTML_START.match(characters(body[:_HTML_START_BYTES])))
 
 
 def _names(head: Head, kind: str) -> list[str]:
@@ -184,34 +199,37 @@ def _looks_plain(body: bytes) -> bool:
 
 
 def _gunzip(body: bytes, max_bytes: int) -> Body:
-    out, cut = bytearray(), True
-    while body.startswith(b"\x1f\x8b"):  # members may follow each other
+    out, at = bytearray(), 0
+    for _ in range(_MAX_MEMBERS):  # members may follow each other
+        if not body.startswith(_GZIP_MAGIC, at):
+            return Body(bytes(out), cut=not out)
         decoder = zlib.decompressobj(wbits=31)
-        piece = _inflate(decoder, body, max_bytes - len(out))
+        piece, at = _inflate(decoder, body, at, max_bytes - len(out))
         out += piece
-        if not (decoder.eof and piece):
-            return Body(bytes(out), cut=not decoder.eof)
-        body, cut = decoder.unused_data, False
-    return Body(bytes(out), cut)
+        if not decoder.eof:
+            break
+    return Body(bytes(out), cut=True)
 
 
 def _undeflate(body: bytes, max_bytes: int) -> Body:
     for window in (15, -15):  # servers send both: with and without the header of zlib
         decoder = zlib.decompressobj(wbits=window)
-        if out := _inflate(decoder, body, max_bytes):
+        out, _ = _inflate(decoder, body, 0, max_bytes)
+        if out:
             return Body(out, cut=not decoder.eof)
     return Body(b"", cut=True)
 
 
-def _inflate(decoder: "zlib._Decompress", body: bytes, max_bytes: int) -> bytes:
-    out, at, step = bytearray(), 0, 16 * 1024
+def _inflate(decoder: "zlib._Decompress", body: bytes, at: int, max_bytes: int) -> tuple[bytes, int]:
+    """Return what a stream decodes to, at most one byte beyond the limit, and where in the body it ends."""
+    out, step = bytearray(), 16 * 1024
     try:  # in pieces, so that a stream cut or damaged at its end keeps what came before
         while at < len(body) and len(out) <= max_bytes and not decoder.eof:
             out += decoder.decompress(decoder.unconsumed_tail + body[at : at + step], max_bytes + 1 - len(out))
-            at += step
+            at = min(at + step, len(body))
     except zlib.error:
         pass
-    return bytes(out)
+    return bytes(out), at - len(decoder.unused_data)
 
 
 def _unbrotli(body: bytes, max_bytes: int) -> Body:

@@ -6,7 +6,6 @@ documents before that point and one `archive_truncated` or `archive_corrupt`; Fa
 over most of these in silence, so what it skipped is added up here. Behind a damaged gzip member nothing is searched.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
@@ -21,10 +20,6 @@ if TYPE_CHECKING:
     from fastwarc.warc import WarcRecord
 
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
-_START_BYTES = 4096
-_HTML_START = re.compile(
-    rb"\s*(?:\xef\xbb\xbf)?\s*(?:<!--.{0,2000}?-->\s*)?<(?:!doctype\s+html|html|head|body)\b", re.I | re.S
-)
 
 
 class WarcReader(Config):
@@ -83,7 +78,7 @@ class WarcReader(Config):
             html, cut = http.decode(head, body, self.max_document_bytes)
             if not html.strip():
                 raise http.Unusable("empty")
-            if not head.media_type and not _HTML_START.match(html[:_START_BYTES]):
+            if not head.media_type and not http.is_html(html):
                 raise http.Unusable("not_html")
         except http.Unusable as unusable:
             return Dropped(document_id, unusable.reason, url)

@@ -7,7 +7,7 @@ from fastwarc.stream_io import BrotliWriter, ZstdWriter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humpback_ray.corpus.readers.http import Head, Unusable, decode, split, unchunk
+from humpback_ray.corpus.readers.http import Head, Unusable, decode, is_html, split, unchunk
 
 PAGE = b"<html><p>" + bytes(range(32, 127)) * 50
 
@@ -174,12 +174,35 @@ def test_heads_as_servers_and_crawlers_write_them(block: bytes) -> None:
     assert (found.status, found.media_type, body) == (200, "text/html", b"<p>")
 
 
-@given(st.binary(max_size=300), st.sampled_from([b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n\x1f\x8b\x08", b"HTTP/1.1 200\n\n5\n"]))
+@pytest.mark.parametrize("charset", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32-be"])
+def test_a_page_without_a_type_is_known_by_its_start(charset: str) -> None:
+    for start in (
+        '<?xml version="1.0" encoding="koi8-r"?>\n<!-- a --><!-- b -->\n<!DOCTYPE html>',
+        " <html><p>page",
+        "<body>",
+    ):
+        assert is_html((start + " and its text" * 9).encode(charset))
+    for start in ('<?xml version="1.0"?><rss>', "text", "<!-- <html>"):
+        assert not is_html(start.encode(charset))
+    assert not is_html(b"<?xml " * 1_000 + b"<!---->" * 1_000)
+
+
+def test_many_gzip_members_are_one_body() -> None:
+    parts = [b"%d " % number * 9_000 for number in range(20)]
+    packed = b"".join(map(gzip.compress, parts))
+    assert decode(head(), packed, 1_000_000) == (b"".join(parts), False)
+
+
+@given(
+    st.binary(max_size=300),
+    st.sampled_from([b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n\x1f\x8b\x08", b"HTTP/1.1 200\n\n5\n"]),
+)
 def test_any_block_is_read_or_dropped_by_name(rest: bytes, start: bytes) -> None:
     try:
-        decode(*split(start + rest), 1_000)
+        fate = len(decode(*split(start + rest), 1_000).content)
     except Unusable as unusable:
-        assert unusable.reason in {"http_malformed", "too_large", "encoding_corrupt", "encoding_unknown"}
+        fate = unusable.reason
+    assert fate in {"http_malformed", "too_large", "encoding_corrupt", "encoding_unknown", *range(1_001)}
 
 
 def test_the_head_ends_at_the_first_blank_line_of_either_kind() -> None:

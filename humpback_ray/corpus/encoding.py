@@ -61,7 +61,6 @@ _EAST_ASIAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _LONE_EAST_ASIAN = re.compile(f"(?<=[a-zA-Z])[{_EAST_ASIAN}](?=[a-zA-Z])")
 _IMPOSSIBLE = re.compile("[\ufffd\u0080-\u009f\ue000-\uf8ff\uff61-\uff9f]")
 _NO_CHARACTER = re.compile("[\0-\x08\x0e-\x1f\x7f-\x9f\ufffd]")
-_BEYOND_ASCII = re.compile("[^\0-\x7f]")
 _HAN = re.compile("[\u3400-\u9fff]")
 _KANA = re.compile("[\u3041-\u30fa]")
 _HANGUL = re.compile("[\uac00-\ud7af]")
@@ -89,17 +88,16 @@ def characters(page: bytes, declared: str | None = None) -> str:
     as_utf8 = page.decode("utf-8", "replace")
     bad = as_utf8.count("\ufffd") - page.count(b"\xef\xbf\xbd")
     cut_off = _CUT_CHARACTER.search(page, max(0, len(page) - 3)) is not None
-    good = len(_BEYOND_ASCII.findall(as_utf8)) - as_utf8.count("\ufffd")
+    good = _beyond_ascii(as_utf8) - as_utf8.count("\ufffd")
     if not bad or 0 < good >= (1 if "utf-8" in said else 2) * (bad - cut_off):
         return as_utf8
     sample = _sample(page)
-    best = min(_guesses(sample), key=lambda name: damage(sample, name))
-    least = damage(sample, best)
-    for name in said:
-        wrong = damage(sample, name)
-        if wrong <= _WRONG or wrong <= 2 * least:
-            return page.decode(name, "replace")
-    return page.decode(best, "replace")
+    damages = {name: damage(sample, name) for name in said}
+    if said and damages[said[0]] <= _WRONG:
+        return page.decode(said[0], "replace")
+    least, best = min((damage(sample, name), at, name) for at, name in enumerate(_guesses(sample)))[::2]
+    chosen = next((name for name in said if damages[name] <= max(_WRONG, 2 * least)), best)
+    return page.decode(chosen, "replace")
 
 
 def codec(name: str | None) -> str | None:
@@ -125,7 +123,7 @@ def damage(sample: bytes, name: str) -> float:
     alphabets in one word, Cyrillic and Chinese made of rare letters alone.
     """
     text = sample.decode(name, "replace")
-    beyond = len(_BEYOND_ASCII.findall(text))
+    beyond = _beyond_ascii(text)
     if not beyond:
         return 0.0
     wrong = len(_IMPOSSIBLE.findall(text))
@@ -135,6 +133,10 @@ def damage(sample: bytes, name: str) -> float:
     wrong += runs if 2 * runs > beyond else 0  # Czech and Turkish have some
     wrong += _rare_cyrillic(_CYRILLIC.findall(text)) + _rare_east_asian(text)
     return min(1.0, wrong / beyond)
+
+
+def _beyond_ascii(text: str) -> int:
+    return len(text) - len(text.encode("ascii", "ignore"))
 
 
 def _rare_cyrillic(letters: list[str]) -> int:

@@ -68,7 +68,7 @@ def scan(page: str) -> Iterator[Tag | str]:
 
 
 def _text(source: str) -> str:
-    """Resolve character references; numbers out of range become U+FFFD, of any length (Python converts no long ones)."""
+    """Resolve character references; numbers out of range become U+FFFD, however long (Python refuses these)."""
     return unescape(_LONG_REFERENCE.sub(_shortened, source)) if "&" in source else source
 
 

@@ -95,7 +95,7 @@ def characters(page: bytes, declared: str | None = None) -> str:
     damages = {name: damage(sample, name) for name in said}
     if said and damages[said[0]] <= _WRONG:
         return page.decode(said[0], "replace")
-    least, best = min((damage(sample, name), at, name) for at, name in enumerate(_guesses(sample)))[::2]
+    least, best = min(((damage(sample, name), name) for name in _guesses(sample)), key=lambda guess: guess[0])
     chosen = next((name for name in said if damages[name] <= max(_WRONG, 2 * least)), best)
     return page.decode(chosen, "replace")
 

@@ -6,8 +6,8 @@ only its controls are left out, since whole sites stand inside one form. Lists k
 rows become lines with cells between bars, preformatted text keeps its lines. Text needs no `p`: every block element and
 every line break ends a paragraph.
 
-Hostile pages end in a named drop: `html_too_large`, `too_many_tags`, `too_deep`. Work and memory are linear in the
-page (see markup.py); nothing recurses.
+Hostile pages end in a named drop: `html_too_large`, `undecodable` (no charset makes text of the bytes),
+`too_many_tags`, `too_deep`. Work and memory are linear in the page (see markup.py); nothing recurses.
 """
 
 import re
@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pydantic import Field
 
 from humpback_ray.config import Config
-from humpback_ray.corpus.markup import Tag, attribute_values, characters, scan
+from humpback_ray.corpus.encoding import characters, is_text
+from humpback_ray.corpus.markup import Tag, attribute_values, scan
 from humpback_ray.corpus.readers.base import Document, clean
 
 
@@ -69,7 +70,7 @@ def extract(document: Document, recipe: ExtractRecipe) -> list[Section]:
     """Return the sections of a document in order, at least one; plain text is one section without a header.
 
     Raises:
-        Unusable: `html_too_large`, `too_many_tags`, `too_deep`, or `no_text`.
+        Unusable: `html_too_large`, `too_many_tags`, `undecodable`, `too_deep`, or `no_text`.
     """
     if document.html is None:
         lines = (" ".join(line.split()) for line in clean(document.text or "").split("\n"))
@@ -78,6 +79,8 @@ def extract(document: Document, recipe: ExtractRecipe) -> list[Section]:
         raise Unusable("html_too_large")
     else:
         page = characters(document.html, document.charset)
+        if not is_text(page):
+            raise Unusable("undecodable")
         sections = _Page(recipe).sections(page)
         if (strict := _chars(sections)) < recipe.lenient_below_chars:
             lenient = _Page(recipe, lenient=True).sections(page)

@@ -1,4 +1,4 @@
-"""Bytes of a web page → characters → tags and text, in one pass and linear time.
+"""The characters of a web page → tags and text, in one pass and linear time (bytes → characters: encoding.py).
 
 No tree is built. HTML's tree construction copies open formatting elements into every block behind them, so a page of
 350 kB (`<font color=1><p><font color=2><p>…`) becomes 50 million nodes and 18 GB in a conforming parser (measured with
@@ -10,7 +10,6 @@ Every pattern here can match in one way only (possessive quantifiers) and accept
 it go back over what it has read.
 """
 
-import codecs
 import re
 from collections.abc import Iterator
 from html import unescape
@@ -25,16 +24,6 @@ class Tag(NamedTuple):
     attributes: str
 
 
-_BOMS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
-_META_CHARSET = re.compile(rb"<meta\b[^>]{0,300}?charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
-_META_BYTES = 4096
-_DETECT_BYTES = 64 * 1024
-_FALLBACK = "windows-1252"
-
 _MARKUP = re.compile(
     r"<(?:"
     r"(?P<comment>!--)"
@@ -46,52 +35,11 @@ _MARKUP = re.compile(
 _ATTRIBUTE = re.compile(r"([^\s=/>\"']++)(?:\s*+=\s*+(?:\"([^\"]*+)\"?|'([^']*+)'?|([^\s>]*+)))?")
 _MAX_ATTRIBUTE_CHARS = 4000
 
+_MAX_DIGITS = 8  # the last character is 10FFFF, decimal 1114111: more digits than these are out of range
+_LONG_REFERENCE = re.compile(rf"&#(?:[xX]([0-9a-fA-F]{{{_MAX_DIGITS + 1},}}+)|([0-9]{{{_MAX_DIGITS + 1},}}+))")
+
 _RAW_TEXT = frozenset({"script", "style", "textarea", "title", "xmp", "iframe", "noembed", "noframes"})
 _RAW_END = {name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE) for name in _RAW_TEXT}
-
-
-def characters(html: bytes, declared: str | None = None) -> str:
-    """Decode a page: byte order mark, then UTF-8 that shows itself, then HTTP, then `<meta>`, then a guess.
-
-    UTF-8 with characters beyond ASCII does not come about by accident, while wrong declarations are common; so it wins
-    over them. Bytes that the charset does not know become U+FFFD; nothing raises.
-
-    Args:
-        html: the page.
-        declared: the charset in the HTTP header, as written there.
-    """
-    for mark, name in _BOMS:
-        if html.startswith(mark):
-            return html[len(mark) :].decode(name, "replace")
-    if not html.isascii():
-        try:
-            return html.decode("utf-8")
-        except UnicodeDecodeError as error:
-            cut_off = error.start >= len(html) - 3 and not html[: error.start].isascii()
-            if cut_off:  # inside a character, behind others that are UTF-8
-                return html.decode("utf-8", "replace")
-    meta = _META_CHARSET.search(html, 0, _META_BYTES)
-    candidates = [declared, meta[1].decode("ascii", "replace") if meta else None]
-    if not html.isascii():
-        from resiliparse.parse.encoding import detect_encoding
-
-        candidates.append(detect_encoding(html[:_DETECT_BYTES]))
-    codec = next((found for name in candidates if (found := _codec(name))), _FALLBACK)
-    return html.decode(codec, "replace")
-
-
-def _codec(name: str | None) -> str | None:
-    from resiliparse.parse.encoding import map_encoding_to_html5
-
-    mapped = map_encoding_to_html5(name, fallback_utf8=False) if name else None
-    if not mapped or mapped.startswith("x-"):
-        return None
-    if mapped.startswith("utf-16"):  # a page whose declaration could be read as ASCII is not UTF-16
-        return "utf-8"
-    try:
-        return codecs.lookup(mapped).name
-    except LookupError:
-        return None
 
 
 def scan(page: str) -> Iterator[Tag | str]:
@@ -120,7 +68,13 @@ def scan(page: str) -> Iterator[Tag | str]:
 
 
 def _text(source: str) -> str:
-    return unescape(source) if "&" in source else source
+    """Resolve character references; numbers out of range become U+FFFD, however long (Python refuses these)."""
+    return unescape(_LONG_REFERENCE.sub(_shortened, source)) if "&" in source else source
+
+
+def _shortened(found: re.Match[str]) -> str:
+    kind, digits = ("#x", found[1]) if found[1] else ("#", found[2])
+    return f"&{kind}{digits.lstrip('0')[:_MAX_DIGITS] or '0'}"
 
 
 def attribute_values(source: str) -> dict[str, str]:

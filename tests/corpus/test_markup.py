@@ -4,41 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humpback_ray.corpus.markup import Tag, attribute_values, characters, scan
+from humpback_ray.corpus.markup import Tag, attribute_values, scan
 
 
 def flat(page: str) -> list[str]:
     return [token if isinstance(token, str) else ("/" if token.ends else "") + token.name for token in scan(page)]
-
-
-@pytest.mark.parametrize(
-    ("html", "declared", "text"),
-    [
-        ("é".encode(), None, "é"),
-        ("é".encode(), "iso-8859-1", "é"),
-        ("\ufeffé".encode(), "iso-8859-1", "é"),
-        ("é".encode("utf-16"), None, "é"),
-        ("é".encode("latin-1"), "iso-8859-1", "é"),
-        ("я".encode("cp1251"), "windows-1251", "я"),
-        (b'<meta charset="windows-1251">' + "я".encode("cp1251"), None, '<meta charset="windows-1251">я'),
-        ("中文".encode("gb2312"), "gb2312", "中文"),
-        ("価".encode("iso-2022-jp"), "iso-2022-jp", "価"),
-        ("日本語のページです。".encode("shift_jis") * 20, None, "日本語のページです。" * 20),
-        ("naïve café".encode("latin-1"), "no-such-charset", "naïve café"),
-        ("éé".encode()[:3], None, "é\ufffd"),
-        (b"plain", "utf-7", "plain"),
-        (b"", None, ""),
-    ],
-)
-def test_the_encoding_is_found(html: bytes, declared: str | None, text: str) -> None:
-    assert characters(html, declared) == text
-
-
-@given(
-    st.binary(max_size=200), st.sampled_from([None, "utf-8", "big5", "utf-16", "hex", "iso-2022-jp", "x-user-defined"])
-)
-def test_any_bytes_become_characters(html: bytes, declared: str | None) -> None:
-    characters(html, declared).encode("utf-8")
 
 
 def test_tags_and_text_come_in_order() -> None:
@@ -64,6 +34,24 @@ def test_tags_and_text_come_in_order() -> None:
 )
 def test_messy_markup_is_read_as_browsers_read_it(page: str, tokens: list[str]) -> None:
     assert [token for token in flat(page) if token.strip()] == tokens
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("&#" + "9" * 5_000 + ";a", "\ufffda"),
+        ("&#" + "9" * 5_000, "\ufffd"),
+        ("&#x" + "f" * 5_000 + ";a", "\ufffda"),
+        ("&#" + "0" * 5_000 + "65;b", "Ab"),
+        ("&#X" + "0" * 5_000 + "41;b", "Ab"),
+        ("&#" + "0" * 5_000 + ";", "\ufffd"),
+        ("&#1114112;&#x110000;&#xd800;&#123456789;", "\ufffd" * 4),
+        ("&#1114109;", "\U0010fffd"),
+        ("&#128512;&#x1F600", "😀😀"),
+    ],
+)
+def test_numbers_of_characters_are_read_whatever_their_length(source: str, text: str) -> None:
+    assert list(scan(source)) == [text]
 
 
 def test_attributes_are_parsed_with_any_quotes() -> None:

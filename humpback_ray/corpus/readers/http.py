@@ -1,18 +1,20 @@
 """The HTTP message inside a WARC response: its head, and its body undone of transfer and content encodings.
 
 Crawlers differ in what they store. Some keep the bytes of the wire, some store the decoded body under the headers of
-the wire. So an encoding is undone where the bytes bear it out; a body that is visibly not encoded is taken as it is.
+the wire, some rename the headers (`X-Crawl-Content-Encoding`), some lose them. So an encoding is undone where the bytes
+bear it out; a body that is visibly not encoded is taken as it is. Of a stream that breaks off, what came before the
+break is kept and the body is marked as cut.
 Everything has a cap: a body that decodes to more than it is dropped, never held.
 """
 
 import io
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from fastwarc.stream_io import BrotliReader, ZstdReader
+from humpback_ray.corpus.encoding import characters, codec
 
 
 class Unusable(ValueError):
@@ -43,108 +45,226 @@ class Head:
         return found[1] if found else None
 
 
-_STATUS = re.compile(rb"HTTP/[\d.]{1,8}\s+(\d{3})\b", re.IGNORECASE)
-_HEAD_END = re.compile(rb"\r?\n\r?\n")
-_CHUNK_SIZE = re.compile(rb"\s{0,4}([0-9a-fA-F]{1,8})[^\r\n]{0,200}\r?\n")
-_MAX_HEAD_BYTES = 64 * 1024
+class Body(NamedTuple):
+    """A body as its author wrote it."""
+
+    content: bytes
+    cut: bool
+    """Whether its end is missing: a compressed stream or a chunk broke off."""
+
+
+_STATUS = re.compile(rb"\s{0,64}HTTP(?:/[\d.]{1,8})?[ \t]+(\d{3})\b", re.IGNORECASE)
+_HEAD_END = re.compile(rb"\r?\n\r?\n|\r\r")
+_FOLD = re.compile(rb"(?:\r\n?|\n)[ \t]+")
+_CHUNK_SIZE = re.compile(rb"\s{0,4}([0-9a-fA-F]{1,8})[ \t]{0,200}(?:;[^\r\n]{0,4000})?\r?\n")
+_NOT_TEXT = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+_MARKUP = re.compile(rb"(?:\xef\xbb\xbf|\xff\xfe(?:\0\0)?|(?:\0\0)?\xfe\xff)?[\s\0]{0,256}<[\0]{0,3}[a-zA-Z!?/]")
+_START_BYTES = 1024
 _MAX_ENCODINGS = 4
+_MAX_HEADS = 4
+_MAX_MEMBERS = 1_000
+_MAX_LIST_CHARS = 200
+_GZIP_MAGIC = b"\x1f\x8b\x08"
+_HTML_START = re.compile(
+    r"\s*+(?:<\?xml\b[^>]*+>\s*+)?(?:<!--(?:(?!-->).)*+-->\s*+)*+<(?:!doctype\s+html|html|head|body)\b", re.I | re.S
+)
+_HTML_START_BYTES = 4096
+_LISTS = frozenset({"content-encoding", "transfer-encoding", "x-crawl-content-encoding", "x-crawl-transfer-encoding"})
+_NO_ENCODING = frozenset({"", "identity", "none", "chunked", "binary", "7bit", "8bit"})
+_MAGIC = (
+    (_GZIP_MAGIC, "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x78\x01", "deflate"),
+    (b"\x78\x9c", "deflate"),
+    (b"\x78\xda", "deflate"),
+)
 
 
 def split(block: bytes) -> tuple[Head, bytes]:
-    """Return head and body of an HTTP response.
+    """Return head and body of an HTTP response; interim responses (1xx) before it are passed over.
 
     Raises:
-        Unusable: `http_malformed`, no status line or no end of the head within 64 KiB.
+        Unusable: `http_malformed`, no status line or no end of the head.
     """
-    status, end = _STATUS.match(block), _HEAD_END.search(block, 0, _MAX_HEAD_BYTES)
-    if not status or not end:
-        raise Unusable("http_malformed")
+    for _ in range(_MAX_HEADS):
+        status = _STATUS.match(block)
+        end = _HEAD_END.search(block, status.end()) if status else None
+        if not status or not end:
+            break
+        source, block = block[status.end() : end.start()], block[end.end() :]
+        if not 100 <= int(status[1]) < 200:
+            return Head(int(status[1]), _headers(source)), block
+    raise Unusable("http_malformed")
+
+
+def _headers(source: bytes) -> dict[str, str]:
     headers: dict[str, str] = {}
-    for line in block[: end.start()].splitlines()[1:]:
+    for line in _FOLD.sub(b" ", source).splitlines()[1:]:
         name, colon, value = line.decode("latin-1").partition(":")
         if colon:
-            headers[name.strip().lower()] = value.strip()
-    return Head(int(status[1]), headers), block[end.end() :]
+            name, value = name.strip().lower(), value.strip()
+            before = headers.get(name) if name in _LISTS else None
+            headers[name] = f"{before}, {value}" if before and len(before) < _MAX_LIST_CHARS else value
+    return headers
 
 
-def decode(head: Head, body: bytes, max_bytes: int) -> bytes:
+def decode(head: Head, body: bytes, max_bytes: int) -> Body:
     """Return the body as its author wrote it.
 
     Raises:
         Unusable: `too_large` beyond `max_bytes`, `encoding_unknown`, or `encoding_corrupt` where not one byte came out.
     """
-    if "chunked" in head.headers.get("transfer-encoding", "").lower():
-        body = unchunk(body)
-    encodings = [name.strip().lower() for name in head.headers.get("content-encoding", "").split(",")]
-    encodings = [name for name in encodings if name not in ("", "identity", "none", "utf-8")]
-    if len(encodings) > _MAX_ENCODINGS:
+    transfer, content = (_names(head, kind) for kind in ("transfer-encoding", "content-encoding"))
+    body, cut = unchunk(body, declared="chunked" in transfer + content)
+    names = [name for name in content + transfer if name not in _NO_ENCODING and not codec(name)]
+    if len(names) > _MAX_ENCODINGS:
         raise Unusable("encoding_unknown")
-    for name in reversed(encodings):
-        body = _undo(name, body, max_bytes)
+    for name in reversed(names):
+        body, broken = _undo(name, body, max_bytes)
+        cut |= broken
+    for _ in range(_MAX_ENCODINGS):  # what no header speaks of
+        name = _by_magic(body)
+        if name is None:
+            break
+        body, broken = _undo(name, body, max_bytes)
+        cut |= broken
     if len(body) > max_bytes:
         raise Unusable("too_large")
-    return body
+    return Body(body, cut)
 
 
-def unchunk(body: bytes) -> bytes:
-    """Join the chunks of a chunked body; other bytes come back as they are, a cut body as far as it goes."""
+def is_html(body: bytes) -> bool:
+    """Return whether a body of undeclared type begins as HTML does, whatever its charset."""
+    return bool(_HTML_START.match(characters(body[:_HTML_START_BYTES])))
+
+
+def _names(head: Head, kind: str) -> list[str]:
+    values = (head.headers.get(kind), head.headers.get(f"x-crawl-{kind}"))
+    return [name.strip().strip("\"'").lower() for value in values if value for name in re.split("[,;]", value)]
+
+
+def unchunk(body: bytes, *, declared: bool = True) -> Body:
+    """Join the chunks of a chunked body; other bytes come back as they are, a cut body as far as it goes.
+
+    Args:
+        body: what follows the head.
+        declared: whether the head says that the body is chunked; else two chunks in a row have to show it.
+    """
     parts, at = [], 0
     while size := _CHUNK_SIZE.match(body, at):
         length = int(size[1], 16)
+        end = size.end() + length
+        if not parts and (
+            body[end : end + 1] not in (b"", b"\r", b"\n")
+            or (not declared and not (length and _CHUNK_SIZE.match(body, end)))
+        ):
+            return Body(body, cut=False)
         if not length:
-            return b"".join(parts)
-        parts.append(body[size.end() : size.end() + length])
-        at = size.end() + length
-        if at >= len(body):
-            return b"".join(parts)
-        at += 2 if body[at : at + 2] == b"\r\n" else 1 if body[at : at + 1] == b"\n" else 0
-    return b"".join(parts) if parts else body
+            return Body(b"".join(parts), cut=False)
+        parts.append(body[size.end() : end])
+        if end > len(body):
+            break
+        at = end + (2 if body[end : end + 2] == b"\r\n" else 1 if body[end : end + 1] == b"\n" else 0)
+    return Body(b"".join(parts), cut=True) if parts else Body(body, cut=False)
 
 
-def _undo(name: str, body: bytes, max_bytes: int) -> bytes:
-    if name in ("gzip", "x-gzip"):
-        decoded = _inflate(body, (31,), max_bytes) if body[:2] == b"\x1f\x8b" else body
-    elif name == "deflate":
-        decoded = _inflate(body, (15, -15), max_bytes)
-    elif name in ("br", "zstd"):
-        from fastwarc.stream_io import BrotliReader, ZstdReader
-
-        decoded = _stream(BrotliReader if name == "br" else ZstdReader, body, max_bytes)
-    else:
+def _undo(name: str, body: bytes, max_bytes: int) -> Body:
+    undo = _DECODERS.get(name)
+    if undo is None:
         raise Unusable("encoding_unknown")
-    if body and not decoded:
-        if _looks_plain(body):
-            return body
+    if not body or _MARKUP.match(body):
+        return Body(body, cut=False)
+    shown = _by_magic(body)
+    if shown and shown != name.removeprefix("x-"):  # the headers name the wrong one, or the order of two
+        undo = _DECODERS[shown]
+    decoded = undo(body, max_bytes)
+    if decoded.cut and not shown and _looks_plain(body):
+        return Body(body, cut=False)
+    if not decoded.content:
         raise Unusable("encoding_corrupt")
-    if len(decoded) > max_bytes:
+    if len(decoded.content) > max_bytes:
         raise Unusable("too_large")
     return decoded
 
 
+def _by_magic(body: bytes) -> str | None:
+    return next((name for magic, name in _MAGIC if body.startswith(magic)), None)
+
+
 def _looks_plain(body: bytes) -> bool:
-    return body[:256].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
+    start = body[:_START_BYTES]
+    if _NOT_TEXT.search(start):
+        return False
+    return 3 * sum(byte < 0x80 for byte in start) >= len(start) or bool(start.decode("utf-8", "ignore"))
 
 
-def _inflate(body: bytes, windows: tuple[int, ...], max_bytes: int) -> bytes:
-    for window in windows:
-        decoder, out, at, step = zlib.decompressobj(wbits=window), bytearray(), 0, 16 * 1024
-        try:  # in pieces, so that a stream cut or damaged at its end keeps what came before
-            while at < len(body) and len(out) <= max_bytes and not decoder.eof:
-                out += decoder.decompress(decoder.unconsumed_tail + body[at : at + step], max_bytes + 1 - len(out))
-                at += step
-        except zlib.error:
-            pass
+def _gunzip(body: bytes, max_bytes: int) -> Body:
+    out, at = bytearray(), 0
+    for _ in range(_MAX_MEMBERS):  # members may follow each other
+        if not body.startswith(_GZIP_MAGIC, at):
+            return Body(bytes(out), cut=not out)
+        decoder = zlib.decompressobj(wbits=31)
+        piece, at = _inflate(decoder, body, at, max_bytes - len(out))
+        out += piece
+        if not decoder.eof:
+            break
+    return Body(bytes(out), cut=True)
+
+
+def _undeflate(body: bytes, max_bytes: int) -> Body:
+    for window in (15, -15):  # servers send both: with and without the header of zlib
+        decoder = zlib.decompressobj(wbits=window)
+        out, _ = _inflate(decoder, body, 0, max_bytes)
         if out:
-            return bytes(out)
-    return b""
+            return Body(out, cut=not decoder.eof)
+    return Body(b"", cut=True)
 
 
-def _stream(kind: "type[BrotliReader] | type[ZstdReader]", body: bytes, max_bytes: int) -> bytes:
+def _inflate(decoder: "zlib._Decompress", body: bytes, at: int, max_bytes: int) -> tuple[bytes, int]:
+    """Return what a stream decodes to, at most one byte beyond the limit, and where in the body it ends."""
+    out, step = bytearray(), 16 * 1024
+    try:  # in pieces, so that a stream cut or damaged at its end keeps what came before
+        while at < len(body) and len(out) <= max_bytes and not decoder.eof:
+            out += decoder.decompress(decoder.unconsumed_tail + body[at : at + step], max_bytes + 1 - len(out))
+            at = min(at + step, len(body))
+    except zlib.error:
+        pass
+    return bytes(out), at - len(decoder.unused_data)
+
+
+def _unbrotli(body: bytes, max_bytes: int) -> Body:
+    import brotli
+
+    decoder, out = brotli.Decompressor(), bytearray()
+    try:
+        piece = decoder.process(body, output_buffer_limit=64 * 1024)
+        while piece and len(out) <= max_bytes:
+            out += piece
+            piece = b"" if decoder.is_finished() else decoder.process(b"", output_buffer_limit=64 * 1024)
+    except brotli.error:
+        return Body(bytes(out), cut=True)
+    return Body(bytes(out), cut=not decoder.is_finished())
+
+
+def _unzstd(body: bytes, max_bytes: int) -> Body:
+    from fastwarc.stream_io import ZstdReader
+
     out = bytearray()
     try:
-        reader = kind(io.BytesIO(body))
+        reader = ZstdReader(io.BytesIO(body))
         while len(out) <= max_bytes and (piece := reader.read(min(64 * 1024, max_bytes + 1 - len(out)))):
             out += piece
-    except (OSError, ValueError):  # as above: what was decoded before the damage counts
-        pass
-    return bytes(out)
+    except (OSError, ValueError):
+        return Body(bytes(out), cut=True)
+    return Body(bytes(out), cut=False)
+
+
+_DECODERS: dict[str, Callable[[bytes, int], Body]] = {
+    "gzip": _gunzip,
+    "x-gzip": _gunzip,
+    "deflate": _undeflate,
+    "x-deflate": _undeflate,
+    "br": _unbrotli,
+    "brotli": _unbrotli,
+    "zstd": _unzstd,
+}

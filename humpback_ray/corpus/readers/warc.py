@@ -11,7 +11,6 @@ Damage costs the records that it hits (`record_damaged`); those behind it are fo
 archive has one more row, the last: `archive_truncated` or `archive_corrupt`, with the number of bytes skipped.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import BinaryIO, Literal
@@ -19,7 +18,7 @@ from typing import BinaryIO, Literal
 from pydantic import Field
 
 from humpback_ray.config import Config
-from humpback_ray.corpus.markup import characters
+from humpback_ray.corpus.encoding import characters
 from humpback_ray.corpus.readers import http
 from humpback_ray.corpus.readers.base import COMPRESSED, Document, Dropped, Inflated, broken_off, clean, content_id
 from humpback_ray.corpus.readers.records import Record, Records
@@ -28,10 +27,6 @@ from humpback_ray.packages import FASTWARC, RESILIPARSE, Package
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 _DESCRIBING = ("warcinfo", "request", "metadata", "revisit")
 _CRAWLER_SCHEME = "metadata:"  # under which wget stores its own log and arguments
-_START_BYTES = 4096
-_HTML_START = re.compile(
-    rb"\s*(?:\xef\xbb\xbf)?\s*(?:<!--.{0,2000}?-->\s*)?<(?:!doctype\s+html|html|head|body)\b", re.I | re.S
-)
 
 
 class WarcReader(Config):
@@ -83,7 +78,8 @@ class WarcReader(Config):
         headers, cut = record.headers, "warc-truncated" in record.headers or "warc-segment-number" in record.headers
         kind, stored = headers.get("warc-type", "").lower(), http.Head(200, headers)
         if kind == "response" or (kind == "resource" and stored.media_type == "application/http"):
-            head, html = self._response(record.block)
+            head, (html, ends_early) = self._response(record.block)
+            cut |= ends_early
         elif kind in ("resource", "conversion"):
             if _bare(headers.get("warc-target-uri", "")).lower().startswith(_CRAWLER_SCHEME):
                 raise http.Unusable("crawler_log")
@@ -100,11 +96,11 @@ class WarcReader(Config):
             raise http.Unusable("not_html")
         if not html.strip():
             raise http.Unusable("empty")
-        if not head.media_type and not _HTML_START.match(html[:_START_BYTES]):
+        if not head.media_type and not http.is_html(html):
             raise http.Unusable("not_html")
         return Document("", html=html, charset=head.charset, cut=cut)
 
-    def _response(self, block: bytes) -> tuple[http.Head, bytes]:
+    def _response(self, block: bytes) -> tuple[http.Head, http.Body]:
         head, body = http.split(block)
         if head.status != 200:
             raise http.Unusable("http_status")

@@ -19,6 +19,8 @@ import os
 import re
 import secrets
 import shlex
+import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -188,7 +190,18 @@ def _reason(error: Exception) -> str:
 
 
 def follow(client: "JobSubmissionClient", identifier: str) -> int:
-    """Print a run's log until the run ends; returns its exit code."""
+    """Print a run's log until the run ends; returns its exit code.
+
+    Ctrl-C ends this process at once, with 130: it holds nothing, and Ray's client may take an interrupt for a lost
+    connection, or wait for a server that is busy.
+    """
+
+    def leave(*_: object) -> None:
+        say(f"no longer following; the run goes on: ray job logs -f {identifier}; ray job stop {identifier}")
+        sys.stdout.flush()
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, leave)
     shown = 0
     lost_since: float | None = None
     while True:
@@ -198,9 +211,6 @@ def follow(client: "JobSubmissionClient", identifier: str) -> int:
             lost_since = None
             if info.status.is_terminal():
                 return ended(identifier, info.status.value, info.driver_exit_code, info.message)
-        except KeyboardInterrupt:
-            say(f"no longer following; the run goes on: ray job logs -f {identifier}; ray job stop {identifier}")
-            return 130
         except Exception as error:  # noqa: BLE001  whatever Ray's client, HTTP and websockets come up with
             lost_since = lost_since or time.monotonic()
             if time.monotonic() - lost_since > LOST_S:

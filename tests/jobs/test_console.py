@@ -183,7 +183,10 @@ sys.exit(guarded(work))
 """
 WAITS = "print('at work', flush=True); time.sleep(60)"
 IN_C = "ctypes.CDLL(None).system(b'echo at work; exec > /dev/null 2>&1; while kill -0 $PPID; do sleep 0.2; done')"
-IN_HASH = "print('at work', flush=True); hashlib.pbkdf2_hmac('sha256', b'x', b'y', 10**9)"  # `system` ignores SIGINT
+IN_HASH = (  # `system` ignores SIGINT; the word comes from a thread, once the main one is inside
+    "__import__('threading').Timer(0.5, print, ['at work'], {'flush': True}).start(); "
+    "hashlib.pbkdf2_hmac('sha256', b'x', b'y', 10**9)"
+)
 KNOWN, HANGS = "lambda: '5 of 24 shards'", "lambda: time.sleep(60)"
 GOES_ON = "the same command goes on from here"
 

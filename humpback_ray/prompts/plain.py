@@ -12,8 +12,10 @@ Given up: tokenizers without a fast form (`tokenizer.json`).
 import json
 import re
 import secrets
+import threading
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 """A piece that stands for a byte, by this name."""
@@ -113,7 +115,16 @@ class Plain:
         return text[min(cut, name) :] if name >= 0 and cut < name + self._name_characters else text[cut:]
 
 
-@lru_cache(maxsize=4)
+_forms: "WeakKeyDictionary[Any, Plain]" = WeakKeyDictionary()
+_making = threading.Lock()
+
+
 def plain(tokenizer: Any) -> Plain:
-    """Return the plain form of a tokenizer, made once."""
-    return Plain(tokenizer)
+    """Return the plain form of a tokenizer: one as long as the tokenizer lives, whichever threads ask.
+
+    Text laid out with the names of one form is not to be encoded by another, which would take them for text.
+    """
+    with _making:
+        if tokenizer not in _forms:
+            _forms[tokenizer] = Plain(tokenizer)
+        return _forms[tokenizer]

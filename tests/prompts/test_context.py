@@ -1,5 +1,7 @@
 """A target's tokens are those that it has behind its prompt, and no text has a token of the tokenizer's own."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -8,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.prompts.chat import ChatRecipe, Layout, encode_example, encode_prompt, encode_reply
-from tests.prompts import families
+from humpback_ray.prompts.plain import Plain, plain
+from tests.prompts import families, kinds
 
 CHAT = ChatRecipe()
 PROMPT = CHAT.forward_prompt("Which river?")
@@ -99,3 +102,15 @@ def test_a_tokenizer_without_a_fast_form_is_refused_by_name() -> None:
 
     with pytest.raises(ValueError, match=r"models/slow .* has no fast form"):
         encode_prompt(Slow(), "a")
+
+
+def test_threads_that_ask_at_once_get_the_same_form_of_a_tokenizer() -> None:
+    for _ in range(5):
+        tokenizer, barrier = kinds.make("byte-level"), threading.Barrier(8)
+
+        def ask(tokenizer: Any = tokenizer, barrier: threading.Barrier = barrier) -> Plain:
+            barrier.wait()
+            return plain(tokenizer)
+
+        with ThreadPoolExecutor(8) as threads:
+            assert len({id(form.result()) for form in [threads.submit(ask) for _ in range(8)]}) == 1

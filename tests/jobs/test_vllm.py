@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from humpback_ray.augment import AugmentRecipe, Predictor
+from humpback_ray.contamination import NOTHING
 from humpback_ray.curate.rounds import CurateConfig, CurateRecipe, make_scores
 from humpback_ray.curate.scorers import RubricExpected
 from humpback_ray.engines import TransformersEngine, VllmEngine
@@ -78,7 +79,7 @@ def model(root: Path) -> Model:
 def augmented(root: Path, name: str, corpus: Manifest, model: Model) -> Manifest:
     (root / f"{name}-actors").mkdir()
     stage = Stage(place(root, name), {"name": name}, {"corpus": corpus}, CANDIDATE)
-    made = stage.run(Together, (str(root / f"{name}-actors"), RECIPE, ChatRecipe(), model.uri), POOL, corpus)
+    made = stage.run(Together, (str(root / f"{name}-actors"), RECIPE, ChatRecipe(), model.uri, NOTHING), POOL, corpus)
     verify_stage(made)
     assert len(prepared.fates(root / name)) == ROWS
     return made

@@ -101,7 +101,7 @@ def test_two_actors_predict_instructions_from_several_shards_at_once(root: Path,
 
 
 def test_ratings_are_those_of_transformers(root: Path, candidates: Manifest, model: Model) -> None:
-    scorer, chat = RubricExpected(), ChatRecipe()
+    scorer, chat = RubricExpected(min_grade_mass=0), ChatRecipe()  # a random model knows no grades
     config = CurateConfig(
         recipe=CurateRecipe(engine=ENGINE, scorer=scorer, max_failed_share=0),
         placement=POOL.model_copy(update={"min_replicas": 1}),

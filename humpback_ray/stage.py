@@ -183,7 +183,6 @@ class Stage:
         """
         if self.done:
             return self._retry(self.done, worker, arguments, placement, source)
-        assert self.schema is not None, "shards become tables"
         self.ids_of = "" if isinstance(source, Inventory) else self._name_of(source)
         plan = plan_files(source) if isinstance(source, Inventory) else plan_rows(source, placement.rows_per_shard)
         frozen = self.ledger.create_or_read("plan.json", {"shards": [asdict(shard) for shard in plan]})
@@ -197,10 +196,7 @@ class Stage:
         unit = "files" if None in counted else "rows"
         progress = Progress(self.place.name, sum(rows.values()), begun, unit)
         pace = Pace(placement, {shard.name: weight(shard, source) for shard in shards})
-        pool = Pool(
-            self.place.name, self.ledger, self.schema, worker, tuple(arguments), progress, rows, placement, pace
-        )
-        progress.concern = pool.concern
+        pool = self._pool(worker, arguments, placement, progress, rows, pace)
         with progress, Presence(self.place.uri, self.place.submission):
             while pending := [shard.located(source) for shard in shards if shard.name not in committed]:
                 pool.work_on(pending)
@@ -222,7 +218,6 @@ class Stage:
         lost = [commit for commit in done.commits if commit.quarantine]
         if check is None or not lost:
             return done
-        assert self.schema is not None, "shards become tables"
         with Lease(self.place.uri, self.place.submission):
             check(done)
             plan = {shard["name"]: shard for shard in storage.read_json(self.ledger.at("plan.json"))["shards"]}
@@ -234,10 +229,7 @@ class Stage:
             rows = {shard.name: commit.drops[QUARANTINED] for shard, commit in todo}
             progress = Progress(f"{self.place.name}, quarantine", sum(rows.values()))
             pace = Pace(placement, {shard.name: weight(shard, source) for shard, _ in todo})
-            pool = Pool(
-                self.place.name, self.ledger, self.schema, worker, tuple(arguments), progress, rows, placement, pace
-            )
-            progress.concern = pool.concern
+            pool = self._pool(worker, arguments, placement, progress, rows, pace)
             began = time.monotonic()
             with progress:
                 pool.retry(todo)
@@ -248,6 +240,23 @@ class Stage:
             manifest = replace(done, commits=commits, attempts=attempts, ended=ended, stated={})
             storage.write_bytes(self.ledger.at("manifest.json"), manifest.json())
         return manifest
+
+    def _pool(
+        self,
+        worker: type,
+        arguments: Sequence[Any],
+        placement: PoolPlacement,
+        progress: Progress,
+        rows: Mapping[str, int],
+        pace: Pace,
+    ) -> Pool:
+        """Return a pool for shards of this stage, of which the progress line tells what takes long."""
+        assert self.schema is not None, "shards become tables"
+        pool = Pool(
+            self.place.name, self.ledger, self.schema, worker, tuple(arguments), progress, rows, placement, pace
+        )
+        progress.concern = pool.concern
+        return pool
 
     def _name_of(self, source: Manifest) -> str:
         """Return under which name a stage is among the inputs."""

@@ -1,7 +1,7 @@
 """Try the quarantined rows of a finished stage again.
 
     python -m jobs.retry out/mine candidates
-    python -m jobs.retry s3://bucket/run candidates augment.placement.memory_bytes=64e9
+    python -m jobs.retry s3://bucket/run candidates augment.placement.batch_tokens=16384
 
 Rows that work now take the place of those in quarantine; the others stay there. The configuration is that of the run's
 last submission; keys given here replace values of it, where they decide nothing that is computed (placements).

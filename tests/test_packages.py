@@ -135,7 +135,9 @@ def test_another_version_than_the_declared_one_is_said(without: dict[str, str], 
     (tmp_path / "vllm-0.30.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.30.0\n")
     old = {**without, "PYTHONPATH": f"{without['PYTHONPATH']}{os.pathsep}{tmp_path}"}
     root = f"root={tmp_path}/run"  # not that of a demo that was run here
-    code, said = job(old, "jobs.augment", DEMO, root, f"augment.recipe.engine={VLLM}", "train.recipe.method={kind: full}")
+    code, said = job(
+        old, "jobs.augment", DEMO, root, f"augment.recipe.engine={VLLM}", "train.recipe.method={kind: full}"
+    )
     assert code == 2, said
     assert "augment.recipe.engine needs vllm ==0.32.*, and 0.30.0 is installed" in said
 

@@ -55,6 +55,8 @@ _ATTEMPT_FILE = re.compile(r"(?:\d{6,}(?:r\d+)?|all)/\d{4,}\.json")
 _WORD_FILE = re.compile(r"(?:\d{6,}(?:r\d+)?|all)/\d{4,}(?:\.error)?\.json")
 """Names of what the ledger writes; other files, of file systems and file managers, are left alone."""
 
+CARD = "README.md"
+"""What a directory with a model says of itself, for people: it names the run, so it is not the model."""
 MOST_LOST_NODES = 20
 """Attempts at one shard within a submission after which lost nodes are no excuse any more."""
 
@@ -243,8 +245,10 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Identity of the content, for the fingerprints of stages that read it."""
-        return fingerprint([[file.sha256 for file in commit.files] for commit in self.commits])
+        """Identity of the content, for the fingerprints of stages that read it; prose about it is no part of it."""
+        return fingerprint(
+            [[file.sha256 for file in commit.files if not file.name.endswith(f"/{CARD}")] for commit in self.commits]
+        )
 
     @property
     def rows(self) -> int:

@@ -111,6 +111,16 @@ def test_metrics_are_read_and_proven_but_their_times_are_no_part_of_a_models_ide
         verify_stage(made)
 
 
+def test_the_card_beside_a_models_weights_is_no_part_of_its_identity() -> None:
+    def model(card: str, weights: str) -> str:
+        named = {"README.md": card, "model.safetensors": weights}
+        files = tuple(DataFile(f"data/all.1-abc/{name}", 9, sha256) for name, sha256 in named.items())
+        commit = Commit("all", 1, files, 0, 0, {}, 1.0)
+        return Manifest("uri", "models/m0", "f", {}, {}, (commit,), 1, 1.0, 2.0).digest
+
+    assert model("of the run out/a", "w") == model("of the run out/b", "w") != model("of the run out/a", "other w")
+
+
 def test_an_error_is_not_hidden_by_storage_that_cannot_note_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(str(tmp_path), "s")
 

@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import Any
 
 from humpback_ray import storage
+from humpback_ray.ledger import CARD
 from humpback_ray.prompts.chat import chat_template, encode_prompt, space_between_turns, start_ids
 from humpback_ray.train import lora
 from humpback_ray.train.job import TrainingStopped, TrainJob
@@ -59,7 +60,7 @@ def export(
         write_weights(module, shelf)
         write_configuration(base, type(module).__name__, job.recipe.dtype, shelf.scratch)
         write_tokenizer(tokenizer, job, shelf.scratch)
-        (shelf.scratch / "README.md").write_text(card, encoding="utf-8")
+        (shelf.scratch / CARD).write_text(card, encoding="utf-8")
         if isinstance(job.recipe.method, Lora):
             write_adapters(module, job.recipe.method, shelf.scratch / "adapter")
         shelf.put_rest()

@@ -55,7 +55,7 @@ gpu-check: .venv/installed
 	$(BIN)/python -m tests.gpu.check --out out
 
 chaos: .venv/installed
-	HUMPBACK_RACE_ROUNDS=200 $(BIN)/python -m pytest tests/test_races.py
+	HUMPBACK_RACE_ROUNDS=200 $(BIN)/python -m pytest tests/stages/test_races.py
 	$(BIN)/python -m pytest -m chaos
 	$(BIN)/python -m pytest -m "hypothesis and not chaos and not vllm" --hypothesis-profile=thorough
 	$(BIN)/python -m tests.chaos

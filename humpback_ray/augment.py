@@ -14,14 +14,14 @@ from pydantic import Field
 
 from humpback_ray import storage
 from humpback_ray.config import Config
-from humpback_ray.contamination import NOTHING, HeldOut
 from humpback_ray.engines import NO_REPLY, Completion, EngineConfig, Request, TransformersEngine, generate_all
-from humpback_ray.instructions import InstructionFilters
-from humpback_ray.ledger import Manifest
+from humpback_ray.inputs.contamination import NOTHING, HeldOut
 from humpback_ray.placement import PoolPlacement, Resources
 from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.prompts.instructions import InstructionFilters
 from humpback_ray.records import CANDIDATE, seed_of
-from humpback_ray.stage import Model, Place, Stage, refuse_failures
+from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.stage import Model, Place, Stage, refuse_failures
 
 FAKED_TURN = "faked_turn"
 """Drop reason of a pair that holds a line of our layout: a page that would write the other side's part."""

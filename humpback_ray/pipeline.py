@@ -16,23 +16,23 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 
 from humpback_ray import storage
 from humpback_ray.augment import make_candidates
-from humpback_ray.contamination import HeldOut
 from humpback_ray.corpus.build import make_corpus, make_segments, sampled
 from humpback_ray.curate.canaries import make_canaries
 from humpback_ray.curate.compare import Comparison, compare, make_sample
 from humpback_ray.curate.rounds import make_curated, make_scores
 from humpback_ray.curate.scorers import Chained
 from humpback_ray.evaluate.answers import make_answers, make_prompts
-from humpback_ray.inventory import Inventory, resolve
-from humpback_ray.ledger import Manifest
+from humpback_ray.inputs.contamination import HeldOut
 from humpback_ray.report import canary_sentences, failure_sentence, ratings, report, rounds, truth_sentences
 from humpback_ray.rewrite import make_rewritten
 from humpback_ray.run import Run, prescores_name
 from humpback_ray.sample.build import make_base, make_check, make_web, web_files
 from humpback_ray.sample.measure import measure
 from humpback_ray.seed import make_seed
-from humpback_ray.stage import Model
-from humpback_ray.train.tokens import make_tokens
+from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.stage import Model
+from humpback_ray.storage.inventory import Inventory, resolve
+from humpback_ray.train.data.tokens import make_tokens
 from humpback_ray.train.tune import fine_tune
 
 

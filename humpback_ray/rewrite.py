@@ -16,16 +16,16 @@ from pydantic import Field, field_validator, model_validator
 from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.engines import NO_REPLY, Completion, EngineConfig, Request, TransformersEngine, generate_all
-from humpback_ray.instructions import refuses
-from humpback_ray.ledger import Manifest, StageFailed
-from humpback_ray.numbers import new_numbers
 from humpback_ray.placement import PoolPlacement, Resources
 from humpback_ray.prompts.chat import ChatRecipe, Tags, laid_out
+from humpback_ray.prompts.instructions import refuses
 from humpback_ray.prompts.marks import code_of, fill, missing_placeholders
 from humpback_ray.prompts.rewriting import REWRITING, answer_of, is_meta
 from humpback_ray.records import QUARANTINED, REWRITE, seed_of
-from humpback_ray.stage import Model, Place, Stage
-from humpback_ray.words import content_words
+from humpback_ray.stages.ledger import Manifest, StageFailed
+from humpback_ray.stages.stage import Model, Place, Stage
+from humpback_ray.text.numbers import new_numbers
+from humpback_ray.text.words import content_words
 
 FAILED = frozenset({*NO_REPLY.values(), "unfinished_rewrite", "empty_rewrite", QUARANTINED})
 """Reasons that count against `max_failed_share`; the others are verdicts on what was written."""

@@ -25,24 +25,24 @@ from pydantic import Field, model_validator
 from humpback_ray import storage
 from humpback_ray.augment import AugmentConfig
 from humpback_ray.config import Config, ConfigError, difference
-from humpback_ray.contamination import ContaminationConfig
 from humpback_ray.corpus.build import CorpusConfig
 from humpback_ray.curate.rounds import CurateConfig
 from humpback_ray.curate.scorers import Chained
 from humpback_ray.engines import VllmEngine
 from humpback_ray.evaluate.answers import EvaluateConfig
-from humpback_ray.hub_ids import refuse_dataset, refuse_model
-from humpback_ray.inventory import Hashes, Inventory, refuse_untemplated, resolve, resolve_model
-from humpback_ray.ledger import Ledger, Manifest, StageFailed, check_types, read_as, versions
+from humpback_ray.hub.ids import refuse_dataset, refuse_model
+from humpback_ray.inputs.contamination import ContaminationConfig
+from humpback_ray.inputs.promptfiles import load_prompts
 from humpback_ray.packages import Package, declared, refuse_missing
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
-from humpback_ray.promptfiles import load_prompts
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.rates import PlanConfig
 from humpback_ray.rewrite import RewriteConfig
 from humpback_ray.sample.build import SampleConfig
 from humpback_ray.seed import SeedConfig
-from humpback_ray.stage import Place, read_manifest, short
+from humpback_ray.stages.ledger import Ledger, Manifest, StageFailed, check_types, read_as, versions
+from humpback_ray.stages.stage import Place, read_manifest, short
+from humpback_ray.storage.inventory import Hashes, Inventory, refuse_untemplated, resolve, resolve_model
 from humpback_ray.train.tune import TrainConfig
 
 logger = logging.getLogger(__name__)

@@ -20,18 +20,19 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from humpback_ray import pipeline, storage, warm
+from humpback_ray import pipeline, storage
 from humpback_ray.config import Config, ConfigError, load
-from humpback_ray.lease import LeaseHeld, LeaseLost
-from humpback_ray.ledger import Manifest
-from humpback_ray.limits import LimitReached, Limits
-from humpback_ray.pilot import as_pilot
+from humpback_ray.operate.limits import LimitReached, Limits
+from humpback_ray.operate.pilot import as_pilot
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
-from humpback_ray.printable import printable
 from humpback_ray.run import Run, RunConfig
-from humpback_ray.stage import StageFailed
+from humpback_ray.stages import warm
+from humpback_ray.stages.lease import LeaseHeld, LeaseLost
+from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.stage import StageFailed
 from jobs.cluster import check_gcs, one_line, stop_own_job
 from jobs.ending import Ending
+from jobs.printable import printable
 
 console = Console(width=None if sys.stdout.isatty() else 160)
 

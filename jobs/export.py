@@ -12,7 +12,7 @@ import sys
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
-from humpback_ray.fetch import fetch_model
+from humpback_ray.operate.fetch import fetch_model
 from jobs.console import guarded, say
 
 

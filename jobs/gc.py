@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
-from humpback_ray.gc import Waste, delete, survey
+from humpback_ray.operate.gc import Waste, delete, survey
 from jobs.console import Table, console, guarded, say
 
 COPIES_S = 7 * 86400.0

@@ -9,8 +9,9 @@ import sys
 
 from rich.markdown import Markdown
 
-from humpback_ray import miniature, storage
+from humpback_ray import storage
 from humpback_ray.config import ConfigError, load
+from humpback_ray.miniature import arms as miniature
 from humpback_ray.run import RunConfig
 from jobs.console import arguments, console, ending, guarded, say, start_ray
 

@@ -13,11 +13,11 @@ import json
 import sys
 
 from humpback_ray.config import ConfigError, load
-from humpback_ray.plan import Measured, Plan, measured, plan
-from humpback_ray.plan.training import Step
-from humpback_ray.progress import duration
+from humpback_ray.operate.plan import Measured, Plan, measured, plan
+from humpback_ray.operate.plan.training import Step
 from humpback_ray.rates import PlanConfig
 from humpback_ray.run import RunConfig, pilot_root
+from humpback_ray.stages.progress import duration
 from jobs.console import Table, arguments, console, guarded, say
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "working", "buffers")

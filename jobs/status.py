@@ -14,8 +14,8 @@ import time
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
-from humpback_ray.progress import duration
-from humpback_ray.status import RunStatus, StageStatus, status
+from humpback_ray.operate.status import RunStatus, StageStatus, status
+from humpback_ray.stages.progress import duration
 from jobs.console import Table, console, guarded, say
 
 COLUMNS = ("stage", "state", "done", "rate", "left", "attempts", "failed", "quarantined", "quiet", "requests")

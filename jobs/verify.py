@@ -13,7 +13,7 @@ import sys
 import pyarrow as pa
 
 from humpback_ray import storage
-from humpback_ray.verify import Difference, verify
+from humpback_ray.operate.verify import Difference, verify
 from jobs.console import say
 
 UNPROVEN = 5

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from humpback_ray.placement import Resources, TaskPlacement
 from humpback_ray.records import PAIR
-from humpback_ray.stage import Stage
-from tests.test_poison import POOL
-from tests.test_stage import fates, make_source, place
+from humpback_ray.stages.stage import Stage
+from tests.stages.test_poison import POOL
+from tests.stages.test_stage import fates, make_source, place
 
 ROOM_BYTES, MOST_BYTES, PIECE_BYTES = 3 << 30, 8 << 30, 512 << 20
 

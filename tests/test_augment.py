@@ -6,14 +6,14 @@ import pyarrow as pa
 import pytest
 
 from humpback_ray.augment import FAILED, FAKED_TURN, AugmentRecipe, Predictor, backward_request, candidates
-from humpback_ray.contamination import CONTAMINATED, NOTHING, HeldOut
 from humpback_ray.engines import Completion, EchoEngine
-from humpback_ray.instructions import InstructionFilters
-from humpback_ray.inventory import Inventory
+from humpback_ray.inputs.contamination import CONTAMINATED, NOTHING, HeldOut
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import ChatRecipe, Layout
+from humpback_ray.prompts.instructions import InstructionFilters
 from humpback_ray.records import CANDIDATE, SEGMENT
 from humpback_ray.storage import find
+from humpback_ray.storage.inventory import Inventory
 
 
 def segments_of(*texts: str) -> pa.Table:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from humpback_ray.config import load
-from humpback_ray.plan import plan
+from humpback_ray.operate.plan import plan
 from humpback_ray.run import RunConfig
 from humpback_ray.train.sizes import SIZES
 

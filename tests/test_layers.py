@@ -12,17 +12,10 @@ REPOSITORY = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "deepspeed", "vllm", "ray"}
 
 LEVEL = {
-    "steps": 0, "config": 0, "printable": 0, "multiset": 0, "records": 0, "s3": 0, "storage": 0, "background": 0,
-    "decompress": 0, "turns": 0, "recordfiles": 1, "forms": 1, "promptfiles": 2, "contamination": 3, "enough": 3,
-    "words": 0, "numbers": 0, "language": 0,
-    "rates": 1, "hub_ids": 1, "packages": 1, "inventory": 1, "placement": 1, "warm": 1, "progress": 1, "lease": 1,
-    "drivers": 1, "processes": 1, "waiting": 2, "ledger": 2,
-    "watch": 3, "actor": 3,
-    "isolation": 4, "pool": 5, "stage": 6,
-    "prompts": 7, "instructions": 8, "engines": 8,
+    "config": 0, "packages": 0, "records": 0, "storage": 0, "text": 0, "hub": 1, "rates": 1, "placement": 1,
+    "inputs": 2, "stages": 3, "prompts": 7, "engines": 8,
     "sample": 9, "seed": 9, "corpus": 9, "augment": 9, "rewrite": 9, "curate": 9, "train": 9, "evaluate": 9,
-    "report": 10, "run": 10, "pipeline": 11, "verify": 11, "status": 11, "gc": 11, "fetch": 11, "plan": 11,
-    "limits": 11, "pilot": 11, "miniature": 12,
+    "report": 10, "run": 10, "pipeline": 11, "operate": 11, "miniature": 12,
 }  # fmt: skip
 """A module imports what is below it; parts of one level do not import each other."""
 

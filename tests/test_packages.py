@@ -17,10 +17,10 @@ import pytest
 from humpback_ray import packages
 from humpback_ray.config import load
 from humpback_ray.engines import TransformersEngine
-from humpback_ray.ledger import Attempt, Commit
 from humpback_ray.packages import Package
 from humpback_ray.run import RunConfig
-from humpback_ray.stage import Place, Stage
+from humpback_ray.stages.ledger import Attempt, Commit
+from humpback_ray.stages.stage import Place, Stage
 
 REPOSITORY = Path(__file__).parents[1]
 DEMO = str(REPOSITORY / "configs/demo.yaml")

@@ -9,11 +9,11 @@ import pytest
 from humpback_ray.augment import AugmentConfig, AugmentRecipe, make_candidates
 from humpback_ray.curate.rounds import CurateConfig, CurateRecipe, make_scores
 from humpback_ray.engines import EchoEngine
-from humpback_ray.ledger import Manifest
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import SEGMENT
-from humpback_ray.stage import Model, Place, Stage
+from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.stage import Model, Place, Stage
 from tests.jobs.prepared import write_corpus, write_model
 
 pytestmark = pytest.mark.ray

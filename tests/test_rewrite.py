@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from humpback_ray import pipeline, storage
 from humpback_ray.config import ConfigError, load
 from humpback_ray.engines import NO_REPLY, Completion
-from humpback_ray.ledger import Manifest, StageFailed
+from humpback_ray.operate.status import status
+from humpback_ray.operate.verify import verify
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.prompts.marks import code_of
 from humpback_ray.prompts.own import UserMessage
@@ -19,8 +20,7 @@ from humpback_ray.records import PAIR, REWRITE
 from humpback_ray.report.funnel import funnel
 from humpback_ray.rewrite import FAILED, RewriteRecipe, covered, rewrite_reasons, rewrite_request, rewritten
 from humpback_ray.run import Run, RunConfig
-from humpback_ray.status import status
-from humpback_ray.verify import verify
+from humpback_ray.stages.ledger import Manifest, StageFailed
 from tests.jobs.prepared import prepare
 
 INSTRUCTION = "What is a weir?"

@@ -7,8 +7,8 @@ import pytest
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError, load
+from humpback_ray.operate.status import expected_stages
 from humpback_ray.run import Run, RunConfig, latest_submission, stage_names
-from humpback_ray.status import expected_stages
 
 DEMO = Path(__file__).parents[1] / "configs/demo.yaml"
 

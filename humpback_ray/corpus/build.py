@@ -14,12 +14,12 @@ from humpback_ray.config import Config
 from humpback_ray.corpus.dedup import duplicates
 from humpback_ray.corpus.readers import Reader, default_readers, reader_for
 from humpback_ray.corpus.segments import Segmenter, SegmentRecipe
-from humpback_ray.enough import keys_in, refuse_few
-from humpback_ray.inventory import Inventory
-from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.records import SEGMENT, record_id
-from humpback_ray.stage import Place, Stage, TableWriter
+from humpback_ray.stages.enough import keys_in, refuse_few
+from humpback_ray.stages.ledger import Attempt, Commit, Manifest
+from humpback_ray.stages.stage import Place, Stage, TableWriter
+from humpback_ray.storage.inventory import Inventory
 
 
 class DuplicatesRecipe(Config):

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pydantic import Field, field_validator, model_validator
 
 from humpback_ray.config import Config
-from humpback_ray.language import is_known, probabilities
 from humpback_ray.packages import LANGUAGE, Package
-from humpback_ray.words import words
+from humpback_ray.text.language import is_known, probabilities
+from humpback_ray.text.words import words
 
 
 class FilterRecipe(Config):

@@ -22,11 +22,11 @@ from humpback_ray import storage
 from humpback_ray.curate.attacks import ATTACKS, Attack
 from humpback_ray.curate.obedient import obeyed
 from humpback_ray.curate.scorers import Chained, ScorerConfig, SingleScorer
-from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import CANARY, record_id
-from humpback_ray.stage import Model, Place, Stage, TableWriter
+from humpback_ray.stages.ledger import Attempt, Commit, Manifest
+from humpback_ray.stages.stage import Model, Place, Stage, TableWriter
 
 VERSION = 3
 """Raised by hand when an attack changes."""

@@ -19,10 +19,10 @@ from pydantic import Field, field_validator
 from humpback_ray.config import Config
 from humpback_ray.curate.scorers import Additive, Likelihood, Rubric, RubricExpected, SingleScorer
 from humpback_ray.curate.select import UNSAMPLED
-from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import TaskPlacement
 from humpback_ray.records import CANDIDATE, SCORE, seed_of
-from humpback_ray.stage import Place, Stage, TableWriter
+from humpback_ray.stages.ledger import Attempt, Commit, Manifest
+from humpback_ray.stages.stage import Place, Stage, TableWriter
 
 _NAME = re.compile(r"[a-z0-9_-]+")
 

@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
-from humpback_ray.words import words as words_of
+from humpback_ray.text.words import words as words_of
 
 
 def grams(text: str, words: int) -> set[str]:

@@ -23,11 +23,11 @@ from humpback_ray.curate.select import (
     require_kept,
     select,
 )
-from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import PAIR, SCORE
-from humpback_ray.stage import Model, Place, Stage, StageFailed, TableWriter, refuse_failures
+from humpback_ray.stages.ledger import Attempt, Commit, Manifest
+from humpback_ray.stages.stage import Model, Place, Stage, StageFailed, TableWriter, refuse_failures
 
 
 class CurateRecipe(ScoreRecipe):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from humpback_ray.engines.base import Completion, Request
-from humpback_ray.processes import Dead
+from humpback_ray.stages.processes import Dead
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from humpback_ray.engines.decoding import Decoder, Row
 from humpback_ray.engines.tokens import Reader, Reading
 from humpback_ray.packages import TORCH, TRANSFORMERS, Package
 from humpback_ray.placement import Resources
-from humpback_ray.processes import Dead
+from humpback_ray.stages.processes import Dead
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from humpback_ray.engines.base import Completion, Engine, Request
 from humpback_ray.engines.tokens import Reader, Reading
 from humpback_ray.packages import TRANSFORMERS, VLLM, Package
 from humpback_ray.placement import Resources
-from humpback_ray.processes import Dead
+from humpback_ray.stages.processes import Dead
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs  # pyright: ignore[reportMissingImports]

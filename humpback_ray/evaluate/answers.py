@@ -12,15 +12,15 @@ from pydantic import Field
 
 from humpback_ray import storage
 from humpback_ray.config import Config
-from humpback_ray.enough import keys_in, refuse_few
 from humpback_ray.evaluate.respond import EvaluateRecipe, Responder, alpaca_outputs
-from humpback_ray.inventory import Inventory
-from humpback_ray.ledger import Attempt, Commit, Manifest
+from humpback_ray.inputs.promptfiles import PROMPT, load_prompts
 from humpback_ray.placement import PoolPlacement, TaskPlacement
-from humpback_ray.promptfiles import PROMPT, load_prompts
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import RESPONSE
-from humpback_ray.stage import Model, Place, Stage, TableWriter
+from humpback_ray.stages.enough import keys_in, refuse_few
+from humpback_ray.stages.ledger import Attempt, Commit, Manifest
+from humpback_ray.stages.stage import Model, Place, Stage, TableWriter
+from humpback_ray.storage.inventory import Inventory
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from humpback_ray.enough import UNKNOWN_KEYS, frequent
-from humpback_ray.ledger import Manifest
 from humpback_ray.records import NOT_PASSED_ON
+from humpback_ray.stages.enough import UNKNOWN_KEYS, frequent
+from humpback_ray.stages.ledger import Manifest
 
 Manifests = Mapping[str, Manifest]
 

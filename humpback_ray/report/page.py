@@ -12,13 +12,13 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from humpback_ray.ledger import Manifest
-from humpback_ray.progress import duration
+from humpback_ray.miniature.findings import ARMS, RATERS, Findings, interval
 from humpback_ray.report import figures, funnel, reading, summary
 from humpback_ray.report.canaries import canaries, canary_warnings
-from humpback_ray.report.findings import ARMS, RATERS, Findings, interval
 from humpback_ray.report.truth import unable, warning
 from humpback_ray.sample.measure import measure
+from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.progress import duration
 
 MOST_BYTES = 2_000_000
 

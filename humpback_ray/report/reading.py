@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from humpback_ray.ledger import Manifest
 from humpback_ray.records import NOT_PASSED_ON, record_id
 from humpback_ray.report.funnel import GRADES, Manifests, nearest, rounds
+from humpback_ray.stages.ledger import Manifest
 
 PAIRS_PER_SCORE = 4
 PROMPTS = 6

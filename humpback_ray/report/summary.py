@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from humpback_ray.contamination import CONTAMINATED
-from humpback_ray.progress import duration
+from humpback_ray.inputs.contamination import CONTAMINATED
 from humpback_ray.report.funnel import Manifests, ModelRow, Ratings, TimingRow
+from humpback_ray.stages.progress import duration
 
 DEMO_PARAMETERS = 50_000_000
 """A model below this size has never written useful text about real pages."""

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from humpback_ray import storage
 from humpback_ray.config import Config
-from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import TaskPlacement
 from humpback_ray.records import CANDIDATE
 from humpback_ray.sample.base import BaseRecipe, train_base
 from humpback_ray.sample.selfcheck import check_pairs, check_table
 from humpback_ray.sample.world import WorldRecipe, documents, write_world
-from humpback_ray.stage import PROGRESS, Place, Stage, TableWriter, upload_files
+from humpback_ray.stages.ledger import Attempt, Commit, Manifest
+from humpback_ray.stages.stage import PROGRESS, Place, Stage, TableWriter, upload_files
 
 
 class SampleConfig(Config):

@@ -27,16 +27,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from humpback_ray import storage, warm
-from humpback_ray.background import repeat
+from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
-from humpback_ray.progress import Progress
+from humpback_ray.stages import warm
+from humpback_ray.stages.background import repeat
+from humpback_ray.stages.progress import Progress
+from humpback_ray.stages.waiting import Actors, Waiting
 from humpback_ray.train import tracking
-from humpback_ray.train.callbacks import GaveUp, callbacks
+from humpback_ray.train.checkpoint.callbacks import GaveUp, callbacks
+from humpback_ray.train.checkpoint.notices import Notices
 from humpback_ray.train.job import TrainingStopped, TrainJob, TrainResult, absolute
 from humpback_ray.train.loop import Session, train
-from humpback_ray.train.notices import Notices
-from humpback_ray.waiting import Actors, Waiting
 
 __all__ = ["TrainJob", "TrainResult", "TrainingFailed", "TrainingStopped", "launch"]
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from humpback_ray import storage
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import METRICS
-from humpback_ray.train.examples import Direction
+from humpback_ray.train.data.examples import Direction
 from humpback_ray.train.recipe import TrainRecipe
 
 

@@ -27,16 +27,18 @@ from typing import Any, NamedTuple
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.records import seed_of
-from humpback_ray.train import checkpoints, fragments, group, lora, losses, metrics, validation, zero
-from humpback_ray.train.attention import Layout
-from humpback_ray.train.attention import prepare as prepare_attention
-from humpback_ray.train.card import model_card
-from humpback_ray.train.examples import Example, Examples, read_examples
-from humpback_ray.train.export import export, lacking_room, served_unlike
+from humpback_ray.train.checkpoint import checkpoints, fragments
+from humpback_ray.train.checkpoint.saver import Saver
+from humpback_ray.train.data import validation
+from humpback_ray.train.data.examples import Example, Examples, read_examples
+from humpback_ray.train.data.packing import computed_tokens, pack
+from humpback_ray.train.data.schedule import Schedule, schedule
+from humpback_ray.train.engine import group, lora, losses, metrics, zero
+from humpback_ray.train.engine.attention import Layout
+from humpback_ray.train.engine.attention import prepare as prepare_attention
+from humpback_ray.train.export.card import model_card
+from humpback_ray.train.export.export import export, lacking_room, served_unlike
 from humpback_ray.train.job import StepMetrics, TrainingStopped, TrainJob, TrainResult
-from humpback_ray.train.packing import computed_tokens, pack
-from humpback_ray.train.saver import Saver
-from humpback_ray.train.schedule import Schedule, schedule
 
 logger = logging.getLogger(__name__)
 

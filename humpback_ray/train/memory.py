@@ -14,10 +14,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from humpback_ray.placement import TrainPlacement
-from humpback_ray.train.losses import LOGITS_AT_ONCE
+from humpback_ray.train.engine.losses import LOGITS_AT_ONCE
+from humpback_ray.train.engine.zero import (
+    BUCKET_ELEMENTS,
+    LIVE_ELEMENTS,
+    PERSISTENT_ELEMENTS,
+    SUB_GROUP_ELEMENTS,
+    stage_of,
+)
 from humpback_ray.train.recipe import TrainRecipe
 from humpback_ray.train.sizes import Shape
-from humpback_ray.train.zero import BUCKET_ELEMENTS, LIVE_ELEMENTS, PERSISTENT_ELEMENTS, SUB_GROUP_ELEMENTS, stage_of
 
 FP32 = 4
 MOMENTS = 2 * FP32

@@ -12,11 +12,11 @@ from pydantic import Field
 
 from humpback_ray import storage
 from humpback_ray.config import Config
-from humpback_ray.drivers import waiting_uri
-from humpback_ray.ledger import Attempt, Commit, DataFile, Manifest, write_table
 from humpback_ray.placement import PoolPlacement, TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
-from humpback_ray.stage import Model, Place, Stage, StageFailed
+from humpback_ray.stages.drivers import waiting_uri
+from humpback_ray.stages.ledger import Attempt, Commit, DataFile, Manifest, write_table
+from humpback_ray.stages.stage import Model, Place, Stage, StageFailed
 from humpback_ray.train.fit import TrainingFailed, launch
 from humpback_ray.train.job import Provenance, TrainingStopped, TrainJob, metrics_table
 from humpback_ray.train.recipe import TrainRecipe

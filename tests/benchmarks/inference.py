@@ -39,14 +39,14 @@ from humpback_ray.config import load
 from humpback_ray.corpus.segments import Segmenter
 from humpback_ray.curate.scorers import Rubric, RubricExpected
 from humpback_ray.engines import Completion, EchoEngine, Engine, Request, TransformersEngine, VllmEngine, generate_all
-from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
 from humpback_ray.records import SEGMENT, record_id
 from humpback_ray.run import RunConfig
 from humpback_ray.sample.base import BaseRecipe, train_tokenizer
 from humpback_ray.sample.world import WorldRecipe, documents, write_world
-from humpback_ray.stage import Model, Place, Stage, TableWriter
+from humpback_ray.stages.ledger import Attempt, Commit, Manifest
+from humpback_ray.stages.stage import Model, Place, Stage, TableWriter
 from tests.benchmarks import ledger
 from tests.jobs.prepared import write_model
 

@@ -34,13 +34,13 @@ import pyarrow as pa
 from humpback_ray import storage
 from humpback_ray.augment import AugmentConfig, AugmentRecipe, make_candidates
 from humpback_ray.engines import EchoEngine
-from humpback_ray.ledger import Ledger, Manifest, Shard
+from humpback_ray.operate.verify import verify_stage
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import CANDIDATE, SEGMENT
-from humpback_ray.stage import Model, Place, Stage, plan_rows, read_manifest
-from humpback_ray.verify import verify_stage
-from humpback_ray.watch import Pace, Watch
+from humpback_ray.stages.ledger import Ledger, Manifest, Shard
+from humpback_ray.stages.stage import Model, Place, Stage, plan_rows, read_manifest
+from humpback_ray.stages.watch import Pace, Watch
 from tests.jobs.prepared import write_corpus, write_model
 
 T = TypeVar("T")

@@ -25,11 +25,11 @@ import pyarrow.parquet as pq
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import PAIR, record_id
+from humpback_ray.train.data.tokens import tokenise
 from humpback_ray.train.job import TrainJob
 from humpback_ray.train.memory import Layout, Memory, memory
 from humpback_ray.train.recipe import TrainRecipe
 from humpback_ray.train.sizes import shape_of
-from humpback_ray.train.tokens import tokenise
 from tests.train.conftest import make_tokenizer
 from tests.train.workers import spawned
 

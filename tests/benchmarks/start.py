@@ -2,7 +2,7 @@
 
     make bench-start     (or: python -m tests.benchmarks.start --rounds 3)
 
-A round is two drivers in turn, one that keeps warm processes (humpback_ray/warm.py) as jobs do, and one that does not.
+A round is two drivers in turn, one that keeps warm processes (stages/warm.py) as jobs do, and one that does not.
 Each starts Ray, runs four stages of one row with the transformers engine and a tiny Llama, and two trainings of one
 step with two workers. Before each there is a pause, in place of the work of the stage before: processes start in it.
 
@@ -27,21 +27,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from humpback_ray import warm
 from humpback_ray.config import load
 from humpback_ray.engines import Request, TransformersEngine, generate_all
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement, TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import PAIR
 from humpback_ray.run import RunConfig
-from humpback_ray.stage import Place, Stage
+from humpback_ray.stages import warm
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.train import fit, loop
 from humpback_ray.train.job import TrainJob
 from humpback_ray.train.recipe import TrainRecipe
 from jobs import console
 from tests.benchmarks.inference import DEMO, line
 from tests.engines.tiny import save_model
-from tests.test_stage import make_source
+from tests.stages.test_stage import make_source
 from tests.train.conftest import rows, tokens_of
 
 STAGES, TRAININGS = 4, 2

@@ -35,9 +35,9 @@ import pyarrow.parquet as pq
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.records import PAIR, record_id
 from humpback_ray.seed import SeedRecipe, seed_file
-from humpback_ray.train.examples import Examples, read_examples
+from humpback_ray.train.data.examples import Examples, read_examples
+from humpback_ray.train.data.tokens import tokenise
 from humpback_ray.train.recipe import TrainRecipe
-from humpback_ray.train.tokens import tokenise
 from tests.benchmarks.inference import SHAPES, Material, line, main, save_llama
 from tests.train.conftest import plain_loop
 from tests.train.workers import Case, job, run
@@ -147,9 +147,9 @@ def bare(bench: Bench) -> Turn:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from humpback_ray.train import attention
-    from humpback_ray.train.packing import pack
-    from humpback_ray.train.schedule import schedule
+    from humpback_ray.train.data.packing import pack
+    from humpback_ray.train.data.schedule import schedule
+    from humpback_ray.train.engine import attention
 
     model: Any = AutoModelForCausalLM.from_pretrained(bench.base, dtype=torch.float32).train()
     layout = attention.prepare(model, TrainPlacement())

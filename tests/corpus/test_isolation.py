@@ -8,11 +8,11 @@ import pytest
 from humpback_ray.corpus import segments
 from humpback_ray.corpus.readers import default_readers
 from humpback_ray.corpus.segments import Segmenter, SegmentRecipe
-from humpback_ray.inventory import Hashes, resolve
+from humpback_ray.operate.verify import verify_stage
 from humpback_ray.placement import PoolPlacement, Resources
 from humpback_ray.records import QUARANTINED, SEGMENT
-from humpback_ray.stage import Place, Stage
-from humpback_ray.verify import verify_stage
+from humpback_ray.stages.stage import Place, Stage
+from humpback_ray.storage.inventory import Hashes, resolve
 from tests.corpus.archive import archive, response
 
 pytestmark = pytest.mark.ray

@@ -13,13 +13,13 @@ from humpback_ray.curate.attacks import ATTACKS, FAMILIES, Attack
 from humpback_ray.curate.canaries import PLACES, bad_pairs, canaries, make_canaries, put
 from humpback_ray.curate.obedient import Encode, ObedientJudge, obeyed
 from humpback_ray.curate.scorers import Likelihood, Rubric, RubricExpected
-from humpback_ray.inventory import Hashes, resolve
-from humpback_ray.ledger import Attempt, Commit
 from humpback_ray.placement import TaskPlacement
 from humpback_ray.prompts import rating
 from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
 from humpback_ray.records import CANARY, CANDIDATE
-from humpback_ray.stage import Model, Place, Stage, TableWriter
+from humpback_ray.stages.ledger import Attempt, Commit
+from humpback_ray.stages.stage import Model, Place, Stage, TableWriter
+from humpback_ray.storage.inventory import Hashes, resolve
 from tests.prompts import kinds
 
 PAIRS = [

@@ -12,14 +12,14 @@ from humpback_ray.curate.rounds import CurateConfig, CurateRecipe, count_samples
 from humpback_ray.curate.scorers import Chained, Rubric
 from humpback_ray.curate.select import SelectRecipe
 from humpback_ray.engines import EchoEngine
-from humpback_ray.ledger import Attempt, Commit, Manifest, StageFailed
+from humpback_ray.operate.verify import verify
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import CANDIDATE
 from humpback_ray.report import funnel
 from humpback_ray.report.summary import failure_sentence
-from humpback_ray.stage import Model, Place, Stage, TableWriter
-from humpback_ray.verify import verify
+from humpback_ray.stages.ledger import Attempt, Commit, Manifest, StageFailed
+from humpback_ray.stages.stage import Model, Place, Stage, TableWriter
 from tests.jobs.prepared import write_model
 
 pytestmark = pytest.mark.ray

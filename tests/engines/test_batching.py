@@ -6,7 +6,7 @@ import pytest
 
 from humpback_ray.engines.base import Completion, Request, generate_all
 from humpback_ray.engines.batching import BatchedEngine, Ended, Job, OutOfMemory
-from humpback_ray.processes import Dead
+from humpback_ray.stages.processes import Dead
 
 
 class Counting:

@@ -9,12 +9,12 @@ from humpback_ray.augment import AugmentConfig, AugmentRecipe, make_candidates
 from humpback_ray.curate.rounds import CurateConfig, CurateRecipe, make_scores
 from humpback_ray.curate.scorers import RubricExpected
 from humpback_ray.engines import TransformersEngine
-from humpback_ray.ledger import Attempt, Commit, Manifest
+from humpback_ray.operate.verify import verify_stage
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe, Layout, encode
 from humpback_ray.records import CANDIDATE, QUARANTINED, SEGMENT
-from humpback_ray.stage import Model, Place, Stage, TableWriter, upload_files
-from humpback_ray.verify import verify_stage
+from humpback_ray.stages.ledger import Attempt, Commit, Manifest
+from humpback_ray.stages.stage import Model, Place, Stage, TableWriter, upload_files
 from tests.engines.tiny import save_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

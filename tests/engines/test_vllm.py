@@ -13,8 +13,8 @@ import pytest
 
 from humpback_ray.engines import Engine, Request, VllmEngine, generate_all
 from humpback_ray.placement import Resources
-from humpback_ray.processes import Dead
 from humpback_ray.prompts.chat import encode_prompt
+from humpback_ray.stages.processes import Dead
 from tests.engines.test_transformers import generate_plainly
 from tests.engines.tiny import save_model
 

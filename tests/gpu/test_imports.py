@@ -24,8 +24,8 @@ def foreign():
     return {{name.split(".")[0] for name, file in found if "site-packages" in file}}
 
 before, failed = foreign() | {THERE!r}, []
-for package in ("train", "engines", "plan"):
-    inside = pkgutil.walk_packages(["humpback_ray/" + package], "humpback_ray." + package + ".")
+for package in ("train", "engines", "operate.plan"):
+    inside = pkgutil.walk_packages(["humpback_ray/" + package.replace(".", "/")], "humpback_ray." + package + ".")
     for name in ["humpback_ray." + package, *(found.name for found in inside)]:
         try:
             importlib.import_module(name)

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from humpback_ray.operate.plan.training import Batch, step
 from humpback_ray.placement import TrainPlacement
-from humpback_ray.plan.training import Batch, step
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.train.job import TrainJob, TrainResult
 from humpback_ray.train.loop import Session, train
@@ -82,7 +82,7 @@ class Runs:
     """How far the logits of each exported model, loaded on the host, were from the device's."""
 
     def __post_init__(self) -> None:
-        logging.getLogger("humpback_ray.train.reload").addFilter(self._note)
+        logging.getLogger("humpback_ray.train.export.reload").addFilter(self._note)
 
     def _note(self, record: logging.LogRecord) -> bool:
         self.exports += map(float, re.findall(r"logits differ by ([\d.e+-]+)", record.getMessage()))

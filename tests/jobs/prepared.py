@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.records import PAIR, SEGMENT
-from humpback_ray.stage import Place, Stage, TableWriter, read_manifest
+from humpback_ray.stages.ledger import Attempt, Commit, Manifest
+from humpback_ray.stages.stage import Place, Stage, TableWriter, read_manifest
 from tests.train.conftest import make_tokenizer
 
 REPOSITORY = Path(__file__).parents[2]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from humpback_ray import gc
+from humpback_ray.operate import gc
+from humpback_ray.operate.verify import verify
 from humpback_ray.run import every_stage_name
-from humpback_ray.stage import read_manifest
-from humpback_ray.verify import verify
+from humpback_ray.stages.stage import read_manifest
 from tests.jobs import prepared
 from tests.jobs.conftest import Head
 

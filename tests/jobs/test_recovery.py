@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from humpback_ray.stage import read_manifest
-from humpback_ray.verify import verify
+from humpback_ray.operate.verify import verify
+from humpback_ray.stages.stage import read_manifest
 from tests.jobs import prepared
 from tests.jobs.conftest import ROWS, SHARDS, Fates, Head
 from tests.jobs.heads import wait_for

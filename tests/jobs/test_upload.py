@@ -31,7 +31,12 @@ print(count)
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout of this project with weights, data and results in it, and packages of their names below others."""
     folder = tmp_path_factory.mktemp("checkout") / "project"
-    skipped = shutil.ignore_patterns(".git", ".venv*", "out", "models", "data", "build", "__pycache__", ".*_cache")
+    anywhere = shutil.ignore_patterns("__pycache__", ".*_cache")
+    at_top = shutil.ignore_patterns(".git", ".venv*", "out", "models", "data", "build")
+
+    def skipped(directory: str, names: list[str]) -> set[str]:
+        return anywhere(directory, names) | (at_top(directory, names) if Path(directory) == REPOSITORY else set())
+
     shutil.copytree(REPOSITORY, folder, ignore=skipped, symlinks=True)
     for name in (*AT_HOME, *GOES):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

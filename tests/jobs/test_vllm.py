@@ -12,17 +12,17 @@ import pyarrow as pa
 import pytest
 
 from humpback_ray.augment import AugmentRecipe, Predictor
-from humpback_ray.contamination import NOTHING
 from humpback_ray.curate.rounds import CurateConfig, CurateRecipe, make_scores
 from humpback_ray.curate.scorers import RubricExpected
 from humpback_ray.engines import TransformersEngine, VllmEngine
-from humpback_ray.instructions import InstructionFilters
-from humpback_ray.ledger import Manifest
+from humpback_ray.inputs.contamination import NOTHING
+from humpback_ray.operate.verify import verify_stage
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.prompts.instructions import InstructionFilters
 from humpback_ray.records import CANDIDATE, SEGMENT
-from humpback_ray.stage import Model, Place, Stage
-from humpback_ray.verify import verify_stage
+from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.stage import Model, Place, Stage
 from tests.engines.test_vllm import engine_processes
 from tests.engines.tiny import save_model
 from tests.jobs import prepared

@@ -10,10 +10,10 @@ import pytest
 
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import PAIR, record_id
-from humpback_ray.train.examples import read_examples
+from humpback_ray.train.data.examples import read_examples
+from humpback_ray.train.data.schedule import schedule
+from humpback_ray.train.data.tokens import tokenise
 from humpback_ray.train.recipe import TrainRecipe
-from humpback_ray.train.schedule import schedule
-from humpback_ray.train.tokens import tokenise
 
 
 def make_tokenizer(pad: bool = False) -> Any:

@@ -14,14 +14,14 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
-from humpback_ray import stage
-from humpback_ray.inventory import Hashes, resolve_model
-from humpback_ray.lease import Lease
-from humpback_ray.ledger import Attempt, Commit, Manifest
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import TOKENS
-from humpback_ray.stage import Model, Place, Stage, TableWriter, read_manifest
+from humpback_ray.stages import stage
+from humpback_ray.stages.lease import Lease
+from humpback_ray.stages.ledger import Attempt, Commit, Manifest
+from humpback_ray.stages.stage import Model, Place, Stage, TableWriter, read_manifest
+from humpback_ray.storage.inventory import Hashes, resolve_model
 from humpback_ray.train.recipe import TrainRecipe
 from humpback_ray.train.tune import TrainConfig, fine_tune
 
@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).parents[2]
 TUNE = """
 import sys
 import ray
-from humpback_ray.lease import LeaseLost
+from humpback_ray.stages.lease import LeaseLost
 from tests.train.drivers import tune
 
 ray.init(address="local", num_cpus=2, include_dashboard=False)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from humpback_ray.placement import TrainPlacement
-from humpback_ray.train import checkpoints
+from humpback_ray.train.checkpoint import checkpoints
 from humpback_ray.train.fit import PROGRESS, launch
 from humpback_ray.train.job import TrainJob, TrainResult
 from tests.train.drivers import training_workers, wait_for

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from humpback_ray import progress, waiting
 from humpback_ray.placement import TrainPlacement
-from humpback_ray.train import checkpoints
+from humpback_ray.stages import progress, waiting
+from humpback_ray.train.checkpoint import checkpoints
 from humpback_ray.train.fit import TrainingFailed, TrainResult, first_cause, headline, launch
 from humpback_ray.train.job import TrainJob
 from tests.conftest import Said

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from humpback_ray.placement import TrainPlacement
-from humpback_ray.train.examples import read_examples
+from humpback_ray.train.data.examples import read_examples
 from tests.train.conftest import plain_loop, rows, tokens_of
 from tests.train.workers import RECIPE, Case, job, run
 

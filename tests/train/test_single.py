@@ -16,11 +16,11 @@ from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
 from humpback_ray.records import METRICS
-from humpback_ray.train.examples import Examples, read_examples
+from humpback_ray.train.data.examples import Examples, read_examples
+from humpback_ray.train.data.validation import split
+from humpback_ray.train.export.reload import probe_prompt
 from humpback_ray.train.job import Provenance, TrainingStopped, TrainResult, metrics_table
 from humpback_ray.train.loop import Session, train
-from humpback_ray.train.reload import probe_prompt
-from humpback_ray.train.validation import split
 from tests.engines.tiny import save_model
 from tests.train.conftest import plain_loop
 from tests.train.workers import RECIPE, job
@@ -121,7 +121,7 @@ def test_model_flops_are_six_per_parameter_and_token_and_those_of_attention(resu
     import torch
     from transformers import LlamaConfig
 
-    from humpback_ray.train.metrics import make_meter
+    from humpback_ray.train.engine.metrics import make_meter
 
     config = LlamaConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
     meter = make_meter(config, 1000, 1000, torch.device("cpu"), "float32")

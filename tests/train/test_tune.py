@@ -10,8 +10,8 @@ import pytest
 
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
-from humpback_ray.stage import read_manifest
-from humpback_ray.train import checkpoints
+from humpback_ray.stages.stage import read_manifest
+from humpback_ray.train.checkpoint import checkpoints
 from tests.train.conftest import plain_loop, rows, tokens_of
 from tests.train.drivers import TUNE, driver, send, training_workers, wait_for, write_tokens
 from tests.train.workers import RECIPE

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-from humpback_ray.decompress import CORRUPT, TRUNCATED, UNSUPPORTED, Decompressed
+from humpback_ray.inputs.decompress import CORRUPT, TRUNCATED, UNSUPPORTED, Decompressed
 
 Fault = Literal["truncated", "corrupt", "unsupported"]
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from humpback_ray.config import Config
 from humpback_ray.corpus.readers.base import COMPRESSED, Document, Dropped, Inflated, broken_off, clean, content_id
-from humpback_ray.recordfiles import records
+from humpback_ray.inputs.recordfiles import records
 
 _PARQUET_MAGIC = b"PAR1"
 

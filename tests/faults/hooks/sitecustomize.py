@@ -10,7 +10,7 @@ import signal
 import threading
 from pathlib import Path
 
-from humpback_ray import steps
+from humpback_ray.storage import steps
 
 PLAN = Path(os.environ["FAULT_PLAN"])
 IS_DRIVER = "FAULT_DRIVER" in os.environ

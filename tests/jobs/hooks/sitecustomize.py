@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from humpback_ray import steps
+from humpback_ray.storage import steps
 
 HOLD = Path(os.environ["HOLD_SHARDS"])
 begun = itertools.count(1)

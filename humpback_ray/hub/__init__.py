@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: what names of it stand for."""

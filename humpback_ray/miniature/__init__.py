@@ -1,0 +1,1 @@
+"""The paper's claims, measured on toy webs whose truth is known."""

@@ -1,0 +1,251 @@
+"""The miniature: each claim of the paper, measured on a toy web whose truth is known, over several seeds.
+
+For every seed a world and a base model are made and the unmodified pipeline runs on them (`main`). Every arm is then
+one more run of the same pipeline with a few settings changed: the stages that the change does not touch are taken from
+`main` through `reuse`, so an arm costs a training, some answers, or a rating. All models that are compared are trained
+for the same number of steps, from the same base.
+
+    <root>/miniature.json            the seeds, drawn when the root was new
+    <root>/<seed>/main  …/<arm>      runs, each with everything a run has
+    <root>/<seed>/values.json        what the judge measured of them
+    <root>/findings.{json,md,html}   the claims: means, paired differences over seeds, verdicts (findings.py)
+
+The oracle's scores are the one thing made from the truth: an arm is trained on what a perfect rater would keep.
+"""
+
+import json
+import logging
+import secrets
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from humpback_ray import pipeline, storage
+from humpback_ray.config import ConfigError, load
+from humpback_ray.miniature.findings import Values, findings
+from humpback_ray.records import SCORE
+from humpback_ray.report import findings_page
+from humpback_ray.run import Run, RunConfig, stage_names
+from humpback_ray.sample.measure import Measures, Rater, judged_candidates, known_of, measure
+from humpback_ray.stages.ledger import Attempt, Commit, Manifest
+from humpback_ray.stages.stage import Place, Stage, TableWriter
+
+logger = logging.getLogger(__name__)
+
+SEEDED = ("sample.world.seed", "sample.base.seed", "train.recipe.seed")
+"""What a seed decides; samples drawn from models derive from row ids, and those from the world."""
+
+SPLITS = ("unseen", "pool")
+ORACLE = "oracle-scores"
+
+
+class Arm(NamedTuple):
+    """One more run: what differs from `main`."""
+
+    name: str
+    own: tuple[str, ...]
+    """Stages that the arm makes; all others are those of `main`."""
+    changes: tuple[str, ...] = ()
+    """Overrides, as on a command line."""
+    instead: Mapping[str, str] = {}
+    """Stage → stage of `main` (or the oracle's) that stands in its place."""
+    rater: str | None = None
+    """Under which name its ratings are reported."""
+
+    @property
+    def model(self) -> str:
+        """Whose answers are the arm's."""
+        return "m0" if "evaluation/m0" in self.own else "m1"
+
+
+def arms(kept: int, steps: int) -> list[Arm]:
+    """Return the arms beside `main`.
+
+    Args:
+        kept: pairs that round 1 of `main` kept; the sizes of the other selections are shares of it.
+        steps: for which M_1 was trained.
+    """
+    trained = ("models/m1", "evaluation/m1")
+    selected = ("round-1/curated", "round-1/tokens", *trained)
+    rated = ("round-1/scores", "round-1/curated")
+
+    def rule(**values: Any) -> tuple[str, ...]:
+        rounds = [{"threshold": None, "min_kept": 0, **values}]
+        return (f"curate.recipe.rounds={json.dumps(rounds)}",)
+
+    found = [
+        Arm("base", (*rated, "evaluation/m0"), instead={"models/m0": "sample/base"}, rater="rater-base"),
+        Arm("rated-by-m2", rated, instead={"models/m0": "models/m2"}, rater="rater-m2"),
+        Arm("seed-only", ("models/m0", "evaluation/m0"), (f"train.recipe.steps.m0={steps}",)),
+        Arm("untagged", ("tokens/seed", "round-1/tokens", *trained), ("chat.seed_tag=null", "chat.web_tag=null")),
+        Arm("asked-seed", trained[1:], ("evaluate.recipe.tags=seed",)),
+        Arm("asked-augmented", trained[1:], ("evaluate.recipe.tags=augmented",)),
+        Arm("asked-none", trained[1:], ("evaluate.recipe.tags=none",)),
+    ]
+    if kept:
+        oracle = {"round-1/scores": ORACLE}
+        found += [
+            Arm("augmented-only", trained, ("train.recipe.joint=false",)),
+            Arm("uncurated", selected, rule(sample=kept)),
+            Arm("oracle", selected, rule(threshold=4.0, sample=kept), instead=oracle),
+        ]
+    for share, divisor in (("half", 2), ("quarter", 4)):
+        if size := kept // divisor:
+            found += [
+                Arm(f"curated-{share}", selected, rule(threshold=4.0, sample=size)),
+                Arm(f"uncurated-{share}", selected, rule(sample=size)),
+            ]
+    return found
+
+
+def check(config: RunConfig) -> None:
+    """Refuse a configuration whose runs cannot be judged.
+
+    Raises:
+        ConfigError: something in it is not the toy world's.
+    """
+    given = {f"{name}.recipe.inputs": getattr(config, name).recipe.inputs for name in ("seed", "corpus", "evaluate")}
+    foreign = [name for name, value in {"base_model": config.base_model, **given}.items() if value]
+    if foreign:
+        raise ConfigError(
+            f"{foreign[0]} is set, but the miniature judges by the truth of the toy web; use configs/demo.yaml as it is"
+        )
+
+
+def draw_seeds(root: str, wanted: str) -> list[int]:
+    """Return the seeds of a root: so many fresh ones, drawn once and kept, or those listed (`[1, 2]`).
+
+    Raises:
+        ConfigError: neither a number nor a list, or the root holds other seeds.
+    """
+    value = json.loads(wanted) if wanted.startswith("[") or wanted.isdigit() else None
+    many = value if isinstance(value, int) and value else None
+    given = [int(seed) for seed in value] if isinstance(value, list) and value else None
+    if many is None and given is None:
+        raise ConfigError(f"seeds is {wanted!r}; it is a number of seeds to draw, or a list such as [1, 2, 3]")
+    uri = storage.join(root, "miniature.json")
+    drawn = given or [secrets.randbelow(10**6) for _ in range(many or 0)]
+    storage.create(uri, json.dumps({"seeds": drawn}).encode())
+    have: list[int] = json.loads(storage.read_bytes(uri))["seeds"]
+    if (given and have != given) or (many and len(have) != many):
+        raise ConfigError(f"{root} was begun with the seeds {have}, not {wanted}; go on with them or take another root")
+    return have
+
+
+def run_seeds(
+    path: str, overrides: Sequence[str], root: str, seeds: Sequence[int], only: Collection[str] | None = None
+) -> Iterator[Values]:
+    """Run what is not done of every seed, judge all of it, write the findings anew after each seed, yield its values.
+
+    Args:
+        path: of the configuration.
+        overrides: as on a command line; they hold for every run.
+        root: of the miniature.
+        seeds: of `draw_seeds`.
+        only: names of the arms to run beside `main`; None: all.
+    """
+    done: dict[int, Values] = {}
+    for number, seed in enumerate(seeds, start=1):
+        logger.info("seed %d (%d of %d)", seed, number, len(seeds))
+        done[seed] = run_seed(path, overrides, storage.join(root, str(seed)), seed, only)
+        publish(root, done)
+        yield done[seed]
+
+
+def state(root: str, seeds: Sequence[int]) -> str:
+    """Say from storage how far a miniature is."""
+    done = sum(storage.exists(storage.join(root, str(seed), "values.json")) for seed in seeds)
+    return f"{done} of {len(seeds)} seeds are done, the next one as far as its runs are"
+
+
+def publish(root: str, values: Mapping[int, Values]) -> None:
+    """Write what the seeds so far say."""
+    found = findings(values)
+    for seed, measured_values in values.items():
+        storage.write_bytes(
+            storage.join(root, str(seed), "values.json"), json.dumps(measured_values, indent=1).encode()
+        )
+    storage.write_bytes(storage.join(root, "findings.json"), found.json())
+    storage.write_bytes(storage.join(root, "findings.md"), found.markdown().encode())
+    storage.write_bytes(storage.join(root, "findings.html"), findings_page(found).encode())
+
+
+def run_seed(path: str, overrides: Sequence[str], root: str, seed: int, only: Collection[str] | None = None) -> Values:
+    """Run `main` and every arm of one seed; returns what the judge measured."""
+    seeded = [*overrides, *(f"{key}={seed}" for key in SEEDED)]
+    main = Run(load(RunConfig, path, [*seeded, f"root={storage.join(root, 'main')}"]))
+    made = {manifest.stage: manifest for manifest in pipeline.stages(main)}
+    pipeline.write_report(main.root, made)
+    oracle = oracle_scores(made, storage.join(root, ORACLE))
+    places = {name: manifest.uri for name, manifest in (*made.items(), (ORACLE, oracle))}
+    values = values_of_main(measured(made))
+    first_round = json.dumps([main.config.curate.recipe.rounds[0].model_dump(mode="json")])
+    for arm in arms(made["round-1/curated"].kept, made["models/m1"].extra["steps"]):
+        if only is not None and arm.name not in only:
+            continue
+        logger.info("seed %d, arm %s", seed, arm.name)
+        sources = {name: arm.instead.get(name, name) for name in stage_names(1) if name not in arm.own}
+        reuse = {name: places[source] for name, source in sources.items() if source in places}
+        mine = (f"curate.recipe.rounds={first_round}", "curate.recipe.canaries=false", *arm.changes)
+        run = Run(
+            load(
+                RunConfig, path, [*seeded, *mine, f"root={storage.join(root, arm.name)}", f"reuse={json.dumps(reuse)}"]
+            )
+        )
+        values |= values_of_arm(arm, measured({manifest.stage: manifest for manifest in pipeline.stages(run)}))
+    return values
+
+
+def measured(made: Mapping[str, Manifest]) -> Measures:
+    """Judge a run on a toy web."""
+    found = measure(made)
+    assert found, "the run has no sample/web; `check` refuses such configurations"
+    return found
+
+
+def values_of_main(found: Measures) -> Values:
+    """Name what the judge measured of `main`: `m1.test.unseen`, `rater-m0.precision`, `questions`, `check.personal`."""
+    values: Values = {"questions": found.question_accuracy}
+    for model in found.answers:
+        values |= accuracies(model, model, found)
+    for number, rater in found.raters.items():
+        values |= ratings(f"rater-m{number - 1}", rater)
+    assert found.candidates
+    total = len(found.candidates.good) + len(found.candidates.others)
+    values |= {"candidates": total, "good-candidates": len(found.candidates.good) / total if total else None}
+    return values | {f"check.{check.kind}": check.auc for check in found.checks}
+
+
+def values_of_arm(arm: Arm, found: Measures) -> Values:
+    """Name what the judge measured of an arm."""
+    values = accuracies(arm.name, arm.model, found) if f"evaluation/{arm.model}" in arm.own else {}
+    return values | ratings(arm.rater, found.raters[1]) if arm.rater else values
+
+
+def ratings(name: str, found: Rater) -> Values:
+    """Return a rater's figures."""
+    return {f"{name}.{what}": getattr(found, what) for what in ("precision", "recall", "auc", "failed", "kept")}
+
+
+def accuracies(name: str, model: str, found: Measures) -> Values:
+    """Return a model's share of right answers by part and split, and how many it gave in the assistant's voice."""
+    keys = [(part, split) for part in ("test", "dev") for split in SPLITS]
+    values: Values = {f"{name}.{part}.{split}": found.accuracy(model, f"toy_{part}_{split}") for part, split in keys}
+    answers = found.answers[model].get("toy_test_unseen")
+    return {**values, f"{name}.voice": answers.assistant_share if answers else None}
+
+
+def oracle_scores(made: Mapping[str, Manifest], uri: str) -> Manifest:
+    """Rate the candidates of `main` by the truth: 5 for a good one, 1 for any other."""
+    candidates = made["candidates"]
+    stage = Stage(Place("round-1/scores", uri, "oracle"), {"oracle": 1}, {"candidates": candidates}, SCORE)
+
+    def write(attempt: Attempt) -> Commit:
+        found = judged_candidates(candidates, known_of(made["sample/web"]))
+        rows = [{"id": id_, "score": 5.0} for id_ in found.good] + [{"id": id_, "score": 1.0} for id_ in found.others]
+        writer = TableWriter(attempt, SCORE)
+        writer.write(pa.Table.from_pylist(sorted(rows, key=lambda row: row["id"]), schema=SCORE))
+        return writer.commit()
+
+    return stage.leased(write)

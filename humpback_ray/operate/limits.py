@@ -1,0 +1,193 @@
+"""`max_hours` and `max_dollars`: what a run has taken over all its submissions, and an end to it.
+
+    <root>/spent/<submission>.json   hours and dollars of one submission, rewritten every minute (at first oftener: a
+                                     driver that is killed has counted four fifths of its time) and at its end
+
+A submission's clock runs while its driver works on stages; each moment costs what the placement of the stage at work
+costs by the prices of `plan`, a pool counted at its largest. So the run is stopped too early rather than too late,
+but machines that wait between stages, storage and other jobs on the cluster are not in it. What other submissions have
+taken is read again every minute, so the limits of drivers at work together are one limit.
+
+Where a limit is reached the driver is interrupted as by Ctrl-C: shards and checkpoints that are committed stay, leases
+are given back. It is a real signal, which also ends the wait for a lock; a main thread that does not end is told again,
+and after `END_WITHIN_S` the process gets SIGTERM.
+"""
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from types import TracebackType
+
+from humpback_ray import storage
+from humpback_ray.config import ConfigError
+from humpback_ray.run import Run, RunConfig
+from humpback_ray.stages.background import Complaints, MainThread, repeat
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 2.0
+WRITE_EVERY_S = 60.0
+FRESH_SHARE = 0.2
+"""Of a submission's time, what may not be written down yet in its first minutes."""
+TELL_EVERY_S = 10.0
+"""How often a main thread that does not leave the block is interrupted anew."""
+END_WITHIN_S = 120.0
+"""How long it has to leave the block before the process gets SIGTERM."""
+LEAVE_WITHIN_S = 10.0
+"""How long a request to storage that is on its way is waited for when the block is left."""
+
+
+class LimitReached(RuntimeError):
+    """The run has taken as long or cost as much as it may; the message has both numbers and how to go on."""
+
+
+class Limits:
+    """Count in a `with` block, and interrupt it where a limit is reached.
+
+    Args:
+        run: whose stages are worked on in the block, on the main thread.
+        look_every_s: how often the clock is looked at.
+
+    Raises:
+        LimitReached: on entry, where a limit is reached already; on exit, where it was in the block.
+    """
+
+    def __init__(self, run: Run, look_every_s: float = LOOK_EVERY_S) -> None:
+        self.run, self.config, self.look_every_s = run, run.config, look_every_s
+        self.uri = storage.join(run.root, "spent", f"{run.submission}.json")
+        self.before = spent(run.root, run.submission)
+        """Hours and dollars of the other submissions, as last read."""
+        self.hours = self.dollars = 0.0
+        self._last = self._written = time.monotonic()
+        self._reached, self._told = "", 0.0
+        self._first_told: float | None = None
+        self._main = MainThread()
+        self._over = threading.Event()
+        self._gate = threading.Lock()
+
+    def __enter__(self) -> "Limits":
+        if problem := self.problem():
+            raise LimitReached(problem)
+        if self._is_limited():
+            self._main.listen()
+        self._thread = repeat("counting hours and dollars", self._look, lambda: self.look_every_s, self._over)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            with self._gate:
+                self._over.set()
+            self._thread.join(LEAVE_WITHIN_S)
+        except KeyboardInterrupt:
+            if not self._reached:
+                raise
+        finally:
+            self._over.set()
+            self._main.restore()
+        self._count()
+        try:
+            self._write()
+        except OSError as refused:  # hides neither what the block raised nor that it succeeded
+            Complaints(f"writing {self.uri}").note(refused)
+        if self._reached and isinstance(error, KeyboardInterrupt | None):
+            raise LimitReached(f"{self._reached}; {self._state()}") from None
+
+    def _state(self) -> str:
+        try:
+            return self.run.state()
+        except (OSError, ValueError) as error:
+            return f"how far it is could not be read ({error})"
+
+    def _is_limited(self) -> bool:
+        return self.config.max_hours is not None or self.config.max_dollars is not None
+
+    def problem(self) -> str:
+        """Say which limit is reached; "" if none."""
+        hours, dollars = (old + new for old, new in zip(self.before, (self.hours, self.dollars), strict=True))
+        for field, taken, limit in (
+            ("max_hours", hours, self.config.max_hours), ("max_dollars", dollars, self.config.max_dollars)
+        ):  # fmt: skip
+            if limit is not None and taken >= limit:
+                return (
+                    f"{self.run.root}: the run has taken {hours:.3g} hours and ${dollars:,.2f} by the prices of `plan` "
+                    f"and {field} is {limit:g}; the same command with a higher {field} goes on from here"
+                )
+        return ""
+
+    def _look(self) -> None:
+        """Count, and end the block where a limit is reached; what storage refuses stops neither."""
+        now = self._count()
+        try:
+            self._share(now)
+        finally:
+            self._reached = self._reached or self.problem()
+            if self._reached:
+                self._tell(now)
+
+    def _share(self, now: float) -> None:
+        """Write down what was counted, and read what others have, where it is time."""
+        if now - self._written >= min(WRITE_EVERY_S, FRESH_SHARE * 3600 * self.hours):
+            self._written = now
+            self._write()
+            self.before = spent(self.run.root, self.run.submission)
+
+    def _tell(self, now: float) -> None:
+        """Interrupt the main thread, again where it has not left the block; in the end, terminate the process."""
+        if self._first_told is None:
+            self._first_told = now
+        elif now - self._told < TELL_EVERY_S:
+            return
+        self._told = now
+        with self._gate:
+            if self._over.is_set():
+                return
+            if now - self._first_told < END_WITHIN_S:
+                self._main.interrupt()
+            else:
+                logger.error("%s; its work did not end within %.0f s", self._reached, END_WITHIN_S)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def _count(self) -> float:
+        """Add the time since the last count; returns the clock."""
+        now, place = time.monotonic(), self.run.place
+        seconds, self._last = now - self._last, now
+        self.hours += seconds / 3600
+        if place is not None:
+            self.dollars += seconds * dollars_per_s(self.config, place.name)
+        return now
+
+    def _write(self) -> None:
+        storage.write_bytes(self.uri, json.dumps({"hours": self.hours, "dollars": self.dollars}).encode())
+
+
+def dollars_per_s(config: RunConfig, stage: str) -> float:
+    """Return what a stage's placement costs per second."""
+    placement = config.placement_of(stage)
+    return config.plan.dollars_per_s(placement.most()) if placement else 0.0
+
+
+def spent(root: str, but: str = "") -> tuple[float, float]:
+    """Return the hours and dollars of the submissions of a run so far, one of them left out.
+
+    Raises:
+        ConfigError: a file cannot be understood; the message says which.
+    """
+    directory, hours, dollars = storage.join(root, "spent"), 0.0, 0.0
+    for name in storage.list_names(directory):
+        if name.startswith(".") or not name.endswith(".json") or name == f"{but}.json":
+            continue
+        uri = storage.join(directory, name)
+        try:
+            found = json.loads(storage.read_bytes(uri))
+            hours, dollars = hours + found["hours"], dollars + found["dollars"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(
+                f"{uri} is damaged ({type(error).__name__}: {error}); write what that submission took, "
+                '{"hours": 0, "dollars": 0} if nobody knows, or delete it'
+            ) from error
+    return hours, dollars

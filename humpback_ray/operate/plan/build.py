@@ -1,0 +1,255 @@
+"""A whole run, planned: memory, steps, hours and dollars of every stage, from a configuration alone.
+
+Nothing is started and no weights are read. Counts and rates are the assumptions of the configuration's `plan` section,
+or, where a pilot has run (`<root>-pilot`), what it measured; `Plan.sources` says which. Not counted: global steps on a
+CPU (minutes), machines that wait between stages, storage.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from humpback_ray import storage
+from humpback_ray.config import ConfigError
+from humpback_ray.operate.plan.expected import Expected, dtype_of
+from humpback_ray.operate.plan.inference import Work, row_s, weights_fit
+from humpback_ray.operate.plan.measured import Measured
+from humpback_ray.operate.plan.training import HOST_SHARE, Batch, Step, choose, smallest, step, steps
+from humpback_ray.placement import PoolPlacement
+from humpback_ray.rates import PlanConfig
+from humpback_ray.run import RunConfig
+from humpback_ray.train.data.schedule import schedule
+from humpback_ray.train.memory import Layout
+from humpback_ray.train.recipe import TrainRecipe
+from humpback_ray.train.sizes import SIZES, Shape, shape_of
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage takes."""
+
+    name: str
+    machine: str
+    devices: float
+    rows: int
+    """Documents, rows, or (of a training) examples."""
+    tokens: float
+    """Read and written by models."""
+    seconds: float
+    dollars: float
+    source: str
+    """Where the rate comes from: "assumed", or the pilot."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """One fine-tune."""
+
+    model: str
+    examples: int
+    batch_examples: int
+    steps: int
+    tokens: float
+    flops: float
+    """Of all steps; what checkpointing computes again is not counted."""
+    step: Step
+    """With the placement's workers."""
+    options: list[Step]
+    """With other numbers of workers, in rising order."""
+    smallest: Step | None
+    sensible: Step | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer of `jobs.plan`."""
+
+    size: str
+    shape: Shape
+    layout: Layout
+    trainings: list[TrainingPlan]
+    stages: list[StagePlan]
+    problems: list[str]
+    """What does not fit, and what to change."""
+    sources: list[tuple[str, Any, str]]
+    """Every assumption: field, value, where it comes from."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages, one after another."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def dollars(self) -> float:
+        """Of all stages."""
+        return sum(stage.dollars for stage in self.stages)
+
+
+def plan(config: RunConfig, measured: Measured | None = None) -> Plan:
+    """Plan a run.
+
+    Raises:
+        ConfigError: the size of the base model is unknown.
+    """
+    size, shape = base_shape(config)
+    planner = _Planner(config, shape, measured)
+    trainings = [planner.training(name) for name in planner.models]
+    stages = list(planner.stages(trainings))
+    problems = planner.problems(trainings)
+    return Plan(size, shape, planner.layout, trainings, stages, problems, planner.sources())
+
+
+def base_shape(config: RunConfig) -> tuple[str, Shape]:
+    """Return name and shape of the base model: of `plan.size`, of its config.json, or of the sample's.
+
+    Raises:
+        ConfigError: an unknown size, or none named and no config.json of a known family to read it from.
+    """
+    if config.plan.size is not None:
+        if config.plan.size not in SIZES:
+            raise ConfigError(f"plan.size is {config.plan.size}, which is not among {', '.join(SIZES)}")
+        return config.plan.size, SIZES[config.plan.size]
+    if config.base_model is None:
+        assert config.sample is not None, "RunConfig refuses a run without either"
+        base = config.sample.base
+        shape = Shape(base.width, base.layers, base.heads, base.heads, 3 * base.width, base.vocabulary,
+                      base.width // base.heads, tied=True)  # fmt: skip
+        return "the sample's base", shape
+    uri = storage.join(storage.located(config.base_model), "config.json")
+    try:
+        return config.base_model, shape_of(json.loads(storage.read_bytes(uri)))
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"the size of {config.base_model} cannot be read from its config.json ({error}); set plan.size to one of "
+            f"{', '.join(SIZES)}"
+        ) from error
+
+
+class _Planner:
+    """A run's stages, one by one."""
+
+    def __init__(self, config: RunConfig, shape: Shape, measured: Measured | None) -> None:
+        self.config, self.rates, self.shape, self.measured = config, config.plan, shape, measured
+        self.names = [name for name in config.stage_names() if name not in config.reuse]
+        self.models = [name.removeprefix("models/") for name in self.names if name.startswith("models/")]
+        self.layout = Layout.of(config.train.placement, config.train.recipe, config.train.placement.most_workers)
+        segments = round(measured.segments) if measured and measured.segments else self.rates.segments
+        self.expected = Expected(config, segments)
+
+    def training(self, model: str) -> TrainingPlan:
+        """Plan one fine-tune."""
+        recipe: TrainRecipe = self.config.train.recipe
+        examples, batch = self.expected.batch(model)
+        count = schedule(recipe, model, examples).steps
+        slower = self.slower()
+        options = steps(self.shape, self.layout, batch, self.rates, slower)
+        tokens = count * batch.tokens
+        return TrainingPlan(
+            model=model, examples=examples, batch_examples=batch.examples, steps=count, tokens=tokens,
+            flops=3 * self.shape.forward_flops(tokens, batch.context),
+            step=next(one for one in options if one.workers == self.layout.workers),
+            options=options, smallest=smallest(options), sensible=choose(options),
+        )  # fmt: skip
+
+    def slower(self) -> float:
+        """Return measured over planned seconds of a step, as the pilot ran it; 1 without a pilot."""
+        found = self.measured.step if self.measured else None
+        if found is None:
+            return 1.0
+        layout = replace(self.layout, workers=found.workers)
+        deviation = self.expected.batch(self.models[0])[1].deviation if self.models else 0.0
+        batch = Batch(
+            found.examples, found.tokens / found.examples, deviation, self.config.train.recipe.max_length_tokens
+        )
+        return found.seconds / step(self.shape, layout, batch, self.rates).seconds
+
+    def stages(self, trainings: Sequence[TrainingPlan]) -> Iterator[StagePlan]:
+        """Plan every stage that takes more than minutes."""
+        by_name = {f"models/{training.model}": training for training in trainings}
+        for name in self.names:
+            if name == "segments":
+                yield self._cutting()
+            elif name in by_name:
+                yield self._training_stage(name, by_name[name])
+            elif (work := self.expected.work(name)) is not None:
+                yield self._pool_stage(name, *work)
+
+    def _cutting(self) -> StagePlan:
+        placement, rates = self.config.corpus.placement, self.rates
+        cpus = placement.most_replicas * placement.cpus_per_replica
+        found = self.measured.cutting_s if self.measured else None
+        seconds = (found or rates.pages / rates.pages_per_s) / cpus
+        dollars = seconds * rates.dollars_per_s({"CPU": cpus})
+        return StagePlan("segments", "cpu", cpus, rates.pages, 0, seconds, dollars, self._source(found))
+
+    def _training_stage(self, name: str, training: TrainingPlan) -> StagePlan:
+        placement = self.config.train.placement
+        machine, _ = self.rates.on(placement.gpus_per_worker)
+        seconds = self.rates.start_s + training.steps * training.step.seconds
+        needs = placement.most()
+        found = self.measured.step if self.measured else None
+        return StagePlan(
+            name, machine, needs["GPU"] or needs["CPU"], training.examples, training.tokens, seconds,
+            seconds * self.rates.dollars_per_s(needs), self._source(found),
+        )  # fmt: skip
+
+    def _pool_stage(self, name: str, rows: int, work: Work, placement: PoolPlacement, dtype: str) -> StagePlan:
+        rates, gpus, replicas = self.rates, placement.gpus_per_replica, placement.most_replicas
+        found = self.measured.row_s.get(name) if self.measured else None
+        each = found or row_s(self.shape, gpus or placement.cpus_per_replica, bool(gpus), _element(dtype), work, rates)
+        seconds = rates.start_s + rows * each / replicas
+        needs = placement.most()
+        tokens = rows * (work.prompt_tokens + work.replies * work.reply_tokens)
+        return StagePlan(
+            name, rates.on(gpus)[0], needs["GPU"] or needs["CPU"], rows, tokens, seconds,
+            seconds * rates.dollars_per_s(needs), self._source(found),
+        )  # fmt: skip
+
+    def _source(self, found: Any) -> str:
+        return f"measured in {self.measured.root}" if self.measured and found else "assumed"
+
+    def problems(self, trainings: Sequence[TrainingPlan]) -> list[str]:
+        """Say what does not fit where the placements put it."""
+        found = [self._too_large(training) for training in trainings[:1] if not training.step.fits]
+        for name in ("augment", "curate", "evaluate"):
+            section = getattr(self.config, name)
+            gpus, weights = section.placement.gpus_per_replica, _element(dtype_of(section)) * self.shape.parameters
+            if gpus and not weights_fit(weights, gpus, self.rates):
+                room = gpus * self.rates.on(gpus)[1].memory_bytes
+                found.append(
+                    f"{name}.placement: {gpus:g} x {self.rates.machine} hold {room / 1e9:.0f} GB and the weights alone "
+                    f"are {weights / 1e9:.0f} GB; raise gpus_per_replica"
+                )
+        return found
+
+    def _too_large(self, training: TrainingPlan) -> str:
+        machine, row = self.rates.on(self.layout.gpu)
+        step, least = training.step, training.smallest
+        way_out = f"{least.workers} workers would do" if least else "no number of workers would do"
+        return (
+            f"train.placement: a worker of {step.workers} x {machine} needs {step.memory.peak / 1e9:.1f} GB and "
+            f"{step.memory.host / 1e9:.0f} GB of its host; usable are {self.rates.usable(row) / 1e9:.1f} GB and "
+            f"{row.host_bytes * HOST_SHARE / 1e9:.0f} GB; {way_out}, or set zero_stage=3, "
+            "activation_checkpointing=true, offload_optimizer=true or fewer micro_batch_tokens"
+        )
+
+    def sources(self) -> list[tuple[str, Any, str]]:
+        """List every assumption with where it comes from."""
+        listed: list[tuple[str, Any, str]] = []
+        given = self.rates.model_fields_set
+        for field, info in PlanConfig.model_fields.items():
+            if field in ("size", "machines", "machine"):
+                continue
+            said = " ".join((info.description or "").split())
+            listed.append((field, getattr(self.rates, field), "the configuration" if field in given else said))
+        for name in dict.fromkeys((self.rates.machine, "cpu")):
+            for field, value in self.rates.known[name].model_dump().items():
+                source = "Assumed; set yours." if name == "cpu" or field == "dollars_per_hour" else "The data sheet's."
+                own = name in self.rates.machines
+                listed.append((f"{name}.{field}", value, "the configuration" if own else source))
+        return [*listed, *(self.measured.said() if self.measured else [])]
+
+
+def _element(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2

@@ -1,0 +1,96 @@
+"""What a run is expected to be: how many rows each stage has, and what it asks of a model for each.
+
+The counts that stages hand on to each other, from the assumptions of the configuration's `plan` section.
+"""
+
+from math import ceil, sqrt
+from typing import Any
+
+from humpback_ray.curate.scorers import Additive, Chained, Likelihood, Rubric
+from humpback_ray.operate.plan.inference import Work
+from humpback_ray.operate.plan.training import Batch
+from humpback_ray.placement import PoolPlacement
+from humpback_ray.run import RunConfig
+from humpback_ray.train.data.schedule import schedule
+
+
+class Expected:
+    """A run's counts.
+
+    Args:
+        config: of the run.
+        segments: that its corpus keeps.
+    """
+
+    def __init__(self, config: RunConfig, segments: int) -> None:
+        self.config, self.rates, self.segments = config, config.plan, segments
+        self.rated = round(segments * self.rates.usable_candidates)
+        self.response = self.rates.response_chars / self.rates.chars_per_token
+        self.instruction = self.rates.instruction_chars / self.rates.chars_per_token
+
+    def kept(self, number: int) -> int:
+        """Return how many pairs a round keeps."""
+        rule = self.config.curate.recipe.rounds[number - 1]
+        most = [count for count in (rule.top_k, rule.sample) if count is not None]
+        if rule.share is not None:
+            most.append(ceil(rule.share * self.rated))
+        elif rule.threshold is not None:
+            most.append(round(self.rated * self.rates.kept_share(number)))
+        return min([self.rated, *most])
+
+    def batch(self, model: str) -> tuple[int, Batch]:
+        """Return a model's examples and what a step reads of them."""
+        parts = [(self.rates.seed_pairs, self.rates.seed_chars)]
+        if number := _round_of(model):
+            parts = parts if self.config.train.recipe.joint else []
+            parts.append((self.kept(number), self.rates.kept_chars))
+        examples = max(sum(count for count, _ in parts), 1)
+        mean = sum(count * mean for count, (mean, _) in parts) / examples
+        square = sum(count * (deviation**2 + (own - mean) ** 2) for count, (own, deviation) in parts) / examples
+        recipe, token = self.config.train.recipe, self.rates.chars_per_token
+        laid_out = schedule(recipe, model, examples)
+        length = max(mean / token, 2.0)
+        return examples, Batch(laid_out.batch_examples, length, sqrt(square) / token, recipe.max_length_tokens)
+
+    def work(self, name: str) -> tuple[int, Work, PoolPlacement, str] | None:
+        """Return rows, work per row, placement and dtype of a stage over a pool of engines; None for others."""
+        config, rates, placement = self.config, self.rates, self.config.placement_of(name)
+        scorer, pair = config.curate.recipe.scorer, self.instruction + self.response
+        if not isinstance(placement, PoolPlacement) or name.endswith("canary-scores"):
+            return None
+        if name == "candidates":
+            return self.segments, Work(self.response, self.instruction), placement, dtype_of(config.augment)
+        if name.endswith("/rewritten"):
+            asked = Work(rates.rating_prompt_tokens + pair, self.response)
+            return self.kept(int(name.split("/")[0].removeprefix("round-"))), asked, placement, dtype_of(config.rewrite)
+        if name.startswith("evaluation/"):
+            answered = config.evaluate.recipe.inputs or config.sample
+            asked = Work(self.instruction, rates.answer_tokens)
+            return (rates.prompts, asked, placement, dtype_of(config.evaluate)) if answered else None
+        if not name.endswith("scores"):
+            return None
+        rows = self.rated
+        if isinstance(scorer, Chained):
+            first = name.endswith("prescores")
+            rows, scorer = (rows, scorer.first) if first else (round(scorer.share * rows), scorer.then)
+        return rows, self.rating(scorer), placement, dtype_of(config.curate)
+
+    def rating(self, scorer: Any) -> Work:
+        """Return what a scorer asks of the model per pair."""
+        pair = self.instruction + self.response
+        if isinstance(scorer, Likelihood):
+            return Work(pair + self.response)
+        prompt = self.rates.rating_prompt_tokens + pair
+        if isinstance(scorer, Rubric | Additive):
+            return Work(prompt, min(self.rates.rating_reply_tokens, scorer.max_new_tokens), scorer.samples)
+        return Work(prompt)
+
+
+def _round_of(model: str) -> int:
+    """Return the round whose pairs a model learns from; 0: the seed alone."""
+    return int(model.removeprefix("m")) if model.removeprefix("m").isdigit() else 0
+
+
+def dtype_of(section: Any) -> str:
+    """Return the dtype of a section's engine; engines without one have no weights."""
+    return getattr(section.recipe.engine, "dtype", "bfloat16")

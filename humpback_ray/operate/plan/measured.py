@@ -1,0 +1,99 @@
+"""What a pilot measured, read from its manifests.
+
+A pool's rate is that of one replica: seconds of its shards, which it works on several at a time, over their rows. A
+training's is the median second of a step, the first ones left out. Rates are used only for the machine and the GPUs per
+replica that the pilot had.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import ceil
+from statistics import median
+from typing import Any
+
+from humpback_ray import storage
+from humpback_ray.placement import PoolPlacement
+from humpback_ray.run import RunConfig, latest_submission
+from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.stage import read_manifest
+
+WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class MeasuredStep:
+    """An optimizer step."""
+
+    workers: int
+    examples: int
+    tokens: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures of a pilot."""
+
+    root: str
+    share: float
+    """Of the corpus."""
+    segments: float | None = None
+    """Of the whole corpus, if the share kept as many."""
+    cutting_s: float | None = None
+    """CPU seconds that cutting the whole corpus takes."""
+    row_s: dict[str, float] = field(default_factory=dict)
+    """Seconds of one replica per row, by stage."""
+    step: MeasuredStep | None = None
+
+    def said(self) -> list[tuple[str, Any, str]]:
+        """List what was measured, for people."""
+        source = f"measured in {self.root} ({self.share:.2%} of the corpus)"
+        found: list[tuple[str, Any]] = [("segments", self.segments), ("segments: CPU seconds", self.cutting_s)]
+        found += [(f"{name}: rows/s of a replica", 1 / seconds) for name, seconds in self.row_s.items()]
+        if self.step:
+            found.append(
+                (f"seconds per step of {self.step.tokens:.0f} tokens, {self.step.workers} workers", self.step.seconds)
+            )
+        return [(name, value, source) for name, value in found if value is not None]
+
+
+def measured(config: RunConfig, root: str) -> Measured | None:
+    """Read what the pilot at a root measured that holds for this configuration; None where there is no pilot."""
+    _, record = latest_submission(root)
+    if not record.get("config", {}).get("pilot"):
+        return None
+    before = RunConfig.model_validate(record["config"])
+    same_machine = before.plan.machine == config.plan.machine
+    manifests = {
+        name: manifest for name in config.stage_names() if (manifest := read_manifest(storage.join(root, name)))
+    }
+    share, cutting, corpus = before.pilot or 1.0, manifests.get("segments"), manifests.get("corpus")
+    return Measured(
+        root=root, share=share, segments=corpus.kept / share if corpus else None,
+        cutting_s=cutting.work_s / share if cutting else None,
+        row_s=rates_of(manifests, before, config) if same_machine else {},
+        step=step_of(manifests, before) if same_machine else None,
+    )  # fmt: skip
+
+
+def rates_of(manifests: Mapping[str, Manifest], before: RunConfig, config: RunConfig) -> dict[str, float]:
+    """Return the seconds of one replica per row of the stages whose replicas are what the pilot's were."""
+    found = {}
+    for name, manifest in manifests.items():
+        was, now = before.placement_of(name), config.placement_of(name)
+        if not (isinstance(was, PoolPlacement) and isinstance(now, PoolPlacement) and manifest.tokens):
+            continue
+        if (was.gpus_per_replica, was.cpus_per_replica) == (now.gpus_per_replica, now.cpus_per_replica):
+            together = min(was.shards_in_flight, ceil(len(manifest.commits) / was.most_replicas))
+            found[name] = manifest.work_s / together / manifest.rows
+    return found
+
+
+def step_of(manifests: Mapping[str, Manifest], before: RunConfig) -> MeasuredStep | None:
+    """Return the step of the latest training that has more steps than are left out."""
+    for name, manifest in reversed([*manifests.items()]):
+        steps = manifest.metrics().slice(WARM_UP_STEPS) if name.startswith("models/") else None
+        if steps:
+            tokens, seconds = (median(steps[field].to_pylist()) for field in ("tokens", "seconds"))
+            return MeasuredStep(before.train.placement.most_workers, manifest.extra["batch_examples"], tokens, seconds)
+    return None

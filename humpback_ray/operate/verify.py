@@ -1,0 +1,432 @@
+"""Proof from storage alone that nothing was lost and nothing is there twice (P8).
+
+For every finished stage:
+
+- its files are what the commits say (size, SHA-256, rows, fates by reason), the commits are what the manifest says, the
+  recipe is the manifest's, and the digest of every input is that of the stage that made it;
+- each id of the stage whose rows it was given left it exactly as often as it came in, and no kept id is there twice;
+- of a stage that read files from outside, these are still the files of the manifest, and read again they give the same
+  rows: segments are cut again, seed pairs and prompts are collected again.
+
+A check that could not be made, since an input file is gone or was read by another version, is listed and no difference.
+
+A shard costs two requests, for its commit and its file, `READERS` at once. Ids take 16 bytes of memory, and beyond
+`multiset.HELD_IDS` of a disk.
+
+Given up: what models wrote is not computed again, so a worker that writes a wrong instruction is not found here.
+"""
+
+import hashlib
+import io
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+
+from humpback_ray import storage
+from humpback_ray.config import fingerprint
+from humpback_ray.corpus.readers import Reader, reader_for
+from humpback_ray.corpus.segments import SegmentRecipe, rows_of
+from humpback_ray.inputs.promptfiles import load_prompts
+from humpback_ray.operate.multiset import Multiset
+from humpback_ray.records import QUARANTINED
+from humpback_ray.run import stages_there
+from humpback_ray.seed import SeedRecipe, seed_file
+from humpback_ray.stages.ledger import Commit, DataFile, Ledger, Manifest, drop_counts, is_quarantined, planned, read_as
+from humpback_ray.stages.progress import Progress
+from humpback_ray.stages.stage import read_manifest
+from humpback_ray.storage import InputFile
+
+READERS = 16
+"""Commits that are read at once."""
+CUTTERS_FROM_BYTES = 64 << 20
+"""Input files of this size together are cut again by several processes, which take seconds to start."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Difference(Exception):
+    """What storage holds is not what it says it holds; the message names the stage, the file and both values."""
+
+
+def verify(root: str, unproven: list[str] | None = None) -> Iterator[str]:
+    """Check every finished stage of a run, and those of other runs that it was made from; yields a line per stage.
+
+    Args:
+        root: directory or s3:// URI of a run.
+        unproven: receives a line for each check that could not be made.
+
+    Raises:
+        Difference: at the first thing that is not as recorded.
+    """
+    run = storage.join(root, "run.json")
+    if not storage.exists(run):
+        raise Difference(f"{root} is no run: it has no run.json")
+    with Verifier.opened([] if unproven is None else unproven) as verifier:
+        for name in stages_there(root):
+            uri = storage.join(root, name)
+            with differences():
+                if manifest := read_manifest(uri):
+                    yield from verifier.prove(manifest)
+                elif storage.exists(storage.join(uri, "recipe.json")):
+                    yield f"{name}: not finished, nothing of it is visible"
+        if not verifier.proven:
+            raise Difference(f"{root} has no finished stage")
+
+
+def verify_stage(manifest: Manifest, unproven: list[str] | None = None) -> str:
+    """Check one stage and those that it was made from; returns what was proven of it, in words.
+
+    Raises:
+        Difference: at the first thing that is not as recorded.
+    """
+    with Verifier.opened([] if unproven is None else unproven) as verifier, differences():
+        *_, last = verifier.prove(manifest)
+        return last.partition(": ")[2]
+
+
+@contextmanager
+def differences() -> Iterator[None]:
+    """Turn what storage says of damaged files into a Difference."""
+    try:
+        yield
+    except storage.Damaged as damaged:
+        raise Difference(str(damaged.strerror)) from damaged
+
+
+class Table(NamedTuple):
+    """What is looked at of a commit's rows."""
+
+    ids: pa.ChunkedArray
+    kept: pa.ChunkedArray
+    quarantined: list[str]
+    documents: list[str]
+    """Of segments: the documents of the quarantined rows."""
+
+
+class Verifier:
+    """Checks stages one after another.
+
+    Args:
+        unproven: receives a line for each check that could not be made.
+        folder: on this machine, for ids that do not fit into memory.
+    """
+
+    def __init__(self, unproven: list[str], folder: str) -> None:
+        self.unproven, self.folder = unproven, folder
+        self.proven: dict[str, Manifest] = {}
+        """By URI."""
+        self.kept: dict[str, Multiset] = {}
+        """The kept ids of those."""
+        self.inputs: set[InputFile] = set()
+        """Files from outside that were looked at."""
+
+    @staticmethod
+    @contextmanager
+    def opened(unproven: list[str]) -> "Iterator[Verifier]":
+        """Give a verifier, and room on this machine's disk while it is used."""
+        with TemporaryDirectory(prefix="humpback-verify-") as folder:
+            yield Verifier(unproven, folder)
+
+    def prove(self, manifest: Manifest) -> Iterator[str]:
+        """Check a stage, before it those of its sources that were not checked yet; yields a line for each."""
+        if manifest.uri in self.proven:
+            return
+        for name, uri in manifest.source_uris().items():
+            source = self.proven.get(uri) or read_manifest(uri)
+            if source is None:
+                raise Difference(
+                    f"{manifest.uri} was made from {name} at {uri}, which is not here, so nothing of it can be proven"
+                )
+            yield from self.prove(source)
+        yield f"{manifest.stage}: {self._stage(manifest)}"
+
+    def _stage(self, manifest: Manifest) -> str:
+        check_identity(manifest)
+        check_plan(manifest)
+        for name, uri in manifest.source_uris().items():
+            same(manifest.inputs[name], {"digest": self.proven[uri].digest}, manifest.uri, f"the digest of {name}")
+        given = manifest.source_uris().get(manifest.ids_of)
+        every, kept, documents = self._rows(manifest)
+        proof = "files and counts agree"
+        if given:
+            self._same_ids(manifest, every, self.kept[given], self.proven[given])
+            proof += f", each of {self.kept[given].count:,} ids from {manifest.ids_of} has one fate"
+        if manifest.stage.rpartition("/")[2] != "segments" and (digest := kept.repeated()):
+            id_, count = named(manifest, digest)
+            raise Difference(f"{manifest.uri}: id {id_} is kept {count} times")
+        proof += self._outside(manifest, every, documents)
+        check_sums(manifest)
+        self.proven[manifest.uri], self.kept[manifest.uri] = manifest, kept
+        return f"{manifest.rows:,} rows, {proof}" if manifest.rows else proof
+
+    def _rows(self, manifest: Manifest) -> tuple[Multiset, Multiset, dict[str, set[str]]]:
+        """Check the files of all commits; returns all ids, the kept ones, and by shard documents in quarantine."""
+        every, kept = Multiset(self.folder), Multiset(self.folder)
+        documents: dict[str, set[str]] = {}
+        lost: Counter[str] = Counter()
+        with Progress(f"verify {manifest.stage}", len(manifest.commits), unit="shards") as progress:
+            for commit, tables in at_once(lambda commit: (commit, check_commit(manifest, commit)), manifest.commits):
+                for table in tables:
+                    every.add(table.ids)
+                    kept.add(table.kept)
+                    lost.update(table.quarantined)
+                    documents.setdefault(commit.shard, set()).update(table.documents)
+                progress.advance(1)
+        if lost or any(commit.quarantine for commit in manifest.commits):
+            known = sorted(manifest.quarantine()["id"].to_pylist())
+            same(known, sorted(lost.elements()), manifest.uri, "the quarantined ids")
+        return every, kept, documents
+
+    def _same_ids(self, manifest: Manifest, found: Multiset, expected: Multiset, given: Manifest) -> None:
+        """Raise unless every id that came in left, as often."""
+        if difference := expected.difference(found):
+            lost, surplus, digest = difference
+            id_, before = named(given, digest)
+            id_, after = named(manifest, digest, id_)
+            raise Difference(
+                f"{manifest.uri}: {lost:,} of {expected.count:,} ids lost and {surplus:,} too many, held against the "
+                f"kept ids of {given.stage}; first: {id_}, {before} times in, {after} times out"
+            )
+
+    def _outside(self, manifest: Manifest, every: Multiset, documents: dict[str, set[str]]) -> str:
+        """Hold what came from outside against the manifest; returns what was proven, in words."""
+        files = {name: manifest.input_files(name) for name, value in manifest.inputs.items() if isinstance(value, list)}
+        there = {name: [file for file in known if self._is_there(manifest, file)] for name, known in files.items()}
+        if not manifest.rows or "files" not in files:
+            return ""
+        if gone := [file for file in files["files"] if file not in there["files"]]:
+            said = f"{len(gone)} of {len(files['files'])} input files are not there ({gone[0].uri})"
+            self.unproven.append(f"{manifest.stage}: {said}, so their rows were not counted again")
+        if manifest.stage == "segments":
+            return self._segments(manifest, files["files"], set(there["files"]), documents)
+        if not gone and manifest.stage in READ_AGAIN:
+            again = Multiset(self.folder)
+            for ids in READ_AGAIN[manifest.stage](manifest, files["files"]):
+                again.add(ids)
+            if difference := again.difference(every):
+                lost, surplus, _ = difference
+                raise Difference(
+                    f"{manifest.uri}: {lost:,} of {again.count:,} rows lost and {surplus:,} too many, held against its "
+                    "input files, read again"
+                )
+            return f", read again the input files give the same {again.count:,} rows"
+        return ""
+
+    def _is_there(self, manifest: Manifest, file: InputFile) -> bool:
+        """Check a file from outside where it can be reached; tell whether it can."""
+        if not file.uri or not storage.exists(file.uri):
+            if manifest.stage != "segments" and file not in self.inputs:
+                self.unproven.append(f"{manifest.stage}: {file.uri or file.name} is not there, so it was not checked")
+            self.inputs.add(file)
+            return False
+        if file not in self.inputs:
+            storage.check_unchanged(file)
+            self.inputs.add(file)
+        return True
+
+    def _segments(
+        self, manifest: Manifest, files: Sequence[InputFile], there: set[InputFile], documents: dict[str, set[str]]
+    ) -> str:
+        """Cut the input files again."""
+        recipe = SegmentRecipe.model_validate(manifest.recipe["segments"])
+        if recipe.version != SegmentRecipe().version:
+            self.unproven.append(
+                f"segments: they are of version {recipe.version} and this is version {SegmentRecipe().version}, so "
+                "they were not cut again"
+            )
+            return ""
+        readers = TypeAdapter(tuple[Reader, ...]).validate_python(manifest.recipe["readers"])
+        work = [
+            (manifest.uri, commit, file, recipe, readers, frozenset(documents.get(commit.shard, ())))
+            for commit, file in zip(manifest.commits, files, strict=True)
+            if file in there
+        ]
+        several = sum(file.bytes for file in there) >= CUTTERS_FROM_BYTES
+        total = 0
+        with Progress("verify segments", len(work), unit="files") as progress:
+            for count in processes(check_documents, work) if several else (check_documents(*one) for one in work):
+                total += count
+                progress.advance(1)
+        return f", each of {total:,} documents has its rows"
+
+
+def at_once(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Map over items with `READERS` threads, in order, a few at a time."""
+    items = iter(items)
+    with ThreadPoolExecutor(READERS) as readers:
+        while some := list(islice(items, 8 * READERS)):
+            yield from readers.map(work, some)
+
+
+def processes(work: Callable[..., R], items: Sequence[tuple[Any, ...]]) -> Iterator[R]:
+    """Map over tuples of arguments with a process per CPU."""
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(work, *zip(*items, strict=True))
+
+
+def check_identity(manifest: Manifest) -> None:
+    """The recipe and the inputs of recipe.json and their fingerprint are the manifest's."""
+    name = storage.join(manifest.uri, "recipe.json")
+    try:
+        begun = storage.read_json(name)
+    except FileNotFoundError as error:
+        raise Difference(f"{name} is missing") from error
+    for field in ("recipe", "inputs", "fingerprint"):
+        same(begun.get(field), getattr(manifest, field), name, field)
+    identity = {"recipe": manifest.recipe, "inputs": manifest.inputs}
+    same(manifest.fingerprint, fingerprint(identity), manifest.uri, "the fingerprint")
+
+
+def check_sums(manifest: Manifest) -> None:
+    """What manifest.json says of its commits together is so."""
+    name = storage.join(manifest.uri, "manifest.json")
+    read = manifest if manifest.stated else read_manifest(manifest.uri)
+    stated = read.stated if read else {}
+    same(stated.get("digest"), manifest.digest, name, "digest")
+    for field, found in stated["totals"].items():
+        same(found, getattr(manifest, field, found), name, f"totals.{field}")
+
+
+def check_plan(manifest: Manifest) -> None:
+    """The shards of the plan are the shards of the manifest."""
+    plan = storage.join(manifest.uri, "plan.json")
+    if storage.exists(plan):
+        expected = read_as(lambda value: [shard["name"] for shard in value["shards"]], storage.read_json(plan), plan)
+        same([planned(commit.shard) for commit in manifest.commits], expected, plan, "the shards of the manifest")
+
+
+def check_commit(manifest: Manifest, commit: Commit) -> list[Table]:
+    """A commit is the manifest's, and its files are what it says; returns what is looked at of their rows."""
+    recorded = Ledger(manifest.uri, "").commit_of(commit.shard)
+    same(recorded, commit, f"{manifest.uri}/commits/{commit.shard}.json", "the commit in the manifest")
+    counted: Counter[str] = Counter()
+    tables = []
+    for file in commit.files:
+        data = read_recorded(manifest.uri, file)
+        if file.rows is None:
+            continue
+        columns = ["id", "drop_reason", *(["document_id"] if manifest.stage == "segments" else [])]
+        table = pq.read_table(pa.BufferReader(data), columns=columns)
+        found = (table.num_rows, table["drop_reason"].null_count)
+        same(found, (file.rows, file.kept), storage.join(manifest.uri, file.name), "(rows, kept)")
+        drops = drop_counts(table)
+        counted.update(drops)
+        lost = table.filter(is_quarantined(table)) if QUARANTINED in drops else None
+        tables.append(Table(
+            table["id"], table["id"].filter(table["drop_reason"].is_null()),
+            lost["id"].to_pylist() if lost else [],
+            lost["document_id"].to_pylist() if lost and "document_id" in columns else [],
+        ))  # fmt: skip
+    same(dict(counted), commit.drops, manifest.uri, "dropped rows by reason")
+    rows, kept = (sum(getattr(file, name) or 0 for file in commit.files) for name in ("rows", "kept"))
+    same((commit.rows, commit.kept), (rows, kept), f"{manifest.uri}: shard {commit.shard}", "(rows, kept)")
+    for file in commit.aside:
+        read_recorded(manifest.uri, file)
+    return tables
+
+
+def read_recorded(uri: str, file: DataFile) -> bytes:
+    """Return a file that a commit names, if it is a table; its size and hash are those recorded."""
+    name = storage.join(uri, file.name)
+    digest, size, held = hashlib.sha256(), 0, io.BytesIO()
+    try:
+        with storage.open_input(name) as stream:
+            while block := stream.read(storage.BLOCK_BYTES):
+                digest.update(block)
+                size += len(block)
+                if file.rows is not None:
+                    held.write(block)
+    except FileNotFoundError as error:
+        raise Difference(f"{name} is missing, a commit names it") from error
+    same(size, file.bytes, name, "bytes")
+    same(digest.hexdigest(), file.sha256, name, "SHA-256")
+    return held.getvalue()
+
+
+def named(manifest: Manifest, digest: bytes, known: str = "") -> tuple[str, int]:
+    """Return the id that a digest stands for (`known` where no row has it), and how many rows of a stage have it."""
+    found = [
+        id_
+        for table in manifest.tables(["id"], kept=False)
+        for id_ in table["id"].to_pylist()
+        if Multiset.digest(id_) == digest
+    ]
+    return (found[0] if found else known), len(found)
+
+
+def check_documents(
+    uri: str, commit: Commit, file: InputFile, recipe: SegmentRecipe, readers: Sequence[Reader], lost: frozenset[str]
+) -> int:
+    """Every document of an input file, cut again, has its rows and no others; returns how many documents there are.
+
+    Args:
+        uri: of the stage.
+        commit: of the shard.
+        file: its input file.
+        recipe: of the segments.
+        readers: of the stage.
+        lost: documents in quarantine, which are not cut again.
+    """
+    expected: dict[str, Counter[str]] = {}
+    with storage.reading(file) as stream:
+        for row in rows_of(reader_for(file.uri, readers).read(stream), recipe, lost):
+            expected.setdefault(row.document_id, Counter())[row.id] += 1
+    found: dict[str, Counter[str]] = {}
+    for data in commit.files:
+        table = storage.read_table(storage.join(uri, data.name), ["document_id", "id"])
+        for document, id_ in zip(table["document_id"].to_pylist(), table["id"].to_pylist(), strict=True):
+            found.setdefault(document, Counter())[id_] += 1
+    where = f"{uri}: shard {commit.shard} ({file.uri}): document"
+    for document in expected.keys() | found.keys():
+        if document in lost and document in found:
+            continue
+        cut, kept = expected.get(document, Counter()), found.get(document, Counter())
+        if not kept:
+            raise Difference(f"{where} {document} was read but has no row")
+        if not cut:
+            raise Difference(f"{where} {document} has rows but is not in the file")
+        if cut != kept:
+            lost_rows, surplus = (cut - kept).total(), (kept - cut).total()
+            raise Difference(
+                f"{where} {document} has {kept.total()} rows, cut again it gives {cut.total()}: {lost_rows} are lost, "
+                f"{surplus} too many"
+            )
+    return len(expected)
+
+
+def _seed_ids(manifest: Manifest, files: Sequence[InputFile]) -> Iterator[pa.ChunkedArray]:
+    recipe, seen = SeedRecipe.model_validate(manifest.recipe["seed"]), Counter[str]()
+    for file in files:
+        with storage.reading(file) as stream:
+            yield seed_file(stream, file.uri, recipe, seen)["id"]
+
+
+def _prompt_ids(manifest: Manifest, files: Sequence[InputFile]) -> Iterator[pa.ChunkedArray]:
+    seen: Counter[tuple[str, ...]] = Counter()
+    for file in files:
+        yield load_prompts(file, seen)["id"]
+
+
+READ_AGAIN = {"seed": _seed_ids, "evaluation/prompts": _prompt_ids}
+"""Global steps over files from outside: what reads their ids again."""
+
+
+def same(found: Any, expected: Any, where: str, what: str) -> None:
+    """Raise Difference unless both values are equal."""
+    if found != expected:
+        raise Difference(f"{where}: {what}: found {_short(found)}, recorded {_short(expected)}")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 300 else text[:297] + "..."

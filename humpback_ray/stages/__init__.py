@@ -1,0 +1,1 @@
+"""A stage directory and its shard ledger: how work is cut, tried, committed once and watched."""

@@ -1,0 +1,298 @@
+"""What runs in an actor: the ledger around a stage's worker.
+
+`ShardActor` is what Ray Data feeds with shards, several at a time on one event loop. `LoneActor` is the same outside of
+a pool, for one shard: a straggler's second start, or a shard that is taken apart (isolation.py).
+
+    commit read → attempt recorded → shard loaded → rows made → rows uploaded → commit created
+"""
+
+import asyncio
+import inspect
+import json
+import os
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from humpback_ray import storage
+from humpback_ray.placement import PoolPlacement
+from humpback_ray.records import QUARANTINE, QUARANTINED
+from humpback_ray.stages.drivers import Others
+from humpback_ray.stages.ledger import Attempt, Commit, Ledger, Shard, charged, is_quarantined, node
+from humpback_ray.stages.processes import Dead, answer_when_ended
+from humpback_ray.storage import InputFile, check_unchanged, steps
+
+NODE_LOSS_S = 20
+"""How long Ray may take to notice that a node is gone."""
+TEXT_CHARS = 4000
+"""Of a quarantined row, as JSON."""
+
+
+class _Held(Exception):
+    """Another driver that lives is at work on the shard."""
+
+    def __init__(self, by: str) -> None:
+        super().__init__(by)
+        self.by = by
+
+
+class FileWorker(Protocol):
+    """What a worker on input files can do beside reading a whole one, so that a file can be taken apart."""
+
+    def count(self, file: InputFile) -> int:
+        """Return the number of records in a file."""
+        ...
+
+    def part(self, file: InputFile, first: int, last: int) -> pa.Table:
+        """Return the rows of the records `first` to `last`, not included, as if nothing came before."""
+        ...
+
+    def merge(self, parts: pa.Table) -> pa.Table:
+        """Return the rows of parts that follow each other as those of one file."""
+        ...
+
+    def unread(self, file: InputFile, index: int) -> tuple[dict[str, Any], str]:
+        """Return the row that stands for a record no worker survives, without its reason, and what is known of it."""
+        ...
+
+
+class ShardActor:
+    """One actor of a pool.
+
+    Args:
+        ledger: of the stage.
+        schema: of its tables.
+        placement: of the pool.
+        worker: the stage's class, built here with `arguments` and the actor's resources.
+        arguments: picklable.
+        dead: submissions whose drivers the driver knows to be dead; nobody else's word is waited for.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        schema: pa.Schema,
+        placement: PoolPlacement,
+        worker: type,
+        arguments: tuple[Any, ...],
+        dead: Sequence[str] = (),
+    ) -> None:
+        self.ledger, self.schema, self.placement = ledger, schema, placement
+        self.others = Others(ledger.uri, ledger.submission, dead)
+        answer_when_ended()
+        self.worker = worker(*arguments, replace(placement.resources, agree=ledger.agree))
+
+    async def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Work on the shards of a block, one after another; returns what the driver wants to know of each."""
+        results = [await self._report(str(text)) for text in batch["shards"][0]]
+        return {name: [result[name] for result in results] for name in results[0]}
+
+    async def _report(self, text: str) -> dict[str, Any]:
+        nothing = {"shard": Shard.parse(text).name, "error": "", "held_by": "", "tokens": 0, "seconds": 0.0}
+        try:
+            return await self.work(text)
+        except _Held as held:
+            return {**nothing, "held_by": held.by}
+        except Exception as error:  # noqa: BLE001 whatever a worker raises costs its shard an attempt, not its block
+            return {**nothing, "error": f"{type(error).__name__}: {error}"[:500]}
+
+    async def work(self, text: str, second: bool = False) -> dict[str, Any]:
+        """Bring one shard, as JSON, to its commit; `second`: although another attempt is on its way.
+
+        Raises:
+            ShardExhausted: it was tried as often as the placement allows.
+        """
+        shard = Shard.parse(text)
+        commit = await asyncio.to_thread(self.ledger.commit_of, shard.name)
+        if commit is None:
+            attempt = await asyncio.to_thread(self._begin, shard.name, second)
+            commit = await self._work(shard, attempt)
+        return {
+            "shard": shard.name, "error": "", "held_by": "", "tokens": commit.tokens, "seconds": commit.seconds
+        }  # fmt: skip
+
+    def _begin(self, shard: str, second: bool) -> Attempt:
+        return self.ledger.begin(shard, None if second else self._is_worn, node_id())
+
+    def _is_worn(self, past: list[dict[str, Any]]) -> bool:
+        if by := self.others.holder(past):
+            raise _Held(by)
+        return len(charged(past, self.ledger.submission, alive_nodes())) >= self.placement.max_attempts
+
+    async def _work(self, shard: Shard, attempt: Attempt) -> Commit:
+        with attempt:
+            loaded = await asyncio.to_thread(shard.load)
+            steps.reach(4)
+            table = conform(await self._call(loaded), self.schema)
+            if isinstance(loaded, pa.Table):
+                check_same_ids(shard.name, loaded, table)
+            steps.reach(5)
+            return await asyncio.to_thread(attempt.write, table, {"file": shard.file} if shard.file else None)
+
+    async def _call(self, loaded: "InputFile | pa.Table") -> pa.Table:
+        try:
+            if inspect.iscoroutinefunction(type(self.worker).__call__):
+                return await self.worker(loaded)
+            return await asyncio.to_thread(self.worker, loaded)
+        except Dead:
+            # Ray puts another actor in this one's place, the attempts on their way are charged. A Python exit would
+            # wait for threads of what has died.
+            sys.stderr.write(traceback.format_exc())
+            sys.stderr.flush()
+            os._exit(1)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A worker process, as somebody on another machine needs to know it."""
+
+    node_id: str
+    node: str
+    pid: int
+    stderr: str
+    """Path of its standard error on that node; "" if it is no file."""
+
+
+@dataclass(frozen=True)
+class LostRow:
+    """A record that no worker survived: its place in the shard, and what is known of its end."""
+
+    index: int
+    error: str
+    last_words: str
+    node: str
+
+
+class LoneActor(ShardActor):
+    """An actor for one shard, made with `ray.remote`."""
+
+    async def ready(self) -> Process:
+        """Return which process this is, once the worker is built."""
+        try:
+            stderr = os.readlink("/proc/self/fd/2")
+        except OSError:
+            stderr = ""
+        return Process(node_id(), node(), os.getpid(), stderr if os.path.isfile(stderr) else "")
+
+    async def count(self, text: str) -> int:
+        """Load a shard and return how many records it has."""
+        loaded = await self._load(text)
+        return await asyncio.to_thread(self.worker.count, loaded) if isinstance(loaded, InputFile) else loaded.num_rows
+
+    async def _load(self, text: str) -> "InputFile | pa.Table":
+        """Return a shard's rows, or its file; read once by each process."""
+        if getattr(self, "_shard", None) != Shard.parse(text):
+            self._shard = Shard.parse(text)
+            self._loaded = await asyncio.to_thread(self._shard.load)
+        return self._loaded
+
+    async def part(self, text: str, first: int, last: int) -> tuple[float, pa.Table]:
+        """Make the rows of a part of the shard; returns the seconds that took, too."""
+        loaded, since = await self._load(text), time.monotonic()
+        if isinstance(loaded, InputFile):
+            made = conform(await asyncio.to_thread(self.worker.part, loaded, first, last), self.schema)
+        else:
+            given = loaded.slice(first, last - first)
+            made = conform(await self._call(given), self.schema)
+            check_same_ids(self._shard.name, given, made)
+        return time.monotonic() - since, made
+
+    async def finish(
+        self, text: str, attempt: Attempt, parts: Sequence[Any], lost: Sequence[LostRow], before: Commit | None
+    ) -> Commit:
+        """Put a shard together and commit it.
+
+        Args:
+            text: the shard, as JSON.
+            attempt: at it.
+            parts: references to its parts, in order.
+            lost: its rows that no worker survived.
+            before: its earlier commit, where parts and lost rows are of those that this had in quarantine.
+        """
+        loaded = await self._load(text)
+        made = await asyncio.gather(*parts)
+        if before is not None:
+            made = [*await asyncio.to_thread(self._not_quarantined, before), *made]
+        blanks, known = zip(*(self._stand_in(row, attempt) for row in lost), strict=True) if lost else ((), ())
+        table = pa.concat_tables([self.schema.empty_table(), *made, pa.Table.from_pylist(list(blanks), self.schema)])
+        if isinstance(loaded, pa.Table):
+            check_same_ids(self._shard.name, loaded, table)
+        else:
+            await asyncio.to_thread(check_unchanged, loaded)
+            table = conform(await asyncio.to_thread(self.worker.merge, table), self.schema)
+        steps.reach(5)
+        extra = {"file": self._shard.file} if self._shard.file else None
+        ids = table.filter(is_quarantined(table))["id"].to_pylist()  # merging gives copies ids of their own
+        known = [{**row, "id": id_} for row, id_ in zip(known, ids, strict=True)]
+        quarantine = pa.Table.from_pylist(known, QUARANTINE)
+        return await asyncio.to_thread(attempt.write, table, extra, quarantine)
+
+    def _not_quarantined(self, commit: Commit) -> list[pa.Table]:
+        """Read the rows of a commit that are not quarantined."""
+        tables = [storage.read_table(self.ledger.at(file.name)) for file in commit.files]
+        return [table.filter(pc.call_function("invert", [is_quarantined(table)])) for table in tables]
+
+    def _stand_in(self, lost: LostRow, attempt: Attempt) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return a lost record's row in the stage's table and its row in the quarantine."""
+        loaded = self._loaded
+        if isinstance(loaded, InputFile):
+            identity, text = self.worker.unread(loaded, lost.index)
+        else:
+            row = loaded.slice(lost.index, 1).to_pylist()[0]
+            identity, text = {"id": row["id"]}, json.dumps(row, default=str, ensure_ascii=False)
+        known = {
+            "id": identity["id"], "shard": attempt.shard, "index": lost.index, "attempt": attempt.number,
+            "error": lost.error, "last_words": lost.last_words, "node": lost.node, "text": text[:TEXT_CHARS],
+        }  # fmt: skip
+        return blank_row(self.schema, identity), known
+
+
+def blank_row(schema: pa.Schema, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a quarantined row: the given values, empty text elsewhere, no number, and the reason."""
+    blank = {field.name: "" if pa.types.is_string(field.type) else None for field in schema}
+    return {**blank, **identity, "drop_reason": QUARANTINED}
+
+
+def node_id() -> str:
+    """Return Ray's id of this process's node."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id()
+
+
+def alive_nodes() -> set[str]:
+    """Return Ray's ids of the nodes that are there."""
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def nodes_lost(before: set[str]) -> bool:
+    """Tell whether one of some nodes is gone; where there were several, Ray gets `NODE_LOSS_S` to find out."""
+    deadline = time.monotonic() + (NODE_LOSS_S if len(before) > 1 else 0)
+    while not (lost := before - alive_nodes()) and time.monotonic() < deadline:
+        time.sleep(1)
+    return bool(lost)
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Cast a table to a stage's schema; a missing or surplus column is an error that names it."""
+    missing, surplus = set(schema.names) - set(table.column_names), set(table.column_names) - set(schema.names)
+    if missing or surplus:
+        raise ValueError(f"worker returned columns that differ from the schema: {missing=} {surplus=}")
+    return table.select(schema.names).cast(schema)
+
+
+def check_same_ids(shard: str, loaded: pa.Table, made: pa.Table) -> None:
+    """Raise unless every id that went in came out exactly as often (P1)."""
+    went, came = Counter(loaded["id"].to_pylist()), Counter(made["id"].to_pylist())
+    if went != came:
+        lost, surplus = (went - came).total(), (came - went).total()
+        raise ValueError(f"shard {shard}: {lost} of {went.total()} ids lost and {surplus} made up by the worker")

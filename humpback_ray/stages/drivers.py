@@ -1,0 +1,167 @@
+"""Drivers at work on one stage over shards: each shows that it lives, so that others can leave its shards to it.
+
+    drivers/<submission>.beat      a counter, host and process, rewritten every few seconds; deleted when it ends
+    drivers/<submission>.waiting   what it waits for, while it waits (waiting.py); deleted when it does not
+
+An attempt without an end is *held* while its driver lives: others skip that shard. No clocks are compared: a driver
+whose beat stands still for `STALE_S`, as seen from here, is dead, and so is one whose process on this very machine is
+gone. Being wrong costs a shard that is done twice, of which the first commit wins; nothing rests on a beat.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from humpback_ray import storage
+from humpback_ray.stages.background import repeat
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 3.0
+"""Seconds between beats."""
+STALE_S = 15.0
+"""A beat unchanged for this long belongs to a dead driver."""
+FOLDER = "drivers"
+BEAT, WAITING = ".beat", ".waiting"
+
+
+def beat_uri(stage: str, submission: str) -> str:
+    """Return where a submission's driver shows that it lives."""
+    return storage.join(stage, FOLDER, f"{submission}{BEAT}")
+
+
+def waiting_uri(stage: str, submission: str) -> str:
+    """Return where a submission's driver says what it waits for."""
+    return storage.join(stage, FOLDER, f"{submission}{WAITING}")
+
+
+class Presence:
+    """Beat for a submission in a `with` block.
+
+    Args:
+        stage: URI of the stage directory.
+        submission: whose driver this is.
+        beat_s: seconds between beats.
+    """
+
+    def __init__(self, stage: str, submission: str, beat_s: float = BEAT_S) -> None:
+        self.uri, self.beat_s = beat_uri(stage, submission), beat_s
+        self.what = f"the beat of {stage}"
+        self._beats = 0
+        self._end = threading.Event()
+
+    def __enter__(self) -> "Presence":
+        self._beat()
+        self._thread = repeat(self.what, self._beat, lambda: self.beat_s, self._end)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        try:
+            storage.delete(self.uri)
+        except OSError as refused:  # others find out when it stands still
+            logger.warning("%s was not deleted: %s", self.uri, refused)
+
+    def stop(self) -> None:
+        """Beat no more, and leave the last beat where it is: what a driver that was killed looks like."""
+        self._end.set()
+        self._thread.join(self.beat_s)  # a request that hangs is not waited for
+
+    def _beat(self) -> None:
+        self._beats += 1
+        who = {"beats": self._beats, "host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
+        storage.write_bytes(self.uri, json.dumps(who).encode())
+
+
+class Others:
+    """What one process knows of the drivers of other submissions.
+
+    Args:
+        stage: URI of the stage directory.
+        submission: our own.
+        dead: submissions that are known to be dead.
+        stale_s: how long a beat may stand still.
+    """
+
+    def __init__(self, stage: str, submission: str, dead: Sequence[str] = (), stale_s: float | None = None) -> None:
+        self.stage, self.submission = stage, submission
+        self.stale_s = STALE_S if stale_s is None else stale_s
+        self._dead = set(dead)
+        self._seen: dict[str, tuple[bytes, float]] = {}
+        self._lock = threading.Lock()
+
+    def lives(self, submission: str) -> bool:
+        """Tell whether a submission's driver may be alive: it beat within `stale_s`, or is known for less than that."""
+        with self._lock:
+            if submission in self._dead:
+                return False
+            try:
+                beat = storage.read_bytes(beat_uri(self.stage, submission))
+            except FileNotFoundError:
+                self._seen.pop(submission, None)
+                return False
+            now = time.monotonic()
+            last, since = self._seen.get(submission, (b"", now))
+            if beat != last:
+                since = now
+            self._seen[submission] = beat, since
+            return now - since < self.stale_s and not _is_gone(beat)
+
+    def there(self) -> list[str]:
+        """Return the other submissions whose drivers may be alive."""
+        names = storage.list_names(storage.join(self.stage, FOLDER))
+        found = [name.removesuffix(BEAT) for name in names if name.endswith(BEAT) and "/" not in name]
+        return [name for name in found if name != self.submission and self.lives(name)]
+
+    def dead(self) -> list[str]:
+        """Return the submissions that were looked at and are dead although they left a beat."""
+        with self._lock:
+            known = list(self._seen)
+        return [name for name in known if not self.lives(name)]
+
+    def holder(self, attempts: Sequence[Mapping[str, Any]], lives: Callable[[str], bool] | None = None) -> str:
+        """Return the submission that holds a shard by its latest attempt; "" if none does.
+
+        Only the latest counts: of two drivers that each have an attempt without an end, one is let in.
+
+        Args:
+            attempts: at the shard, oldest first, as `Ledger.attempts` returns them.
+            lives: in place of `self.lives`.
+        """
+        if not attempts:
+            return ""
+        last = attempts[-1]
+        other = last["submission"] != self.submission and "error" not in last
+        return last["submission"] if other and (lives or self.lives)(last["submission"]) else ""
+
+
+def _boot() -> str:
+    """Return what tells this start of this machine from others; "" where nothing does."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _is_gone(beat: bytes) -> bool:
+    """Tell whether a beat is of a process of this very machine that is there no more."""
+    import psutil
+
+    try:
+        who = json.loads(beat)
+        if not who["boot"] or (who["host"], who["boot"]) != (socket.gethostname(), _boot()):
+            return False
+        return psutil.Process(who["pid"]).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,62 @@
+"""An end to a run whose inputs gave too little, before anything is trained on them.
+
+A stage that keeps fewer rows than its recipe's `min_kept` fails at once, in one line with the count, the most frequent
+drop reasons and the fields of what was read. Its table stays, so that the rows can be looked at.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+
+from humpback_ray import storage
+from humpback_ray.inputs.forms import keys_of
+from humpback_ray.inputs.recordfiles import records
+from humpback_ray.stages.ledger import Manifest, StageFailed
+
+MOST_REASONS = 3
+UNKNOWN_KEYS = "unknown_keys"
+"""In a manifest: fields of records that no form fits, with how many there were."""
+_READ = 100
+"""Records of a file whose keys are looked at."""
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+
+
+def refuse_few(manifest: Manifest, least: int, field: str, keys: Callable[[], str]) -> None:
+    """Raise if a stage kept fewer rows than it must.
+
+    Args:
+        manifest: of the stage.
+        least: how many it must keep.
+        field: the configuration key to blame.
+        keys: says which fields the records that were read had; "" where that is not known.
+
+    Raises:
+        StageFailed: with both numbers and the reasons.
+    """
+    if manifest.kept >= least:
+        return
+    drops = sorted(manifest.drops.items(), key=lambda drop: (-drop[1], drop[0]))[:MOST_REASONS]
+    why = ", ".join(f"{reason} {count:,}" for reason, count in drops) or "nothing"
+    seen = f"; keys seen: {names}" if (names := keys()) else ""
+    raise StageFailed(
+        f"{manifest.stage}: {manifest.kept:,} of {manifest.rows:,} rows were kept, fewer than {field} = {least:,}; "
+        f"dropped: {why}{seen}; give other inputs, or change the recipe to fit these (the rows are in {manifest.uri})"
+    )
+
+
+def frequent(keys: Mapping[str, int]) -> str:
+    """Return the most frequent of several records' fields, in words."""
+    most = sorted(keys.items(), key=lambda found: (-found[1], found[0]))[:MOST_REASONS]
+    return "; ".join(f"({names}) in {count:,}" for names, count in most)
+
+
+def keys_in(files: Iterable[storage.InputFile]) -> str:
+    """Return the fields of the first records of the first JSON file among some files, in words; "" without one."""
+    for file in files:
+        if any(suffix in file.name.lower() for suffix in JSON_SUFFIXES):
+            counts: dict[str, int] = {}
+            with storage.open_input(file.uri) as stream:
+                for record in islice(records(stream), _READ):
+                    keys = record.fault or keys_of(record.value)
+                    counts[keys] = counts.get(keys, 0) + 1
+            return f"{frequent(counts)} of the first records of {file.name}"
+    return ""

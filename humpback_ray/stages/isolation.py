@@ -1,0 +1,370 @@
+"""A shard taken apart: which of its rows does no worker survive?
+
+The shard runs alone in an actor of its own, whole at first. Where that raises, hangs or ends its process, its halves
+run, and theirs, down to single rows; parts that work are kept. A row that fails alone is a suspect. When all others are
+done it is tried once more, in another process, and if it fails again, a row that is known to be good must work right
+after it. Only then is it quarantined, with its error and the last words of the process; all others are committed with
+it. Where the good row fails too, it is the machine.
+
+Faults of the machine are never a row's: a lost node, errors of the operating system, of the network or of storage. The
+same part runs again, elsewhere or after a pause, for `PATIENCE_S`. Where a node is out of memory nobody knows whose
+fault that is but the good row.
+
+    one deadly row of r: about 2 log2(r) + 1 parts, log2(r) + 3 processes
+
+Given up: when part after part fails, or more rows than `max_quarantined_share`, it is not the rows: the stage fails.
+
+`retry` tries the rows that a commit has in quarantine once more, in the same way.
+"""
+
+import builtins
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+from humpback_ray import storage
+from humpback_ray.placement import PoolPlacement
+from humpback_ray.stages import processes
+from humpback_ray.stages.actor import LoneActor, LostRow, Process, node_id
+from humpback_ray.stages.ledger import Attempt, Commit, Ledger, Shard, StageFailed, retried
+from humpback_ray.stages.watch import Pace
+
+logger = logging.getLogger(__name__)
+
+NODE_WAIT_S = 4 * 3600
+"""How long an actor may take to start: GPU nodes can take hours to come."""
+MOST_NODES = 20
+"""Nodes lost under one shard after which it fails."""
+FEW_ROWS = 3
+"""So many rows of a shard may always be quarantined."""
+PATIENCE_S = 600.0
+"""How long a fault of the machine may last: a disk is made room on, a network comes back."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
+"""Between two tries meanwhile."""
+
+_MACHINE = {
+    "NodeDiedError", "RaySystemError", "RpcError", "ObjectLostError", "OwnerDiedError", "StorageError",
+    "ClientConnectorError", "ClientOSError", "ServerDisconnectedError", "EndpointConnectionError", "HTTPClientError",
+    "ConnectionClosedError", "ConnectTimeoutError", "ReadTimeoutError",
+}  # fmt: skip
+"""Names of errors that are the machine's, beside those of the operating system (OSError and what is derived of it)."""
+_LASTING = {
+    "FileNotFoundError",
+    "PermissionError",
+    "NotADirectoryError",
+    "IsADirectoryError",
+    "Damaged",
+    "InputChanged",
+}
+"""Names of those that no pause mends."""
+
+
+class WorkerFailed(Exception):
+    """A call raised, hung or ended its process; with the last words of the process, and its node."""
+
+    def __init__(self, error: str, last_words: str = "", node: str = "") -> None:
+        super().__init__(error)
+        self.last_words, self.node = last_words, node
+
+    @property
+    def kind(self) -> str:
+        """The name of the error's class, as far as it was said."""
+        return str(self).partition(":")[0].rpartition(".")[2]
+
+    @property
+    def by_machine(self) -> bool:
+        """Whether the machine is to blame and no row."""
+        found = getattr(builtins, self.kind, None)
+        return self.kind in _MACHINE | _LASTING or (isinstance(found, type) and issubclass(found, OSError))
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it is a fault of the machine that no pause mends."""
+        return self.kind in _LASTING
+
+
+class LoneWorker:
+    """A `LoneActor` that is replaced when it died. Used by one thread; `close` by any.
+
+    Args:
+        arguments: of the actor.
+        placement: what it is given.
+        avoid_node: Ray's id of a node to stay away from where there is another.
+    """
+
+    def __init__(self, arguments: tuple[Any, ...], placement: PoolPlacement, avoid_node: str | None = None) -> None:
+        self.arguments, self.placement, self.avoid_node = arguments, placement, avoid_node
+        self.closed = False
+        self._actor: Any = None
+        self._process = Process("", "", 0, "")
+
+    def call(self, method: str, *arguments: Any, limit_s: float | None, returns: int = 1) -> Any:
+        """Return the result of a method; of several, references to those after the first.
+
+        Raises:
+            WorkerFailed: it raised, or hung, or its process ended; not if its node was lost.
+            StageFailed: no actor could be started.
+        """
+        for _ in range(MOST_NODES):
+            try:
+                return self._call(method, *arguments, limit_s=limit_s, returns=returns)
+            except processes.NodeLost as lost:
+                logger.warning("%s; the same again elsewhere", lost)
+                self.replace()
+        raise WorkerFailed(f"{MOST_NODES} nodes were lost under it")
+
+    def _call(self, method: str, *arguments: Any, limit_s: float | None, returns: int) -> Any:
+        import ray
+        from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+        references = getattr(self._started(), method).options(num_returns=returns).remote(*arguments)
+        first, *others = references if returns > 1 else [references]
+        try:
+            value = ray.get(first, timeout=limit_s)
+        except GetTimeoutError:
+            processes.end(self._process.node_id, self._process.pid)
+            raise self._failed(f"no end within the limit of {limit_s:.0f} s") from None
+        except RayTaskError as error:
+            _look_at(others)
+            raise WorkerFailed(reason(error), node=self._process.node) from error
+        except RayError as error:
+            _look_at(others)
+            raise self._failed(reason(error)) from error
+        return (value, *others) if others else value
+
+    def _started(self) -> Any:
+        """Return the actor, started and ready."""
+        import ray
+        from ray.exceptions import RayError
+
+        for last_try in (False, False, True):
+            if self.closed:
+                raise WorkerFailed("it was called off")
+            if self._actor is not None:
+                break
+            options = self.placement.actor_arguments(self.avoid_node)
+            self._actor = ray.remote(LoneActor).options(**options).remote(*self.arguments)
+            try:
+                self._process = cast(Process, ray.get(self._actor.ready.remote(), timeout=NODE_WAIT_S))
+            except RayError as error:
+                self.replace()
+                if last_try:
+                    raise StageFailed(f"a worker could not be started: {reason(error)}") from error
+        return self._actor
+
+    def _failed(self, error: str) -> WorkerFailed:
+        """Return the failure of the process that has just ended, with its last words."""
+        process = self._process
+        words = processes.words(process.node_id, process.stderr)
+        self.replace()
+        return WorkerFailed(error, words, process.node)
+
+    def replace(self) -> None:
+        """End the actor; the next call gets a new one."""
+        import ray
+
+        if self._actor is not None:
+            ray.kill(self._actor)
+        self._actor = None
+
+    def close(self) -> None:
+        """End the actor for good."""
+        self.closed = True
+        self.replace()
+
+
+class Isolation:
+    """Takes one shard apart.
+
+    Args:
+        name: of the stage.
+        ledger: of the stage.
+        worker: where the parts run.
+        pace: what parts should take.
+        share: of the rows that may be quarantined.
+        good: returns a committed shard and the index of a row of it that works, if there is one.
+    """
+
+    def __init__(
+        self, name: str, ledger: Ledger, worker: LoneWorker, pace: Pace, share: float,
+        good: Callable[[], tuple[Shard, int] | None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.name, self.ledger, self.worker, self.pace, self.share = name, ledger, worker, pace, share
+        self.good = good
+        self.parts: dict[int, Any] = {}
+        self.lost: list[LostRow] = []
+
+    def run(self, shard: Shard) -> None:
+        """Bring the shard to its commit.
+
+        Raises:
+            StageFailed: it is not the rows.
+            WorkerFailed: the parts were made, and could not be put together; it may be tried again.
+        """
+        with self.ledger.begin(shard.name, node_id=node_id(), alone=True) as attempt:
+            rows = self._count(shard)
+            self._take_apart(shard, rows, [(0, rows)], most_failures=2 * math.log2(max(rows, 2)) + 6)
+            self._finish(shard, attempt)
+
+    def retry(self, shard: Shard, before: Commit) -> None:
+        """Try the quarantined rows of a commit again, and commit the shard under its next name.
+
+        Raises:
+            StageFailed: a row that had worked fails too.
+            WorkerFailed: as `run`.
+        """
+        with self.ledger.begin(retried(before.shard), node_id=node_id(), alone=True) as attempt:
+            rows, lost = self._count(shard), self.ledger.quarantined(before)
+            worked = next((index for index in range(rows) if index not in lost), None)
+            if worked is not None:
+                self.good = lambda: (shard, worked)
+            todo = [(index, index + 1) for index in sorted(lost, reverse=True)]
+            self._take_apart(shard, rows, todo, most_failures=len(todo))
+            self._finish(shard, attempt, before)
+
+    def _count(self, shard: Shard) -> int:
+        """Return how many rows or records a shard has."""
+        rows = self._patiently(
+            shard, lambda: self.worker.call("count", shard.json(), limit_s=self.pace.placement.limit_unmeasured_s)
+        )
+        if isinstance(rows, WorkerFailed):
+            raise self._refusal(shard, "could not be read", rows) from rows
+        return rows
+
+    def _finish(self, shard: Shard, attempt: Attempt, before: Commit | None = None) -> None:
+        parts = [self.parts[first] for first in sorted(self.parts)]
+        self.worker.call("finish", shard.json(), attempt, parts, self.lost, before, limit_s=None)
+
+    def _take_apart(self, shard: Shard, rows: int, todo: list[tuple[int, int]], most_failures: float) -> None:
+        """Run parts of a shard, halving those that fail, and judge the single rows that are left.
+
+        Args:
+            shard: it.
+            rows: how many it has.
+            todo: first row and last row + 1 of each part; the last part comes first.
+            most_failures: parts that may fail one after another.
+        """
+        weight = self.pace.weights[shard.name] / max(rows, 1)
+        most = max(FEW_ROWS, self.share * rows)
+        failed, suspects = 0, list[int]()
+        while todo:
+            first, last = todo.pop()
+            failure = self._part(shard, first, last, weight)
+            if failure is None:
+                failed = 0
+                continue
+            failed += 1
+            if failed > most_failures:
+                raise self._refusal(shard, f"failed with whatever rows, {failed} times in a row", failure) from failure
+            if last - first > 1:
+                middle = (first + last) // 2
+                todo += [(middle, last), (first, middle)]
+                continue
+            suspects.append(first)
+            if len(suspects) > most:
+                words = (
+                    f"lost {len(suspects)} of its {rows} rows, more than max_quarantined_share = {self.share:g} allows"
+                )
+                raise self._refusal(shard, words, failure) from failure
+        for row in suspects:
+            self._judge(shard, row, weight)
+
+    def _judge(self, shard: Shard, row: int, weight: float) -> None:
+        """Try a suspect once more, in another process; it is lost if it fails and a good row works right after it."""
+        failure = None
+        for _ in self._pauses():
+            self.worker.replace()
+            failure = self._part(shard, row, row + 1, weight)
+            if failure is None:
+                return
+            if self._works(shard, weight):
+                self.lost.append(LostRow(row, str(failure), failure.last_words, failure.node))
+                return
+            logger.warning(
+                "%s: shard %s: a row that is known to be good fails too, so row %d is tried again", self.name,
+                shard.name, row,
+            )  # fmt: skip
+        assert failure is not None
+        raise self._refusal(shard, f"failed with row {row} and with one that had worked before", failure) from failure
+
+    def _works(self, shard: Shard, weight: float) -> bool:
+        """Tell whether a row works that is known to be good; True where none is known."""
+        known = (shard, min(self.parts)) if self.parts else self.good()
+        return known is None or self._part(known[0], known[1], known[1] + 1, weight, keep=False) is None
+
+    def _part(self, shard: Shard, first: int, last: int, weight: float, keep: bool = True) -> WorkerFailed | None:
+        """Run a part; returns why it failed, or None."""
+        limit_s = self.pace.lone_limit_s(weight * (last - first))
+        made = self._patiently(
+            shard, lambda: self.worker.call("part", shard.json(), first, last, limit_s=limit_s, returns=2)
+        )
+        if isinstance(made, WorkerFailed):
+            logger.warning("%s: shard %s, rows %d to %d: %s", self.name, shard.name, first, last - 1, made)
+            return made
+        if keep:
+            seconds, self.parts[first] = made
+            self.pace.ended(weight * (last - first), seconds)
+        return None
+
+    def _patiently(self, shard: Shard, call: Callable[[], Any]) -> Any:
+        """Return what a call returns, or why it failed; while it is the machine's fault it is made again.
+
+        Raises:
+            StageFailed: it stays the machine's fault.
+        """
+        failure = None
+        for pause_s in self._pauses():
+            try:
+                return call()
+            except WorkerFailed as error:
+                failure = error
+            if not failure.by_machine:
+                return failure
+            storage.check_room(self.ledger.uri)
+            if failure.lasts:
+                break
+            logger.warning(
+                "%s: shard %s: %s; that is the machine's fault and no row's, again in %.0f s", self.name, shard.name,
+                failure, pause_s,
+            )  # fmt: skip
+        assert failure is not None
+        raise self._refusal(shard, "cannot be worked on, by a fault of the machine", failure) from failure
+
+    def _pauses(self) -> Iterator[float]:
+        """Yield the seconds of the pause that follows, for `PATIENCE_S`."""
+        began, pause_s = time.monotonic(), FIRST_PAUSE_S
+        while not self.worker.closed:
+            yield pause_s
+            if time.monotonic() - began > PATIENCE_S:
+                return
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        raise WorkerFailed("it was called off")
+
+    def _refusal(self, shard: Shard, words: str, failure: WorkerFailed) -> StageFailed:
+        done = len(self.ledger.committed())
+        return StageFailed(
+            f"{self.name}: {done} shards are committed, but shard {shard.name} {words}; last: {failure}. "
+            "Mend the cause and run again"
+        )
+
+
+def _look_at(references: Sequence[Any]) -> None:
+    """Take note of errors that are known already; Ray would print each of them as unhandled."""
+    import ray
+    from ray.exceptions import RayError
+
+    for reference in references:
+        with contextlib.suppress(RayError):
+            ray.get(reference, timeout=10)
+
+
+def reason(error: BaseException) -> str:
+    """Return the error inside Ray's wrapping as one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith(("File ", "ray::", "If you continue", "^"))]
+    inner = [line for line in said if "Error" in line.split(":")[0].split(".")[-1]]
+    return (inner or said or [type(error).__name__])[-1][:500]

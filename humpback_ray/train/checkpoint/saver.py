@@ -1,0 +1,55 @@
+"""Checkpoints behind the training's back: copied to host memory at once, stored while the next steps run.
+
+One at a time: the next one waits for the one before, so that host memory holds a single copy. Storage that fails
+costs that checkpoint and not the run; the next one is tried.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from humpback_ray import storage
+from humpback_ray.train.checkpoint import checkpoints
+from humpback_ray.train.checkpoint.fragments import Fragment
+
+logger = logging.getLogger(__name__)
+
+
+class Saver:
+    """One worker's checkpoints of one attempt.
+
+    Args:
+        uri: directory of the attempt.
+        rank: of the worker; 0 writes the state and deletes old checkpoints.
+        keep: complete checkpoints that are left, at least.
+    """
+
+    def __init__(self, uri: str, rank: int, keep: int) -> None:
+        self.uri, self.rank, self.keep = uri, rank, keep
+        self.background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.pending: Future[None] | None = None
+
+    def save(self, name: str, fragments: Sequence[Fragment], state: Mapping[str, Any]) -> None:
+        """Begin a checkpoint; the fragments may change once this returns."""
+        self.wait()
+        copies = [fragment.on_host() for fragment in fragments]
+        self.pending = self.background.submit(self._store, storage.join(self.uri, name), copies, state)
+
+    def wait(self) -> None:
+        """Wait until the checkpoint begun last is stored, or given up."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def prune(self) -> None:
+        """Delete old checkpoints; one whose other workers are still writing does not count as a newer one."""
+        if self.rank == 0:
+            checkpoints.prune(self.uri, self.keep)
+
+    def _store(self, uri: str, copies: Sequence[Fragment], state: Mapping[str, Any]) -> None:
+        try:
+            checkpoints.write(copies, self.rank, uri, state)
+            self.prune()
+        except OSError as error:
+            logger.error("%s was not stored; training goes on, and the next one will be tried: %s", uri, error)

@@ -1,0 +1,1 @@
+"""What a model learns from: examples, their tokens, their order, who computes which."""

@@ -1,0 +1,190 @@
+"""How a model is run on a micro-batch: examples in one row without padding where its family can, else padded rows.
+
+Linear layers of a packed row see its tokens and nothing else, and each example attends to itself alone:
+
+    flash      flash-attention's kernel for rows of several lengths, on GPUs where it is installed (transformers' path)
+    packed     PyTorch's kernels, once per example: attention costs the sum of squares, not the square of the sum
+    padded     a row per example, for families that carry state from token to token or mask in chunks
+
+Position ids restart with every example. Which of them a family can, its class says: transformers marks those that pass
+every argument on to a replaceable attention function. Sliding windows are kept, within each example.
+
+Given up: PyTorch's own kernel for several lengths has no dropout, which the paper's recipe trains with.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from humpback_ray.engines.attention import avoid_cudnn
+from humpback_ray.placement import TrainPlacement
+from humpback_ray.train.data.examples import Example
+
+NAME = "humpback_ray_packed"
+
+Layout = Literal["flash", "packed", "padded"]
+
+_LAYERS = {"full_attention", "sliding_attention"}
+"""Kinds of layers whose attention is a causal triangle or a band of it."""
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(model: Any, placement: TrainPlacement) -> Layout:
+    """Choose by family, device and placement how the model attends, and set it up; Liger's kernels too, on GPUs.
+
+    Raises:
+        ImportError: the placement asks for flash-attention, which is not installed.
+    """
+    gpu = placement.gpus_per_worker > 0
+    avoid_cudnn()
+    if gpu and placement.kernels == "auto":
+        use_liger(model)
+    if not can_pack(model):
+        return "padded"
+    half = str(model.dtype) in ("torch.bfloat16", "torch.float16")
+    if placement.attention == "flash_attention_2" or (placement.attention == "auto" and gpu and half and _has_flash()):
+        model.set_attn_implementation("flash_attention_2")
+        return "flash"
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, _mask)
+    model.set_attn_implementation(NAME)
+    return "packed"
+
+
+def can_pack(model: Any) -> bool:
+    """Tell whether examples of a row can be kept apart in every layer of a model."""
+    replaceable = model._supports_attention_backend and model._supports_sdpa and not model._is_stateful
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    return replaceable and kinds <= _LAYERS and not getattr(model.config, "attn_logit_softcapping", None)
+
+
+def _has_flash() -> bool:
+    from transformers.utils.import_utils import is_flash_attn_2_available
+
+    return is_flash_attn_2_available()
+
+
+def use_liger(model: Any) -> None:
+    """Put Liger's Triton kernels into a model, where the package is installed and knows the family."""
+    try:
+        from liger_kernel.transformers import (  # pyright: ignore[reportMissingImports]
+            _apply_liger_kernel_to_instance,
+        )
+    except ImportError:
+        return
+    _apply_liger_kernel_to_instance(model)
+    logger.info("%s runs with Liger's kernels where they are made for it", type(model).__name__)
+
+
+def inputs(examples: Sequence[Example], layout: Layout, device: Any) -> tuple[dict[str, Any], Any]:
+    """Lay a micro-batch out for a model.
+
+    Args:
+        examples: the micro-batch; none: one token of no example takes their place, with no target.
+        layout: of `prepare`.
+        device: for the tensors.
+
+    Returns:
+        The model's arguments, and int64 [N] the tokens that carry loss, in the order of `logits_of`.
+    """
+    import torch
+
+    rows = [example.ids for example in examples] or [np.zeros(1, np.int32)]
+    lengths = tuple(map(len, rows))
+    targets = np.concatenate([example.ids[example.loss_start :] for example in examples] or [[]])
+    if layout == "padded":
+        ids = np.zeros((len(rows), max(lengths)), np.int64)
+        for row, tokens in zip(ids, rows, strict=True):
+            row[: len(tokens)] = tokens
+        return {"input_ids": torch.tensor(ids, device=device)}, torch.tensor(targets, dtype=torch.long, device=device)
+    starts = np.cumsum([0, *lengths])
+    kept = [
+        np.arange(start + example.loss_start - 1, start + example.length - 1)
+        for start, example in zip(starts, examples, strict=False)
+    ]
+    tensors = {
+        "input_ids": np.concatenate(rows)[None],
+        "position_ids": np.concatenate([np.arange(length) for length in lengths])[None],
+        "logits_to_keep": np.concatenate(kept or [[0]]),
+    }
+    found: dict[str, Any] = {
+        name: torch.tensor(value, dtype=torch.long, device=device) for name, value in tensors.items()
+    }
+    if layout == "flash":
+        bounds = torch.tensor(starts, dtype=torch.int32, device=device)
+        found |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+        found |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
+    else:
+        found["packed_lengths"] = lengths
+    return found, torch.tensor(targets, dtype=torch.long, device=device)
+
+
+def logits_of(model: Any, examples: Sequence[Example], layout: Layout, device: Any) -> tuple[Any, Any]:
+    """Run a model on a micro-batch; return logits [N, V] of the tokens that carry loss, and those tokens [N].
+
+    Of an empty micro-batch one row of logits comes back, so that there is a graph, and no token.
+    """
+    import torch
+
+    arguments, targets = inputs(examples, layout, device)
+    if layout != "padded":
+        return model(**arguments, use_cache=False).logits[0], targets
+    first = min((example.loss_start for example in examples), default=1) - 1  # padding on the right: causal, so unseen
+    width = arguments["input_ids"].shape[1]
+    logits = model(**arguments, use_cache=False, logits_to_keep=width - first).logits
+    if not examples:
+        return logits[0], targets
+    wanted = np.zeros(logits.shape[:2], bool)
+    for row, example in zip(wanted, examples, strict=True):
+        row[example.loss_start - 1 - first : example.length - 1 - first] = True
+    return logits[torch.tensor(wanted, device=device)], targets
+
+
+def packed_attention(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    packed_lengths: Sequence[int] | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[Any, None]:
+    """Attend within each example of a packed row; without `packed_lengths`, as transformers does with PyTorch's kernel.
+
+    Shapes are those of transformers: query [1, H, T, D], key and value [1, G, T, D], result [1, T, H, D].
+    """
+    import torch
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if packed_lengths is None:
+        mask = attention_mask if attention_mask is not None else _band(query, key, sliding_window)
+        return sdpa_attention_forward(module, query, key, value, mask, **others)
+    pieces = zip(*(tensor.split(list(packed_lengths), 2) for tensor in (query, key, value)), strict=True)
+    found = [sdpa_attention_forward(module, q, k, v, _band(q, k, sliding_window), **others)[0] for q, k, v in pieces]
+    return torch.cat(found, 1), None
+
+
+def _band(query: Any, key: Any, window: int | None) -> Any:
+    """Return the mask [T, C] of a causal window; None where the plain causal triangle is the same."""
+    import torch
+
+    tokens, context = query.shape[2], key.shape[2]
+    if window is None or context <= window:
+        return None
+    back = torch.arange(context - tokens, context, device=query.device)[:, None] - torch.arange(
+        context, device=query.device
+    )
+    return (back >= 0) & (back < window)
+
+
+def _mask(attention_mask: Any = None, **others: Any) -> Any:
+    """Make no mask of positions, which `packed_attention` does without, but one of padding where there is some."""
+    from transformers.masking_utils import sdpa_mask
+
+    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **others)

@@ -1,0 +1,1 @@
+"""The directory that people serve: written, loaded again, described."""

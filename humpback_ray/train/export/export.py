@@ -1,0 +1,317 @@
+"""A trained engine → the directory that people serve, loaded again before it counts (P9).
+
+Rank 0 writes safetensors in the training format's dtype, file by file, then the tokenizer, `chat_template.jinja` that
+is the training layout, a generation config with the paper's sampling, the *base* model's configuration (no
+training-only dropout or cache setting) and a model card. Parameters are gathered one at a time (ZeRO 3) and merged one
+at a time (LoRA), so a worker holds one more than its own and rank 0's host the tensors of one file. A finished file
+goes to its destination while the next one is gathered; for s3:// it stays in the temporary directory until the check.
+
+What is checked, and when:
+
+- each file as it is written: read back, every tensor is the one in memory, bit for bit;
+- before training and at the end: a served message, and a conversation, have the token ids that training gives them;
+- the whole directory at the end, before anything of it is committed: plain transformers loads it and it does what the
+  model in memory does (reload.py).
+
+Given up: architectures whose checkpoint names differ from their parameter names (none among Llama, Qwen, Mistral).
+"""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any
+
+from humpback_ray import storage
+from humpback_ray.prompts.chat import chat_template, encode_prompt, space_between_turns, start_ids
+from humpback_ray.stages.ledger import CARD
+from humpback_ray.train.engine import lora
+from humpback_ray.train.export.reload import probe, probe_prompt, unlike_training, verify
+from humpback_ray.train.job import TrainingStopped, TrainJob
+from humpback_ray.train.recipe import Lora
+
+SHARD_BYTES = 5 << 30
+"""Largest safetensors file, unless one parameter is larger."""
+
+
+def export(
+    engine: Any, tokenizer: Any, base: Path, job: TrainJob, rank: int, card: str
+) -> tuple[list[storage.FileEntry], list[int]]:
+    """Write, check and upload the model; every rank calls it, rank 0 gets the files and the probe's greedy tokens.
+
+    Raises:
+        TrainingStopped: on rank 0, where the directory does not give the trained model back.
+    """
+    asked = probe(engine, encode_prompt(tokenizer, probe_prompt(job.chat, job.direction)))
+    module = engine.module
+    if rank != 0:
+        for part in [*parts(module), *adapter_parts(module)]:
+            with part.gathered():
+                pass
+        return [], asked.greedy
+    with TemporaryDirectory(prefix="humpback-export-") as name, Shelf(job.export_uri, Path(name)) as shelf:
+        write_weights(module, shelf)
+        write_configuration(base, type(module).__name__, job.recipe.dtype, shelf.scratch)
+        write_tokenizer(tokenizer, job, shelf.scratch)
+        (shelf.scratch / CARD).write_text(card, encoding="utf-8")
+        if isinstance(job.recipe.method, Lora):
+            write_adapters(module, job.recipe.method, shelf.scratch / "adapter")
+        shelf.put_rest()
+        if problem := unlike_training(shelf.directory, tokenizer, job):
+            raise TrainingStopped(problem)
+        verify(shelf.directory, asked, job)
+        return shelf.entries, asked.greedy
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of the export, by what it is made of."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    sources: list[Any]
+    """Parameters or buffers of the model; under ZeRO 3 each worker has a piece of each."""
+    make: Callable[[], Any]
+    """Makes the tensor of the whole sources."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of its data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def gathered(self) -> Any:
+        """Make the sources whole in a `with` block that every rank enters."""
+        from deepspeed import zero
+
+        return zero.GatheredParameters([source for source in self.sources if hasattr(source, "ds_id")])
+
+    def value(self) -> Any:
+        """Return the tensor on the host, in the block of `gathered`."""
+        return self.make().detach().to("cpu", copy=True).contiguous()
+
+
+def parts(module: Any) -> Iterator[Part]:
+    """Yield every parameter and persistent buffer, tied ones once, adapters merged into the weights they adapt."""
+    adapted = dict(lora.layers(module))
+    seen: set[int] = set()
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        owner = next((owner for owner in adapted if name.startswith(f"{owner}.")), None)
+        if owner is None:
+            yield _part(name, tensor)
+            continue
+        layer, inner = adapted[owner], name.removeprefix(f"{owner}.")
+        if inner == "base_layer.weight":
+            adapters = [layer.lora_A[lora.ADAPTER].weight, layer.lora_B[lora.ADAPTER].weight]
+            shape = tuple(getattr(tensor, "ds_shape", tensor.shape))
+            yield Part(f"{owner}.weight", shape, tensor.dtype, [tensor, *adapters], partial(lora.merged, layer))
+        elif inner.startswith("base_layer."):
+            yield _part(f"{owner}.{inner.removeprefix('base_layer.')}", tensor)
+
+
+def _part(name: str, tensor: Any) -> Part:
+    return Part(name, tuple(getattr(tensor, "ds_shape", tensor.shape)), tensor.dtype, [tensor], lambda: tensor)
+
+
+class Shelf:
+    """Where the finished files of a model are put, one at a time and in the background; a `with` block.
+
+    Args:
+        uri: the model's directory.
+        scratch: a temporary directory, in which files are made.
+    """
+
+    def __init__(self, uri: str, scratch: Path) -> None:
+        self.uri, self.scratch = uri, scratch
+        self.directory = scratch if storage.is_s3(uri) else Path(uri)
+        """Where the files can be read, those put and those that are not yet."""
+        self.entries: list[storage.FileEntry] = []
+        self._putter = ThreadPoolExecutor(1)
+        self._putting: Future[None] | None = None
+
+    def __enter__(self) -> "Shelf":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._putter.shutdown()
+
+    def put(self, path: Path) -> None:
+        """Put a finished file of the scratch directory; waits for the one before, and raises what that raised."""
+        self.wait()
+        self._putting = self._putter.submit(self._put, path)
+
+    def _put(self, path: Path) -> None:
+        name = path.relative_to(self.scratch).as_posix()
+        storage.upload_file(path, storage.join(self.uri, name))
+        self.entries.append(storage.FileEntry(name, path.stat().st_size, storage.sha256_of(str(path))))
+        if self.directory != self.scratch:
+            path.unlink()
+
+    def wait(self) -> None:
+        """Return once everything is put."""
+        if self._putting is not None:
+            self._putting.result()
+
+    def put_rest(self) -> None:
+        """Put every file that is in the scratch directory and was not put."""
+        self.wait()
+        known = {entry.name for entry in self.entries}
+        for path in sorted(path for path in self.scratch.rglob("*") if path.is_file()):
+            if path.relative_to(self.scratch).as_posix() not in known:
+                self.put(path)
+        self.wait()
+
+
+def lacking_room(uri: str, model_bytes: int) -> str | None:
+    """Say so where the disk that a model is written to has less room than it needs; None if it has enough."""
+    path = Path(tempfile.gettempdir() if storage.is_s3(uri) else uri)
+    path = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(path).free
+    if free >= model_bytes:
+        return None
+    return (
+        f"the trained model will be {model_bytes:,} bytes and {path} has {free:,} free, where it is put together to be "
+        f"checked; make room, or {'set TMPDIR to' if storage.is_s3(uri) else 'give the run a root on'} a larger disk"
+    )
+
+
+def write_weights(module: Any, shelf: Shelf, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write safetensors files of at most `shard_bytes`, with an index where there are several; each is put when done.
+
+    Raises:
+        TrainingStopped: a file does not hold what is in memory.
+    """
+    from safetensors.torch import save_file
+
+    shards = divide(list(parts(module)), shard_bytes)
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        path = shelf.scratch / (several if len(shards) > 1 else "model.safetensors")
+        tensors = _values(shard)
+        save_file(tensors, path, metadata={"format": "pt"})
+        check_file(path, tensors)
+        shelf.put(path)
+        weight_map |= dict.fromkeys(tensors, path.name)
+    if len(shards) > 1:
+        total = sum(part.bytes for shard in shards for part in shard)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (shelf.scratch / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def divide(found: Sequence[Part], shard_bytes: int) -> list[list[Part]]:
+    """Divide parts into files, in order, none above `shard_bytes` unless a part is."""
+    shards: list[list[Part]] = [[]]
+    held = 0
+    for part in found:
+        if shards[-1] and held + part.bytes > shard_bytes:
+            shards.append([])
+            held = 0
+        shards[-1].append(part)
+        held += part.bytes
+    return shards
+
+
+def check_file(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Read a written file, tensor by tensor.
+
+    Raises:
+        TrainingStopped: one is not that of memory.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        wrong = [name for name in tensors if name not in names or not _same(file.get_tensor(name), tensors[name])]
+    if wrong or len(names) != len(tensors):
+        raise TrainingStopped(
+            f"{path.name} was written and does not hold the model: {len(wrong)} of {len(tensors)} tensors differ or "
+            f"are missing ({', '.join(wrong[:3])}), {len(names)} are there; look at the disk of {path.parent}"
+        )
+
+
+def _same(found: Any, expected: Any) -> bool:
+    """Compare two tensors bit for bit."""
+    import torch
+
+    alike = found.dtype == expected.dtype and found.shape == expected.shape
+    return alike and torch.equal(found.reshape(-1).view(torch.uint8), expected.reshape(-1).view(torch.uint8))
+
+
+def adapter_parts(module: Any) -> Iterator[Part]:
+    """Yield the adapters by themselves, by the names that peft gives them in a file; none after a full fine-tune."""
+    for name, layer in lora.layers(module):
+        for letter in ("lora_A", "lora_B"):
+            tensor = getattr(layer, letter)[lora.ADAPTER].weight
+            yield _part(f"base_model.model.{name}.{letter}.weight", tensor)
+
+
+def write_adapters(module: Any, recipe: Lora, directory: Path) -> None:
+    """Write the adapters as peft keeps them: `PeftModel.from_pretrained` takes the directory."""
+    from safetensors.torch import save_file
+
+    lora.configuration(recipe).save_pretrained(directory)
+    save_file(_values(adapter_parts(module)), directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _values(some: Iterable[Part]) -> dict[str, Any]:
+    """Gather parts one after another; return them by name, on the host."""
+    values: dict[str, Any] = {}
+    for part in some:
+        with part.gathered():
+            values[part.name] = part.value()
+    return values
+
+
+def write_configuration(base: Path, architecture: str, dtype: str, directory: Path) -> None:
+    """Write the base model's own configuration with the exported class and dtype."""
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(base)
+    config.architectures = [architecture]
+    config.dtype = getattr(torch, dtype)
+    config.save_pretrained(directory)
+
+
+def served_unlike(tokenizer: Any, base: Path, job: TrainJob) -> str | None:
+    """Say so where the model to be trained would be served other tokens than it learns from; known before training."""
+    with TemporaryDirectory(prefix="humpback-tokenizer-") as name:
+        shutil.copy(base / "config.json", name)
+        write_tokenizer(tokenizer, job, Path(name))
+        return unlike_training(Path(name), tokenizer, job)
+
+
+def write_tokenizer(tokenizer: Any, job: TrainJob, directory: Path) -> None:
+    """Write the tokenizer with the training layout as its chat template, and how to sample (section 3.1: T 0.7, p 0.9).
+
+    A tokenizer without a pad token stays without: batches of prompts are padded with the end token's id.
+    """
+    from transformers import GenerationConfig
+
+    chat = job.chat
+    layout, tags = (chat.backward, ()) if job.direction == "backward" else (chat.forward, chat.tags("both"))
+    bos, later = bool(start_ids(tokenizer)), space_between_turns(tokenizer, layout)
+    tokenizer.chat_template = chat_template(layout, tags, chat.tag_position, bos, later)
+    tokenizer.save_pretrained(directory)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    GenerationConfig(
+        do_sample=True,
+        temperature=0.7,
+        top_p=0.9,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+    ).save_pretrained(directory)

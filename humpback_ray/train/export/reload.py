@@ -1,0 +1,191 @@
+"""An exported directory, loaded again and held against the model in memory (P9).
+
+Plain transformers loads it, with every weight in its place and the tokenizer unchanged. Its logits on a probe prompt
+and the first 16 greedy tokens must be memory's, and it must generate. One pass over prompt and tokens proves greedy
+decoding: each token is the one preferred after those before it; a token that rounding put behind another, by less than
+logits may differ, is forgiven.
+
+The model in memory may be on the same host. So what is larger than half of the host's free memory is left on disk and
+read layer by layer; then one token is generated and not 16, as each is another pass over the files.
+"""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from humpback_ray.prompts.chat import ChatRecipe, encode_example, encode_prompt, start_ids
+from humpback_ray.train.data.examples import Direction
+from humpback_ray.train.job import TrainingStopped, TrainJob
+
+logger = logging.getLogger(__name__)
+
+PROBE = "Which rivers meet below the old mill, and why did the miller leave?"
+
+TURNS = (
+    (PROBE, "The Arle and the Tarn.\n\n1. He was old."),
+    ("Say it in one word!", "Age"),
+    ("- café?", "  Yes 東京."),
+)
+"""A conversation on which training and serving are compared."""
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+"""Largest difference of a logit, as a share of the largest logit: GPUs and hosts sum in another order."""
+
+PROBE_NEW_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the model in memory does with a prompt."""
+
+    ids: list[int]
+    """The prompt and, behind it, all greedy tokens but the last."""
+    greedy: list[int]
+    logits: Any
+    """On `ids`, float32 [T, V] on the host; the last `len(greedy)` rows prefer the greedy tokens."""
+
+
+def probe_prompt(chat: ChatRecipe, direction: Direction) -> str:
+    """Render the prompt on which memory and export are compared."""
+    return chat.backward_prompt(PROBE) if direction == "backward" else chat.forward_prompt(PROBE)
+
+
+def probe(engine: Any, ids: list[int], new_tokens: int = PROBE_NEW_TOKENS) -> Probe:
+    """Let the trained model go on greedily after a prompt, whatever its end tokens; collective under ZeRO 3."""
+    import torch
+
+    engine.eval()
+    ids, greedy = list(ids), []
+    logits = None
+    for _ in range(new_tokens):
+        ids += greedy[-1:]
+        with torch.no_grad():
+            logits = engine(input_ids=torch.tensor([ids], device=engine.device), use_cache=False).logits[0].float()
+        greedy.append(int(logits[-1].argmax()))
+    assert logits is not None
+    return Probe(ids, greedy, logits.cpu())
+
+
+def unlike_training(directory: Path, tokenizer: Any, job: TrainJob) -> str | None:
+    """Compare the token ids of messages in a written directory's chat template with those of training.
+
+    Args:
+        directory: of the model, or of its tokenizer alone.
+        tokenizer: that the model is trained with.
+        job: what is trained.
+
+    Returns:
+        Where they part, for the first message, with its reply, and for a conversation; None where they agree.
+    """
+    from transformers import AutoTokenizer
+
+    served = AutoTokenizer.from_pretrained(directory)
+    layout = job.chat.backward_prompt if job.direction == "backward" else job.chat.forward_prompt
+    trained: list[int] = []
+    messages: list[dict[str, str]] = []
+    for number, (asked, answered) in enumerate(TURNS, start=1):
+        example = encode_example(tokenizer, layout(asked), answered)
+        first = 0 if number == 1 else len(start_ids(tokenizer))
+        for said, ids in (
+            ({"role": "user", "content": asked}, example.ids[first : example.loss_start]),
+            ({"role": "assistant", "content": answered}, example.ids[example.loss_start :]),
+        ):
+            messages.append(said)
+            trained += ids
+            found = served.apply_chat_template(
+                messages, add_generation_prompt=said["role"] == "user", tokenize=True, return_dict=False
+            )
+            if found != trained:
+                pairs = enumerate(zip([*found, None], [*trained, None], strict=False))
+                place = next(place for place, (here, there) in pairs if here != there)
+                around = slice(max(0, place - 2), place + 3)
+                words = [served.convert_ids_to_tokens(ids[around]) for ids in (trained, found)]
+                return (
+                    f"{job.model} would be served other tokens than it is trained on: of message {len(messages)} "
+                    f"({said['role']}) training has {words[0]} and the chat template {words[1]}, from token "
+                    f"{around.start} on; the tokenizer of {job.base_uri} cuts the layout otherwise there, so let "
+                    "chat.forward and chat.backward begin and end with a line break, or use another base model"
+                )
+    return None
+
+
+def verify(directory: Path, asked: Probe, job: TrainJob, host_bytes: int | None = None) -> None:
+    """Load a written directory with plain transformers, hold it against memory, and let it generate.
+
+    Args:
+        directory: of the model.
+        asked: what the model in memory does.
+        job: what was trained.
+        host_bytes: memory that the loaded weights may take, the others stay on disk; None: half of what is free.
+
+    Raises:
+        TrainingStopped: tokens, logits or names of weights differ, or a logit is no number.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    prompt = asked.ids[: len(asked.ids) - len(asked.greedy) + 1]
+    if encode_prompt(tokenizer, probe_prompt(job.chat, job.direction)) != prompt:
+        raise TrainingStopped(
+            f"the exported tokenizer of {job.model} encodes the probe prompt unlike the one trained with"
+        )
+    model, on_disk = load_again(directory, job.model, host_bytes)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([asked.ids])).logits[0].float()
+    scale = asked.logits.abs().max().clamp_min(1e-6)
+    apart = ((logits - asked.logits).abs().max() / scale).item()
+    tolerance = TOLERANCE[job.recipe.dtype]
+    if not apart <= tolerance:
+        raise TrainingStopped(
+            f"the exported {job.model} is not the trained model: logits differ by {apart:.2g} of the largest, "
+            f"at most {tolerance:g} was expected; the export is not published"
+        )
+    choices = logits[-len(asked.greedy) :]
+    behind = [(row.max() - row[token]).item() for row, token in zip(choices, asked.greedy, strict=True)]
+    worst = max(range(len(behind)), key=lambda place: behind[place])
+    if behind[worst] > tolerance * scale:
+        raise TrainingStopped(
+            f"the exported {job.model} is not the trained model: greedy token {worst + 1} of {len(behind)} is "
+            f"{asked.greedy[worst]} in memory and {int(choices[worst].argmax())} when loaded again; not published"
+        )
+    greedy = {"do_sample": False, "temperature": None, "top_p": None}
+    count = 1 if on_disk else len(behind)  # each token is another pass over a model on disk
+    inputs = torch.tensor([prompt])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You are calling .generate.. with the `input_ids` being on a device")
+        reply = model.generate(inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=count, **greedy)
+    generated = reply.shape[1] - len(prompt)
+    if generated < 1:
+        raise TrainingStopped(f"the exported {job.model} generated nothing on the probe prompt")
+    agreed = sum(gap == 0 for gap in behind)
+    logger.info(
+        "%s: loaded again%s, logits differ by %.2g, %d of %d greedy tokens agree, %d generated",
+        job.model, " from disk" if on_disk else "", apart, agreed, len(behind), generated,
+    )  # fmt: skip
+
+
+def load_again(directory: Path, name: str, host_bytes: int | None = None) -> tuple[Any, bool]:
+    """Load a model with plain transformers onto this host; return it, and whether a part was left on disk.
+
+    Raises:
+        TrainingStopped: a weight of the model is not in its files, or a file has one that the model has not.
+    """
+    import psutil
+    from transformers import AutoModelForCausalLM
+
+    room = host_bytes if host_bytes is not None else psutil.virtual_memory().available // 2
+    on_disk = sum(path.stat().st_size for path in directory.glob("*.safetensors")) > room
+    placed = {"device_map": "auto", "max_memory": {"cpu": room}} if on_disk else {}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        directory, dtype="auto", use_safetensors=True, output_loading_info=True, **placed
+    )
+    model, found = loaded
+    if lost := [*found["missing_keys"], *found["unexpected_keys"]]:
+        raise TrainingStopped(
+            f"the exported {name} is not a model that transformers loads: {len(lost)} weights are missing or "
+            f"not expected, first {sorted(lost)[0]}; not published"
+        )
+    return model.eval(), on_disk

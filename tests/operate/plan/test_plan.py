@@ -1,0 +1,187 @@
+"""A whole run, planned: counts, problems, sources, and what a pilot's manifests change."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from humpback_ray.config import ConfigError, load
+from humpback_ray.operate.pilot import as_pilot
+from humpback_ray.operate.plan import measured, plan
+from humpback_ray.operate.plan.training import Batch, step
+from humpback_ray.records import SEGMENT, record_id
+from humpback_ray.run import Run, RunConfig, pilot_root
+from humpback_ray.stages.ledger import Attempt, Commit, write_table
+from humpback_ray.stages.stage import Place, Stage, TableWriter
+from humpback_ray.train.job import StepMetrics, metrics_table
+
+REPOSITORY = Path(__file__).parents[3]
+SEVEN, LARGE = REPOSITORY / "configs/llama-7b.yaml", REPOSITORY / "configs/llama-65b.yaml"
+
+
+def seven(*overrides: str) -> RunConfig:
+    return load(RunConfig, SEVEN, overrides)
+
+
+def test_the_papers_run_has_the_papers_steps_and_counts() -> None:
+    made = plan(seven("evaluate.recipe.inputs=[prompts.json]"))
+    by_model = {one.model: one for one in made.trainings}
+    assert [one.steps for one in made.trainings[:2]] == [500, 500]
+    assert by_model["m2"].examples == pytest.approx(3200 + 41_821, rel=0.06)
+    assert by_model["m1"].tokens / by_model["m1"].steps == pytest.approx(14_000, rel=0.05)
+    rows = {stage.name: stage.rows for stage in made.stages}
+    assert rows["candidates"] == 502_133
+    assert rows["evaluation/m0"] == rows["evaluation/m2"] == 805
+    assert made.dollars == sum(stage.dollars for stage in made.stages)
+    assert all(stage.dollars > 0 and stage.seconds > 0 and stage.source == "assumed" for stage in made.stages)
+
+
+def test_what_the_configuration_leaves_out_is_not_planned() -> None:
+    names = {stage.name for stage in plan(seven("reuse.segments=a", "reuse.models/m0=b")).stages}
+    assert not names & {"segments", "models/m0", "evaluation/m0"}, "reused, or nothing to answer"
+    one_round = plan(seven("curate.recipe.rounds=[{threshold: null, top_k: 1000}]"))
+    assert [one.model for one in one_round.trainings] == ["backward", "m0", "m1"]
+    assert one_round.trainings[-1].examples == 4200
+    by_share = plan(seven("curate.recipe.rounds=[{threshold: null, share: 0.01}]"))
+    rated = next(stage.rows for stage in by_share.stages if stage.name == "round-1/scores")
+    assert by_share.trainings[-1].examples == 3200 + -(-rated // 100)
+    chained = {stage.name: stage for stage in plan(seven("curate.recipe.scorer={kind: chained, share: 0.25}")).stages}
+    assert chained["round-1/scores"].rows == round(0.25 * chained["round-1/prescores"].rows)
+    assert chained["round-1/prescores"].seconds < chained["round-1/scores"].seconds
+
+
+def test_what_does_not_fit_is_said_with_both_numbers_and_the_way_out() -> None:
+    cramped = load(RunConfig, LARGE, ["train.placement.workers=8", "curate.placement.gpus_per_replica=1"])
+    train, curate = plan(cramped.model_copy(update={"augment": load(RunConfig, LARGE).augment})).problems[:2]
+    assert "a worker of 8 x H100-80G needs" in train
+    assert "usable are 78.0 GB" in train
+    assert "32 workers would do" in train
+    assert "gpus_per_replica" in curate
+
+
+def test_every_assumption_has_a_value_and_a_source() -> None:
+    made = plan(seven("plan.training_mfu=0.3", "plan.machines={H100-80G: {dollars_per_hour: 2}}"))
+    sources = {field: (value, source) for field, value, source in made.sources}
+    assert sources["training_mfu"] == (0.3, "the configuration")
+    assert sources["H100-80G.dollars_per_hour"] == (2, "the configuration")
+    assert "Assumed" in sources["overlap"][1]
+    assert "paper" in sources["segments"][1]
+    assert all(source for _, source in sources.values())
+    assert plan(seven()).dollars > 3 * made.dollars / 2
+
+
+def test_the_size_is_named_or_read_from_the_models_configuration(tmp_path: Path) -> None:
+    shape = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 9,
+        "vocab_size": 9,
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **shape}))
+    assert plan(seven("plan.size=null", f"base_model={tmp_path}")).shape.hidden == 64
+    with pytest.raises(ConfigError, match=r"plan\.size is llama-8b, which is not among llama-7b"):
+        plan(seven("plan.size=llama-8b"))
+    with pytest.raises(ConfigError, match=r"set plan\.size to one of llama-7b"):
+        plan(seven("plan.size=null", "base_model=/nowhere"))
+
+
+def test_an_unknown_machine_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="machine is B300, which is not among A100-80G"):
+        seven("plan.machine=B300")
+
+
+def test_the_job_answers_at_once_in_words_and_as_json(tmp_path: Path) -> None:
+    def job(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "jobs.plan", str(LARGE), f"root={tmp_path}/run", *arguments]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    began = time.monotonic()
+    code, said = job()
+    assert time.monotonic() - began < 20
+    assert code == 0, said
+    for words in ("65,285,660,672 parameters", "optimizer", "fits", "sensible", "together", "no pilot", "Assumed"):
+        assert words in said
+    code, said = job("train.placement.workers=8", "--json")
+    assert code == 1, "does not fit"
+    values = json.loads(said)
+    assert values["problems"]
+    assert values["parameters"] == 65_285_660_672
+    assert {"parameters", "gradients", "optimizer", "activations", "logits", "buffers", "peak"} <= set(
+        values["trainings"][0]["step"]["memory"]
+    )
+    assert not (tmp_path / "run").exists(), "a plan writes nothing"
+
+
+def committed(
+    root: str,
+    name: str,
+    rows: int,
+    seconds: float,
+    extra: dict[str, Any] | None = None,
+    tokens: int = 0,
+    steps: Sequence[StepMetrics] = (),
+) -> None:
+    """Make a finished stage whose one commit took so long."""
+
+    def work(attempt: Attempt) -> Commit:
+        writer = TableWriter(attempt, SEGMENT)
+        blank = {field.name: None if field.name == "drop_reason" else "" for field in SEGMENT}
+        table = [{**blank, "id": record_id(name, n), "position": 0, "chars": 1} for n in range(rows)]
+        writer.write(pa.Table.from_pylist(table, schema=SEGMENT))
+        metrics = write_table(attempt.ledger, f"{attempt.directory}/metrics.parquet", metrics_table(steps))
+        return dataclasses.replace(writer.commit(extra), seconds=seconds, tokens=tokens, metrics=metrics)
+
+    Stage(Place(name, f"{root}/{name}", "pilot"), {}, {}, SEGMENT).leased(work)
+
+
+def test_a_pilots_rates_take_the_place_of_assumptions(tmp_path: Path) -> None:
+    for name in ("base", "web", "seed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    (tmp_path / "base/model.safetensors").write_bytes(b"")
+    (tmp_path / "web/a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "seed/a.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    config = seven(
+        f"root={tmp_path}/run", f"base_model={tmp_path}/base", f"corpus.recipe.inputs=[{tmp_path}/web]",
+        f"seed.recipe.inputs=[{tmp_path}/seed]", "train.placement.workers=4",
+    )  # fmt: skip
+    root = pilot_root(config.root)
+    assert measured(config, root) is None
+    Run(as_pilot(config.model_copy(update={"pilot": 0.01})))
+    committed(root, "segments", 300, seconds=20)
+    committed(root, "corpus", 200, seconds=1)
+    committed(root, "candidates", 100, seconds=50, tokens=1000)
+    steps = [
+        StepMetrics(n, 2.0, 1e-5, 1.0, tokens=14_000, output_tokens=10_000, seconds=9.0 if n < 3 else 3.0)
+        for n in range(1, 8)
+    ]
+    committed(root, "models/m0", 0, seconds=1, extra={"batch_examples": 32}, steps=steps)
+
+    pilot = measured(config, root)
+    assert pilot is not None
+    assert (pilot.segments, pilot.cutting_s, pilot.row_s) == (20_000, 2000, {"candidates": 0.5})
+    before, made = plan(config), plan(config, pilot)
+    stages = {stage.name: stage for stage in made.stages}
+    assert stages["candidates"].rows == 20_000
+    assert stages["candidates"].seconds == pytest.approx(300 + 20_000 * 0.5 / 8)
+    assert stages["segments"].seconds == pytest.approx(2000 / 64)
+    assert root in stages["candidates"].source
+    assert stages["round-1/scores"].source == "assumed"
+    alike = Batch(32, 14_000 / 32, 220, 2048)
+    slower = 3.0 / step(made.shape, made.layout, alike, config.plan).seconds
+    for one, assumed in zip(made.trainings[0].options, before.trainings[0].options, strict=True):
+        assert one.seconds == pytest.approx(slower * assumed.seconds)
+    assert any(root in source for _, _, source in made.sources)
+
+    elsewhere = measured(config.model_copy(update={"plan": seven("plan.machine=H200").plan}), root)
+    assert elsewhere is not None
+    assert (elsewhere.row_s, elsewhere.step, elsewhere.segments) == ({}, None, 20_000), "another machine's rates"

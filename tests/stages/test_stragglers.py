@@ -1,0 +1,111 @@
+"""A shard that runs far beyond the median is started once more elsewhere; the first commit wins and ends the pass."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
+from humpback_ray.records import PAIR
+from humpback_ray.stages.ledger import Ledger, Manifest, Shard
+from humpback_ray.stages.stage import Stage
+from humpback_ray.stages.watch import Pace, Watch
+from tests.jobs.heads import wait_for
+from tests.stages.test_stage import fates, make_source, place
+
+POOL = PoolPlacement(rows_per_shard=5, cpus_per_replica=0.5, min_replicas=2, shards_in_flight=1, limit_floor_s=30)
+PATIENCE_S = 240
+
+
+class SlowAtFirst:
+    """The first process that sees row 0012 waits over it until a file is there, and says that it was let go."""
+
+    def __init__(self, folder: str, resources: Resources) -> None:
+        import pyarrow.parquet  # noqa: F401 what every shard needs takes no time of the first one
+
+        self.folder = Path(folder)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if "0012" in table["id"].to_pylist():
+            marker = self.folder / "seen"
+            first = not marker.exists()
+            with marker.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            deadline = time.monotonic() + PATIENCE_S
+            while first and not (self.folder / "let go").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            if first:
+                (self.folder / "went on").touch()
+        return table
+
+
+@pytest.mark.ray
+def test_a_straggler_is_started_once_more_and_the_pass_does_not_wait_for_it(local_ray: None, tmp_path: Path) -> None:
+    source: Manifest = Stage(place(tmp_path, "source"), {}, {}, PAIR).once(
+        make_source, ([25],), TaskPlacement(cpus=0.5)
+    )
+    stage = Stage(place(tmp_path, "slow"), {}, {"source": source}, PAIR)
+    done = stage.run(SlowAtFirst, (str(tmp_path),), POOL, source)
+    assert not (tmp_path / "went on").exists(), "the pass did not wait for the slow one"
+    assert fates(done) == {key: None for key, reason in fates(source).items() if reason is None}
+    starts = (tmp_path / "seen").read_text().split()
+    assert len(set(starts)) == 2
+    assert done.attempts == len(done.commits) + 1
+
+
+class Clock:
+    """Stands for the module `time` of the watch, and shows what the test sets."""
+
+    def __init__(self) -> None:
+        self.now, self.read = 1.0, 0
+
+    def monotonic(self) -> float:
+        self.read += 1
+        return self.now
+
+    def set(self, now: float) -> None:
+        """Set it and wait until the watch has looked after everything by the new time."""
+        self.now, before = now, self.read
+        wait_for(lambda: self.read > before + 8, "the watch", PATIENCE_S)  # read at most three times in a look
+
+
+@contextmanager
+def watched(folder: Path, factor: float | None) -> Iterator[tuple[Clock, list[tuple[str, str | None]]]]:
+    """A pass over four shards under watch, two of which have taken a second; yields its clock and what it starts."""
+    ledger, started, clock = Ledger(str(folder), "first"), [], Clock()
+    shards = [Shard(f"{number:06d}") for number in range(4)]
+    placement = POOL.model_copy(update={"straggler_factor": factor, "limit_floor_s": 4.0, "limit_factor": 1000.0})
+    pace = Pace(placement, {shard.name: 5.0 for shard in shards})
+    watch = Watch(
+        "slow", ledger, shards, pace, lambda shard, away_from: started.append((shard.name, away_from)),
+        stop=lambda: None, news=lambda shard: None,
+    )  # fmt: skip
+    for shard in shards:
+        ledger.begin(shard.name, node_id=f"node of {shard.name}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("humpback_ray.stages.watch.time", clock)
+        with watch:
+            clock.set(1.0)
+            for shard in shards[:2]:
+                watch.ended(shard.name, "", 1.0)
+            yield clock, started
+
+
+def test_a_shard_is_a_straggler_after_three_times_the_median_and_is_started_once_more_elsewhere(tmp_path: Path) -> None:
+    with watched(tmp_path, factor=3.0) as (clock, started):
+        clock.set(3.9)
+        assert started == []
+        clock.set(4.1)
+        assert started == [("000002", "node of 000002"), ("000003", "node of 000003")]
+        clock.set(900.0)
+        assert len(started) == 2, "once"
+
+
+def test_no_shard_is_a_straggler_where_that_is_off(tmp_path: Path) -> None:
+    with watched(tmp_path, factor=None) as (clock, started):
+        clock.set(900.0)
+        assert started == []

@@ -1,0 +1,152 @@
+"""Packed examples are as if each were alone, in every family that is packed; others are padded and right too."""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from humpback_ray.placement import TrainPlacement
+from humpback_ray.train.data.examples import Example
+from humpback_ray.train.engine.attention import can_pack, logits_of, prepare
+from humpback_ray.train.engine.losses import summed_cross_entropy, summed_loss
+
+VOCABULARY = 64
+SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
+SHAPE: dict[str, Any] = {
+    **SMALL,
+    "vocab_size": VOCABULARY,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "head_dim": 8,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "llama": ("LlamaConfig", SHAPE, "packed"),
+    "qwen3": ("Qwen3Config", SHAPE, "packed"),
+    "mistral": ("MistralConfig", {**SHAPE, "sliding_window": 5}, "packed"),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {**SHAPE, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
+        "packed",
+    ),
+    "gpt2": ("GPT2Config", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4}, "packed"),
+    "gemma2": ("Gemma2Config", SHAPE, "padded"),
+    "mamba": (
+        "MambaConfig",
+        {"vocab_size": VOCABULARY, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2},
+        "padded",
+    ),
+}
+
+
+def model_of(family: str) -> Any:
+    import torch
+    import transformers
+
+    name, values, _ = FAMILIES[family]
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(**values)
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def examples() -> list[Example]:
+    draw = np.random.default_rng(0)
+    sizes = [(17, 5), (9, 8), (23, 1), (2, 1)]
+    return [
+        Example(str(number), draw.integers(0, VOCABULARY, length, np.int32), start)
+        for number, (length, start) in enumerate(sizes)
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_micro_batch_has_the_logits_that_its_examples_have_alone(family: str) -> None:
+    import torch
+
+    model, some = model_of(family), examples()
+    with torch.no_grad():
+        alone = [
+            model(torch.tensor(example.ids[None], dtype=torch.long)).logits[0, example.loss_start - 1 : -1]
+            for example in some
+        ]
+        layout = prepare(model, TrainPlacement())
+        together, targets = logits_of(model, some, layout, "cpu")
+    assert layout == FAMILIES[family][2]
+    assert targets.tolist() == [int(token) for example in some for token in example.ids[example.loss_start :]]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_an_empty_micro_batch_has_no_loss_but_a_graph() -> None:
+    for family in ("llama", "mamba"):
+        model = model_of(family)
+        loss = summed_loss(model, [], prepare(model, TrainPlacement()), "cpu")
+        loss.backward()
+        assert loss.item() == 0
+        assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+        assert any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_prepared_model_still_reads_a_single_text_and_padding() -> None:
+    import torch
+
+    plain, model = model_of("mistral"), model_of("mistral")
+    prepare(model, TrainPlacement())
+    ids, mask = torch.tensor([examples()[0].ids.tolist()] * 2), torch.ones(2, 17, dtype=torch.long)
+    mask[1, :4] = 0
+    with torch.no_grad():
+        for attention_mask in (None, mask):
+            expected, found = (m(ids, attention_mask=attention_mask).logits for m in (plain, model))
+            seen = (attention_mask if attention_mask is not None else torch.ones(2, 17)) > 0
+            torch.testing.assert_close(found[seen], expected[seen], rtol=1e-4, atol=1e-5)
+
+
+def test_families_that_mask_in_chunks_are_not_packed() -> None:
+    from transformers import Llama4TextConfig
+    from transformers.models.llama4.modeling_llama4 import Llama4ForCausalLM
+
+    config = Llama4TextConfig(**SHAPE, intermediate_size_mlp=48, num_local_experts=2, pad_token_id=0)
+    assert "chunked_attention" in (config.layer_types or [])
+    assert not can_pack(Llama4ForCausalLM(config))
+
+
+def test_the_loss_is_the_same_however_many_logits_are_taken_at_once() -> None:
+    import torch
+
+    found = []
+    for at_once in (1 << 26, 200, 1):
+        torch.manual_seed(0)
+        logits = torch.randn(11, VOCABULARY, requires_grad=True)
+        loss = summed_cross_entropy(logits, torch.arange(11), at_once)
+        loss.backward()
+        assert logits.grad is not None
+        found.append((loss.item(), logits.grad))
+    for loss, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-6)
+        torch.testing.assert_close(gradient, found[0][1])
+
+
+def test_training_leaves_cudnn_out() -> None:
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    prepare(model_of("llama"), TrainPlacement())
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_flash_attention_without_a_gpu_is_refused() -> None:
+    with pytest.raises(ValueError, match="gpus_per_worker 0"):
+        TrainPlacement(attention="flash_attention_2")
+
+
+def test_ligers_kernels_are_taken_on_gpus_alone_where_they_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    assert prepare(model, TrainPlacement(gpus_per_worker=1)) == "packed"  # Liger is not installed here
+    changed: list[Any] = []
+    liger = SimpleNamespace(_apply_liger_kernel_to_instance=changed.append)
+    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace(transformers=liger))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", liger)
+    prepare(model, TrainPlacement(gpus_per_worker=0))
+    prepare(model, TrainPlacement(gpus_per_worker=1, kernels="plain"))
+    assert changed == []
+    prepare(model, TrainPlacement(gpus_per_worker=1))
+    assert changed == [model]

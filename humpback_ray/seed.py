@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 from pydantic import Field
 
+from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.corpus.readers.base import clean, content_id
 from humpback_ray.inputs.contamination import NOTHING, HeldOut
@@ -290,3 +291,11 @@ def _flagged(message: dict[str, Any], recipe: SeedRecipe) -> str | None:
 
 def _without_region(language: str) -> str:
     return language.replace("_", "-").partition("-")[0].strip().lower()
+
+
+def ids_again(manifest: Manifest, files: Sequence[InputFile]) -> Iterator[pa.ChunkedArray]:
+    """Read the files of a stage again and yield the ids of their rows."""
+    recipe, seen = SeedRecipe.model_validate(manifest.recipe["seed"]), Counter[str]()
+    for file in files:
+        with storage.reading(file) as stream:
+            yield seed_file(stream, file.uri, recipe, seen)["id"]

@@ -22,10 +22,14 @@ from rich.text import Text
 
 from humpback_ray import pipeline, storage
 from humpback_ray.config import Config, ConfigError, load
+from humpback_ray.graph import Graph
+from humpback_ray.miniature.truth import judge
 from humpback_ray.operate.limits import LimitReached, Limits
 from humpback_ray.operate.pilot import as_pilot
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
-from humpback_ray.run import Run, RunConfig
+from humpback_ray.report import canary_sentences, failure_sentences, judged_sentences, register, write_report
+from humpback_ray.run import Run
+from humpback_ray.runconfig import RunConfig
 from humpback_ray.stages import warm
 from humpback_ray.stages.lease import LeaseHeld, LeaseLost
 from humpback_ray.stages.ledger import Manifest
@@ -61,6 +65,8 @@ def arguments(
     return found
 
 
+register(judge)  # reports of runs on the toy web say what is true of them
+
 Last = Callable[[argparse.Namespace, RunConfig], str | None]
 """Names the stage up to which a job runs; None: to the end, with a report."""
 
@@ -81,13 +87,13 @@ def work_until(found: argparse.Namespace, last: Last) -> int:
     table(done)
     if until is not None and done and done[-1].quarantined:
         say(f"to try the quarantined rows again: python -m jobs.retry {run.root} {until}")
-    for line in [*pipeline.failures({manifest.stage: manifest for manifest in done}), *pipeline.attacks(done)]:
+    made = {manifest.stage: manifest for manifest in done}
+    for line in [*failure_sentences(made), *canary_sentences(made)]:
         say(line)
     if until is None:
-        for line in pipeline.truths(run):
+        for line in judged_sentences({manifest.stage: manifest for manifest in run.finished()}):
             say(line)
-        made = {manifest.stage: manifest for manifest in done}
-        say(f"report: {pipeline.write_report(run.root, made)}")
+        say(f"report: {write_report(run.root, made)}")
     if config.pilot is not None:
         say(f"its rates are what `python -m jobs.plan {found.config}` plans with from here on, given the same root")
     return 0
@@ -105,16 +111,14 @@ def opened(config: RunConfig, until: str | None, also: Sequence[str] = ()) -> Ru
         ConfigError: no such stage, a library that workers lack, an unusable input, a cluster that cannot be reached, or
             a machine with less than a placement asks for.
     """
-    known = config.stage_names()
-    if until is not None and until not in known:
-        raise ConfigError(f"{until} is no stage of this run; its stages are {', '.join(known)}")
-    made = known[: known.index(until) + 1] if until else known
-    config.check_packages_of([*made, *also])
+    graph = Graph(config)
+    made = graph.until(until)
+    graph.check_packages([*made, *also])
     if address := cluster_address():
         check_gcs(address)  # before anything is written or a gigabyte is hashed
     run = Run(config, submission_id(), begin=False)
     ending.state = run.state
-    trains = any(name.startswith("models/") and name not in config.reuse for name in made)
+    trains = any(node.name in made and node.kind.writes == "model" for node in graph.to_make())
     run.begin(start_ray(config, trains))
     if storage.is_s3(run.root):
         storage.be_patient(60 * config.storage_patience_minutes)

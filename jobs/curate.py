@@ -14,10 +14,12 @@ kept in `<root>/report/comparison-<round>.json`. Safe to submit again after a cr
 import argparse
 import sys
 
-from humpback_ray import pipeline
 from humpback_ray.config import ConfigError, load
 from humpback_ray.curate.compare import Comparison
-from humpback_ray.run import RunConfig
+from humpback_ray.graph import kept
+from humpback_ray.miniature.measure import measure
+from humpback_ray.operate.compare import compare_scorers
+from humpback_ray.runconfig import RunConfig
 from jobs.console import Table, arguments, console, guarded, opened, say, shown, work_until
 
 FLAGS = {"compare": "rate one sample with several scorers and print agreement, failures and cost"}
@@ -31,8 +33,7 @@ def main() -> int:
 
 def last_stage(found: argparse.Namespace, config: RunConfig) -> str:
     """Return the stage up to which rounds run."""
-    part = "rewritten" if config.rewrite.model else "curated"
-    return f"round-{found.round or len(config.curate.recipe.rounds)}/{part}"
+    return kept(config).format(t=found.round or len(config.curate.recipe.rounds))
 
 
 def compare(found: argparse.Namespace) -> int:
@@ -45,7 +46,9 @@ def compare(found: argparse.Namespace) -> int:
     until = "candidates" if number == 1 else f"models/m{number - 1}"
     run = opened(config, until, also=["compare/sample"])
     made = {manifest.stage: manifest for manifest in shown(run, until)}
-    comparison, uri = pipeline.compare_scorers(run, made, number)
+    truth = measure(made)
+    good = truth.candidates.good if truth and truth.candidates else None
+    comparison, uri = compare_scorers(run, made, number, good)
     table(comparison)
     say(f"comparison: {uri}")
     return 0

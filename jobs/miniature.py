@@ -11,8 +11,9 @@ from rich.markdown import Markdown
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError, load
+from humpback_ray.graph import Graph
 from humpback_ray.miniature import arms as miniature
-from humpback_ray.run import RunConfig
+from humpback_ray.runconfig import RunConfig
 from jobs.console import arguments, console, ending, guarded, say, start_ray
 
 
@@ -21,7 +22,8 @@ def main() -> int:
     found = arguments(None, str(__doc__), seeds="5", arms="all")
     config = load(RunConfig, found.config, found.overrides)
     miniature.check(config)
-    config.check_packages_of(config.stage_names())
+    graph = Graph(config)
+    graph.check_packages(graph.until(None))
     arms = only(found.arms)
     root = storage.located(config.root)
     seeds = miniature.draw_seeds(root, found.seeds)

@@ -16,7 +16,7 @@ from humpback_ray.config import ConfigError, load
 from humpback_ray.operate.plan import Measured, Plan, measured, plan
 from humpback_ray.operate.plan.training import Step
 from humpback_ray.rates import PlanConfig
-from humpback_ray.run import RunConfig, pilot_root
+from humpback_ray.runconfig import RunConfig, pilot_root
 from humpback_ray.stages.progress import duration
 from jobs.console import Table, arguments, console, guarded, say
 
@@ -126,6 +126,7 @@ def stages(made: Plan) -> None:
         )  # fmt: skip
     out.add_row("together", "", "", "", duration(made.seconds), f"{made.dollars:,.2f}", "")
     console.print(out)
+    say(f"not counted, for they take minutes: {', '.join(made.others) or 'none'}")
 
 
 def bound(step: Step) -> str:

@@ -9,9 +9,11 @@ that cannot be written to needs it.
 
 import sys
 
-from humpback_ray import pipeline, storage
+from humpback_ray import storage
 from humpback_ray.config import ConfigError, load
-from humpback_ray.run import RunConfig, finished_stages
+from humpback_ray.report import write_report
+from humpback_ray.run import finished_stages
+from humpback_ray.runconfig import RunConfig
 from jobs.console import arguments, guarded, say, table
 
 
@@ -27,7 +29,7 @@ def main() -> int:
         raise ConfigError(f"cannot read the run: {error}") from error
     table(list(made.values()))
     try:
-        uri = pipeline.write_report(root, made, storage.located(found.out) if found.out else None)
+        uri = write_report(root, made, storage.located(found.out) if found.out else None)
     except OSError as error:
         raise ConfigError(f"cannot write the page: {error}; out=FILE names another place") from error
     say(f"report: {uri}")

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from humpback_ray.config import ConfigError, load
-from humpback_ray.run import RunConfig
+from humpback_ray.graph import Graph
+from humpback_ray.runconfig import RunConfig
 from jobs.cluster import api_of, ask_api, check_version, one_line
 from jobs.console import guarded, say
 
@@ -67,7 +68,7 @@ def submit(found: argparse.Namespace) -> int:
     config = relative_to(directory, found.config)
     mine = EXTRA_KEYS.get(found.job, ())
     settings = [text for text in found.overrides if text.partition("=")[0] not in mine]
-    loaded = load(RunConfig, found.config, settings)
+    graph = Graph(load(RunConfig, found.config, settings))
     identifier = found.submission_id or f"{Path(config).stem}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     if not found.submission_id:
         identifier += f"-{secrets.token_hex(3)}"
@@ -80,7 +81,7 @@ def submit(found: argparse.Namespace) -> int:
     say(
         f"submitting {identifier} to {api}: {shlex.join(command)}, with {size / 2**20:.1f} MiB of {directory.resolve()}"
     )
-    if needed := loaded.packages_of(loaded.stage_names()):
+    if needed := graph.packages(graph.until(None)):
         extras = dict.fromkeys(package.extra or package.project for _, package in needed if package.extra)
         if extras:
             say(f"its nodes need the extras {', '.join(extras)}, which the run looks for before its first stage")

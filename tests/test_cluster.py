@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from humpback_ray.config import load
-from humpback_ray.run import RunConfig
+from humpback_ray.graph import Graph
+from humpback_ray.runconfig import RunConfig
 
 REPOSITORY = Path(__file__).parent.parent
 CLUSTER = REPOSITORY / "cluster"
@@ -306,7 +307,7 @@ def test_the_image_carries_what_every_configuration_needs() -> None:
     assert list(stages)[-1] == "gpu", "the last is what `docker build` makes"
     for path in (REPOSITORY / "configs").glob("*.yaml"):
         config = load(RunConfig, path)
-        needed = {package.extra for _, package in config.packages_of(config.stage_names()) if package.extra}
+        needed = {package.extra for _, package in Graph(config).packages(Graph(config).until(None)) if package.extra}
         assert needed <= carried["gpu"], path
         if path.stem == "demo":
             assert needed <= carried["cpu"]

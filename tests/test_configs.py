@@ -8,7 +8,7 @@ import pytest
 
 from humpback_ray.config import load
 from humpback_ray.operate.plan import plan
-from humpback_ray.run import RunConfig
+from humpback_ray.runconfig import RunConfig
 from humpback_ray.train.sizes import SIZES
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

@@ -17,8 +17,9 @@ import pytest
 from humpback_ray import packages
 from humpback_ray.config import load
 from humpback_ray.engines import TransformersEngine
+from humpback_ray.graph import Graph
 from humpback_ray.packages import Package
-from humpback_ray.run import RunConfig
+from humpback_ray.runconfig import RunConfig
 from humpback_ray.stages.ledger import Attempt, Commit
 from humpback_ray.stages.stage import Place, Stage
 
@@ -77,7 +78,7 @@ def test_a_library_that_is_not_installed_is_said_before_the_first_stage(
 def keys(*overrides: str, stages: Sequence[str] | None = None) -> set[tuple[str, str]]:
     """(key, library) of all that stages need; by default all stages."""
     config = load(RunConfig, DEMO, overrides)
-    return {(key, package.project) for key, package in config.packages_of(stages or config.stage_names())}
+    return {(key, package.project) for key, package in Graph(config).packages(stages or Graph(config).until(None))}
 
 
 def test_every_engine_method_and_placement_says_what_it_needs() -> None:
@@ -115,17 +116,17 @@ def test_only_the_stages_of_a_job_are_asked_and_those_that_are_finished_are_not(
 
     recipe = config.augment.recipe.model_copy(update={"engine": Engine()})
     config = config.model_copy(update={"augment": config.augment.model_copy(update={"recipe": recipe})})
-    config.check_packages_of(["seed", "models/m0"])
+    Graph(config).check_packages(["seed", "models/m0"])
     with pytest.raises(packages.ConfigError, match=r"augment\.recipe\.engine needs no_such_library"):
-        config.check_packages_of(["seed", "candidates"])
-    config.model_copy(update={"check_packages": False}).check_packages_of(["candidates"])
-    config.model_copy(update={"reuse": {"candidates": "elsewhere"}}).check_packages_of(["candidates"])
+        Graph(config).check_packages(["seed", "candidates"])
+    Graph(config.model_copy(update={"check_packages": False})).check_packages(["candidates"])
+    Graph(config.model_copy(update={"reuse": {"candidates": "elsewhere"}})).check_packages(["candidates"])
 
     def work(attempt: Attempt) -> Commit:
         return attempt.describe([], {})
 
     Stage(Place("candidates", str(tmp_path / "candidates"), "test"), {}, {}).leased(work)
-    config.check_packages_of(["candidates"])
+    Graph(config).check_packages(["candidates"])
 
 
 def test_another_version_than_the_declared_one_is_said(without: dict[str, str], tmp_path: Path) -> None:

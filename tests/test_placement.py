@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from humpback_ray.config import ConfigError, load
 from humpback_ray.engines.vllm import step_limits
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
-from humpback_ray.run import RunConfig
+from humpback_ray.runconfig import RunConfig
 
 DEMO = Path(__file__).parents[1] / "configs/demo.yaml"
 SPOT = {"ray.io/market-type": "spot"}

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from humpback_ray import pipeline, storage
 from humpback_ray.config import ConfigError, load
 from humpback_ray.engines import NO_REPLY, Completion
+from humpback_ray.graph import Graph
 from humpback_ray.operate.status import status
 from humpback_ray.operate.verify import verify
 from humpback_ray.prompts.chat import ChatRecipe
@@ -19,7 +20,8 @@ from humpback_ray.prompts.own import UserMessage
 from humpback_ray.records import PAIR, REWRITE
 from humpback_ray.report.funnel import funnel
 from humpback_ray.rewrite import FAILED, RewriteRecipe, covered, rewrite_reasons, rewrite_request, rewritten
-from humpback_ray.run import Run, RunConfig
+from humpback_ray.run import Run
+from humpback_ray.runconfig import RunConfig
 from humpback_ray.stages.ledger import Manifest, StageFailed
 from tests.jobs.prepared import prepare
 
@@ -234,9 +236,9 @@ def test_another_rewriter_is_refused(config: Path, made: dict[str, Manifest]) ->
 def test_without_a_model_there_is_no_such_stage(tmp_path: Path) -> None:
     demo = Path(__file__).parents[1] / "configs/demo.yaml"
     plain = load(RunConfig, demo, [f"root={tmp_path}"])
-    assert not any("rewritten" in name for name in plain.stage_names())
+    assert not any("rewritten" in name for name in Graph(plain).nodes)
     with_model = load(RunConfig, demo, [f"root={tmp_path}", "rewrite.model=somewhere"])
-    assert [name for name in with_model.stage_names() if "rewritten" in name] == [
+    assert [name for name in Graph(with_model).nodes if "rewritten" in name] == [
         "round-1/rewritten",
         "round-2/rewritten",
     ]

@@ -7,39 +7,14 @@ import pytest
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError, load
-from humpback_ray.operate.status import expected_stages
-from humpback_ray.run import Run, RunConfig, latest_submission, stage_names
+from humpback_ray.run import Run, latest_submission
+from humpback_ray.runconfig import RunConfig
 
 DEMO = Path(__file__).parents[1] / "configs/demo.yaml"
 
 
 def run(root: Path, *overrides: str) -> Run:
     return Run(load(RunConfig, DEMO, [f"root={root}", *overrides]))
-
-
-def test_stages_are_named_in_the_order_of_the_run() -> None:
-    names = stage_names(2)
-    assert names[:5] == ["sample/web", "seed", "segments", "corpus", "sample/base"]
-    assert names[5:7] == ["sample/check", "sample/ratings"]
-    assert names[7:12] == ["tokens/backward", "models/backward", "tokens/seed", "models/m0", "candidates"]
-    assert names[12:16] == ["canaries", "round-1/scores", "round-1/canary-scores", "round-1/curated"]
-    assert names[16:18] == ["round-1/tokens", "models/m1"]
-    assert names[18:21] == ["round-2/scores", "round-2/canary-scores", "round-2/curated"]
-    assert names[21:23] == ["round-2/tokens", "models/m2"]
-    assert names[-4:] == ["evaluation/prompts", "evaluation/m0", "evaluation/m1", "evaluation/m2"]
-
-
-def test_cheap_scores_of_a_chain_are_made_each_round_or_by_the_base_model_once(tmp_path: Path) -> None:
-    names = run(tmp_path, "curate.recipe.scorer={kind: chained}").config.stage_names()
-    assert [name for name in names if "prescores" in name] == ["round-1/prescores", "round-2/prescores"]
-    assert names.index("round-2/scores") == names.index("round-2/prescores") + 1
-    base = "curate.recipe.scorer={kind: chained, first: {kind: likelihood, rater: base}}"
-    names = run(tmp_path, base).config.stage_names()
-    assert [name for name in names if "prescores" in name] == ["prescores"]
-    assert names.index("candidates") < names.index("prescores") < names.index("round-1/scores")
-    config = json.loads(json.dumps(load(RunConfig, DEMO, [base]).model_dump(mode="json")))
-    assert "prescores" in expected_stages(config)
-    assert not [name for name in expected_stages(config | {"curate": {}}) if "prescores" in name]
 
 
 def test_run_json_is_created_once_and_every_submission_is_recorded(tmp_path: Path) -> None:

@@ -60,12 +60,14 @@ class CorpusConfig(Config):
             reader_for(file.uri, self.recipe.readers)
 
 
-def make_segments(config: CorpusConfig, files: Inventory, place: Place) -> Manifest:
-    """Cut every document of the input files into segments.
+def make_segments(config: CorpusConfig, files: Inventory, place: Place, pilot: float | None = None) -> Manifest:
+    """Cut every document of the input files into segments; of a pilot, its share of them.
 
     Raises:
         StageFailed: fewer segments than `min_kept` were kept.
     """
+    if pilot is not None:
+        config, files = sampled(config, files, pilot)
     recipe = config.recipe
     identity = {
         "readers": [reader.model_dump(mode="json") for reader in recipe.readers],

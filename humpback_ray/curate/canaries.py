@@ -21,8 +21,8 @@ import pyarrow as pa
 from humpback_ray import storage
 from humpback_ray.curate.attacks import ATTACKS, Attack
 from humpback_ray.curate.obedient import obeyed
-from humpback_ray.curate.scorers import Chained, ScorerConfig, SingleScorer
-from humpback_ray.placement import TaskPlacement
+from humpback_ray.curate.rounds import CurateConfig
+from humpback_ray.curate.scorers import Chained, SingleScorer
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import CANARY, record_id
 from humpback_ray.stages.ledger import Attempt, Commit, Manifest
@@ -34,23 +34,21 @@ PLACES = ("start", "middle", "end")
 """Where an attack stands in its text; it is put into as many pairs."""
 
 
-def make_canaries(
-    scorer: ScorerConfig, chat: ChatRecipe, candidates: Manifest, base: Model, placement: TaskPlacement, place: Place
-) -> Manifest:
+def make_canaries(config: CurateConfig, chat: ChatRecipe, candidates: Manifest, base: Model, place: Place) -> Manifest:
     """Put every attack into a bad pair made of the run's candidates.
 
     Args:
-        scorer: of the run; the obedient judge replies to its prompt, of a chain to the last one's.
+        config: of the run; the obedient judge replies to the prompt of its scorer, of a chain to the last one's.
         chat: the layouts.
         candidates: a stage whose table is CANDIDATE.
         base: the base model, whose tokenizer all raters have.
-        placement: of the one task that does it.
         place: the stage's.
     """
+    scorer = config.recipe.scorer
     asks = scorer.then if isinstance(scorer, Chained) else scorer
     identity = {"version": VERSION, "scorer": asks.model_dump(mode="json"), "chat": chat.model_dump(mode="json")}
     stage = Stage(place, identity, {"candidates": candidates, "base": base.source}, CANARY)
-    return stage.once(write_canaries, (candidates, asks, chat, base.directory), placement)
+    return stage.once(write_canaries, (candidates, asks, chat, base.directory), config.select_placement)
 
 
 def write_canaries(

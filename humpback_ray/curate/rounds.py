@@ -117,6 +117,15 @@ def make_scores(
     return scores
 
 
+def make_prescores(
+    config: CurateConfig, chat: ChatRecipe, candidates: Manifest, rater: Model, place: Place
+) -> Manifest:
+    """Rate every candidate by the cheap scorer of a chain; otherwise as `make_scores`."""
+    scorer = config.recipe.scorer
+    assert isinstance(scorer, Chained), "only a chain has a cheap scorer"
+    return make_scores(config.scored_by(scorer.first), chat, candidates, rater, place)
+
+
 def count_samples(scores: Manifest) -> tuple[int, int]:
     """Return the samples of a finished rating, and how many of them had no score after the retry."""
     samples = failed = 0
@@ -126,14 +135,13 @@ def count_samples(scores: Manifest) -> tuple[int, int]:
     return samples, failed
 
 
-def make_curated(
-    config: CurateConfig, rule: SelectRecipe, candidates: Manifest, scores: Manifest, place: Place
-) -> Manifest:
-    """Keep the best-rated candidates as training pairs.
+def make_curated(config: CurateConfig, number: int, candidates: Manifest, scores: Manifest, place: Place) -> Manifest:
+    """Keep the best-rated candidates of a round as training pairs, by the round's rule.
 
     Raises:
         TooFewKept: fewer than the rule's `min_kept`; nothing is published.
     """
+    rule = config.recipe.rounds[number - 1]
     identity = rule.model_dump(mode="json", exclude={"min_kept"})
     stage = Stage(place, identity, {"candidates": candidates, "scores": scores}, PAIR, ids_of="candidates")
     return stage.once(keep, (candidates, scores, rule), config.select_placement)

@@ -7,7 +7,9 @@
 import json
 import logging
 from collections import Counter
+from collections.abc import Iterator, Sequence
 
+import pyarrow as pa
 from pydantic import Field
 
 from humpback_ray import storage
@@ -20,6 +22,7 @@ from humpback_ray.records import RESPONSE
 from humpback_ray.stages.enough import keys_in, refuse_few
 from humpback_ray.stages.ledger import Attempt, Commit, Manifest
 from humpback_ray.stages.stage import Model, Place, Stage, TableWriter
+from humpback_ray.storage import InputFile
 from humpback_ray.storage.inventory import Inventory
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,13 @@ def read_files(attempt: Attempt, files: Inventory) -> Commit:
     for file in files.files:
         writer.write(load_prompts(file, seen))
     return writer.commit()
+
+
+def ids_again(manifest: Manifest, files: Sequence[InputFile]) -> Iterator[pa.ChunkedArray]:
+    """Read the files of a stage again and yield the ids of their prompts."""
+    seen = Counter[tuple[str, ...]]()
+    for file in files:
+        yield load_prompts(file, seen)["id"]
 
 
 def make_answers(

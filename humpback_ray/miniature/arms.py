@@ -23,11 +23,15 @@ import pyarrow as pa
 
 from humpback_ray import pipeline, storage
 from humpback_ray.config import ConfigError, load
+from humpback_ray.graph import stage_names
 from humpback_ray.miniature.findings import Values, findings
+from humpback_ray.miniature.measure import Measures, Rater, judged_candidates, known_of, measure
+from humpback_ray.miniature.page import findings_page
+from humpback_ray.miniature.truth import judge
 from humpback_ray.records import SCORE
-from humpback_ray.report import findings_page
-from humpback_ray.run import Run, RunConfig, stage_names
-from humpback_ray.sample.measure import Measures, Rater, judged_candidates, known_of, measure
+from humpback_ray.report import register, write_report
+from humpback_ray.run import Run
+from humpback_ray.runconfig import RunConfig
 from humpback_ray.stages.ledger import Attempt, Commit, Manifest
 from humpback_ray.stages.stage import Place, Stage, TableWriter
 
@@ -176,7 +180,8 @@ def run_seed(path: str, overrides: Sequence[str], root: str, seed: int, only: Co
     seeded = [*overrides, *(f"{key}={seed}" for key in SEEDED)]
     main = Run(load(RunConfig, path, [*seeded, f"root={storage.join(root, 'main')}"]))
     made = {manifest.stage: manifest for manifest in pipeline.stages(main)}
-    pipeline.write_report(main.root, made)
+    register(judge)
+    write_report(main.root, made)
     oracle = oracle_scores(made, storage.join(root, ORACLE))
     places = {name: manifest.uri for name, manifest in (*made.items(), (ORACLE, oracle))}
     values = values_of_main(measured(made))

@@ -36,7 +36,7 @@ from dataclasses import dataclass, field, replace
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
-from humpback_ray.run import every_stage_name
+from humpback_ray.graph import stage_names
 from humpback_ray.stages.ledger import Commit, Ledger, planned
 from humpback_ray.stages.stage import read_manifest
 from humpback_ray.storage import Listed
@@ -169,7 +169,7 @@ def _execution(name: str) -> str:
 def _by_stage(files: Iterable[Listed]) -> dict[str, list[Listed]]:
     """Divide a listing of the root by stage, names made relative to it; "" has the files of no stage."""
     files = list(files)
-    stages = every_stage_name(file.name for file in files)
+    stages = stage_names(files=(file.name for file in files))
     found: dict[str, list[Listed]] = {}
     for file in files:
         stage = next((stage for stage in stages if file.name.startswith(f"{stage}/")), "")

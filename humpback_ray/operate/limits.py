@@ -23,7 +23,8 @@ from types import TracebackType
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
-from humpback_ray.run import Run, RunConfig
+from humpback_ray.graph import Graph
+from humpback_ray.run import Run
 from humpback_ray.stages.background import Complaints, MainThread, repeat
 
 logger = logging.getLogger(__name__)
@@ -158,17 +159,17 @@ class Limits:
         seconds, self._last = now - self._last, now
         self.hours += seconds / 3600
         if place is not None:
-            self.dollars += seconds * dollars_per_s(self.config, place.name)
+            self.dollars += seconds * dollars_per_s(self.run.graph, place.name)
         return now
 
     def _write(self) -> None:
         storage.write_bytes(self.uri, json.dumps({"hours": self.hours, "dollars": self.dollars}).encode())
 
 
-def dollars_per_s(config: RunConfig, stage: str) -> float:
+def dollars_per_s(graph: Graph, stage: str) -> float:
     """Return what a stage's placement costs per second."""
-    placement = config.placement_of(stage)
-    return config.plan.dollars_per_s(placement.most()) if placement else 0.0
+    placement = graph.placement(stage)
+    return graph.config.plan.dollars_per_s(placement.most()) if placement else 0.0
 
 
 def spent(root: str, but: str = "") -> tuple[float, float]:

@@ -6,7 +6,8 @@ kept pairs and its models are not, and nothing reads them.
 """
 
 from humpback_ray.config import ConfigError
-from humpback_ray.run import RunConfig, pilot_root
+from humpback_ray.graph import Graph, models
+from humpback_ray.runconfig import RunConfig, pilot_root
 
 STEPS = 12
 """Of each training: two to warm up, ten to measure."""
@@ -23,7 +24,7 @@ def as_pilot(config: RunConfig) -> RunConfig:
         raise ConfigError(
             f"pilot takes a share of the corpus's files, but reuse.{taken[0]} is a stage that is finished; leave it out"
         )
-    steps = {name.removeprefix("models/"): STEPS for name in config.stage_names() if name.startswith("models/")}
+    steps = {name: STEPS for name, node in models(Graph(config).nodes).items() if node.kind.section == "train"}
     rounds = tuple(rule.model_copy(update={"min_kept": 0}) for rule in config.curate.recipe.rounds)
     lenient = {"max_failed_share": 1.0}
     recipes = {

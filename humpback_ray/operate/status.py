@@ -16,9 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
-from humpback_ray.run import finished_stages, stage_names, submissions
+from humpback_ray.graph import Graph, stage_names
+from humpback_ray.run import finished_stages, submissions
+from humpback_ray.runconfig import RunConfig
 from humpback_ray.stages.drivers import BEAT, FOLDER, WAITING
 from humpback_ray.stages.ledger import QUARANTINED, Ledger, Manifest, Shard, read_as
 from humpback_ray.stages.progress import duration
@@ -112,36 +116,14 @@ def _at_once(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 
 def expected_stages(config: Mapping[str, Any]) -> list[str]:
-    """Return the stages that a submission's configuration leads to; all that there can be where it does not say.
+    """Return the stages that a submission's configuration leads to; all that there can be where it cannot be read.
 
-    The configuration is read as it was written, since another version of this package may have.
+    Another version of this package may have written it.
     """
-
-    def given(*sections: str) -> list[bool]:
-        reuse = config.get("reuse", {})
-        return [name in reuse or bool(config.get(name, {}).get("recipe", {}).get("inputs")) for name in sections]
-
-    curate = config.get("curate", {}).get("recipe", {})
-    chain = curate.get("scorer", {}).get("first")  # only a chain of scorers has one
-    rewritten = bool(config.get("rewrite", {}).get("model"))
-    names = stage_names(len(curate.get("rounds", (1, 2))), [chain.get("rater")] if chain else [], rewritten)
-    if not config:
-        return names
-    sampled = bool(config.get("sample")) and not (config.get("base_model") and all(given("seed", "corpus", "evaluate")))
-    canaries = bool(config.get("curate", {}).get("recipe", {}).get("canaries"))
-    reuse = config.get("reuse", {})
-    models = [name for name in names if name.startswith("models/m")]
-    absent = {
-        **{name: not canaries for name in names if name.endswith(("canaries", "canary-scores"))},
-        "sample/web": not sampled,
-        **dict.fromkeys(("sample/base", "sample/check", "sample/ratings"), bool(config.get("base_model"))),
-        "segments": "corpus" in reuse,
-        "tokens/backward": "models/backward" in reuse,
-        "tokens/seed": all(name in reuse for name in models),
-        **{f"round-{name[8:]}/tokens": name in reuse for name in models},
-        "evaluation": not (sampled or all(given("evaluate"))),
-    }
-    return [name for name in names if not absent.get(name) and not absent.get(name.split("/")[0])]
+    try:
+        return [node.name for node in Graph(RunConfig.model_validate(config))]
+    except (ValidationError, ConfigError):
+        return stage_names()
 
 
 def _finished(name: str, manifest: Manifest, reused: bool) -> StageStatus:

@@ -23,25 +23,23 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter
 
 from humpback_ray import storage
 from humpback_ray.config import fingerprint
-from humpback_ray.corpus.readers import Reader, reader_for
-from humpback_ray.corpus.segments import SegmentRecipe, rows_of
-from humpback_ray.inputs.promptfiles import load_prompts
+from humpback_ray.graph import kind_of
 from humpback_ray.operate.multiset import Multiset
 from humpback_ray.records import QUARANTINED
 from humpback_ray.run import stages_there
-from humpback_ray.seed import SeedRecipe, seed_file
 from humpback_ray.stages.ledger import Commit, DataFile, Ledger, Manifest, drop_counts, is_quarantined, planned, read_as
 from humpback_ray.stages.progress import Progress
+from humpback_ray.stages.proof import Again, Difference, EachFile, Together
 from humpback_ray.stages.stage import read_manifest
 from humpback_ray.storage import InputFile
 
@@ -52,10 +50,6 @@ CUTTERS_FROM_BYTES = 64 << 20
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class Difference(Exception):
-    """What storage holds is not what it says it holds; the message names the stage, the file and both values."""
 
 
 def verify(root: str, unproven: list[str] | None = None) -> Iterator[str]:
@@ -110,7 +104,7 @@ class Table(NamedTuple):
     kept: pa.ChunkedArray
     quarantined: list[str]
     documents: list[str]
-    """Of segments: the documents of the quarantined rows."""
+    """The documents of the quarantined rows, where rows are made of documents."""
 
 
 class Verifier:
@@ -161,7 +155,7 @@ class Verifier:
         if given:
             self._same_ids(manifest, every, self.kept[given], self.proven[given])
             proof += f", each of {self.kept[given].count:,} ids from {manifest.ids_of} has one fate"
-        if manifest.stage.rpartition("/")[2] != "segments" and (digest := kept.repeated()):
+        if not isinstance(again_of(manifest), EachFile) and (digest := kept.repeated()):
             id_, count = named(manifest, digest)
             raise Difference(f"{manifest.uri}: id {id_} is kept {count} times")
         proof += self._outside(manifest, every, documents)
@@ -200,6 +194,7 @@ class Verifier:
 
     def _outside(self, manifest: Manifest, every: Multiset, documents: dict[str, set[str]]) -> str:
         """Hold what came from outside against the manifest; returns what was proven, in words."""
+        again = again_of(manifest)
         files = {name: manifest.input_files(name) for name, value in manifest.inputs.items() if isinstance(value, list)}
         there = {name: [file for file in known if self._is_there(manifest, file)] for name, known in files.items()}
         if not manifest.rows or "files" not in files:
@@ -207,25 +202,14 @@ class Verifier:
         if gone := [file for file in files["files"] if file not in there["files"]]:
             said = f"{len(gone)} of {len(files['files'])} input files are not there ({gone[0].uri})"
             self.unproven.append(f"{manifest.stage}: {said}, so their rows were not counted again")
-        if manifest.stage == "segments":
-            return self._segments(manifest, files["files"], set(there["files"]), documents)
-        if not gone and manifest.stage in READ_AGAIN:
-            again = Multiset(self.folder)
-            for ids in READ_AGAIN[manifest.stage](manifest, files["files"]):
-                again.add(ids)
-            if difference := again.difference(every):
-                lost, surplus, _ = difference
-                raise Difference(
-                    f"{manifest.uri}: {lost:,} of {again.count:,} rows lost and {surplus:,} too many, held against its "
-                    "input files, read again"
-                )
-            return f", read again the input files give the same {again.count:,} rows"
-        return ""
+        if isinstance(again, EachFile):
+            return self._each_file(manifest, again, files["files"], set(there["files"]), documents)
+        return self._together(manifest, again, files["files"], every) if again and not gone else ""
 
     def _is_there(self, manifest: Manifest, file: InputFile) -> bool:
         """Check a file from outside where it can be reached; tell whether it can."""
         if not file.uri or not storage.exists(file.uri):
-            if manifest.stage != "segments" and file not in self.inputs:
+            if not isinstance(again_of(manifest), EachFile) and file not in self.inputs:
                 self.unproven.append(f"{manifest.stage}: {file.uri or file.name} is not there, so it was not checked")
             self.inputs.add(file)
             return False
@@ -234,30 +218,50 @@ class Verifier:
             self.inputs.add(file)
         return True
 
-    def _segments(
-        self, manifest: Manifest, files: Sequence[InputFile], there: set[InputFile], documents: dict[str, set[str]]
-    ) -> str:
-        """Cut the input files again."""
-        recipe = SegmentRecipe.model_validate(manifest.recipe["segments"])
-        if recipe.version != SegmentRecipe().version:
-            self.unproven.append(
-                f"segments: they are of version {recipe.version} and this is version {SegmentRecipe().version}, so "
-                "they were not cut again"
+    def _together(self, manifest: Manifest, again: Together, files: Sequence[InputFile], every: Multiset) -> str:
+        """Read the input files again."""
+        anew = Multiset(self.folder)
+        for ids in again.ids(manifest, files):
+            anew.add(ids)
+        if difference := anew.difference(every):
+            lost, surplus, _ = difference
+            raise Difference(
+                f"{manifest.uri}: {lost:,} of {anew.count:,} rows lost and {surplus:,} too many, held against its "
+                "input files, read again"
             )
+        return f", read again the input files give the same {anew.count:,} rows"
+
+    def _each_file(
+        self,
+        manifest: Manifest,
+        again: EachFile,
+        files: Sequence[InputFile],
+        there: set[InputFile],
+        documents: dict[str, set[str]],
+    ) -> str:
+        """Make the rows of every input file again."""
+        if reason := again.refusal(manifest):
+            self.unproven.append(f"{manifest.stage}: {reason}")
             return ""
-        readers = TypeAdapter(tuple[Reader, ...]).validate_python(manifest.recipe["readers"])
+        known = replace(manifest, commits=())  # thousands of them, for every process
         work = [
-            (manifest.uri, commit, file, recipe, readers, frozenset(documents.get(commit.shard, ())))
+            (known, commit, file, frozenset(documents.get(commit.shard, ())))
             for commit, file in zip(manifest.commits, files, strict=True)
             if file in there
         ]
         several = sum(file.bytes for file in there) >= CUTTERS_FROM_BYTES
         total = 0
-        with Progress("verify segments", len(work), unit="files") as progress:
-            for count in processes(check_documents, work) if several else (check_documents(*one) for one in work):
+        with Progress(f"verify {manifest.stage}", len(work), unit="files") as progress:
+            for count in processes(again.check, work) if several else (again.check(*one) for one in work):
                 total += count
                 progress.advance(1)
         return f", each of {total:,} documents has its rows"
+
+
+def again_of(manifest: Manifest) -> Again | None:
+    """Return how the rows of a stage are made again from files."""
+    kind = kind_of(manifest.stage)
+    return kind.again if kind else None
 
 
 def at_once(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -315,7 +319,7 @@ def check_commit(manifest: Manifest, commit: Commit) -> list[Table]:
         data = read_recorded(manifest.uri, file)
         if file.rows is None:
             continue
-        columns = ["id", "drop_reason", *(["document_id"] if manifest.stage == "segments" else [])]
+        columns = ["id", "drop_reason", *(["document_id"] if isinstance(again_of(manifest), EachFile) else [])]
         table = pq.read_table(pa.BufferReader(data), columns=columns)
         found = (table.num_rows, table["drop_reason"].null_count)
         same(found, (file.rows, file.kept), storage.join(manifest.uri, file.name), "(rows, kept)")
@@ -362,63 +366,6 @@ def named(manifest: Manifest, digest: bytes, known: str = "") -> tuple[str, int]
         if Multiset.digest(id_) == digest
     ]
     return (found[0] if found else known), len(found)
-
-
-def check_documents(
-    uri: str, commit: Commit, file: InputFile, recipe: SegmentRecipe, readers: Sequence[Reader], lost: frozenset[str]
-) -> int:
-    """Every document of an input file, cut again, has its rows and no others; returns how many documents there are.
-
-    Args:
-        uri: of the stage.
-        commit: of the shard.
-        file: its input file.
-        recipe: of the segments.
-        readers: of the stage.
-        lost: documents in quarantine, which are not cut again.
-    """
-    expected: dict[str, Counter[str]] = {}
-    with storage.reading(file) as stream:
-        for row in rows_of(reader_for(file.uri, readers).read(stream), recipe, lost):
-            expected.setdefault(row.document_id, Counter())[row.id] += 1
-    found: dict[str, Counter[str]] = {}
-    for data in commit.files:
-        table = storage.read_table(storage.join(uri, data.name), ["document_id", "id"])
-        for document, id_ in zip(table["document_id"].to_pylist(), table["id"].to_pylist(), strict=True):
-            found.setdefault(document, Counter())[id_] += 1
-    where = f"{uri}: shard {commit.shard} ({file.uri}): document"
-    for document in expected.keys() | found.keys():
-        if document in lost and document in found:
-            continue
-        cut, kept = expected.get(document, Counter()), found.get(document, Counter())
-        if not kept:
-            raise Difference(f"{where} {document} was read but has no row")
-        if not cut:
-            raise Difference(f"{where} {document} has rows but is not in the file")
-        if cut != kept:
-            lost_rows, surplus = (cut - kept).total(), (kept - cut).total()
-            raise Difference(
-                f"{where} {document} has {kept.total()} rows, cut again it gives {cut.total()}: {lost_rows} are lost, "
-                f"{surplus} too many"
-            )
-    return len(expected)
-
-
-def _seed_ids(manifest: Manifest, files: Sequence[InputFile]) -> Iterator[pa.ChunkedArray]:
-    recipe, seen = SeedRecipe.model_validate(manifest.recipe["seed"]), Counter[str]()
-    for file in files:
-        with storage.reading(file) as stream:
-            yield seed_file(stream, file.uri, recipe, seen)["id"]
-
-
-def _prompt_ids(manifest: Manifest, files: Sequence[InputFile]) -> Iterator[pa.ChunkedArray]:
-    seen: Counter[tuple[str, ...]] = Counter()
-    for file in files:
-        yield load_prompts(file, seen)["id"]
-
-
-READ_AGAIN = {"seed": _seed_ids, "evaluation/prompts": _prompt_ids}
-"""Global steps over files from outside: what reads their ids again."""
 
 
 def same(found: Any, expected: Any, where: str, what: str) -> None:

@@ -15,7 +15,9 @@ from statistics import NormalDist
 from typing import Any
 
 from humpback_ray.curate.canaries import PLACES
-from humpback_ray.report.funnel import Manifests, rounds, threshold
+from humpback_ray.graph import each_round
+from humpback_ray.report.funnel import Manifests
+from humpback_ray.report.ratings import rounds, threshold
 
 REACHED_SHARE = 0.1
 """A family of which a larger share reached its goal, and a larger one than without the attack, is warned about."""
@@ -115,7 +117,9 @@ def canaries(manifests: Manifests) -> list[Watched]:
     obeys = {row["id"]: row["obedient_score"] for row in rows if row["obedient_score"] is not None}
     found = []
     for number in rounds(manifests):
-        scores, curated = (manifests.get(f"round-{number}/{part}") for part in ("canary-scores", "curated"))
+        scores, curated = (
+            each_round(manifests, f"round-{{t}}/{part}").get(number) for part in ("canary-scores", "curated")
+        )
         least = threshold(curated) if curated else None
         if scores is None or least is None:
             continue

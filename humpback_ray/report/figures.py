@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from humpback_ray.report.funnel import BINS_PER_POINT, ModelRow, Ratings
+from humpback_ray.report.ratings import BINS_PER_POINT, Ratings
+from humpback_ray.report.training import ModelRow
 
 POINTS = 300
 """Points drawn of one curve at most; longer ones are averaged in groups."""

@@ -12,8 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from humpback_ray.graph import each_round
 from humpback_ray.records import NOT_PASSED_ON, record_id
-from humpback_ray.report.funnel import GRADES, Manifests, nearest, rounds
+from humpback_ray.report.funnel import Manifests
+from humpback_ray.report.ratings import GRADES, nearest
 from humpback_ray.stages.ledger import Manifest
 
 PAIRS_PER_SCORE = 4
@@ -101,18 +103,17 @@ class Lowest:
 
 def pairs_to_read(manifests: Manifests, points: range = GRADES) -> tuple[int, list[Bucket]] | None:
     """Return the last rated round and its pairs by score, best first, unrated last; None where nothing was rated."""
-    rated = [number for number in rounds(manifests) if f"round-{number}/scores" in manifests]
+    rated = each_round(manifests, "round-{t}/scores")
     if not rated:
         return None
-    last = rated[-1]
-    scores = manifests[f"round-{last}/scores"]
+    last, scores = max(rated.items())
     chosen = Lowest(PAIRS_PER_SCORE)
     for table in scores.tables(["id", "score", "drop_reason"], kept=False):
         chosen.add((_bucket(row, points), row["id"]) for row in table.to_pylist())
     wanted = [row_id for bucket in chosen.kept for row_id in chosen.ids(bucket)]
     ratings = rows_of(scores, wanted, ["score", "samples", "replies", "drop_reason"], kept=False)
     candidates = rows_of(manifests.get("candidates"), wanted, ["url", "instruction", "response"])
-    fates = rows_of(manifests.get(f"round-{last}/curated"), wanted, ["drop_reason"], kept=False)
+    fates = rows_of(each_round(manifests, "round-{t}/curated").get(last), wanted, ["drop_reason"], kept=False)
     buckets = []
     for point in (*reversed(points), *([PASSED_OVER] if chosen.totals[PASSED_OVER] else []), UNRATED):
         pairs = [_pair(key, ratings[key], candidates.get(key, {}), fates.get(key)) for key in chosen.ids(point)]
@@ -177,7 +178,7 @@ class Answer:
 
 def answers_to_read(manifests: Manifests) -> list[Answers]:
     """Return a few prompts with every model's answer."""
-    done = {name.removeprefix("evaluation/"): m for name, m in manifests.items() if name.startswith("evaluation/m")}
+    done = {f"m{t}": answers for t, answers in each_round(manifests, "evaluation/m{t}").items()}
     if not done:
         return []
     chosen = Lowest(PROMPTS)

@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from humpback_ray.inputs.contamination import CONTAMINATED
-from humpback_ray.report.funnel import Manifests, ModelRow, Ratings, TimingRow
+from humpback_ray.report.funnel import Manifests, TimingRow
+from humpback_ray.report.ratings import Ratings, every_rating
+from humpback_ray.report.training import ModelRow
 from humpback_ray.stages.progress import duration
 
 DEMO_PARAMETERS = 50_000_000
@@ -54,6 +56,11 @@ def _round_sentence(rating: Ratings) -> str:
         start = f" from a score of {rating.threshold:g}" if rating.threshold is not None else ""
         said += f", and kept {rating.kept:,}{start}"
     return said + "."
+
+
+def failure_sentences(manifests: Manifests) -> list[str]:
+    """Say, of each round that rated, how many ratings failed before and after the retry."""
+    return [failure_sentence(found) for found in every_rating(manifests)]
 
 
 def failure_sentence(rating: Ratings) -> str:

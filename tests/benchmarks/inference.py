@@ -42,7 +42,7 @@ from humpback_ray.engines import Completion, EchoEngine, Engine, Request, Transf
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
 from humpback_ray.records import SEGMENT, record_id
-from humpback_ray.run import RunConfig
+from humpback_ray.runconfig import RunConfig
 from humpback_ray.sample.base import BaseRecipe, train_tokenizer
 from humpback_ray.sample.world import WorldRecipe, documents, write_world
 from humpback_ray.stages.ledger import Attempt, Commit, Manifest

@@ -32,7 +32,7 @@ from humpback_ray.engines import Request, TransformersEngine, generate_all
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement, TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import PAIR
-from humpback_ray.run import RunConfig
+from humpback_ray.runconfig import RunConfig
 from humpback_ray.stages import warm
 from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.train import fit, loop

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from humpback_ray.run import stage_names
+from humpback_ray.graph import stage_names
 from tests import weed
 from tests.chaos.play import REPOSITORY, Play, account, fault_proxy, random_kills, verify
 

@@ -12,7 +12,9 @@ import pytest
 from humpback_ray.curate.attacks import ATTACKS, FAMILIES, Attack
 from humpback_ray.curate.canaries import PLACES, bad_pairs, canaries, make_canaries, put
 from humpback_ray.curate.obedient import Encode, ObedientJudge, obeyed
+from humpback_ray.curate.rounds import CurateConfig, CurateRecipe
 from humpback_ray.curate.scorers import Likelihood, Rubric, RubricExpected
+from humpback_ray.curate.select import SelectRecipe
 from humpback_ray.placement import TaskPlacement
 from humpback_ray.prompts import rating
 from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
@@ -195,8 +197,10 @@ def test_the_stage_draws_its_pairs_from_the_candidates_and_shows_them_to_an_obed
     candidates = Stage(place("candidates"), {}, {}, CANDIDATE).leased(write)
     TOKENIZER.save_pretrained(tmp_path / "base")
     files = [str(tmp_path / "base" / "*")]
+    rounds = (SelectRecipe(threshold=None, top_k=1),)
+    config = CurateConfig(recipe=CurateRecipe(scorer=scorer, rounds=rounds), select_placement=TaskPlacement(cpus=0.5))
     base = Model(str(tmp_path / "base"), resolve("base_model", files, Hashes(str(tmp_path / "hashes.json"))))
-    made = make_canaries(scorer, CHAT, candidates, base, TaskPlacement(cpus=0.5), place("canaries"))
+    made = make_canaries(config, CHAT, candidates, base, place("canaries"))
     rows = [row for table in made.tables() for row in table.to_pylist()]
     plain = [row for row in rows if not row["attacked"]]
     assert {row["obedient_score"] for row in rows} == obedient

@@ -16,7 +16,7 @@ from humpback_ray.operate.verify import verify
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import CANDIDATE
-from humpback_ray.report import funnel
+from humpback_ray.report import ratings
 from humpback_ray.report.summary import failure_sentence
 from humpback_ray.stages.ledger import Attempt, Commit, Manifest, StageFailed
 from humpback_ray.stages.stage import Model, Place, Stage, TableWriter
@@ -109,9 +109,8 @@ def test_how_candidates_are_cut_into_shards_changes_no_fate(
 
 def test_selection_keeps_the_verdict_and_verify_proves_one_fate_each(made: tuple[Made, Manifest, Manifest]) -> None:
     root, _, scores = made
-    rule = SelectRecipe(threshold=1, min_kept=0)
-    config = root.config(7, Chained(share=0.3))
-    curated = make_curated(config, rule, root.candidates, scores, root.place("round-1/curated"))
+    config = root.config(7, Chained(share=0.3), rounds=(SelectRecipe(threshold=1, min_kept=0),))
+    curated = make_curated(config, 1, root.candidates, scores, root.place("round-1/curated"))
     fates, rated = rows_of(curated), rows_of(scores)
     for row_id, row in rated.items():
         assert (fates[row_id]["drop_reason"] == "not_passed_on") == (row["drop_reason"] == "not_passed_on")
@@ -123,7 +122,7 @@ def test_selection_keeps_the_verdict_and_verify_proves_one_fate_each(made: tuple
 
 
 def test_the_report_counts_what_was_not_passed_on_apart_from_failures(made: tuple[Made, Manifest, Manifest]) -> None:
-    found = funnel.ratings({"round-1/scores": made[2]}, 1)
+    found = ratings.ratings({"round-1/scores": made[2]}, 1)
     assert found
     assert (found.passed_over, found.pairs, found.replies) == (ROWS - EMPTY - 18, EMPTY + 18, 3 * (EMPTY + 18))
     assert not {"not_passed_on"} & {drop.reason for drop in found.failed}

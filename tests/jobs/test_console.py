@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from humpback_ray.config import ConfigError, load
-from humpback_ray.run import RunConfig
+from humpback_ray.runconfig import RunConfig
 from jobs.console import check_directories, check_local
 
 REPOSITORY = Path(__file__).parents[2]

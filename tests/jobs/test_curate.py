@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from humpback_ray.graph import stage_names
 from humpback_ray.operate import gc
 from humpback_ray.operate.verify import verify
-from humpback_ray.run import every_stage_name
 from humpback_ray.stages.stage import read_manifest
 from tests.jobs import prepared
 from tests.jobs.conftest import Head
@@ -83,5 +83,5 @@ def test_a_chained_round_rates_a_share_and_says_so(config: Path, head: Head, com
 
 def test_stages_of_comparisons_are_found_by_their_files() -> None:
     files = ["compare/round-2/ifd/manifest.json", "compare/sample/plan.json", "compare/notes.txt", "seed/plan.json"]
-    assert every_stage_name(files)[-2:] == ["compare/sample", "compare/round-2/ifd"]
-    assert "prescores" in every_stage_name()
+    assert stage_names(files=files)[-2:] == ["compare/sample", "compare/round-2/ifd"]
+    assert "prescores" in stage_names()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from humpback_ray.config import load
-from humpback_ray.run import Run, RunConfig
+from humpback_ray.run import Run
+from humpback_ray.runconfig import RunConfig
 from tests.jobs import prepared
 from tests.jobs.conftest import ROWS, SHARDS, Fates, Head, entrypoint
 from tests.jobs.heads import wait_for

@@ -25,12 +25,13 @@ import pytest
 
 from humpback_ray.config import ConfigError, load
 from humpback_ray.engines import Request, TransformersEngine
+from humpback_ray.graph import stage_names
 from humpback_ray.miniature import arms as miniature
 from humpback_ray.miniature.findings import CLAIMS, Values
+from humpback_ray.miniature.measure import Measures, measure, rows
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import ChatRecipe
-from humpback_ray.run import RunConfig, stage_names
-from humpback_ray.sample.measure import Measures, measure, rows
+from humpback_ray.runconfig import RunConfig
 from humpback_ray.stages.ledger import Manifest
 from humpback_ray.stages.stage import Model, read_manifest
 from tests.report.test_page import Page, assert_inert

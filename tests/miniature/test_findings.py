@@ -5,7 +5,7 @@ from html import unescape
 import pytest
 
 from humpback_ray.miniature.findings import ARMS, CLAIMS, RATERS, Claim, Values, findings, outcome, quantile, spread
-from humpback_ray.report import findings_page
+from humpback_ray.miniature.page import findings_page
 
 CLAIM = Claim("left is better", "left", "right")
 AT_LEAST = Claim("left is at least as good", "left", "right", ">=")

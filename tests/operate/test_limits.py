@@ -13,8 +13,10 @@ import pytest
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError, load
+from humpback_ray.graph import Graph
 from humpback_ray.operate.limits import LimitReached, Limits, dollars_per_s, spent
-from humpback_ray.run import Run, RunConfig
+from humpback_ray.run import Run
+from humpback_ray.runconfig import RunConfig
 from jobs.console import guarded
 
 REPOSITORY = Path(__file__).parents[2]
@@ -112,10 +114,11 @@ def test_a_job_that_reached_a_limit_says_so_in_a_line_and_exits_4(
 
 def test_every_stage_of_a_run_has_a_placement_that_is_paid_for(tmp_path: Path) -> None:
     config = load(RunConfig, DEMO, [f"root={tmp_path}", "augment.placement.max_replicas=4"])
-    for name in config.stage_names():
-        assert config.placement_of(name) is not None, name
-        assert dollars_per_s(config, name) > 0
-    assert dollars_per_s(config, "candidates") == pytest.approx(4 * 2 * 0.05 / 3600), "a pool at its largest"
+    graph = Graph(config)
+    for name in graph.until(None):
+        assert graph.placement(name) is not None, name
+        assert dollars_per_s(graph, name) > 0
+    assert dollars_per_s(graph, "candidates") == pytest.approx(4 * 2 * 0.05 / 3600), "a pool at its largest"
 
 
 def test_a_limit_holds_although_what_was_counted_cannot_be_written_for_a_while(

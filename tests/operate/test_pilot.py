@@ -10,7 +10,7 @@ from humpback_ray.config import ConfigError, load
 from humpback_ray.corpus.build import CorpusConfig, sampled
 from humpback_ray.corpus.segments import NOT_SAMPLED, Segmenter, SegmentRecipe
 from humpback_ray.operate.pilot import STEPS, as_pilot
-from humpback_ray.run import RunConfig
+from humpback_ray.runconfig import RunConfig
 from humpback_ray.storage import InputFile, find
 from humpback_ray.storage.inventory import Inventory
 

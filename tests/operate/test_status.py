@@ -20,7 +20,10 @@ from humpback_ray.stages.ledger import Attempt, Commit, Ledger, Shard, write_tab
 from humpback_ray.stages.stage import Place, Stage, TableWriter
 
 GIVEN = {"recipe": {"inputs": ["a"]}}
-CONFIG = {"base_model": "base", "reuse": {}, "seed": GIVEN, "corpus": GIVEN, "curate": {"recipe": {"rounds": [{}]}}}
+CONFIG = {
+    "root": "there", "base_model": "base", "reuse": {}, "seed": GIVEN, "corpus": GIVEN,
+    "curate": {"recipe": {"rounds": [{}]}},
+}  # fmt: skip
 
 
 @pytest.fixture(params=[pytest.param("local"), pytest.param("s3", marks=pytest.mark.s3)])
@@ -86,7 +89,7 @@ def test_a_stage_waits_runs_and_is_done(root: str) -> None:
     found = stages(root)
     assert list(found) == [
         "seed", "segments", "corpus", "tokens/backward", "models/backward", "tokens/seed", "models/m0", "candidates",
-        "round-1/scores", "round-1/curated", "round-1/tokens", "models/m1",
+        "canaries", "round-1/scores", "round-1/canary-scores", "round-1/curated", "round-1/tokens", "models/m1",
     ]  # fmt: skip
     seed, running = found["seed"], found["candidates"]
     assert (seed.state, seed.unit, seed.done, seed.total, seed.attempts, seed.again) == ("done", "rows", 7, 7, 1, 0)
@@ -216,7 +219,6 @@ def test_no_commit_is_read_for_its_count(tmp_path: Path, reads: list[str]) -> No
     ("change", "there", "absent"),
     [
         ({}, {"seed", "segments", "models/m1"}, {"sample/web", "sample/base", "evaluation/m0", "models/m2"}),
-        ({"base_model": None, "sample": {}}, {"segments"}, {"sample/web"}),
         ({"base_model": None, "sample": {"world": {}}}, {"sample/web", "sample/base", "evaluation/m1"}, set()),
         ({"sample": {"world": {}}}, {"sample/web", "evaluation/m1"}, {"sample/base", "sample/ratings"}),
         ({"sample": {"world": {}}, "evaluate": GIVEN}, {"evaluation/m1"}, {"sample/web", "sample/base"}),
@@ -224,6 +226,7 @@ def test_no_commit_is_read_for_its_count(tmp_path: Path, reads: list[str]) -> No
         ({"reuse": {"models/m1": "elsewhere"}}, {"tokens/seed", "tokens/backward"}, {"round-1/tokens"}),
         ({"reuse": {"models/m0": "a", "models/m1": "b"}}, {"tokens/backward"}, {"tokens/seed", "round-1/tokens"}),
         ({"curate": {"recipe": {"canaries": True}}}, {"canaries", "round-2/canary-scores"}, set()),
+        ({"a_setting_of_another_version": 1}, {"sample/web", "round-9/rewritten", "evaluation/m9"}, set()),
         ({"curate": {"recipe": {"canaries": False}}}, {"round-2/scores"}, {"canaries", "round-1/canary-scores"}),
         ({"evaluate": GIVEN}, {"evaluation/prompts", "evaluation/m1"}, {"evaluation/m2"}),
     ],

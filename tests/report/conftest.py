@@ -140,7 +140,7 @@ class MadeRun:
                     "drop_reason": None if kept else "below_threshold",
                 })  # fmt: skip
         self.table(f"round-{number}/scores", SCORE, scores, {"version": 1})
-        self.table(f"round-{number}/curated", PAIR, curated, {"keep": {"threshold": threshold}})
+        self.table(f"round-{number}/curated", PAIR, curated, {"threshold": threshold})
 
     def canaries(self, rated: Mapping[tuple[str, bool], list[float | None]], rounds: int = 2) -> None:
         """Make canaries of families, attacked or not, and in each round their scores."""

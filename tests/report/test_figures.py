@@ -8,8 +8,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humpback_ray.report import figures, funnel
-from humpback_ray.report.funnel import ModelRow, Ratings
+from humpback_ray.report import figures, ratings, training
+from humpback_ray.report.ratings import Ratings
+from humpback_ray.report.training import ModelRow
 from humpback_ray.stages.ledger import Manifest
 
 RATINGS = Ratings(1, 10, (), tuple([0] * 14 + [7, 0, 3]), (0, 0, 0, 0, 10), 4.5, 5.0, 4.6, 4.5, 10)
@@ -92,9 +93,9 @@ def test_a_hostile_model_name_is_escaped_in_the_label() -> None:
 
 
 def test_figures_of_a_finished_run_are_well_formed(finished: dict[str, Manifest]) -> None:
-    for row in funnel.model_rows(finished):
+    for row in training.model_rows(finished):
         inside(figures.loss_curve(row))
-    for number in funnel.rounds(finished):
-        found = funnel.ratings(finished, number)
+    for number in ratings.rounds(finished):
+        found = ratings.ratings(finished, number)
         assert found is not None
         inside(figures.histogram(found))

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.records import PAIR, RESPONSE, SCORE
-from humpback_ray.report import failure_sentence, funnel, report, summary
+from humpback_ray.report import funnel, lengths, ratings, report, summary, training
 from humpback_ray.report.reading import pairs_to_read
+from humpback_ray.report.summary import failure_sentence
 from humpback_ray.stages.ledger import Attempt, Commit, Manifest
 from humpback_ray.stages.stage import TableWriter
 from tests.report.conftest import MadeRun
@@ -61,7 +62,7 @@ def test_fields_without_a_form_contaminated_rows_and_empty_outputs_are_counted(t
 
 @given(st.lists(st.integers(0, 100_000), min_size=2))
 def test_moments_are_those_of_the_statistics_module(values: list[int]) -> None:
-    moments = funnel.Moments()
+    moments = lengths.Moments()
     moments.add(values[:3])
     moments.add(values[3:])
     assert moments.mean == pytest.approx(statistics.mean(values))
@@ -69,18 +70,18 @@ def test_moments_are_those_of_the_statistics_module(values: list[int]) -> None:
 
 
 def test_lengths_are_characters_of_what_was_kept(finished: Manifests) -> None:
-    rows = {row.label: row for row in funnel.length_table(finished) if not row.paper}
+    rows = {row.label: row for row in lengths.length_table(finished) if not row.paper}
     texts = [text for t in finished["seed"].tables(["response"]) for text in t["response"].to_pylist()]
     assert rows["seed"].output[0] == pytest.approx(statistics.mean(map(len, texts)))
     assert rows["all candidates"].rows == finished["candidates"].kept
     kept = rows["kept in round 2"]
     assert kept.rows == finished["round-2/curated"].kept
     assert kept.share == kept.rows / finished["candidates"].kept
-    assert len([row for row in funnel.length_table(finished) if row.paper]) == 4
+    assert len([row for row in lengths.length_table(finished) if row.paper]) == 4
 
 
 def test_every_rating_is_in_one_bin_or_failed(finished: Manifests) -> None:
-    found = funnel.ratings(finished, 1)
+    found = ratings.ratings(finished, 1)
     assert found is not None
     assert sum(found.bins) == sum(found.whole) == found.rated == 54
     assert [(drop.reason, drop.rows) for drop in found.failed] == [("unrated_unparsed", 6)]
@@ -95,7 +96,7 @@ def test_without_a_threshold_in_the_recipe_the_lowest_kept_score_stands_for_it(t
     curated = made.manifests["round-1/curated"]
     lowest = min(score for table in curated.tables(["score"]) for score in table["score"].to_pylist())
     unnamed = replace(curated, recipe={"keep": {"top": 10}})
-    found = funnel.ratings({**made.manifests, "round-1/curated": unnamed}, 1)
+    found = ratings.ratings({**made.manifests, "round-1/curated": unnamed}, 1)
     assert found is not None
     assert found.threshold == lowest
 
@@ -111,7 +112,7 @@ def test_without_a_threshold_in_the_recipe_the_lowest_kept_score_stands_for_it(t
     ],
 )
 def test_the_scale_is_that_of_the_scores(lowest: float, highest: float, points: range) -> None:
-    assert funnel.points_of(lowest, highest) == points
+    assert ratings.points_of(lowest, highest) == points
 
 
 def test_scores_of_any_scale_are_each_in_one_bin_and_failed_replies_are_counted_twice(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_scores_of_any_scale_are_each_in_one_bin_and_failed_replies_are_counted_
     ]  # fmt: skip
     rows += [{"id": "over", "drop_reason": "not_passed_on"}]
     made.table("round-1/scores", SCORE, rows, {})
-    found = funnel.ratings(made.manifests, 1)
+    found = ratings.ratings(made.manifests, 1)
     assert found
     assert (found.points, found.whole, sum(found.bins)) == (range(-1, 3), (0, 2, 1, 0), 3)
     assert (found.replies, found.failed_first, found.failed_last) == (8, 4, 5)
@@ -144,21 +145,21 @@ def test_scores_of_any_scale_are_each_in_one_bin_and_failed_replies_are_counted_
 
 @pytest.mark.parametrize(("score", "point"), [(1.0, 1), (1.49, 1), (1.5, 2), (4.5, 5), (5.0, 5)])
 def test_nearest_rounds_halves_up(score: float, point: int) -> None:
-    assert funnel.nearest(score) == point
+    assert ratings.nearest(score) == point
 
 
 def test_a_model_without_metrics_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
     made = MadeRun(tmp_path)
     made.leased("sample/base", lambda attempt: attempt.describe([], {}, extra={"metrics": [[20, 3.0], [40, 2.5]]}), {})
     made.leased("models/m1", lambda attempt: attempt.describe([], {}), {})
-    base, m1 = funnel.model_rows(made.manifests)
+    base, m1 = training.model_rows(made.manifests)
     assert (base.losses, base.steps) == (((20, 3.0), (40, 2.5)), 40)
     assert (base.first_loss, base.last_loss, base.last_rate, base.mfu) == (3.0, 2.5, None, None)
     assert (m1.losses, m1.first_loss, m1.steps) == ((), None, 0)
 
 
 def test_the_metrics_of_every_step_give_losses_rates_and_medians(finished: Manifests) -> None:
-    m2 = next(row for row in funnel.model_rows(finished) if row.model == "m2")
+    m2 = next(row for row in training.model_rows(finished) if row.model == "m2")
     assert (m2.examples, m2.steps, m2.output_tokens, m2.parameters) == (30, 80, 80 * 900, 410_000)
     assert m2.first_rate == 1e-5
     assert m2.last_rate == pytest.approx(9e-6)

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from humpback_ray.report import funnel, summary
-from humpback_ray.report.funnel import Drop, ModelRow, Ratings, TimingRow
+from humpback_ray.report import ratings, summary, training
+from humpback_ray.report.funnel import Drop, TimingRow
+from humpback_ray.report.ratings import Ratings
+from humpback_ray.report.training import ModelRow
 from humpback_ray.stages.ledger import Manifest
 
 GOOD = Ratings(1, 98, (Drop("unrated_unparsed", 2, 0.02),), (), (20, 20, 20, 20, 18), 1.0, 5.0, 3.1, 4.5, 18)
@@ -69,8 +71,8 @@ def test_retries_missing_stages_and_mixed_versions_are_named(finished: dict[str,
 
 
 def test_the_summary_says_every_stage_in_order(finished: dict[str, Manifest]) -> None:
-    found = [rating for number in funnel.rounds(finished) if (rating := funnel.ratings(finished, number))]
-    said = " ".join(summary.sentences(finished, found, funnel.model_rows(finished)))
+    found = [rating for number in ratings.rounds(finished) if (rating := ratings.ratings(finished, number))]
+    said = " ".join(summary.sentences(finished, found, training.model_rows(finished)))
     assert said.startswith("20 human-written pairs are the seed.")
     assert "Round 1 rated 54 of 60 pairs" in said
     assert f"kept {finished['round-2/curated'].kept} from a score of 4.5" in said

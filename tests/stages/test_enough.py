@@ -13,7 +13,8 @@ from humpback_ray.inputs.contamination import ContaminationRecipe, HeldOut
 from humpback_ray.operate.verify import verify_stage
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.records import SEGMENT
-from humpback_ray.run import Run, RunConfig
+from humpback_ray.run import Run
+from humpback_ray.runconfig import RunConfig
 from humpback_ray.seed import SeedConfig, SeedRecipe, make_seed
 from humpback_ray.stages.enough import frequent, keys_in
 from humpback_ray.stages.ledger import Attempt, Commit, StageFailed

@@ -12,13 +12,14 @@ from typing import Any
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
+from humpback_ray.graph import Graph, Node, models
 from humpback_ray.operate.plan.expected import Expected, dtype_of
 from humpback_ray.operate.plan.inference import Work, row_s, weights_fit
 from humpback_ray.operate.plan.measured import Measured
 from humpback_ray.operate.plan.training import HOST_SHARE, Batch, Step, choose, smallest, step, steps
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.rates import PlanConfig
-from humpback_ray.run import RunConfig
+from humpback_ray.runconfig import RunConfig
 from humpback_ray.train.data.schedule import schedule
 from humpback_ray.train.memory import Layout
 from humpback_ray.train.recipe import TrainRecipe
@@ -70,6 +71,8 @@ class Plan:
     layout: Layout
     trainings: list[TrainingPlan]
     stages: list[StagePlan]
+    others: list[str]
+    """Stages that are not counted: they take minutes."""
     problems: list[str]
     """What does not fit, and what to change."""
     sources: list[tuple[str, Any, str]]
@@ -94,10 +97,12 @@ def plan(config: RunConfig, measured: Measured | None = None) -> Plan:
     """
     size, shape = base_shape(config)
     planner = _Planner(config, shape, measured)
-    trainings = [planner.training(name) for name in planner.models]
+    trainings = [planner.training(name) for name in planner.models.values()]
     stages = list(planner.stages(trainings))
+    planned = {stage.name for stage in stages}
+    others = [node.name for node in planner.graph.to_make() if node.name not in planned]
     problems = planner.problems(trainings)
-    return Plan(size, shape, planner.layout, trainings, stages, problems, planner.sources())
+    return Plan(size, shape, planner.layout, trainings, stages, others, problems, planner.sources())
 
 
 def base_shape(config: RunConfig) -> tuple[str, Shape]:
@@ -131,8 +136,12 @@ class _Planner:
 
     def __init__(self, config: RunConfig, shape: Shape, measured: Measured | None) -> None:
         self.config, self.rates, self.shape, self.measured = config, config.plan, shape, measured
-        self.names = [name for name in config.stage_names() if name not in config.reuse]
-        self.models = [name.removeprefix("models/") for name in self.names if name.startswith("models/")]
+        self.graph = Graph(config)
+        self.models = {
+            node.name: name
+            for name, node in models({node.name: node for node in self.graph.to_make()}).items()
+            if node.kind.section == "train"
+        }
         self.layout = Layout.of(config.train.placement, config.train.recipe, config.train.placement.most_workers)
         segments = round(measured.segments) if measured and measured.segments else self.rates.segments
         self.expected = Expected(config, segments)
@@ -158,7 +167,8 @@ class _Planner:
         if found is None:
             return 1.0
         layout = replace(self.layout, workers=found.workers)
-        deviation = self.expected.batch(self.models[0])[1].deviation if self.models else 0.0
+        first = next(iter(self.models.values()), None)
+        deviation = self.expected.batch(first)[1].deviation if first else 0.0
         batch = Batch(
             found.examples, found.tokens / found.examples, deviation, self.config.train.recipe.max_length_tokens
         )
@@ -166,14 +176,14 @@ class _Planner:
 
     def stages(self, trainings: Sequence[TrainingPlan]) -> Iterator[StagePlan]:
         """Plan every stage that takes more than minutes."""
-        by_name = {f"models/{training.model}": training for training in trainings}
-        for name in self.names:
-            if name == "segments":
+        by_name = {training.model: training for training in trainings}
+        for node in self.graph.to_make():
+            if node.kind.name == "segments":
                 yield self._cutting()
-            elif name in by_name:
-                yield self._training_stage(name, by_name[name])
-            elif (work := self.expected.work(name)) is not None:
-                yield self._pool_stage(name, *work)
+            elif node.name in self.models:
+                yield self._training_stage(node.name, by_name[self.models[node.name]])
+            elif work := self.expected.work(node):
+                yield self._pool_stage(node, *work)
 
     def _cutting(self) -> StagePlan:
         placement, rates = self.config.corpus.placement, self.rates
@@ -194,15 +204,18 @@ class _Planner:
             seconds * self.rates.dollars_per_s(needs), self._source(found),
         )  # fmt: skip
 
-    def _pool_stage(self, name: str, rows: int, work: Work, placement: PoolPlacement, dtype: str) -> StagePlan:
+    def _pool_stage(self, node: Node, rows: int, work: Work) -> StagePlan:
+        placement, section = self.graph.placement(node.name), getattr(self.config, node.kind.section)
+        assert isinstance(placement, PoolPlacement), f"{node.name} is made by a pool of engines"
         rates, gpus, replicas = self.rates, placement.gpus_per_replica, placement.most_replicas
-        found = self.measured.row_s.get(name) if self.measured else None
-        each = found or row_s(self.shape, gpus or placement.cpus_per_replica, bool(gpus), _element(dtype), work, rates)
+        found = self.measured.row_s.get(node.name) if self.measured else None
+        element = _element(dtype_of(section))
+        each = found or row_s(self.shape, gpus or placement.cpus_per_replica, bool(gpus), element, work, rates)
         seconds = rates.start_s + rows * each / replicas
         needs = placement.most()
         tokens = rows * (work.prompt_tokens + work.replies * work.reply_tokens)
         return StagePlan(
-            name, rates.on(gpus)[0], needs["GPU"] or needs["CPU"], rows, tokens, seconds,
+            node.name, rates.on(gpus)[0], needs["GPU"] or needs["CPU"], rows, tokens, seconds,
             seconds * rates.dollars_per_s(needs), self._source(found),
         )  # fmt: skip
 
@@ -212,7 +225,8 @@ class _Planner:
     def problems(self, trainings: Sequence[TrainingPlan]) -> list[str]:
         """Say what does not fit where the placements put it."""
         found = [self._too_large(training) for training in trainings[:1] if not training.step.fits]
-        for name in ("augment", "curate", "evaluate"):
+        sections = dict.fromkeys(node.kind.section for node in self.graph.to_make() if self.expected.work(node))
+        for name in sections:
             section = getattr(self.config, name)
             gpus, weights = section.placement.gpus_per_replica, _element(dtype_of(section)) * self.shape.parameters
             if gpus and not weights_fit(weights, gpus, self.rates):

@@ -7,10 +7,10 @@ from math import ceil, sqrt
 from typing import Any
 
 from humpback_ray.curate.scorers import Additive, Chained, Likelihood, Rubric
+from humpback_ray.graph import Node
 from humpback_ray.operate.plan.inference import Work
 from humpback_ray.operate.plan.training import Batch
-from humpback_ray.placement import PoolPlacement
-from humpback_ray.run import RunConfig
+from humpback_ray.runconfig import RunConfig
 from humpback_ray.train.data.schedule import schedule
 
 
@@ -52,28 +52,24 @@ class Expected:
         length = max(mean / token, 2.0)
         return examples, Batch(laid_out.batch_examples, length, sqrt(square) / token, recipe.max_length_tokens)
 
-    def work(self, name: str) -> tuple[int, Work, PoolPlacement, str] | None:
-        """Return rows, work per row, placement and dtype of a stage over a pool of engines; None for others."""
-        config, rates, placement = self.config, self.rates, self.config.placement_of(name)
-        scorer, pair = config.curate.recipe.scorer, self.instruction + self.response
-        if not isinstance(placement, PoolPlacement) or name.endswith("canary-scores"):
-            return None
-        if name == "candidates":
-            return self.segments, Work(self.response, self.instruction), placement, dtype_of(config.augment)
-        if name.endswith("/rewritten"):
-            asked = Work(rates.rating_prompt_tokens + pair, self.response)
-            return self.kept(int(name.split("/")[0].removeprefix("round-"))), asked, placement, dtype_of(config.rewrite)
-        if name.startswith("evaluation/"):
-            answered = config.evaluate.recipe.inputs or config.sample
-            asked = Work(self.instruction, rates.answer_tokens)
-            return (rates.prompts, asked, placement, dtype_of(config.evaluate)) if answered else None
-        if not name.endswith("scores"):
-            return None
-        rows = self.rated
-        if isinstance(scorer, Chained):
-            first = name.endswith("prescores")
-            rows, scorer = (rows, scorer.first) if first else (round(scorer.share * rows), scorer.then)
-        return rows, self.rating(scorer), placement, dtype_of(config.curate)
+    def work(self, node: Node) -> tuple[int, Work] | None:
+        """Return the rows of a stage over a pool of engines, and what each asks of the model; None for others."""
+        rates, scorer = self.rates, self.config.curate.recipe.scorer
+        pair = self.instruction + self.response
+        match node.kind.name:
+            case "candidates":
+                return self.segments, Work(self.response, self.instruction)
+            case "prescores" | "round-{t}/prescores" if isinstance(scorer, Chained):
+                return self.rated, self.rating(scorer.first)
+            case "round-{t}/scores" if isinstance(scorer, Chained):
+                return round(scorer.share * self.rated), self.rating(scorer.then)
+            case "round-{t}/scores":
+                return self.rated, self.rating(scorer)
+            case "round-{t}/rewritten":
+                return self.kept(node.round or 0), Work(rates.rating_prompt_tokens + pair, self.response)
+            case "evaluation/m{t}":
+                return rates.prompts, Work(self.instruction, rates.answer_tokens)
+        return None
 
     def rating(self, scorer: Any) -> Work:
         """Return what a scorer asks of the model per pair."""

@@ -12,8 +12,10 @@ from statistics import median
 from typing import Any
 
 from humpback_ray import storage
+from humpback_ray.graph import Graph
 from humpback_ray.placement import PoolPlacement
-from humpback_ray.run import RunConfig, latest_submission
+from humpback_ray.run import latest_submission
+from humpback_ray.runconfig import RunConfig
 from humpback_ray.stages.ledger import Manifest
 from humpback_ray.stages.stage import read_manifest
 
@@ -64,23 +66,22 @@ def measured(config: RunConfig, root: str) -> Measured | None:
         return None
     before = RunConfig.model_validate(record["config"])
     same_machine = before.plan.machine == config.plan.machine
-    manifests = {
-        name: manifest for name in config.stage_names() if (manifest := read_manifest(storage.join(root, name)))
-    }
+    graph, there = Graph(config), {node.name: storage.join(root, node.name) for node in Graph(config)}
+    manifests = {name: manifest for name, uri in there.items() if (manifest := read_manifest(uri))}
     share, cutting, corpus = before.pilot or 1.0, manifests.get("segments"), manifests.get("corpus")
     return Measured(
         root=root, share=share, segments=corpus.kept / share if corpus else None,
         cutting_s=cutting.work_s / share if cutting else None,
-        row_s=rates_of(manifests, before, config) if same_machine else {},
+        row_s=rates_of(manifests, Graph(before), graph) if same_machine else {},
         step=step_of(manifests, before) if same_machine else None,
     )  # fmt: skip
 
 
-def rates_of(manifests: Mapping[str, Manifest], before: RunConfig, config: RunConfig) -> dict[str, float]:
+def rates_of(manifests: Mapping[str, Manifest], before: Graph, after: Graph) -> dict[str, float]:
     """Return the seconds of one replica per row of the stages whose replicas are what the pilot's were."""
     found = {}
     for name, manifest in manifests.items():
-        was, now = before.placement_of(name), config.placement_of(name)
+        was, now = before.placement(name), after.placement(name)
         if not (isinstance(was, PoolPlacement) and isinstance(now, PoolPlacement) and manifest.tokens):
             continue
         if (was.gpus_per_replica, was.cpus_per_replica) == (now.gpus_per_replica, now.cpus_per_replica):
@@ -91,9 +92,8 @@ def rates_of(manifests: Mapping[str, Manifest], before: RunConfig, config: RunCo
 
 def step_of(manifests: Mapping[str, Manifest], before: RunConfig) -> MeasuredStep | None:
     """Return the step of the latest training that has more steps than are left out."""
-    for name, manifest in reversed([*manifests.items()]):
-        steps = manifest.metrics().slice(WARM_UP_STEPS) if name.startswith("models/") else None
-        if steps:
+    for manifest in reversed([*manifests.values()]):
+        if steps := manifest.metrics().slice(WARM_UP_STEPS):
             tokens, seconds = (median(steps[field].to_pylist()) for field in ("tokens", "seconds"))
             return MeasuredStep(before.train.placement.most_workers, manifest.extra["batch_examples"], tokens, seconds)
     return None

@@ -25,13 +25,16 @@ VERSION = 2
 """Raised by hand when the meaning of this module changes."""
 
 
-def make_tokens(config: TrainConfig, chat: ChatRecipe, base: Model, pairs: Manifest, place: Place) -> Manifest:
-    """Tokenise the kept pairs of a stage with the base model's tokenizer; every id leaves once.
-
-    The stage `tokens/backward` is for the backward model, all others for forward ones.
-    """
+def make_tokens(
+    config: TrainConfig,
+    chat: ChatRecipe,
+    base: Model,
+    pairs: Manifest,
+    place: Place,
+    direction: Direction = "forward",
+) -> Manifest:
+    """Tokenise the kept pairs of a stage with the base model's tokenizer; every id leaves once."""
     recipe = config.recipe
-    direction: Direction = "backward" if place.name == "tokens/backward" else "forward"
     identity = {
         "tokens": {
             "version": VERSION, "direction": direction, "max_length_tokens": recipe.max_length_tokens,

@@ -17,7 +17,8 @@ from humpback_ray.operate.pilot import as_pilot
 from humpback_ray.operate.plan import measured, plan
 from humpback_ray.operate.plan.training import Batch, step
 from humpback_ray.records import SEGMENT, record_id
-from humpback_ray.run import Run, RunConfig, pilot_root
+from humpback_ray.run import Run
+from humpback_ray.runconfig import RunConfig, pilot_root
 from humpback_ray.stages.ledger import Attempt, Commit, write_table
 from humpback_ray.stages.stage import Place, Stage, TableWriter
 from humpback_ray.train.job import StepMetrics, metrics_table

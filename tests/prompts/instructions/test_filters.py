@@ -11,7 +11,7 @@ import pytest
 from humpback_ray.config import load
 from humpback_ray.prompts.chat import ChatRecipe, Layout
 from humpback_ray.prompts.instructions import InstructionFilters, Reason, echoes_prompt
-from humpback_ray.run import RunConfig
+from humpback_ray.runconfig import RunConfig
 from humpback_ray.sample.facts import BY_NOUN, worded
 from humpback_ray.sample.texts import ASKED, statement
 from humpback_ray.sample.world import WorldRecipe, truth_of

@@ -9,9 +9,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from humpback_ray import storage
+from humpback_ray.graph import each_round
+from humpback_ray.miniature.judge import Answers, Asked, Known, is_good, judge_question, judged_answers, read_truth
 from humpback_ray.records import NOT_PASSED_ON
 from humpback_ray.sample.build import web_files
-from humpback_ray.sample.judge import Answers, Asked, Known, is_good, judge_question, judged_answers, read_truth
 from humpback_ray.sample.selfcheck import Check, area_under_curve, check_pairs, selfcheck
 from humpback_ray.sample.world import WorldRecipe
 from humpback_ray.stages.ledger import Manifest
@@ -79,16 +80,13 @@ def measure(manifests: Mapping[str, Manifest]) -> Measures | None:
     if found and set(found.kinds) <= {"unknown"}:
         found = None  # real pages, tried with the toy's base model: nothing is known of them
     raters: dict[int, Rater] = {}
-    for name, curated in manifests.items():
-        number, _, part = name.removeprefix("round-").partition("/")
-        if found and part == "curated" and (scores := manifests.get(f"round-{number}/scores")):
+    rated = each_round(manifests, "round-{t}/scores")
+    for number, curated in each_round(manifests, "round-{t}/curated").items():
+        if found and (scores := rated.get(number)):
             kept = {id_ for table in curated.tables(["id"]) for id_ in table["id"].to_pylist()}
-            raters[int(number)] = rater(scores_of(scores), found, kept, scores.drops.get(NOT_PASSED_ON, 0))
-    answers = {
-        name.removeprefix("evaluation/"): judged_answers(rows(manifest), known)
-        for name, manifest in manifests.items()
-        if name.startswith("evaluation/m")
-    }
+            raters[number] = rater(scores_of(scores), found, kept, scores.drops.get(NOT_PASSED_ON, 0))
+    answered = each_round(manifests, "evaluation/m{t}")
+    answers = {f"m{t}": judged_answers(rows(manifest), known) for t, manifest in answered.items()}
     return Measures(base_checks(web, manifests.get("sample/ratings")), found, raters, answers)
 
 

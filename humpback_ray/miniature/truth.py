@@ -1,10 +1,26 @@
-"""On the toy web: what the judge measured of a run, in sentences; the page has the tables."""
+"""On the toy web: what the judge measured of a run, in sentences; and a section of the report."""
 
-from humpback_ray.sample.measure import Measures
+from collections.abc import Mapping
+from pathlib import Path
+
+from humpback_ray.miniature.measure import Measures, measure
+from humpback_ray.report.judges import Judgement
+from humpback_ray.report.template import template
 from humpback_ray.sample.selfcheck import Check
+from humpback_ray.stages.ledger import Manifest
 
 CANNOT_RATE = 0.7
 """A kind of answer that the base tells from a right one with a lower AUC is reported as one it cannot rate."""
+
+
+def judge(manifests: Mapping[str, Manifest]) -> Judgement | None:
+    """Judge a run on the toy web for its report (report/judges.py); None of a run on another."""
+    truth = measure(manifests)
+    if truth is None:
+        return None
+    html = template(Path(__file__).parent / "truth.html").render(truth=truth)
+    doubts = [warning(truth.checks)] if unable(truth.checks) else []
+    return Judgement("truth", "Truth", "Held against the truth", html, truth_sentences(truth), doubts)
 
 
 def truth_sentences(found: Measures) -> list[str]:

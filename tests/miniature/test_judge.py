@@ -2,8 +2,8 @@ from random import Random
 
 import pytest
 
+from humpback_ray.miniature.judge import Segment, asks, is_good, judge_answer, judge_question, read_truth, statements
 from humpback_ray.sample.facts import ATTRIBUTES, Fact
-from humpback_ray.sample.judge import Segment, asks, is_good, judge_answer, judge_question, read_truth, statements
 from humpback_ray.sample.texts import JUNK_KINDS, answer_text, junk, other_fact, question, web_text
 from humpback_ray.sample.world import WorldRecipe, truth_of
 

@@ -4,9 +4,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from humpback_ray.miniature.measure import known_of, measure
 from humpback_ray.records import CANDIDATE
 from humpback_ray.sample.build import write_web
-from humpback_ray.sample.measure import known_of, measure
 from humpback_ray.sample.world import WorldRecipe
 from humpback_ray.stages.ledger import Attempt, Commit, Manifest
 from humpback_ray.stages.stage import Place, Stage, TableWriter

@@ -1,0 +1,292 @@
+"""Every stage of a run, once: what it makes of what, by which settings, when it is there.
+
+`KINDS` is the list. In its names `{t}` is the number of a round, `{before}` the one before it, `{scorer}` a scorer that
+is compared; a stage's name is also its directory. A `Graph` is what one configuration makes of the list. What a stage
+computes is not here: pipeline.py binds each kind to its function, and what a stage reads there, it says here.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal, TypeVar
+
+import pyarrow as pa
+
+from humpback_ray import seed, storage
+from humpback_ray.config import ConfigError
+from humpback_ray.corpus.again import CUT_AGAIN
+from humpback_ray.curate.scorers import Chained
+from humpback_ray.evaluate import answers
+from humpback_ray.inputs.promptfiles import PROMPT
+from humpback_ray.packages import Package, declared, refuse_missing
+from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
+from humpback_ray.records import CANARY, CANDIDATE, PAIR, RESPONSE, REWRITE, SCORE, SEGMENT, TOKENS
+from humpback_ray.runconfig import RunConfig
+from humpback_ray.stages.proof import Again, Together
+
+Read = str | Callable[[RunConfig], str | None]
+"""The name of a stage that is read, or what names it for a configuration; None: nothing is."""
+MOST_ROUNDS = 9
+"""Rounds that are looked for when a root is searched for stages; a configuration has no more."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A line of the list."""
+
+    name: str
+    writes: pa.Schema | Literal["model", "files"]
+    """The schema of its table; a model is a directory of files with `model` in the commit's `extra`."""
+    section: str
+    """Of RunConfig: the settings by which it is made."""
+    reads: tuple[Read, ...] = ()
+    """Stages; where one is not in the run, files from outside stand in its place."""
+    ids_of: Read = ""
+    """The one of these whose kept ids each leave once, kept or dropped; "" where rows are made of something else."""
+    placement: str = "placement"
+    """Field of the section."""
+    needs: tuple[str, ...] = ()
+    """Parts of the section whose libraries its workers import: fields, dotted."""
+    present: Callable[[RunConfig], object] = lambda config: True
+    on_demand: bool = False
+    """Made only where a stage that has to be made reads it."""
+    apart: bool = False
+    """No part of a run: made by `jobs.curate --compare`."""
+    first: int = 1
+    """The first round that has one."""
+    again: Again | None = None
+    """How `jobs.verify` makes its rows anew from files; None where it reads none, or they are no rows."""
+
+
+def sample(*sections: str) -> Read:
+    """Read the sample's web where one of some sections names no files of its own."""
+
+    def read(config: RunConfig) -> str | None:
+        return "sample/web" if config.sample and not all(config.files()[name] for name in sections) else None
+
+    return read
+
+
+def rater(config: RunConfig) -> str:
+    """Read the model that rates."""
+    return "sample/base" if config.curate.recipe.scorer.rater == "base" else "models/m{before}"
+
+
+def prescores(config: RunConfig) -> str | None:
+    """Read the cheap scores of a chain of scorers; the base model's are the same in every round."""
+    scorer = config.curate.recipe.scorer
+    if not isinstance(scorer, Chained):
+        return None
+    return "prescores" if scorer.first.rater == "base" else "round-{t}/prescores"
+
+
+def kept(config: RunConfig) -> str:
+    """Read the pairs that a round ends with."""
+    return "round-{t}/rewritten" if config.rewrite.model else "round-{t}/curated"
+
+
+def joint(config: RunConfig) -> str | None:
+    """Read the seed's tokens, where models learn from them and a round's pairs together."""
+    return "tokens/seed" if config.train.recipe.joint else None
+
+
+def no_base(config: RunConfig) -> bool:
+    """Tell whether the base model is the sample's."""
+    return config.base_model is None
+
+
+def asked(config: RunConfig) -> object:
+    """Tell whether there are prompts to answer."""
+    return config.evaluate.recipe.inputs or config.sample
+
+
+ENGINE, TRAINING = ("recipe.engine",), ("recipe", "placement")
+BASE = "sample/base"
+
+KINDS = (
+    Kind("sample/web", "files", "sample", on_demand=True),
+    Kind("seed", PAIR, "seed", (sample("seed", "evaluate"),), again=Together(seed.ids_again)),
+    Kind("segments", SEGMENT, "corpus", (sample("corpus"),), needs=("recipe",), on_demand=True, again=CUT_AGAIN),
+    Kind("corpus", SEGMENT, "corpus", ("segments",), "segments", placement="duplicates_placement"),
+    Kind("sample/base", "model", "sample", ("sample/web",), present=no_base),
+    Kind("sample/check", CANDIDATE, "sample", ("sample/web",), present=no_base),
+    Kind("sample/ratings", SCORE, "curate", ("sample/check", BASE), "sample/check", needs=ENGINE, present=no_base),
+    Kind("tokens/backward", TOKENS, "train", ("seed", BASE), "seed", placement="tokens_placement", on_demand=True),
+    Kind("models/backward", "model", "train", (BASE, "tokens/backward"), needs=TRAINING),
+    Kind("tokens/seed", TOKENS, "train", ("seed", BASE), "seed", placement="tokens_placement", on_demand=True),
+    Kind("models/m0", "model", "train", (BASE, "tokens/seed"), needs=TRAINING),
+    Kind("candidates", CANDIDATE, "augment", ("corpus", "models/backward", sample("evaluate")), "corpus",
+         needs=("recipe.engine", "recipe.filters")),
+    Kind("canaries", CANARY, "curate", ("candidates", BASE), placement="select_placement",
+         present=lambda config: config.curate.recipe.canaries),
+    Kind("prescores", SCORE, "curate", ("candidates", BASE), "candidates", needs=ENGINE, on_demand=True),
+
+    Kind("round-{t}/prescores", SCORE, "curate", ("candidates", "models/m{before}"), "candidates", needs=ENGINE,
+         on_demand=True),
+    Kind("round-{t}/scores", SCORE, "curate", ("candidates", rater, prescores), "candidates", needs=ENGINE),
+    Kind("round-{t}/canary-scores", SCORE, "curate", ("canaries", rater), "canaries", needs=ENGINE,
+         present=lambda config: config.curate.recipe.canaries),
+    Kind("round-{t}/curated", PAIR, "curate", ("candidates", "round-{t}/scores"), "candidates",
+         placement="select_placement"),
+    Kind("round-{t}/rewritten", REWRITE, "rewrite", ("round-{t}/curated",), "round-{t}/curated", needs=ENGINE,
+         present=lambda config: config.rewrite.model),
+    Kind("round-{t}/tokens", TOKENS, "train", (kept, BASE), kept, placement="tokens_placement", on_demand=True),
+    Kind("models/m{t}", "model", "train", (BASE, joint, "round-{t}/tokens"), needs=TRAINING),
+
+    Kind("evaluation/prompts", PROMPT, "evaluate", (sample("evaluate"),), placement="prompts_placement", present=asked,
+         again=Together(answers.ids_again)),
+    Kind("evaluation/m{t}", RESPONSE, "evaluate", ("evaluation/prompts", "models/m{t}"), "evaluation/prompts",
+         needs=ENGINE, present=asked, first=0),
+
+    Kind("compare/sample", CANDIDATE, "curate", ("candidates",), "candidates", placement="select_placement",
+         apart=True),
+    Kind("compare/round-{t}/{scorer}", SCORE, "curate", ("compare/sample", "models/m{before}", BASE), "compare/sample",
+         needs=ENGINE, apart=True),
+)  # fmt: skip
+"""In the order in which a run makes them, round by round: a stage reads only what stands above it."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage of one run."""
+
+    name: str
+    kind: Kind
+    round: int | None
+    """None where the stage belongs to no round."""
+    reads: tuple[str, ...]
+    """The stages of the run that it reads."""
+    ids_of: str
+
+
+class Graph:
+    """The stages that a configuration leads to, in the order in which a run makes them.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        ConfigError: `reuse` names what is no stage.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        rounds = len(config.curate.recipe.rounds)
+        if unknown := [name for name in config.reuse if name not in stage_names(rounds)]:
+            known = ", ".join(stage_names(rounds))
+            raise ConfigError(f"reuse names {unknown[0]}, which is no stage; the stages are {known}")
+        listed = {name: (kind, t) for name, kind, t in _listed(rounds) if kind.present(config)}
+        found: list[Node] = []
+        wanted: set[str] = set(config.reuse)
+        for name, (kind, t) in reversed(listed.items()):
+            if kind.on_demand and name not in wanted:
+                continue
+            read = [_filled(one, config, t) for one in kind.reads]
+            node = Node(name, kind, t, tuple(r for r in read if r in listed), _filled(kind.ids_of, config, t) or "")
+            wanted |= set() if name in config.reuse else set(node.reads)
+            found.append(node)
+        self.nodes = {node.name: node for node in reversed(found)}
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes.values())
+
+    def until(self, last: str | None) -> list[str]:
+        """Return the names of the stages up to one of them; all for None.
+
+        Raises:
+            ConfigError: it is none of the run's.
+        """
+        known = [*self.nodes]
+        if last is not None and last not in known:
+            raise ConfigError(f"{last} is no stage of this run; its stages are {', '.join(known)}")
+        return known[: known.index(last) + 1] if last else known
+
+    def to_make(self) -> list[Node]:
+        """Return the stages that are not taken from other runs."""
+        return [node for node in self if node.name not in self.config.reuse]
+
+    def placement(self, stage: str) -> PoolPlacement | TaskPlacement | TrainPlacement | None:
+        """Return the placement by which a stage is made; None of one whose section is not set."""
+        kind = kind_of(stage)
+        return getattr(getattr(self.config, kind.section), kind.placement, None) if kind else None
+
+    def packages(self, stages: Collection[str]) -> list[tuple[str, Package]]:
+        """Return key and library of all that workers need for some stages."""
+        kinds = [kind for stage in stages if (kind := kind_of(stage))]
+        keys = dict.fromkeys(f"{kind.section}.{part}" for kind in kinds for part in kind.needs)
+        found: list[tuple[str, Package]] = []
+        for key in keys:
+            section: Any = self.config
+            for part in key.split("."):
+                section = getattr(section, part, None)
+            found += declared(section, key) if section is not None else []
+        return found
+
+    def check_packages(self, stages: Collection[str]) -> None:
+        """Refuse to make stages for which this environment lacks libraries; finished stages need none.
+
+        Raises:
+            ConfigError: in one line, with the command that installs them.
+        """
+        if not self.config.check_packages:
+            return
+        try:
+            refuse_missing(self.packages(stages))
+        except ConfigError:
+            root = storage.located(self.config.root)
+            refuse_missing(self.packages([name for name in stages if not (
+                name in self.config.reuse or storage.exists(storage.join(root, name, "manifest.json"))
+            )]))  # fmt: skip
+
+
+def _filled(read: Read, config: RunConfig, t: int | None) -> str | None:
+    """Return the name of the stage that is read."""
+    name = read if isinstance(read, str) else read(config)
+    return name.format(t=t, before=(t or 0) - 1) if name is not None else None
+
+
+def _listed(rounds: int) -> Iterator[tuple[str, Kind, int | None]]:
+    """Yield name, kind and round of all that a run of so many rounds can have."""
+    for repeated, group in groupby((kind for kind in KINDS if not kind.apart), key=lambda kind: "{t}" in kind.name):
+        kinds = list(group)
+        for t in range(rounds + 1) if repeated else [None]:
+            yield from ((k.name.format(t=t), k, t) for k in kinds if t is None or t >= k.first)
+
+
+def stage_names(rounds: int = MOST_ROUNDS, files: Iterable[str] = ()) -> list[str]:
+    """Return the names that the stages of a run can have, whatever its configuration.
+
+    Args:
+        rounds: how many.
+        files: of the root, below which stages apart from the run are found by their names.
+    """
+    found = [name for name, _, _ in _listed(rounds)]
+    for kind in (kind for kind in KINDS if kind.apart):
+        rule = re.compile(rf"({_pattern(kind.name).pattern})/.+")
+        found += sorted({match[1] for file in files if (match := rule.fullmatch(file))})
+    return found
+
+
+@functools.cache
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(name.format(t=r"\d+", scorer="[^/]+"))
+
+
+def kind_of(stage: str) -> Kind | None:
+    """Return the line that a stage is of, by its name; the first that fits."""
+    return next((kind for kind in KINDS if _pattern(kind.name).fullmatch(stage)), None)
+
+
+def each_round(stages: Mapping[str, T], name: str) -> dict[int, T]:
+    """Return what there is of a kind such as `round-{t}/scores`, by round, among some stages by name."""
+    known = [(t, name.format(t=t)) for t in range(MOST_ROUNDS + 1)]
+    return {t: stages[stage] for t, stage in known if stage in stages}
+
+
+def models(stages: Mapping[str, T]) -> dict[str, T]:
+    """Return the models among some stages by name: `base`, `backward`, `m0`, `m1`, ..."""
+    made = {name: value for name, value in stages.items() if (kind := kind_of(name)) and kind.writes == "model"}
+    return {name.rpartition("/")[2]: value for name, value in made.items()}

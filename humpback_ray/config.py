@@ -13,14 +13,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-if TYPE_CHECKING:
-    from humpback_ray.packages import Package
+from humpback_ray.packages import Package
 
 C = TypeVar("C", bound="Config")
 
@@ -36,7 +35,7 @@ class Config(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
 
-    def packages(self) -> "Sequence[Package]":
+    def packages(self) -> Sequence[Package]:
         """Return the libraries that workers need for it, those of what is nested in it not included (packages.py)."""
         return ()
 

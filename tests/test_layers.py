@@ -11,16 +11,19 @@ from typing import cast
 REPOSITORY = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "deepspeed", "vllm", "ray"}
 
-LEVEL = {
-    "config": 0, "packages": 0, "records": 0, "storage": 0, "text": 0, "hub": 1, "rates": 1, "placement": 1,
-    "inputs": 2, "stages": 3, "prompts": 7, "engines": 8,
-    "sample": 9, "seed": 9, "corpus": 9, "augment": 9, "rewrite": 9, "curate": 9, "train": 9, "evaluate": 9,
-    "report": 10, "run": 10, "pipeline": 11, "operate": 11, "miniature": 12,
-}  # fmt: skip
-"""A module imports what is below it; parts of one level do not import each other."""
+ROOMS = (
+    ("records",), ("packages",), ("config",), ("text",), ("storage",), ("hub", "rates", "placement"), ("inputs",),
+    ("stages",), ("prompts",), ("engines",),
+    ("sample", "seed", "corpus", "augment", "rewrite", "curate", "train", "evaluate"),
+    ("needed", "runconfig"), ("graph",), ("report", "run"), ("step",), ("pipeline", "operate"), ("miniature",),
+)  # fmt: skip
+"""The packages and modules of the top, from the lowest on: each imports what is below it. Those that stand together do
+not import each other."""
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 
-SHARED = {("seed", "corpus")}
-"""seed makes ids and cleans texts with the corpus's readers."""
+BARE = ("train", "engines", "operate.plan")
+"""What a machine runs that has GPUs and little else."""
+ABSENT = ("ray", "resiliparse", "fastwarc")
 
 
 @functools.cache
@@ -28,51 +31,88 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-def imports(path: Path, top_level_only: bool) -> Iterator[str]:
+def imported(path: Path, top_level_only: bool) -> Iterator[str]:
+    """The dotted names that a module imports: of `from a import b`, `a.b`."""
     tree = tree_of(path)
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def part(module: str) -> str | None:
-    names = module.split(".")
-    return names[1] if names[0] == "humpback_ray" and len(names) > 1 and names[1] in LEVEL else None
 
 
 MODULES = sorted((REPOSITORY / "humpback_ray").rglob("*.py"))
 JOBS = [path.stem for path in sorted((REPOSITORY / "jobs").glob("*.py")) if "__main__" in path.read_text()]
 
 
-def test_imports_go_one_way() -> None:
-    offenders = [f"{name(path)} {fault}" for path in MODULES for fault in misplaced(path)]
-    assert not offenders, "\n".join(offenders)
-
-
 def name(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
 
 
-def misplaced(path: Path) -> Iterator[str]:
-    """What is wrong with a module's imports."""
-    here = part(".".join(path.relative_to(REPOSITORY).with_suffix("").parts))
-    if here is None:
-        if path.stem != "__init__":
-            yield "has no level"
-        return
-    for module in imports(path, top_level_only=False):
-        there = part(module)
-        upwards = there and there != here and (here, there) not in SHARED and LEVEL[there] >= LEVEL[here] > 1
-        if upwards or module.startswith("jobs"):
-            yield f"imports {module}"
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+
+
+PATHS = {dotted(path): path for path in MODULES}
+
+
+def modules_of(path: Path, top_level_only: bool = False) -> set[str]:
+    """The modules of the package that a module imports, itself left out."""
+    either = ((name, name.rpartition(".")[0]) for name in imported(path, top_level_only))
+    found = {next((one for one in names if one in PATHS), "") for names in either}
+    return found - {"", dotted(path)}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_every_room_imports_only_what_is_below_it() -> None:
+    assert "humpback_ray.graph" in modules_of(PATHS["humpback_ray.run"]), "imports are not read"
+    there = {room(module) for module in PATHS if module != "humpback_ray"}
+    assert there == LEVEL.keys(), "a room has no level, or a level no room"
+    offenders = [
+        f"{module} imports {other}"
+        for module, path in PATHS.items()
+        for other in modules_of(path)
+        if room(other) != room(module) and LEVEL[room(other)] >= LEVEL[room(module)]
+    ]
+    offenders += [
+        f"{module} imports jobs"
+        for module, path in PATHS.items()
+        if {"jobs"} & {name.split(".")[0] for name in imported(path, False)}
+    ]
+    assert not offenders, "\n".join(offenders)
+
+
+def test_no_module_imports_itself_over_others() -> None:
+    todo = {module: modules_of(path) for module, path in PATHS.items()}
+    while done := {module for module, needs in todo.items() if not needs & todo.keys()}:
+        todo = {module: needs for module, needs in todo.items() if module not in done}
+    assert not todo, "\n".join(f"{module} imports {needs & todo.keys()}" for module, needs in todo.items())
+
+
+def test_what_runs_on_a_bare_gpu_machine_reaches_neither_ray_nor_the_corpus_libraries() -> None:
+    reached: dict[str, str] = {}
+    todo = [(module, module) for module in PATHS if module.startswith(tuple(f"humpback_ray.{bare}" for bare in BARE))]
+    while todo:
+        module, way = todo.pop()
+        if module not in reached:
+            reached[module] = way
+            above = [module.rsplit(".", count)[0] for count in range(1, module.count(".") + 1)]
+            todo += [(other, f"{way} → {other}") for other in (*modules_of(PATHS[module], True), *above)]
+    offenders = [
+        f"{way} imports {library}"
+        for module, way in reached.items()
+        for library in imported(PATHS[module], top_level_only=True)
+        if library.split(".")[0] in ABSENT
+    ]
+    assert not offenders, "\n".join(offenders)
 
 
 def test_heavy_libraries_are_imported_inside_functions() -> None:
-    imported = ((path, module) for path in MODULES for module in imports(path, top_level_only=True))
-    offenders = [f"{name(path)} imports {module}" for path, module in imported if module.split(".")[0] in HEAVY]
+    found = ((path, module) for path in MODULES for module in imported(path, top_level_only=True))
+    offenders = [f"{name(path)} imports {module}" for path, module in found if module.split(".")[0] in HEAVY]
     assert not offenders, "\n".join(offenders)
 
 

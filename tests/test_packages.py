@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from humpback_ray import packages
-from humpback_ray.config import load
+from humpback_ray.config import ConfigError, load
 from humpback_ray.engines import TransformersEngine
 from humpback_ray.graph import Graph
 from humpback_ray.packages import Package
@@ -117,7 +117,7 @@ def test_only_the_stages_of_a_job_are_asked_and_those_that_are_finished_are_not(
     recipe = config.augment.recipe.model_copy(update={"engine": Engine()})
     config = config.model_copy(update={"augment": config.augment.model_copy(update={"recipe": recipe})})
     Graph(config).check_packages(["seed", "models/m0"])
-    with pytest.raises(packages.ConfigError, match=r"augment\.recipe\.engine needs no_such_library"):
+    with pytest.raises(ConfigError, match=r"augment\.recipe\.engine needs no_such_library"):
         Graph(config).check_packages(["seed", "candidates"])
     Graph(config.model_copy(update={"check_packages": False})).check_packages(["candidates"])
     Graph(config.model_copy(update={"reuse": {"candidates": "elsewhere"}})).check_packages(["candidates"])

@@ -18,7 +18,8 @@ from pydantic import Field
 from humpback_ray.config import Config
 from humpback_ray.corpus.encoding import characters, is_text
 from humpback_ray.corpus.markup import Tag, attribute_values, scan
-from humpback_ray.corpus.readers.base import Document, clean
+from humpback_ray.corpus.readers.base import Document
+from humpback_ray.text.clean import clean
 
 
 class ExtractRecipe(Config):

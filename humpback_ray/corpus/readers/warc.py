@@ -20,9 +20,11 @@ from pydantic import Field
 from humpback_ray.config import Config
 from humpback_ray.corpus.encoding import characters
 from humpback_ray.corpus.readers import http
-from humpback_ray.corpus.readers.base import COMPRESSED, Document, Dropped, Inflated, broken_off, clean, content_id
+from humpback_ray.corpus.readers.base import COMPRESSED, Document, Dropped, Inflated, broken_off
 from humpback_ray.corpus.readers.records import Record, Records
 from humpback_ray.packages import FASTWARC, RESILIPARSE, Package
+from humpback_ray.records import content_id
+from humpback_ray.text.clean import clean
 
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 _DESCRIBING = ("warcinfo", "request", "metadata", "revisit")

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humpback_ray.corpus.readers.base import Inflated, clean
+from humpback_ray.corpus.readers.base import Inflated
+from humpback_ray.text.clean import clean
 
 
 def read_all(data: bytes) -> tuple[bytes, str | None]:

@@ -1,14 +1,14 @@
-"""Where work runs: replicas, CPUs, GPUs, workers. Never hashed; the only module that spells actors and GPUs."""
+"""Where work runs: replicas, CPUs, GPUs, workers, as settings and as Ray's arguments. Never hashed."""
 
 import random
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
+from humpback_ray.needs import Need
 from humpback_ray.packages import FLASH, WANDB, Package
 
 
@@ -43,56 +43,6 @@ class Resources:
     def gpu_memory_share(self) -> float:
         """Of each of its GPUs' memory, what an engine may take; of a part of a GPU, that part's."""
         return self.memory_share * min(1, self.gpus)
-
-
-@dataclass(frozen=True)
-class Need:
-    """What every one of some workers must find on one node."""
-
-    workers: int
-    """How many are needed at least."""
-    resources: dict[str, float]
-    """By Ray's names: CPU, GPU, memory in bytes, accelerator_type:H100."""
-    labels: dict[str, str] = field(default_factory=dict)
-
-    def words(self) -> str:
-        """Name what one worker needs: "1 CPU and 2 GPUs (H100), market-type=spot"."""
-        kinds = [name.partition(":")[2] for name in self.resources if ":" in name]
-        found = amounts(self.resources) + (f" ({', '.join(kinds)})" if kinds else "")
-        return ", ".join([found, *(f"{name}={value}" for name, value in self.labels.items())])
-
-    def fits(self, resources: Mapping[str, float], labels: Mapping[str, str]) -> bool:
-        """Tell whether a node with these resources and labels has room for one worker."""
-        enough = all(resources.get(name, 0.0) >= amount - 1e-9 for name, amount in self.resources.items())
-        return enough and all(_selects(wanted, labels.get(name)) for name, wanted in self.labels.items())
-
-
-def amounts(resources: Mapping[str, float]) -> str:
-    """Write CPUs, GPUs and memory as people say them: "1 CPU and 0.5 GPUs"."""
-    said = []
-    for name in ("CPU", "GPU"):
-        if amount := resources.get(name, 0.0):
-            said.append(f"{amount:g} {name}{'' if amount == 1 else 's'}")
-    if memory := resources.get("memory", 0.0):
-        said.append(f"{memory / 1e9:.1f} GB of memory")
-    return " and ".join(said) or "no CPU"
-
-
-def _selects(wanted: str, found: str | None) -> bool:
-    """Tell whether a label's value is what a selector asks for: `spot`, `!spot`, `in(a, b)`, `!in(a, b)`."""
-    plain = wanted.removeprefix("!")
-    inside = re.fullmatch(r"in\((.*)\)", plain)
-    values = [value.strip() for value in inside[1].split(",")] if inside else [plain]
-    return (found in values) != wanted.startswith("!")
-
-
-def _given(resources: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: amount for name, amount in resources.items() if amount}
-
-
-def _typed(accelerator_type: str | None) -> dict[str, float]:
-    """Return the resource by which Ray finds nodes with a type of GPU."""
-    return {f"accelerator_type:{accelerator_type}": 0.001} if accelerator_type else {}
 
 
 GiveUpAfter = Annotated[float, Field(gt=0)]
@@ -224,8 +174,8 @@ class PoolPlacement(Config):
 
     def need(self) -> Need:
         """Return what the pool waits for before it can work."""
-        each = _given({"CPU": self.cpus_per_replica, "GPU": self.gpus_per_replica})
-        return Need(self.min_replicas, each | _typed(self.accelerator_type), self.labels)
+        each = {"CPU": self.cpus_per_replica, "GPU": self.gpus_per_replica}
+        return Need.of(self.min_replicas, each, self.labels, self.accelerator_type)
 
     @property
     def most_shards_held(self) -> int:
@@ -287,7 +237,7 @@ class TaskPlacement(Config):
 
     def need(self) -> Need:
         """Return what the task waits for before it can start."""
-        return Need(1, _given({"CPU": self.cpus, "memory": self.memory_bytes}), self.labels)
+        return Need.of(1, {"CPU": self.cpus, "memory": self.memory_bytes}, self.labels, None)
 
     def needs(self) -> dict[str, float]:
         """Return what must be there at once."""
@@ -422,8 +372,8 @@ class TrainPlacement(Config):
 
     def need(self) -> Need:
         """Return what the training waits for before it can work."""
-        each = _given({"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker})
-        return Need(self.least_and_most[0], each | _typed(self.accelerator_type), self.labels)
+        each = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        return Need.of(self.least_and_most[0], each, self.labels, self.accelerator_type)
 
     @property
     def most_workers(self) -> int:

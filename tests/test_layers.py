@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "deepspeed", "vllm", "ray"}
 
 LEVEL = {
-    "config": 0, "packages": 0, "records": 0, "storage": 0, "text": 0, "hub": 1, "rates": 1, "placement": 1,
+    "config": 0, "needs": 0, "packages": 0, "records": 0, "storage": 0, "text": 0, "hub": 1, "rates": 1, "placement": 1,
     "inputs": 2, "stages": 3, "prompts": 7, "engines": 8,
     "sample": 9, "seed": 9, "corpus": 9, "augment": 9, "rewrite": 9, "curate": 9, "train": 9, "evaluate": 9,
     "report": 10, "run": 10, "pipeline": 11, "operate": 11, "miniature": 12,

@@ -11,9 +11,9 @@ class Need:
     """What every one of some workers must find on one node."""
 
     workers: int
-    """How many are needed at least."""
+    """Number of workers without which the work cannot begin."""
     resources: dict[str, float]
-    """By Ray's names: CPU, GPU, memory in bytes, accelerator_type:H100."""
+    """What each asks for, by Ray's names: CPU, GPU, memory in bytes, accelerator_type:H100."""
     labels: dict[str, str] = field(default_factory=dict)
 
     @classmethod

@@ -41,7 +41,7 @@ class Resources:
 
     @property
     def gpu_memory_share(self) -> float:
-        """Of each of its GPUs' memory, what an engine may take; of a part of a GPU, that part's."""
+        """Share of each of its GPUs' memory that an engine may take; of a part of a GPU, that part's share."""
         return self.memory_share * min(1, self.gpus)
 
 
@@ -75,7 +75,7 @@ class PoolPlacement(Config):
     a part over gpus_per_replica / pipeline_parallel GPUs (tensor parallelism)."""
 
     memory_share: float = Field(default=0.9, gt=0, le=1)
-    """Of the memory of its GPUs, or of its part of a GPU, what vLLM takes for weights, keys and values."""
+    """Share of the memory of its GPUs, or of its part of a GPU, that vLLM takes for weights, keys and values."""
 
     cache_bytes: int | None = Field(default=None, gt=0)
     """Memory for keys and values of one vLLM replica, per GPU; None: what `memory_share` leaves, on a CPU 2 GiB. Must
@@ -92,7 +92,7 @@ class PoolPlacement(Config):
     """Ray's name of the GPU to ask for, such as "H100"; None: any."""
 
     labels: Labels = Field(default_factory=dict)
-    """Of the nodes that actors may run on, to choose spot or on-demand, or a zone; {}: any node."""
+    """Labels of the nodes that actors may run on, to choose spot or on-demand, or a zone; {}: any node."""
 
     batch_rows: int = Field(default=128, ge=1)
     """Requests that the transformers engine has in work at once."""
@@ -183,7 +183,7 @@ class PoolPlacement(Config):
         return self.most_replicas * (self.shards_in_flight + 1)
 
     def for_shards(self, count: int) -> "PoolPlacement":
-        """Return the placement of a pool that gets so many shards: no more actors than shards."""
+        """Return the placement of a pool that gets `count` shards: no more actors than shards."""
         least, most = min(self.min_replicas, count), min(self.most_replicas, count)
         return self.model_copy(update={"min_replicas": least, "max_replicas": most})
 
@@ -229,7 +229,7 @@ class TaskPlacement(Config):
     memory_bytes: int | None = Field(default=None, gt=0)
     """Memory to reserve for the task; None: none reserved."""
     labels: Labels = Field(default_factory=dict)
-    """Of the nodes that the task may run on."""
+    """Labels of the nodes that the task may run on."""
 
     give_up_waiting_minutes: GiveUpAfter | None = None
     """The stage fails if the task could not start for this long: no such node came, or all are
@@ -250,7 +250,7 @@ class TaskPlacement(Config):
     def remote_arguments(self) -> dict[str, Any]:
         """Return the options of the Ray task.
 
-        Ray retries nothing: what its memory monitor kills it would retry for ever. `Stage.once` tries again.
+        Ray retries nothing: what its memory monitor kills it would retry forever. `Stage.once` tries again.
         """
         return {
             "num_cpus": self.cpus, "memory": self.memory_bytes, "max_retries": 0, "label_selector": self.labels or None
@@ -274,8 +274,8 @@ class TrainPlacement(Config):
     gpus_per_worker: float = Field(default=0, ge=0)
     accelerator_type: str | None = None
     labels: Labels = Field(default_factory=dict)
-    """Of the nodes that workers may run on; a fixed number of workers is wanted at once, so that on-demand nodes suit a
-    long training."""
+    """Labels of the nodes that workers may run on; a fixed number of workers is wanted at once, so that on-demand nodes
+    suit a long training."""
 
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO: 1 shards optimizer state, 2 also gradients, 3 also parameters."""
@@ -311,7 +311,7 @@ class TrainPlacement(Config):
     """Worker failures after which Ray Train gives up; it restarts from the last checkpoint until then."""
 
     max_preemption_failures: int | None = Field(default=None, ge=0)
-    """Of failures on nodes that Ray was told to drain, which count apart; None: any number."""
+    """Failures allowed on nodes that Ray was told to drain, which count apart; None: any number."""
 
     give_up_waiting_minutes: GiveUpAfter | None = None
     """The stage fails if its workers are not up for this long: no such node came, all are busy, or a

@@ -23,7 +23,7 @@ def start_local_ray(config: RunConfig, trains: bool = True) -> None:
     """Start Ray on this machine, and processes that wait for a pool and, where the job trains, for a training.
 
     Raises:
-        ConfigError: this machine has less than a placement asks for; work would wait for ever.
+        ConfigError: this machine has less than a placement asks for; work would wait forever.
     """
     import ray
 
@@ -65,7 +65,7 @@ def check_directories() -> None:
 
 
 def check_local(config: RunConfig, have: Mapping[str, float]) -> None:
-    """Refuse a placement that this machine alone cannot fulfil; work would wait for ever.
+    """Refuse a placement that this machine alone cannot fulfill; work would wait forever.
 
     Raises:
         ConfigError: it asks for more CPUs or GPUs than there are, or for labels.

@@ -29,11 +29,11 @@ def local_directory(wanted: str | Directory, without: tuple[str, ...] = ()) -> P
     Processes of one node that ask at once wait for the first to fetch.
 
     Args:
-        wanted: local or s3://; of a `Directory` the named files alone, each of its version.
-        without: ends of the names of files that need not be fetched.
+        wanted: local or s3://; from a `Directory` only the files it names, each in its version.
+        without: suffixes of the names of files that are not needed.
 
     Raises:
-        InputChanged, Damaged: a file is not of its version.
+        InputChanged, Damaged: a file is not in its version.
     """
     directory = Directory(wanted) if isinstance(wanted, str) else wanted
     expected = [file for file in directory.files if not file.name.endswith(without)]
@@ -60,7 +60,7 @@ def local_directory(wanted: str | Directory, without: tuple[str, ...] = ()) -> P
 
 
 def _fetch_version(file: InputFile, path: Path) -> None:
-    """Download an object of the version that its etag or its hash names."""
+    """Download an object in the version that its etag or its hash names."""
     kind, _, value = file.version.partition(":")
     stored = s3().stat(file.uri)
     if stored is None:
@@ -129,7 +129,7 @@ def _refuse_others(directory: Path) -> None:
 
 
 def forget_old_copies(unused_s: float) -> list[str]:
-    """Delete this node's copies that nobody asked for during so many seconds; returns their paths."""
+    """Delete this node's copies that nobody has asked for in `unused_s` seconds; return their paths."""
     gone, now = [], time.time()
     for target in [path for path in _cache().iterdir() if path.is_dir() and not path.is_symlink()]:
         with _file_lock(target.with_suffix(".lock")):

@@ -84,7 +84,7 @@ def delete(uri: str) -> None:
 
 
 def open_input(uri: str) -> BinaryIO:
-    """Open a file to read from, seekable; of an S3 object 32 MiB are fetched at once, the rest as it is read."""
+    """Open a file for reading, seekable; 32 MiB of an S3 object are fetched at once, the rest as it is read."""
     return s3().open(uri) if is_s3(uri) else open(uri, "rb")
 
 
@@ -98,7 +98,7 @@ def sha256_of(uri: str) -> str:
 
 
 def check_writable(uri: str) -> None:
-    """Create and delete a file under a root, so that a wrong path or missing right is known before any work.
+    """Create and delete a file under a root, so that a wrong path or a missing permission is found before any work.
 
     Raises:
         StorageError: it cannot be written, or the store ignores the condition of a conditional create.
@@ -125,10 +125,10 @@ _UNCONDITIONAL = (
 
 
 def check_room(uri: str) -> None:
-    """Refuse to go on where a local directory has no room for a small file; S3 always has.
+    """Check that a local directory has room for a small file; S3 always has.
 
     Raises:
-        StorageError: with what to do.
+        StorageError: it has none; the message says what to do.
     """
     if is_s3(uri):
         return
@@ -144,5 +144,5 @@ def check_room(uri: str) -> None:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-"""What a file system without room answers, and one whose quota is used up."""
+"""Errors of a file system that is full, or whose quota is used up."""
 ROOM_BYTES = 64 << 10

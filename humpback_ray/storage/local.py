@@ -76,7 +76,7 @@ def create_local(uri: str, data: bytes) -> bool:
 _NO_LINKS = {
     errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EXDEV
 }  # fmt: skip
-"""How file systems without hard links, and FUSE in their name, answer a link."""
+"""Errors with which file systems without hard links, or FUSE on their behalf, refuse a link."""
 
 
 def _same_file(first: str, second: str) -> bool:
@@ -87,7 +87,7 @@ def _same_file(first: str, second: str) -> bool:
 
 
 def write_temporary(uri: str, source: BinaryIO) -> str:
-    """Write what is to become a file under another name beside it; nothing is left of a write that failed."""
+    """Write the content of a file under a temporary name beside it, synced; a write that fails leaves nothing."""
     temporary = temporary_beside(uri)
     try:
         with open(temporary, "xb") as file:
@@ -103,7 +103,7 @@ def write_temporary(uri: str, source: BinaryIO) -> str:
 
 
 def temporary_beside(uri: str) -> str:
-    """Return a new name in the directory of a file that is to be made, which is made if it is missing."""
+    """Return an unused temporary name in the directory of a file; make the directory if it is missing."""
     directory = os.path.dirname(uri)
     _make_directory(directory)
     return os.path.join(directory, f"{_TEMPORARY}{socket.gethostname()}-{uuid.uuid4().hex}")
@@ -120,7 +120,7 @@ def _make_directory(directory: str) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Tell whether a name in a local `listing` is that of a file whose writing has not ended, or never will."""
+    """Tell whether a name in a local `listing` belongs to a file that is being written, or was left half-written."""
     return name.rsplit("/", 1)[-1].startswith(_TEMPORARY)
 
 

@@ -1,6 +1,6 @@
-"""Files from outside the run, each of the version that the run took stock of; every read checks that it still is.
+"""Files from outside the run, each in the version that the run took stock of; every read checks that it still is.
 
-What identifies the content is an etag on S3, a hash elsewhere. A local file is hashed again only when the file system
+An etag identifies the content on S3, a hash elsewhere. A local file is hashed again only when the file system
 says that it may have changed.
 """
 
@@ -28,14 +28,14 @@ class InputFile:
     name: str
     bytes: int
     version: str = ""
-    """What identifies its content: `etag:...` on S3, `sha256:...` elsewhere; "" where nobody has looked."""
+    """Identity of the content: `etag:...` on S3, `sha256:...` elsewhere; "" if nobody has looked."""
     stamp: str = ""
-    """Of a local file: what the file system says of it (see `stamp_of`); as long as it stays, the content does."""
+    """State of a local file as its file system reports it (see `stamp_of`): while it stays, the content does."""
 
 
 @dataclass(frozen=True)
 class Directory:
-    """A directory and the files that it must hold, each of its version; none named: whatever it holds."""
+    """A directory and the files that it must hold, each in its version; if none is named, whatever it holds."""
 
     uri: str
     files: tuple[InputFile, ...] = ()
@@ -43,10 +43,10 @@ class Directory:
 
 @contextlib.contextmanager
 def reading(file: InputFile) -> Iterator[BinaryIO]:
-    """Open an input file of the version that the run took stock of, in a `with` block.
+    """Open an input file in the version that the run took stock of, in a `with` block.
 
     Raises:
-        InputChanged: it is another one; of a local file that is known once it has been read, at the end of the block.
+        InputChanged: it is another one; for a local file that is known only at the end of the block, when it was read.
     """
     if is_s3(file.uri):
         try:
@@ -61,7 +61,7 @@ def reading(file: InputFile) -> Iterator[BinaryIO]:
 
 
 def check_unchanged(file: InputFile) -> None:
-    """Raise InputChanged if an input file is not the one that the run took stock of; local files are hashed at need."""
+    """Raise InputChanged if an input file is not the one that the run took stock of; hash a local one if in doubt."""
     if is_s3(file.uri):
         stored = s3().stat(file.uri)
         found = etag_version(stored) if stored else "no object"
@@ -84,7 +84,7 @@ def changed(file: InputFile, found: str) -> InputChanged:
 
 
 def stamp_of(stat: os.stat_result) -> str:
-    """Return what changes when a file is written or replaced, even where size and modification time are kept."""
+    """Return a text that changes when a file is written or replaced, even if size and modification time are kept."""
     return f"{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_ino}"
 
 

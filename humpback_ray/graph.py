@@ -20,7 +20,7 @@ from humpback_ray.corpus.again import CUT_AGAIN
 from humpback_ray.curate.scorers import Chained
 from humpback_ray.evaluate import answers
 from humpback_ray.inputs.promptfiles import PROMPT
-from humpback_ray.needed import declared, refuse_missing
+from humpback_ray.libraries import declared, refuse_missing
 from humpback_ray.packages import Package
 from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
 from humpback_ray.records import CANARY, CANDIDATE, PAIR, RESPONSE, REWRITE, SCORE, SEGMENT, TOKENS

@@ -1,14 +1,14 @@
-"""Where work runs: replicas, CPUs, GPUs, workers. Never hashed; the only module that spells actors and GPUs."""
+"""Where work runs: replicas, CPUs, GPUs, workers, as settings and as Ray's arguments. Never hashed."""
 
 import random
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
+from humpback_ray.needs import Need
 from humpback_ray.packages import FLASH, WANDB, Package
 
 
@@ -41,58 +41,8 @@ class Resources:
 
     @property
     def gpu_memory_share(self) -> float:
-        """Of each of its GPUs' memory, what an engine may take; of a part of a GPU, that part's."""
+        """Share of each of its GPUs' memory that an engine may take; of a part of a GPU, that part's share."""
         return self.memory_share * min(1, self.gpus)
-
-
-@dataclass(frozen=True)
-class Need:
-    """What every one of some workers must find on one node."""
-
-    workers: int
-    """How many are needed at least."""
-    resources: dict[str, float]
-    """By Ray's names: CPU, GPU, memory in bytes, accelerator_type:H100."""
-    labels: dict[str, str] = field(default_factory=dict)
-
-    def words(self) -> str:
-        """Name what one worker needs: "1 CPU and 2 GPUs (H100), market-type=spot"."""
-        kinds = [name.partition(":")[2] for name in self.resources if ":" in name]
-        found = amounts(self.resources) + (f" ({', '.join(kinds)})" if kinds else "")
-        return ", ".join([found, *(f"{name}={value}" for name, value in self.labels.items())])
-
-    def fits(self, resources: Mapping[str, float], labels: Mapping[str, str]) -> bool:
-        """Tell whether a node with these resources and labels has room for one worker."""
-        enough = all(resources.get(name, 0.0) >= amount - 1e-9 for name, amount in self.resources.items())
-        return enough and all(_selects(wanted, labels.get(name)) for name, wanted in self.labels.items())
-
-
-def amounts(resources: Mapping[str, float]) -> str:
-    """Write CPUs, GPUs and memory as people say them: "1 CPU and 0.5 GPUs"."""
-    said = []
-    for name in ("CPU", "GPU"):
-        if amount := resources.get(name, 0.0):
-            said.append(f"{amount:g} {name}{'' if amount == 1 else 's'}")
-    if memory := resources.get("memory", 0.0):
-        said.append(f"{memory / 1e9:.1f} GB of memory")
-    return " and ".join(said) or "no CPU"
-
-
-def _selects(wanted: str, found: str | None) -> bool:
-    """Tell whether a label's value is what a selector asks for: `spot`, `!spot`, `in(a, b)`, `!in(a, b)`."""
-    plain = wanted.removeprefix("!")
-    inside = re.fullmatch(r"in\((.*)\)", plain)
-    values = [value.strip() for value in inside[1].split(",")] if inside else [plain]
-    return (found in values) != wanted.startswith("!")
-
-
-def _given(resources: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: amount for name, amount in resources.items() if amount}
-
-
-def _typed(accelerator_type: str | None) -> dict[str, float]:
-    """Return the resource by which Ray finds nodes with a type of GPU."""
-    return {f"accelerator_type:{accelerator_type}": 0.001} if accelerator_type else {}
 
 
 GiveUpAfter = Annotated[float, Field(gt=0)]
@@ -125,7 +75,7 @@ class PoolPlacement(Config):
     a part over gpus_per_replica / pipeline_parallel GPUs (tensor parallelism)."""
 
     memory_share: float = Field(default=0.9, gt=0, le=1)
-    """Of the memory of its GPUs, or of its part of a GPU, what vLLM takes for weights, keys and values."""
+    """Share of the memory of its GPUs, or of its part of a GPU, that vLLM takes for weights, keys and values."""
 
     cache_bytes: int | None = Field(default=None, gt=0)
     """Memory for keys and values of one vLLM replica, per GPU; None: what `memory_share` leaves, on a CPU 2 GiB. Must
@@ -142,7 +92,7 @@ class PoolPlacement(Config):
     """Ray's name of the GPU to ask for, such as "H100"; None: any."""
 
     labels: Labels = Field(default_factory=dict)
-    """Of the nodes that actors may run on, to choose spot or on-demand, or a zone; {}: any node."""
+    """Labels of the nodes that actors may run on, to choose spot or on-demand, or a zone; {}: any node."""
 
     batch_rows: int = Field(default=128, ge=1)
     """Requests that the transformers engine has in work at once."""
@@ -224,8 +174,8 @@ class PoolPlacement(Config):
 
     def need(self) -> Need:
         """Return what the pool waits for before it can work."""
-        each = _given({"CPU": self.cpus_per_replica, "GPU": self.gpus_per_replica})
-        return Need(self.min_replicas, each | _typed(self.accelerator_type), self.labels)
+        each = {"CPU": self.cpus_per_replica, "GPU": self.gpus_per_replica}
+        return Need.of(self.min_replicas, each, self.labels, self.accelerator_type)
 
     @property
     def most_shards_held(self) -> int:
@@ -233,7 +183,7 @@ class PoolPlacement(Config):
         return self.most_replicas * (self.shards_in_flight + 1)
 
     def for_shards(self, count: int) -> "PoolPlacement":
-        """Return the placement of a pool that gets so many shards: no more actors than shards."""
+        """Return the placement of a pool that gets `count` shards: no more actors than shards."""
         least, most = min(self.min_replicas, count), min(self.most_replicas, count)
         return self.model_copy(update={"min_replicas": least, "max_replicas": most})
 
@@ -279,7 +229,7 @@ class TaskPlacement(Config):
     memory_bytes: int | None = Field(default=None, gt=0)
     """Memory to reserve for the task; None: none reserved."""
     labels: Labels = Field(default_factory=dict)
-    """Of the nodes that the task may run on."""
+    """Labels of the nodes that the task may run on."""
 
     give_up_waiting_minutes: GiveUpAfter | None = None
     """The stage fails if the task could not start for this long: no such node came, or all are
@@ -287,7 +237,7 @@ class TaskPlacement(Config):
 
     def need(self) -> Need:
         """Return what the task waits for before it can start."""
-        return Need(1, _given({"CPU": self.cpus, "memory": self.memory_bytes}), self.labels)
+        return Need.of(1, {"CPU": self.cpus, "memory": self.memory_bytes}, self.labels, None)
 
     def needs(self) -> dict[str, float]:
         """Return what must be there at once."""
@@ -300,7 +250,7 @@ class TaskPlacement(Config):
     def remote_arguments(self) -> dict[str, Any]:
         """Return the options of the Ray task.
 
-        Ray retries nothing: what its memory monitor kills it would retry for ever. `Stage.once` tries again.
+        Ray retries nothing: what its memory monitor kills it would retry forever. `Stage.once` tries again.
         """
         return {
             "num_cpus": self.cpus, "memory": self.memory_bytes, "max_retries": 0, "label_selector": self.labels or None
@@ -324,8 +274,8 @@ class TrainPlacement(Config):
     gpus_per_worker: float = Field(default=0, ge=0)
     accelerator_type: str | None = None
     labels: Labels = Field(default_factory=dict)
-    """Of the nodes that workers may run on; a fixed number of workers is wanted at once, so that on-demand nodes suit a
-    long training."""
+    """Labels of the nodes that workers may run on; a fixed number of workers is wanted at once, so that on-demand nodes
+    suit a long training."""
 
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO: 1 shards optimizer state, 2 also gradients, 3 also parameters."""
@@ -361,7 +311,7 @@ class TrainPlacement(Config):
     """Worker failures after which Ray Train gives up; it restarts from the last checkpoint until then."""
 
     max_preemption_failures: int | None = Field(default=None, ge=0)
-    """Of failures on nodes that Ray was told to drain, which count apart; None: any number."""
+    """Failures allowed on nodes that Ray was told to drain, which count apart; None: any number."""
 
     give_up_waiting_minutes: GiveUpAfter | None = None
     """The stage fails if its workers are not up for this long: no such node came, all are busy, or a
@@ -422,8 +372,8 @@ class TrainPlacement(Config):
 
     def need(self) -> Need:
         """Return what the training waits for before it can work."""
-        each = _given({"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker})
-        return Need(self.least_and_most[0], each | _typed(self.accelerator_type), self.labels)
+        each = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        return Need.of(self.least_and_most[0], each, self.labels, self.accelerator_type)
 
     @property
     def most_workers(self) -> int:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,21 +20,20 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from humpback_ray import pipeline, storage
-from humpback_ray.config import Config, ConfigError, load
+from humpback_ray.config import ConfigError, load
 from humpback_ray.graph import Graph
 from humpback_ray.miniature.truth import judge
 from humpback_ray.operate.limits import LimitReached, Limits
 from humpback_ray.operate.pilot import as_pilot
-from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
 from humpback_ray.report import canary_sentences, failure_sentences, judged_sentences, register, write_report
 from humpback_ray.run import Run
 from humpback_ray.runconfig import RunConfig
-from humpback_ray.stages import warm
 from humpback_ray.stages.lease import LeaseHeld, LeaseLost
 from humpback_ray.stages.ledger import Manifest
 from humpback_ray.stages.stage import StageFailed
 from jobs.cluster import check_gcs, one_line, stop_own_job
 from jobs.ending import Ending
+from jobs.local import start_local_ray
 from jobs.printable import printable
 
 console = Console(width=None if sys.stdout.isatty() else 160)
@@ -242,88 +240,6 @@ def join(address: str) -> None:
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         causes = [cause for cause in (error.__cause__, error) if cause is not None]
         raise ConfigError(f"Ray at {address} (RAY_ADDRESS) cannot be joined: {one_line(causes[0])}") from error
-
-
-LOCAL_RAY = {
-    **warm.VARIABLES,
-    "RAY_worker_niceness": "0",  # Ray's 15 leaves a run a thirtieth of a core beside anything else that wants it
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a machine is not preempted under its own driver
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how long the end of a training may go unnoticed
-}
-"""Environment of a Ray that a job starts on its own machine."""
-
-
-def start_local_ray(config: RunConfig, trains: bool = True) -> None:
-    """Start Ray on this machine, and processes that wait for a pool and, where the job trains, for a training.
-
-    Raises:
-        ConfigError: this machine has less than a placement asks for; work would wait for ever.
-    """
-    import ray
-
-    check_directories()
-    for name, value in LOCAL_RAY.items():
-        os.environ.setdefault(name, value)
-    cpus = max(os.cpu_count() or 1, 2)  # the demo asks for two; on one core they take turns
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    check_local(config, {"CPU": cpus, "GPU": ray.cluster_resources().get("GPU", 0)})
-    warm.keep(actors=1, training_workers=config.train.placement.least_and_most[0] if trains else 0)
-
-
-SOCKET_BYTES = 107
-"""The longest path of a Unix socket."""
-
-
-def check_directories() -> None:
-    """Refuse a temporary or home directory with which Ray cannot start on this machine.
-
-    Raises:
-        ConfigError: it cannot be written to, or its path is too long for Ray's sockets.
-    """
-    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "TMPDIR")
-    room, home = os.environ.get(name) or "/tmp", os.path.expanduser("~")
-    for variable, directory in ((name, room), ("HOME", home if os.path.isdir(home) else room)):
-        try:
-            with tempfile.TemporaryFile(dir=directory):
-                pass
-        except OSError as error:
-            raise ConfigError(
-                f"{directory} ({variable}) cannot be written to: {error.strerror}; set {variable} to one that can"
-            ) from error
-    longest = SOCKET_BYTES - len(f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
-    if len(os.fsencode(room)) > longest:
-        raise ConfigError(
-            f"{room} ({name}) is {len(os.fsencode(room))} bytes long; Ray's sockets in it must have paths of at most "
-            f"{SOCKET_BYTES} bytes, so {longest} are left for it: set RAY_TMPDIR to a shorter one"
-        )
-
-
-def check_local(config: RunConfig, have: Mapping[str, float]) -> None:
-    """Refuse a placement that this machine alone cannot fulfil; work would wait for ever.
-
-    Raises:
-        ConfigError: it asks for more CPUs or GPUs than there are, or for labels.
-    """
-    for field, placement in placements(config):
-        needs = placement.needs()
-        for name in [name for name, count in needs.items() if count > have[name]]:
-            raise ConfigError(f"{field} asks for {needs[name]:g} {name}s at once, this machine has {have[name]:g}")
-        if placement.labels:
-            labels = ", ".join(f"{name}={value}" for name, value in placement.labels.items())
-            raise ConfigError(
-                f"{field}.labels asks for nodes with {labels}, and a Ray started on this machine has no labels; submit "
-                "to a cluster that has such nodes, or leave them out"
-            )
-
-
-def placements(section: Config, path: str = "") -> Iterator[tuple[str, PoolPlacement | TaskPlacement | TrainPlacement]]:
-    """Yield every placement of a configuration with its key."""
-    for name in type(section).model_fields:
-        value, key = getattr(section, name), f"{path}.{name}".lstrip(".")
-        if isinstance(value, PoolPlacement | TaskPlacement | TrainPlacement):
-            yield key, value
-        elif isinstance(value, Config):
-            yield from placements(value, key)
 
 
 def logs() -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from humpback_ray import storage
-from jobs import console
+from humpback_ray.storage import connection
+from jobs.local import LOCAL_RAY
 from tests import weed
 from tests.faults.proxy import FaultProxy
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 # Every Ray of the tests is started as jobs start theirs, but that nodes of the tests may be drained.
-for name in console.LOCAL_RAY.keys() - {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"}:
-    os.environ.setdefault(name, console.LOCAL_RAY[name])
+for name in LOCAL_RAY.keys() - {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"}:
+    os.environ.setdefault(name, LOCAL_RAY[name])
 
 HEAD = {"num_cpus": 2, "include_dashboard": False}
 
@@ -120,6 +120,6 @@ def storage_at(endpoint: str) -> Iterator[None]:
     """Let storage, in this process and in those it starts, talk to another S3 endpoint."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", endpoint)
-        storage._s3_of.cache_clear()
+        connection.client_of.cache_clear()
         yield
-    storage._s3_of.cache_clear()
+    connection.client_of.cache_clear()

@@ -12,10 +12,11 @@ REPOSITORY = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "deepspeed", "vllm", "ray"}
 
 ROOMS = (
-    ("records",), ("packages",), ("config",), ("text",), ("storage",), ("hub", "rates", "placement"), ("inputs",),
+    ("records", "needs"), ("packages",), ("config",), ("text",), ("storage",), ("hub", "rates", "placement"),
+    ("inputs",),
     ("stages",), ("prompts",), ("engines",),
     ("sample", "seed", "corpus", "augment", "rewrite", "curate", "train", "evaluate"),
-    ("needed", "runconfig"), ("graph",), ("report", "run"), ("step",), ("pipeline", "operate"), ("miniature",),
+    ("libraries", "runconfig"), ("graph",), ("report", "run"), ("step",), ("pipeline", "operate"), ("miniature",),
 )  # fmt: skip
 """The packages and modules of the top, from the lowest on: each imports what is below it. Those that stand together do
 not import each other."""

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from humpback_ray import storage
-from humpback_ray.placement import Need, amounts
+from humpback_ray.needs import Need, amounts
 from humpback_ray.stages.background import repeat
 from humpback_ray.stages.progress import duration
 

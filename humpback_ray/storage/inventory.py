@@ -2,8 +2,8 @@
 
 A file is identified by its name relative to the pattern's fixed part, its size, and its S3 etag or content hash; so
 new and changed files are seen and a moved folder is not. Local hashes are remembered by path, size and what the file
-system says of the file (`storage.InputFile.stamp`), which keeps a resumed run from reading terabytes again; forgetting
-them only costs time. Whoever reads a file later checks that it is still the one that was hashed (`storage.reading`).
+system says of the file (`InputFile.stamp`), which keeps a resumed run from reading terabytes again; forgetting
+them only costs time. Whoever reads a file later checks that it is still the one that was hashed (`versions.reading`).
 """
 
 import contextlib
@@ -14,9 +14,12 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from humpback_ray import storage
 from humpback_ray.config import ConfigError, fingerprint
-from humpback_ray.storage import InputFile
+from humpback_ray.storage.errors import Damaged
+from humpback_ray.storage.files import read_json, sha256_of, write_bytes
+from humpback_ray.storage.globs import find
+from humpback_ray.storage.uri import is_s3
+from humpback_ray.storage.versions import InputFile
 
 logger = logging.getLogger(__name__)
 
@@ -53,21 +56,21 @@ class Hashes:
         self.uri, self._changed, self._saved = uri, False, time.monotonic()
         self._hashed = self._said = 0
         try:
-            known = storage.read_json(uri)
-        except (FileNotFoundError, storage.Damaged):
+            known = read_json(uri)
+        except (FileNotFoundError, Damaged):
             known = None
         self._known: dict[str, list[object]] = known if isinstance(known, dict) else {}
 
     def of(self, file: InputFile) -> InputFile:
         """Return a file with what identifies its content: its etag on S3, `sha256:...` of a local one."""
-        if storage.is_s3(file.uri):
+        if is_s3(file.uri):
             return file
         known = self._known.get(file.uri)
         if isinstance(known, list) and len(known) == 3 and known[:2] == [file.bytes, file.stamp]:
             version = str(known[2])
             if _VERSION.fullmatch(version):
                 return replace(file, version=version)
-        hashed = replace(file, version=f"sha256:{storage.sha256_of(file.uri)}")
+        hashed = replace(file, version=f"sha256:{sha256_of(file.uri)}")
         self._known[file.uri] = [file.bytes, file.stamp, hashed.version]
         self._changed = True
         self._tell(file)
@@ -85,7 +88,7 @@ class Hashes:
     def save(self) -> None:
         """Write down what was learned."""
         if self._changed:
-            storage.write_bytes(self.uri, json.dumps(self._known).encode())
+            write_bytes(self.uri, json.dumps(self._known).encode())
             self._changed, self._saved = False, time.monotonic()
 
 
@@ -97,7 +100,7 @@ def resolve(field: str, patterns: Sequence[str], hashes: Hashes) -> Inventory:
     """
     found: dict[str, InputFile] = {}
     for pattern in patterns:
-        matches = storage.find(pattern)
+        matches = find(pattern)
         if not matches:
             raise ConfigError(f"{field}: no file matches {pattern}")
         found.update({match.uri: match for match in matches})
@@ -124,7 +127,7 @@ def resolve_model(field: str, uri: str, hashes: Hashes) -> Inventory:
     Raises:
         ConfigError: it is no model directory: no config.json, or no safetensors weights.
     """
-    files = [file for file in storage.find(uri) if file.name.endswith(MODEL_FILES)]
+    files = [file for file in find(uri) if file.name.endswith(MODEL_FILES)]
     names = {file.name for file in files}
     if "config.json" not in names:
         raise ConfigError(f"{field}: {uri} is no model directory (it has no config.json)")
@@ -146,7 +149,7 @@ def refuse_untemplated(setting: str, field: str, model: Inventory | None) -> Non
     """
     files = {file.name: file.uri for file in model.files} if model else {}
     config = files.get("tokenizer_config.json")
-    if "chat_template.jinja" in files or (config and storage.read_json(config).get("chat_template")):
+    if "chat_template.jinja" in files or (config and read_json(config).get("chat_template")):
         return
     where = f"the model in {files['config.json'].removesuffix('config.json')}" if files else "the sample's base model"
     raise ConfigError(

@@ -38,7 +38,7 @@ from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.train import fit, loop
 from humpback_ray.train.job import TrainJob
 from humpback_ray.train.recipe import TrainRecipe
-from jobs import console
+from jobs.local import start_local_ray
 from tests.benchmarks.inference import DEMO, line
 from tests.engines.tiny import save_model
 from tests.stages.test_stage import make_source
@@ -141,7 +141,7 @@ def measure(folder: Path, keep: bool, pause_s: float) -> dict[str, list[Times]]:
     tokens = str(folder / "tokens.parquet")
     pq.write_table(tokens_of(rows(30), AutoTokenizer.from_pretrained(model)), tokens)
     began = time.time()
-    console.start_local_ray(load(RunConfig, DEMO, []))
+    start_local_ray(load(RunConfig, DEMO, []))
     init = {"whole": time.time() - began}
     if not keep:
         warm.drop()

@@ -9,10 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from humpback_ray.config import ConfigError, load
-from humpback_ray.runconfig import RunConfig
-from jobs.console import check_directories, check_local
-
 REPOSITORY = Path(__file__).parents[2]
 DEMO = str(REPOSITORY / "configs/demo.yaml")
 
@@ -111,49 +107,6 @@ def test_an_unusable_configuration_is_one_line_and_exit_code_2(
     assert code == 2, out
     assert out.startswith(said)
     assert "\n" not in out
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("augment.placement.min_replicas=9", r"augment.placement asks for 18 CPUs at once, this machine has 4"),
-        ("curate.placement.gpus_per_replica=0.5", r"curate.placement asks for 0.5 GPUs at once, this machine has 0"),
-        (
-            "train.placement.labels={ray.io/market-type: spot}",
-            r"train.placement.labels asks .* ray.io/market-type=spot",
-        ),
-    ],
-)
-def test_what_this_machine_alone_can_never_give_is_refused(override: str, said: str) -> None:
-    have = {"CPU": 4.0, "GPU": 0.0}
-    check_local(load(RunConfig, DEMO, ["augment.placement.max_replicas=100"]), have)
-    with pytest.raises(ConfigError, match=said):
-        check_local(load(RunConfig, DEMO, [override]), have)
-
-
-@pytest.mark.parametrize(
-    ("variables", "said"),
-    [
-        ({"TMPDIR": "/nonexistent"}, r"/nonexistent \(TMPDIR\) cannot be written to: No such file"),
-        ({"RAY_TMPDIR": "/proc"}, r"/proc \(RAY_TMPDIR\) cannot be written to"),
-        (
-            {"TMPDIR": "{long}"},
-            r"a{60} \(TMPDIR\) is \d+ bytes long; Ray's .* at most 107 bytes, so \d\d are left",
-        ),
-        ({"HOME": "/proc"}, r"/proc \(HOME\) cannot be written to"),
-    ],
-)
-def test_directories_with_which_ray_cannot_start_are_refused(
-    variables: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    long = tmp_path / ("a" * 60)
-    long.mkdir()
-    for name in ("RAY_TMPDIR", "TMPDIR"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value.format(long=long))
-    with pytest.raises(ConfigError, match=said):
-        check_directories()
 
 
 def test_verify_of_nothing_exits_1(tmp_path: Path) -> None:

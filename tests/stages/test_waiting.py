@@ -14,8 +14,9 @@ import pyarrow as pa
 import pytest
 
 from humpback_ray import storage
+from humpback_ray.needs import Need
 from humpback_ray.operate.status import Unfinished
-from humpback_ray.placement import Need, PoolPlacement, Resources, TaskPlacement
+from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.records import PAIR
 from humpback_ray.stages import progress, waiting
 from humpback_ray.stages.ledger import Manifest, StageFailed
@@ -204,16 +205,3 @@ def test_offers_are_named_by_kind_with_what_is_free() -> None:
         "1 node with 2 CPUs, 2 CPUs free"
     )
     assert offer_words([], {}) == "the cluster has no node"
-
-
-@pytest.mark.parametrize(
-    ("selector", "label", "fits"),
-    [
-        ("spot", "spot", True), ("spot", None, False), ("!spot", "spot", False), ("!spot", None, True),
-        ("in(a, b)", "b", True), ("in(a, b)", "c", False), ("!in(a,b)", "b", False), ("!in(a,b)", "c", True),
-    ],
-)  # fmt: skip
-def test_a_need_fits_nodes_by_their_labels(selector: str, label: str | None, fits: bool) -> None:
-    need = Need(1, {"CPU": 1}, {"kind": selector})
-    assert need.fits({"CPU": 1.0}, {"kind": label} if label else {}) is fits
-    assert not need.fits({"CPU": 0.5}, {"kind": label} if label else {})

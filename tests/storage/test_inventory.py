@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from humpback_ray import storage
 from humpback_ray.config import ConfigError
 from humpback_ray.storage import inventory
 from humpback_ray.storage.inventory import Hashes, resolve, resolve_model
@@ -50,8 +49,8 @@ def test_a_file_that_two_patterns_name_is_read_once(folder: Path) -> None:
 def test_an_unchanged_file_is_not_hashed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = digest(folder, "web")
     read = []
-    original = storage.sha256_of
-    monkeypatch.setattr(storage, "sha256_of", lambda uri: read.append(Path(uri).name) or original(uri))
+    original = inventory.sha256_of
+    monkeypatch.setattr(inventory, "sha256_of", lambda uri: read.append(Path(uri).name) or original(uri))
     assert digest(folder, "web") == before
     assert read == []
     os.utime(folder / "web/a.jsonl", ns=(1, 1))
@@ -112,15 +111,14 @@ def test_a_memory_of_hashes_with_a_damaged_entry_is_not_believed(folder: Path) -
 
 KILLED = """
 import os, sys
-from humpback_ray import storage
 from humpback_ray.storage import inventory
-hash_it, hashed = storage.sha256_of, []
+hash_it, hashed = inventory.sha256_of, []
 def dies_in_the_third(uri):
     if len(hashed) == 2:
         os.kill(os.getpid(), 9)
     hashed.append(uri)
     return hash_it(uri)
-storage.sha256_of, inventory.SAVE_EVERY_S = dies_in_the_third, 0
+inventory.sha256_of, inventory.SAVE_EVERY_S = dies_in_the_third, 0
 inventory.resolve("inputs", [sys.argv[1]], inventory.Hashes(sys.argv[2]))
 """
 
@@ -133,8 +131,8 @@ def test_hashing_that_is_killed_goes_on_where_it_was(folder: Path, monkeypatch: 
     command = [sys.executable, "-c", KILLED, str(folder / "web"), memory]
     ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": repository}, check=False)
     assert ended.returncode == -9
-    seen, hash_it = [], storage.sha256_of
-    monkeypatch.setattr(storage, "sha256_of", lambda uri: seen.append(uri) or hash_it(uri))
+    seen, hash_it = [], inventory.sha256_of
+    monkeypatch.setattr(inventory, "sha256_of", lambda uri: seen.append(uri) or hash_it(uri))
     assert len(resolve("inputs", [str(folder / "web")], Hashes(memory)).files) == 4
     assert seen == [str(folder / f"web/{name}.jsonl") for name in ("c", "deep/b")]
 
@@ -158,7 +156,7 @@ def test_hashing_says_how_far_it_is_and_a_full_disk_hides_no_error(
     hashes = Hashes(str(folder / "hashes.json"))
     hashes._changed = True
     (folder / "web/a.jsonl").write_text("123")
-    monkeypatch.setattr(storage, "sha256_of", gone)
-    monkeypatch.setattr(storage, "write_bytes", full)
+    monkeypatch.setattr(inventory, "sha256_of", gone)
+    monkeypatch.setattr(inventory, "write_bytes", full)
     with pytest.raises(PermissionError):
         resolve("inputs", [str(folder / "web")], hashes)

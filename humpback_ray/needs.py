@@ -1,0 +1,57 @@
+"""What work must find on a node before it can run there, in Ray's names, and how to say it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Need:
+    """What every one of some workers must find on one node."""
+
+    workers: int
+    """Number of workers without which the work cannot begin."""
+    resources: dict[str, float]
+    """What each asks for, by Ray's names: CPU, GPU, memory in bytes, accelerator_type:H100."""
+    labels: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, workers: int, asked: Mapping[str, float | None], labels: dict[str, str], accelerator_type: str | None
+    ) -> Self:
+        """Return the need of workers that each ask for some resources (0 or None: not for this one) and a GPU type."""
+        resources = {name: amount for name, amount in asked.items() if amount}
+        if accelerator_type:
+            resources[f"accelerator_type:{accelerator_type}"] = 0.001  # every node with such GPUs has 1 of it
+        return cls(workers, resources, labels)
+
+    def words(self) -> str:
+        """Name what one worker needs: "1 CPU and 2 GPUs (H100), market-type=spot"."""
+        kinds = [name.partition(":")[2] for name in self.resources if ":" in name]
+        found = amounts(self.resources) + (f" ({', '.join(kinds)})" if kinds else "")
+        return ", ".join([found, *(f"{name}={value}" for name, value in self.labels.items())])
+
+    def fits(self, resources: Mapping[str, float], labels: Mapping[str, str]) -> bool:
+        """Tell whether a node with these resources and labels has room for one worker."""
+        enough = all(resources.get(name, 0.0) >= amount - 1e-9 for name, amount in self.resources.items())
+        return enough and all(_selects(wanted, labels.get(name)) for name, wanted in self.labels.items())
+
+
+def amounts(resources: Mapping[str, float]) -> str:
+    """Write CPUs, GPUs and memory as people say them: "1 CPU and 0.5 GPUs"."""
+    said = []
+    for name in ("CPU", "GPU"):
+        if amount := resources.get(name, 0.0):
+            said.append(f"{amount:g} {name}{'' if amount == 1 else 's'}")
+    if memory := resources.get("memory", 0.0):
+        said.append(f"{memory / 1e9:.1f} GB of memory")
+    return " and ".join(said) or "no CPU"
+
+
+def _selects(wanted: str, found: str | None) -> bool:
+    """Tell whether a label's value is what a selector asks for: `spot`, `!spot`, `in(a, b)`, `!in(a, b)`."""
+    plain = wanted.removeprefix("!")
+    inside = re.fullmatch(r"in\((.*)\)", plain)
+    values = [value.strip() for value in inside[1].split(",")] if inside else [plain]
+    return (found in values) != wanted.startswith("!")

@@ -1,0 +1,148 @@
+"""Copies on this node of what lies on S3: fetched once for all processes of a user, and forgotten when unused.
+
+A copy is named after the versions of its files, so it never gets stale. Its directory belongs to this user alone, since
+what lies there is loaded as weights.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from stat import S_ISDIR, filemode
+
+from humpback_ray.storage.connection import s3
+from humpback_ray.storage.errors import Damaged, StorageError
+from humpback_ray.storage.files import sha256_of
+from humpback_ray.storage.listings import stored_under
+from humpback_ray.storage.uri import is_s3
+from humpback_ray.storage.versions import Directory, InputFile, changed, check_unchanged, etag_version
+
+
+def local_directory(wanted: str | Directory, without: tuple[str, ...] = ()) -> Path:
+    """Return a local directory with the files of a directory: itself, or a copy fetched once per node.
+
+    Processes of one node that ask at once wait for the first to fetch.
+
+    Args:
+        wanted: local or s3://; from a `Directory` only the files it names, each in its version.
+        without: suffixes of the names of files that are not needed.
+
+    Raises:
+        InputChanged, Damaged: a file is not in its version.
+    """
+    directory = Directory(wanted) if isinstance(wanted, str) else wanted
+    expected = [file for file in directory.files if not file.name.endswith(without)]
+    if not is_s3(directory.uri):
+        for file in expected:
+            check_unchanged(file)
+        return Path(directory.uri)
+    if not directory.files:
+        stored_files = sorted(stored_under(directory.uri), key=lambda pair: pair[0])
+        expected = [
+            InputFile(stored.uri, name, stored.bytes, etag_version(stored))
+            for name, stored in stored_files
+            if not name.endswith(without)
+        ]
+
+    def fetch(target: Path) -> None:
+        for file in expected:
+            path = target / file.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _fetch_version(file, path)
+
+    names = (f"{file.name} {file.bytes} {file.version}" for file in expected)
+    return _copied("\n".join([directory.uri, *names]), fetch)
+
+
+def _fetch_version(file: InputFile, path: Path) -> None:
+    """Download an object in the version that its etag or its hash names."""
+    kind, _, value = file.version.partition(":")
+    stored = s3().stat(file.uri)
+    if stored is None:
+        raise FileNotFoundError(errno.ENOENT, "there is no such object", file.uri)
+    if kind == "etag" and etag_version(stored) != file.version:
+        raise changed(file, etag_version(stored))
+    try:
+        s3().download(stored, path)
+    except FileExistsError as error:
+        raise changed(file, "another etag") from error
+    if kind == "sha256" and (found := sha256_of(str(path))) != value:
+        raise Damaged(errno.EIO, f"{file.uri} has the SHA-256 {found}, recorded is {value}; see `jobs.verify`")
+
+
+def local_file(uri: str) -> Path:
+    """Return a local path with a file's content: itself, or a copy fetched once per node, until `forget_local_file`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    stored = s3().stat(uri) if is_s3(uri) else None
+    if stored is None and not os.path.isfile(uri):
+        raise FileNotFoundError(errno.ENOENT, "no such file", uri)
+    if stored is None:
+        return Path(uri)
+    return _copied(f"{uri} {stored.bytes} {stored.etag}", lambda path: s3().download(stored, path / "file")) / "file"
+
+
+def forget_local_file(uri: str, path: Path) -> None:
+    """Delete what `local_file` returned if it is a copy, for all processes of this node."""
+    if is_s3(uri):
+        shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _copied(content: str, fetch: Callable[[Path], None]) -> Path:
+    """Return the directory of this node that `fetch` fills with the named content, unless somebody has done so."""
+    cache = _cache()
+    target = cache / hashlib.sha256(content.encode()).hexdigest()[:32]
+    with _file_lock(target.with_suffix(".lock")):
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=cache) as partial:
+                fetch(Path(partial))
+                os.rename(partial, target)
+        _refuse_others(target)
+        os.utime(target)  # `forget_old_copies` counts from here
+    return target
+
+
+def _cache() -> Path:
+    """Return the directory of this node's copies: this user's alone, since what lies there is loaded as weights."""
+    cache = Path(tempfile.gettempdir()) / f"humpback-ray-{os.getuid()}"
+    cache.mkdir(mode=0o700, exist_ok=True)
+    _refuse_others(cache)
+    return cache
+
+
+def _refuse_others(directory: Path) -> None:
+    """Raise if a directory of copies is another user's, or a link, or others may write into it."""
+    stat = directory.lstat()
+    if not S_ISDIR(stat.st_mode) or stat.st_uid != os.getuid() or stat.st_mode & 0o022:
+        raise StorageError(
+            errno.EPERM,
+            f"{directory} should be a directory that user {os.getuid()} alone can write to, but it is "
+            f"{filemode(stat.st_mode)} of user {stat.st_uid}; delete it, or set TMPDIR to another directory",
+        )
+
+
+def forget_old_copies(unused_s: float) -> list[str]:
+    """Delete this node's copies that nobody has asked for in `unused_s` seconds; return their paths."""
+    gone, now = [], time.time()
+    for target in [path for path in _cache().iterdir() if path.is_dir() and not path.is_symlink()]:
+        with _file_lock(target.with_suffix(".lock")):
+            if target.exists() and now - target.stat().st_mtime > unused_s:
+                shutil.rmtree(target, ignore_errors=True)
+                gone.append(str(target))
+    return gone
+
+
+@contextlib.contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
+    import fcntl
+
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

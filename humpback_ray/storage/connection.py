@@ -1,0 +1,47 @@
+"""This process's client of S3: made at the first use of an s3:// URI, with its patience and the count of its requests.
+
+The only mutable state of the room. A process that was forked makes a client of its own. A run on local paths never
+comes here, and so never imports botocore.
+"""
+
+import functools
+import os
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from humpback_ray.storage.s3 import S3
+
+_requests: Counter[str] = Counter()
+_lock = threading.RLock()
+
+
+def s3() -> "S3":
+    """Return the client of this process."""
+    with _lock:
+        return client_of(os.getpid())
+
+
+@functools.cache
+def client_of(_pid: int) -> "S3":
+    """Make the client of a process; tests that change the endpoint clear the cache."""
+    from humpback_ray.storage.s3 import S3
+
+    return S3(_count)
+
+
+def _count(operation: str) -> None:
+    with _lock:
+        _requests[operation] += 1
+
+
+def requests() -> Counter[str]:
+    """Return how many requests this process has sent to S3 so far, by operation (PutObject); each try counts."""
+    with _lock:
+        return _requests.copy()
+
+
+def be_patient(seconds: float) -> None:
+    """Make this process retry every S3 request for at least `seconds` while it fails for a passing reason."""
+    s3().patience_s = seconds

@@ -29,8 +29,8 @@ from humpback_ray.run import Run, prescores_name
 from humpback_ray.sample.build import make_base, make_check, make_web, web_files
 from humpback_ray.sample.measure import measure
 from humpback_ray.seed import make_seed
-from humpback_ray.stages.ledger import Manifest
-from humpback_ray.stages.stage import Model
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.models import Model
 from humpback_ray.storage.inventory import Inventory, resolve
 from humpback_ray.train.data.tokens import make_tokens
 from humpback_ray.train.tune import fine_tune

@@ -3,7 +3,7 @@
     <root>/run.json                   the resolved recipes and inputs of the last submission that was not refused
     <root>/spent/<id>.json            see limits.py
     <root>/submissions/<id>.json      how each submission ran it: placements, versions, Ray's job id
-    <root>/<stage>/...                see ledger.py
+    <root>/<stage>/...                see stages/ledger.py
 
 `Run` resolves every input from outside before anything is started. What a later submission may change is the stages'
 business: each holds its own recipe.json and refuses another one, and since they run in order, none that is finished
@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 
 from humpback_ray import storage
 from humpback_ray.augment import AugmentConfig
-from humpback_ray.config import Config, ConfigError, difference
+from humpback_ray.config import Config, ConfigError, difference, short
 from humpback_ray.corpus.build import CorpusConfig
 from humpback_ray.curate.rounds import CurateConfig
 from humpback_ray.curate.scorers import Chained
@@ -40,8 +40,12 @@ from humpback_ray.rates import PlanConfig
 from humpback_ray.rewrite import RewriteConfig
 from humpback_ray.sample.build import SampleConfig
 from humpback_ray.seed import SeedConfig
-from humpback_ray.stages.ledger import Ledger, Manifest, StageFailed, check_types, read_as, versions
-from humpback_ray.stages.stage import Place, read_manifest, short
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.ledger import Ledger
+from humpback_ray.stages.manifest import Manifest, read_manifest
+from humpback_ray.stages.parsing import check_types, read_as
+from humpback_ray.stages.provenance import versions
+from humpback_ray.stages.stage import Place
 from humpback_ray.storage.inventory import Hashes, Inventory, refuse_untemplated, resolve, resolve_model
 from humpback_ray.train.tune import TrainConfig
 

@@ -28,8 +28,11 @@ from humpback_ray.records import SCORE
 from humpback_ray.report import findings_page
 from humpback_ray.run import Run, RunConfig, stage_names
 from humpback_ray.sample.measure import Measures, Rater, judged_candidates, known_of, measure
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Place, Stage, TableWriter
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from humpback_ray.records import NOT_PASSED_ON
 from humpback_ray.stages.enough import UNKNOWN_KEYS, frequent
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 
 Manifests = Mapping[str, Manifest]
 

@@ -17,7 +17,7 @@ from humpback_ray.report import figures, funnel, reading, summary
 from humpback_ray.report.canaries import canaries, canary_warnings
 from humpback_ray.report.truth import unable, warning
 from humpback_ray.sample.measure import measure
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 from humpback_ray.stages.progress import duration
 
 MOST_BYTES = 2_000_000

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from humpback_ray.records import NOT_PASSED_ON, record_id
 from humpback_ray.report.funnel import GRADES, Manifests, nearest, rounds
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 
 PAIRS_PER_SCORE = 4
 PROMPTS = 6

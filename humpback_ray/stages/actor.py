@@ -13,8 +13,7 @@ import os
 import sys
 import time
 import traceback
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -23,10 +22,14 @@ import pyarrow.compute as pc
 
 from humpback_ray import storage
 from humpback_ray.placement import PoolPlacement
-from humpback_ray.records import QUARANTINE, QUARANTINED
+from humpback_ray.records import QUARANTINE
+from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.drivers import Others
-from humpback_ray.stages.ledger import Attempt, Commit, Ledger, Shard, charged, is_quarantined, node
+from humpback_ray.stages.ledger import Attempt, Ledger, charged
 from humpback_ray.stages.processes import Dead, answer_when_ended
+from humpback_ray.stages.provenance import node
+from humpback_ray.stages.shards import Shard
+from humpback_ray.stages.tables import blank_row, check_same_ids, conform, is_quarantined
 from humpback_ray.storage import InputFile, check_unchanged, steps
 
 NODE_LOSS_S = 20
@@ -254,12 +257,6 @@ class LoneActor(ShardActor):
         return blank_row(self.schema, identity), known
 
 
-def blank_row(schema: pa.Schema, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a quarantined row: the given values, empty text elsewhere, no number, and the reason."""
-    blank = {field.name: "" if pa.types.is_string(field.type) else None for field in schema}
-    return {**blank, **identity, "drop_reason": QUARANTINED}
-
-
 def node_id() -> str:
     """Return Ray's id of this process's node."""
     import ray
@@ -280,19 +277,3 @@ def nodes_lost(before: set[str]) -> bool:
     while not (lost := before - alive_nodes()) and time.monotonic() < deadline:
         time.sleep(1)
     return bool(lost)
-
-
-def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Cast a table to a stage's schema; a missing or surplus column is an error that names it."""
-    missing, surplus = set(schema.names) - set(table.column_names), set(table.column_names) - set(schema.names)
-    if missing or surplus:
-        raise ValueError(f"worker returned columns that differ from the schema: {missing=} {surplus=}")
-    return table.select(schema.names).cast(schema)
-
-
-def check_same_ids(shard: str, loaded: pa.Table, made: pa.Table) -> None:
-    """Raise unless every id that went in came out exactly as often (P1)."""
-    went, came = Counter(loaded["id"].to_pylist()), Counter(made["id"].to_pylist())
-    if went != came:
-        lost, surplus = (went - came).total(), (came - went).total()
-        raise ValueError(f"shard {shard}: {lost} of {went.total()} ids lost and {surplus} made up by the worker")

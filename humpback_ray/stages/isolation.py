@@ -29,7 +29,10 @@ from humpback_ray import storage
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.stages import processes
 from humpback_ray.stages.actor import LoneActor, LostRow, Process, node_id
-from humpback_ray.stages.ledger import Attempt, Commit, Ledger, Shard, StageFailed, retried
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.ledger import Attempt, Ledger
+from humpback_ray.stages.shards import Shard, retried
 from humpback_ray.stages.watch import Pace
 
 logger = logging.getLogger(__name__)

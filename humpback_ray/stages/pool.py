@@ -28,10 +28,13 @@ from humpback_ray.placement import PoolPlacement
 from humpback_ray.stages import warm
 from humpback_ray.stages.actor import ShardActor, alive_nodes, nodes_lost
 from humpback_ray.stages.background import Complaints
+from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.drivers import STALE_S, Others, waiting_uri
+from humpback_ray.stages.errors import StageFailed
 from humpback_ray.stages.isolation import Isolation, LoneWorker, WorkerFailed, reason
-from humpback_ray.stages.ledger import Commit, Ledger, Shard, StageFailed, charged, last_words
+from humpback_ray.stages.ledger import Ledger, charged, last_words
 from humpback_ray.stages.progress import Progress
+from humpback_ray.stages.shards import Shard
 from humpback_ray.stages.waiting import Actors, Waiting
 from humpback_ray.stages.watch import Pace, Watch
 from humpback_ray.storage import steps

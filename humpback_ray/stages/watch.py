@@ -25,7 +25,8 @@ from humpback_ray import storage
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.stages import processes
 from humpback_ray.stages.background import repeat
-from humpback_ray.stages.ledger import Ledger, Shard
+from humpback_ray.stages.ledger import Ledger
+from humpback_ray.stages.shards import Shard
 
 logger = logging.getLogger(__name__)
 

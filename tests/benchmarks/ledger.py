@@ -38,8 +38,11 @@ from humpback_ray.operate.verify import verify_stage
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import CANDIDATE, SEGMENT
-from humpback_ray.stages.ledger import Ledger, Manifest, Shard
-from humpback_ray.stages.stage import Model, Place, Stage, plan_rows, read_manifest
+from humpback_ray.stages.ledger import Ledger
+from humpback_ray.stages.manifest import Manifest, read_manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.shards import Shard, plan_rows
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.stages.watch import Pace, Watch
 from tests.jobs.prepared import write_corpus, write_model
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from humpback_ray.records import PAIR, RESPONSE, SCORE
 from humpback_ray.report import failure_sentence, funnel, report, summary
 from humpback_ray.report.reading import pairs_to_read
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import TableWriter
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.outputs import TableWriter
 from tests.report.conftest import MadeRun
 
 Manifests = dict[str, Manifest]

@@ -13,19 +13,12 @@ from hypothesis import strategies as st
 from humpback_ray import storage
 from humpback_ray.operate.verify import Difference, verify_stage
 from humpback_ray.records import METRICS
+from humpback_ray.stages.commits import Commit, DataFile
 from humpback_ray.stages.lease import Lease
-from humpback_ray.stages.ledger import (
-    MOST_LOST_NODES,
-    Attempt,
-    Commit,
-    DataFile,
-    Ledger,
-    Manifest,
-    Shard,
-    charged,
-    write_table,
-)
+from humpback_ray.stages.ledger import MOST_LOST_NODES, Attempt, Ledger, charged, write_table
+from humpback_ray.stages.manifest import Manifest
 from humpback_ray.stages.pool import SHARDS_PER_BLOCK, SINGLE_BLOCKS, groups
+from humpback_ray.stages.shards import Shard
 from humpback_ray.stages.stage import Place, Stage
 
 

@@ -11,7 +11,9 @@ import pytest
 
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.records import PAIR
-from humpback_ray.stages.ledger import Ledger, Manifest, Shard
+from humpback_ray.stages.ledger import Ledger
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.shards import Shard
 from humpback_ray.stages.stage import Stage
 from humpback_ray.stages.watch import Pace, Watch
 from tests.jobs.heads import wait_for

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.placement import PoolPlacement
-from humpback_ray.stages.ledger import Ledger, Shard
+from humpback_ray.stages.ledger import Ledger
+from humpback_ray.stages.shards import Shard
 from humpback_ray.stages.watch import Flight, Flights, Pace, Watch
 from tests.conftest import Said
 from tests.jobs.heads import wait_for

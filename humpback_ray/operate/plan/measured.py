@@ -14,8 +14,7 @@ from typing import Any
 from humpback_ray import storage
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.run import RunConfig, latest_submission
-from humpback_ray.stages.ledger import Manifest
-from humpback_ray.stages.stage import read_manifest
+from humpback_ray.stages.manifest import Manifest, read_manifest
 
 WARM_UP_STEPS = 2
 

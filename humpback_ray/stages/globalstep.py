@@ -18,6 +18,7 @@ from humpback_ray.stages.errors import StageFailed
 from humpback_ray.stages.ledger import Attempt
 from humpback_ray.stages.progress import Progress
 from humpback_ray.stages.provenance import node
+from humpback_ray.stages.ray_internals import memory_bytes
 from humpback_ray.stages.waiting import Waiting, Workers
 
 logger = logging.getLogger(__name__)
@@ -122,9 +123,7 @@ class Started:
 
 def _in_attempt(step: Callable[..., Commit], attempt: Attempt, arguments: tuple[Any, ...]) -> Iterator[Any]:
     """Run a global step in a Ray worker, in an attempt that the driver has begun; yields where, and the commit."""
-    from ray._common.utils import get_system_memory
-
-    yield Started(node(), get_system_memory())
+    yield Started(node(), memory_bytes())
     yield step(attempt, *arguments)
 
 

@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
 
@@ -53,6 +53,27 @@ _WORD_FILE = re.compile(r"(?:\d{6,}(?:r\d+)?|all)/\d{4,}(?:\.error)?\.json")
 
 MOST_LOST_NODES = 20
 """Attempts at one shard within a submission after which lost nodes are no excuse any more."""
+
+
+class AttemptRecord(TypedDict):
+    """Who started an attempt, where and when; and how it failed, if somebody saw that."""
+
+    shard: str
+    attempt: int
+    submission: str
+    node: str
+    node_id: str
+    """Ray's id of the node; "" where the attempt is no actor's."""
+    pid: int
+    born: str
+    """When the process began, as `processes.born` says it."""
+    started: float
+    alone: bool
+    """No other shard was worked on by the process."""
+    nonce: str
+    error: NotRequired[str]
+    charged: NotRequired[bool]
+    """Whether the failure counts against the shard."""
 
 
 class Ledger:
@@ -119,11 +140,11 @@ class Ledger:
         """Return the files under attempts/, `<shard>/<number>.json` and `<shard>/<number>.error.json`."""
         return [name for name in storage.list_names(self.at("attempts")) if _WORD_FILE.fullmatch(name)]
 
-    def attempts(self, shard: str) -> list[dict[str, Any]]:
+    def attempts(self, shard: str) -> list[AttemptRecord]:
         """Return the attempts at a shard, oldest first, each with `error` and `charged` if somebody saw it fail."""
         directory = self.at("attempts", shard)
         names = [name for name in storage.list_names(directory) if _WORD_FILE.fullmatch(f"{shard}/{name}")]
-        found = []
+        found = list[AttemptRecord]()
         for name in (name for name in names if name.count(".") == 1):
             attempt = storage.read_json(storage.join(directory, name)) | {"attempt": int(name.partition(".")[0])}
             if name.replace(".json", ".error.json") in names:
@@ -134,7 +155,7 @@ class Ledger:
     def begin(
         self,
         shard: str,
-        refuse: Callable[[list[dict[str, Any]]], bool] | None = None,
+        refuse: Callable[[list[AttemptRecord]], bool] | None = None,
         node_id: str = "",
         alone: bool = False,
     ) -> "Attempt":
@@ -151,7 +172,7 @@ class Ledger:
         """
         number = 1
         while True:
-            start = {
+            start: AttemptRecord = {
                 "shard": shard, "attempt": number, "submission": self.submission, "node": node(), "node_id": node_id,
                 "pid": os.getpid(), "born": born(), "started": time.time(), "alone": alone,
                 "nonce": secrets.token_hex(4),
@@ -165,9 +186,9 @@ class Ledger:
                 raise ShardExhausted(f"shard {shard} was tried {len(past)} times; last: {last_words(past)}")
             number = max((attempt["attempt"] for attempt in past), default=number) + 1
 
-    def fail(self, attempt: Mapping[str, Any], error: str, charged: bool = True) -> None:
+    def fail(self, shard: str, number: int, error: str, charged: bool = True) -> None:
         """Write down why an attempt ended without a commit; one that is not `charged` was not its shard's fault."""
-        name = self.at("attempts", attempt["shard"], f"{attempt['attempt']:04d}.error.json")
+        name = self.at("attempts", shard, f"{number:04d}.error.json")
         storage.create(name, json.dumps({"error": error[:2000], "charged": charged}).encode())
 
     def commit(self, commit: Commit) -> Commit:
@@ -203,9 +224,12 @@ class Attempt:
     ) -> None:
         if error is None:
             return
-        said, attempt = f"{type(error).__name__}: {error}", {"shard": self.shard, "attempt": self.number}
+        said, charged = (
+            f"{type(error).__name__}: {error}",
+            isinstance(error, Exception),
+        )  # an interrupt is nobody's fault
         try:
-            self.ledger.fail(attempt, said, charged=isinstance(error, Exception))  # an interrupt is nobody's fault
+            self.ledger.fail(self.shard, self.number, said, charged)
         except OSError as refused:  # storage may be what failed; the error on its way says more
             logger.warning("%s: shard %s: what it failed with was not noted: %s", self.ledger.uri, self.shard, refused)
 
@@ -257,7 +281,7 @@ def write_table(ledger: Ledger, name: str, table: pa.Table) -> DataFile:
     return DataFile(name, len(data), sha256, table.num_rows, kept)
 
 
-def charged(attempts: Sequence[Mapping[str, Any]], submission: str, alive: Collection[str]) -> list[Mapping[str, Any]]:
+def charged(attempts: Sequence[AttemptRecord], submission: str, alive: Collection[str]) -> list[AttemptRecord]:
     """Return the attempts that count against a shard: those of this submission whose end may be the shard's fault.
 
     Not counted: attempts that somebody wrote down as not charged, and those that ended without a word on a node that is
@@ -270,7 +294,7 @@ def charged(attempts: Sequence[Mapping[str, Any]], submission: str, alive: Colle
     return [a for a in ours if a.get("charged", not a["node_id"] or a["node_id"] in alive)]
 
 
-def last_words(attempts: Sequence[Mapping[str, Any]]) -> str:
+def last_words(attempts: Sequence[AttemptRecord]) -> str:
     """Say what the last of some attempts ended with."""
     last = attempts[-1]
     return last.get("error") or f"the worker process died without a word (node {last['node']}, process {last['pid']})"

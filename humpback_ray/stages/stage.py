@@ -12,7 +12,7 @@ so that GPUs for the next are only asked for when its inputs are proven.
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -30,11 +30,12 @@ from humpback_ray.stages.globalstep import GlobalStep
 from humpback_ray.stages.lease import Lease
 from humpback_ray.stages.ledger import Attempt, Ledger
 from humpback_ray.stages.manifest import Manifest, read_manifest
+from humpback_ray.stages.pace import Pace
+from humpback_ray.stages.passes import Work
 from humpback_ray.stages.pool import Pool
 from humpback_ray.stages.progress import Progress
 from humpback_ray.stages.provenance import requests_since_last
 from humpback_ray.stages.shards import Shard, plan_files, plan_rows, planned, weight
-from humpback_ray.stages.watch import Pace
 from humpback_ray.storage import steps
 from humpback_ray.storage.inventory import Inventory
 
@@ -131,26 +132,26 @@ class Stage:
         if self.done:
             return self._retry(self.done, worker, arguments, placement, source)
         self.ids_of = "" if isinstance(source, Inventory) else self._name_of(source)
-        plan = plan_files(source) if isinstance(source, Inventory) else plan_rows(source, placement.rows_per_shard)
-        frozen = self.ledger.create_or_read("plan.json", {"shards": [asdict(shard) for shard in plan]})
-        steps.reach(2)
-        shards = [Shard.of(value) for value in frozen["shards"]]
-        del plan, frozen
+        shards = self._planned(source, placement.rows_per_shard)
         committed = self.ledger.committed()
-        counted = [shard.rows for shard in shards]
-        rows = {shard.name: 1 if None in counted else shard.rows or 0 for shard in shards}
-        begun = sum(rows[name] for name in committed if name in rows)
-        unit = "files" if None in counted else "rows"
-        progress = Progress(self.place.name, sum(rows.values()), begun, unit)
-        pace = Pace(placement, {shard.name: weight(shard, source) for shard in shards})
-        pool = self._pool(worker, arguments, placement, progress, rows, pace)
+        unit = "files" if isinstance(source, Inventory) else "rows"
+        rows = {shard.name: 1 if shard.rows is None else shard.rows for shard in shards}
+        progress = Progress(self.place.name, sum(rows.values()), _total(rows, committed), unit)
+        pool = self._pool(worker, arguments, placement, progress, rows, _weights(shards, source))
         with progress, Presence(self.place.uri, self.place.submission):
             while pending := [shard.located(source) for shard in shards if shard.name not in committed]:
                 pool.work_on(pending)
                 committed = self.ledger.committed()
-                progress.done = sum(rows[name] for name in committed if name in rows)  # other drivers' among them
+                progress.done = _total(rows, committed)  # other drivers' among them
             del pending
         return self._publish(self._commits([shard.name for shard in shards]))
+
+    def _planned(self, source: "Manifest | Inventory", rows_per_shard: int) -> list[Shard]:
+        """Return the shards of the plan, which is made here if it is not there yet."""
+        plan = plan_files(source) if isinstance(source, Inventory) else plan_rows(source, rows_per_shard)
+        frozen = self.ledger.create_or_read("plan.json", {"shards": [asdict(shard) for shard in plan]})
+        steps.reach(2)
+        return [Shard.of(value) for value in frozen["shards"]]
 
     def _retry(
         self,
@@ -167,16 +168,11 @@ class Stage:
             return done
         with Lease(self.place.uri, self.place.submission):
             check(done)
-            plan = {shard["name"]: shard for shard in storage.read_json(self.ledger.at("plan.json"))["shards"]}
-            todo = [
-                (Shard.of(plan[planned(commit.shard)]).located(source), commit)
-                for commit in lost
-                if self.ledger.last_commit_of(commit) is commit  # else a retry has ended before it could publish
-            ]
+            todo = self._lost_shards(lost, source)
             rows = {shard.name: commit.drops[QUARANTINED] for shard, commit in todo}
             progress = Progress(f"{self.place.name}, quarantine", sum(rows.values()))
-            pace = Pace(placement, {shard.name: weight(shard, source) for shard, _ in todo})
-            pool = self._pool(worker, arguments, placement, progress, rows, pace)
+            weights = _weights([shard for shard, _ in todo], source)
+            pool = self._pool(worker, arguments, placement, progress, rows, weights)
             began = time.monotonic()
             with progress:
                 pool.retry(todo)
@@ -188,6 +184,15 @@ class Stage:
             storage.write_bytes(self.ledger.at("manifest.json"), manifest.json())
         return manifest
 
+    def _lost_shards(self, lost: Sequence[Commit], source: "Manifest | Inventory") -> list[tuple[Shard, Commit]]:
+        """Return the shards of some commits with lost rows, each with its commit."""
+        plan = {shard["name"]: shard for shard in storage.read_json(self.ledger.at("plan.json"))["shards"]}
+        return [
+            (Shard.of(plan[planned(commit.shard)]).located(source), commit)
+            for commit in lost
+            if self.ledger.last_commit_of(commit) is commit  # else a retry has ended before it could publish
+        ]
+
     def _pool(
         self,
         worker: type,
@@ -195,13 +200,16 @@ class Stage:
         placement: PoolPlacement,
         progress: Progress,
         rows: Mapping[str, int],
-        pace: Pace,
+        weights: Mapping[str, float],
     ) -> Pool:
         """Return a pool for shards of this stage, of which the progress line tells what takes long."""
         assert self.schema is not None, "shards become tables"
+        pace = Pace(placement, weights)
         pool = Pool(
-            self.place.name, self.ledger, self.schema, worker, tuple(arguments), progress, rows, placement, pace
-        )
+            Work(
+                self.place.name, self.ledger, self.schema, worker, tuple(arguments), placement, progress, rows, pace
+            )
+        )  # fmt: skip
         progress.concern = pool.concern
         return pool
 
@@ -290,6 +298,15 @@ class Stage:
         steps.reach(12)
         published = None if created else read_manifest(self.place.uri)
         return published or manifest
+
+
+def _total(rows: Mapping[str, int], shards: Collection[str]) -> int:
+    """Add up the rows of some shards, of those that are known."""
+    return sum(rows[name] for name in shards if name in rows)
+
+
+def _weights(shards: Sequence[Shard], source: "Manifest | Inventory") -> dict[str, float]:
+    return {shard.name: weight(shard, source) for shard in shards}
 
 
 def _identity(value: "Manifest | Inventory") -> Any:

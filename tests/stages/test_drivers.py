@@ -22,7 +22,7 @@ from humpback_ray.stages import drivers, pool
 from humpback_ray.stages.drivers import Others, Presence, beat_uri
 from humpback_ray.stages.ledger import Ledger
 from humpback_ray.stages.manifest import Manifest, read_manifest
-from humpback_ray.stages.pool import in_order
+from humpback_ray.stages.passes import in_order
 from humpback_ray.stages.shards import Shard
 from humpback_ray.stages.stage import Stage
 from tests.jobs.heads import wait_for

@@ -20,8 +20,10 @@ from humpback_ray.placement import PoolPlacement, Resources
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.prompts.instructions import InstructionFilters
 from humpback_ray.records import CANDIDATE, seed_of
-from humpback_ray.stages.ledger import Manifest
-from humpback_ray.stages.stage import Model, Place, Stage, refuse_failures
+from humpback_ray.stages.enough import refuse_failures
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.stage import Place, Stage
 
 FAKED_TURN = "faked_turn"
 """Drop reason of a pair that holds a line of our layout: a page that would write the other side's part."""

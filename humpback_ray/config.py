@@ -289,3 +289,9 @@ def difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | Non
                 return found
         return None
     return None if old == new else (path, old, new)
+
+
+def short(value: Any) -> str:
+    """Write a value for an error message, cut to 80 characters."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

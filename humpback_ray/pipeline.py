@@ -22,7 +22,7 @@ from humpback_ray.rewrite import make_rewritten
 from humpback_ray.run import Run
 from humpback_ray.sample.build import make_base, make_check, make_web
 from humpback_ray.seed import make_seed
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 from humpback_ray.step import Step
 from humpback_ray.train.data.tokens import make_tokens
 from humpback_ray.train.tune import fine_tune

@@ -22,8 +22,10 @@ from humpback_ray.prompts.instructions import refuses
 from humpback_ray.prompts.marks import code_of, fill, missing_placeholders
 from humpback_ray.prompts.rewriting import REWRITING, answer_of, is_meta
 from humpback_ray.records import QUARANTINED, REWRITE, seed_of
-from humpback_ray.stages.ledger import Manifest, StageFailed
-from humpback_ray.stages.stage import Model, Place, Stage
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.text.numbers import new_numbers
 from humpback_ray.text.words import content_words
 

@@ -3,7 +3,7 @@
     <root>/run.json                   the resolved recipes and inputs of the last submission that was not refused
     <root>/spent/<id>.json            see limits.py
     <root>/submissions/<id>.json      how each submission ran it: placements, versions, Ray's job id
-    <root>/<stage>/...                see ledger.py
+    <root>/<stage>/...                see stages/ledger.py
 
 `Run` resolves every input from outside before anything is started. What a later submission may change is the stages'
 business: each holds its own recipe.json and refuses another one, and since they run in order, none that is finished
@@ -21,13 +21,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from humpback_ray import storage
-from humpback_ray.config import ConfigError, difference
+from humpback_ray.config import ConfigError, difference, short
 from humpback_ray.graph import Graph, stage_names
 from humpback_ray.hub.ids import refuse_dataset, refuse_model
 from humpback_ray.inputs.promptfiles import load_prompts
 from humpback_ray.runconfig import RunConfig
-from humpback_ray.stages.ledger import Ledger, Manifest, StageFailed, check_types, read_as, versions
-from humpback_ray.stages.stage import Model, Place, read_manifest, short
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.ledger import Ledger
+from humpback_ray.stages.manifest import Manifest, read_manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.parsing import check_types, read_as
+from humpback_ray.stages.provenance import versions
+from humpback_ray.stages.stage import Place
 from humpback_ray.storage.inventory import Hashes, Inventory, refuse_untemplated, resolve, resolve_model
 
 logger = logging.getLogger(__name__)

@@ -30,9 +30,12 @@ from humpback_ray.inputs.recordfiles import MAX_RECORD_BYTES, records
 from humpback_ray.inputs.turns import NoPair, Turn, is_none, text
 from humpback_ray.placement import TaskPlacement
 from humpback_ray.records import PAIR, content_id, record_id
+from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.enough import UNKNOWN_KEYS, frequent, refuse_few
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Place, Stage, TableWriter
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.storage import InputFile, reading
 from humpback_ray.storage.inventory import Inventory
 from humpback_ray.text.clean import clean

@@ -7,8 +7,8 @@ from humpback_ray.inputs.contamination import HeldOut
 from humpback_ray.records import TOKENS
 from humpback_ray.run import Run
 from humpback_ray.sample.build import SampleConfig, web_files
-from humpback_ray.stages.ledger import Manifest
-from humpback_ray.stages.stage import Model
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.models import Model
 from humpback_ray.storage.inventory import Inventory, resolve
 
 

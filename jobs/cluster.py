@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from humpback_ray.config import ConfigError
+from humpback_ray.stages import ray_internals
 
 DEADLINE_S = 10.0
 """How long a cluster has to answer a request of a few bytes."""
@@ -47,12 +48,10 @@ def gcs_of(address: str) -> str:
             f"RAY_ADDRESS is {address}, but a driver joins HOST:6379 from a node of the cluster; from elsewhere submit "
             "it: python -m jobs.submit --address http://HOST:8265 CONFIG ..."
         )
-    from ray._private import services
-
     if address == "auto":
         with _quiet():
             try:
-                return services.canonicalize_bootstrap_address_or_die(address)
+                return ray_internals.address_of_running()
             except (ConnectionError, ValueError) as error:
                 raise ConfigError(f"RAY_ADDRESS is auto: {one_line(error)}") from error
     host, _, port = address.rpartition(":")
@@ -76,20 +75,14 @@ def check_gcs(address: str) -> None:
     """
     gcs = gcs_of(address)
     import grpc
-    from ray._private import services
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # pyright: ignore[reportAttributeAccessIssue]
-    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
-    _check_token(lambda: ensure_token_if_auth_enabled(None, create_token_if_missing=False))
-    channel = init_grpc_channel(gcs)
+    _check_token(ray_internals.load_token)
+    channel = ray_internals.channel_to(gcs)
     deadline = time.monotonic() + DEADLINE_S
     try:
         while True:
-            here = [bytes.fromhex(node) for node in services.find_node_ids()]
-            reply = NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(node_ids=here), timeout=DEADLINE_S)
-            if any(reply.raylet_alive) or time.monotonic() > deadline:
+            version, has_node = ray_internals.check_gcs_alive(channel, DEADLINE_S)
+            if has_node or time.monotonic() > deadline:
                 break
             time.sleep(0.5)  # a node that has just started is not known yet
     except grpc.RpcError as error:
@@ -101,8 +94,8 @@ def check_gcs(address: str) -> None:
         raise ConfigError(f"no Ray answers at {gcs} (RAY_ADDRESS): {why}") from error
     finally:
         channel.close()
-    check_version(reply.ray_version, f"Ray at {gcs} (RAY_ADDRESS)")
-    if not any(reply.raylet_alive):
+    check_version(version, f"Ray at {gcs} (RAY_ADDRESS)")
+    if not has_node:
         raise ConfigError(
             f"Ray at {gcs} (RAY_ADDRESS) has no node on this machine, and a driver runs on one; submit the job "
             "instead: python -m jobs.submit --address http://HOST:8265 CONFIG ..."
@@ -148,10 +141,8 @@ def ask_api(api: str, path: str = "/api/version", method: str = "GET") -> Any:
     Raises:
         ConfigError: in one line, what is wrong and what to do.
     """
-    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
-
     headers: dict[str, str] = {}
-    _check_token(lambda: headers.update(get_auth_headers_if_auth_enabled({})))
+    _check_token(lambda: headers.update(ray_internals.token_headers()))
     request = urllib.request.Request(f"{api}{path}", headers=headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=DEADLINE_S) as reply:

@@ -28,9 +28,9 @@ from humpback_ray.operate.pilot import as_pilot
 from humpback_ray.report import canary_sentences, failure_sentences, judged_sentences, register, write_report
 from humpback_ray.run import Run
 from humpback_ray.runconfig import RunConfig
+from humpback_ray.stages.errors import StageFailed
 from humpback_ray.stages.lease import LeaseHeld, LeaseLost
-from humpback_ray.stages.ledger import Manifest
-from humpback_ray.stages.stage import StageFailed
+from humpback_ray.stages.manifest import Manifest
 from jobs.cluster import check_gcs, one_line, stop_own_job
 from jobs.ending import Ending
 from jobs.local import start_local_ray

@@ -17,7 +17,7 @@ from humpback_ray import storage
 from humpback_ray.config import ConfigError, configured
 from humpback_ray.run import finished_stages, latest_submission, refuse_read
 from humpback_ray.runconfig import RunConfig
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 from jobs.console import guarded, opened, say, worked
 
 SHOWN = 5

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from humpback_ray.config import ConfigError, load
 from humpback_ray.graph import Graph
 from humpback_ray.runconfig import RunConfig
+from humpback_ray.stages import ray_internals
 from jobs.cluster import api_of, ask_api, check_version, one_line
 from jobs.console import guarded, say
 
@@ -122,10 +123,8 @@ def check_size(directory: Path, config: str) -> int:
     Raises:
         ConfigError: more than the dashboard takes, naming what is largest; or CONFIG stays at home.
     """
-    from ray._private import ray_constants
-
     sizes = uploaded(directory)
-    total, limit = sum(sizes.values()), ray_constants.DASHBOARD_CLIENT_MAX_SIZE
+    total, limit = sum(sizes.values()), ray_internals.upload_limit_bytes()
     if total > limit:
         folders: Counter[str] = Counter()
         for name, size in sizes.items():
@@ -142,22 +141,13 @@ def check_size(directory: Path, config: str) -> int:
 
 def uploaded(directory: Path) -> dict[str, int]:
     """Return name and bytes of each file that Ray would upload of a directory: what its ignore files leave."""
-    from ray._private import ray_constants
-    from ray._private.runtime_env import packaging
-
     root, sizes = directory.absolute(), {}
 
     def count(path: Path) -> None:
         if path.is_file():
             sizes[str(path.relative_to(root))] = path.stat().st_size
 
-    packaging._dir_travel(
-        root,
-        [packaging._get_excludes(root, ray_constants.get_runtime_env_default_excludes())],
-        count,
-        include_gitignore=os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1",
-        logger=_silent(),
-    )
+    ray_internals.walk_upload(root, count, os.environ, _silent())
     return sizes
 
 

@@ -18,8 +18,11 @@ from humpback_ray.records import PAIR
 from humpback_ray.report import report
 from humpback_ray.run import Run, finished_stages
 from humpback_ray.runconfig import RunConfig
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Place, Stage, TableWriter
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.step import Step
 
 DEMO = Path(__file__).parents[1] / "configs/demo.yaml"

@@ -20,7 +20,8 @@ from humpback_ray.engines import TransformersEngine
 from humpback_ray.graph import Graph
 from humpback_ray.packages import Package
 from humpback_ray.runconfig import RunConfig
-from humpback_ray.stages.ledger import Attempt, Commit
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt
 from humpback_ray.stages.stage import Place, Stage
 
 REPOSITORY = Path(__file__).parents[1]

@@ -12,8 +12,9 @@ from humpback_ray.engines import EchoEngine
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import SEGMENT
-from humpback_ray.stages.ledger import Manifest
-from humpback_ray.stages.stage import Model, Place, Stage
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.stage import Place, Stage
 from tests.jobs.prepared import write_corpus, write_model
 
 pytestmark = pytest.mark.ray

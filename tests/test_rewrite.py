@@ -22,7 +22,8 @@ from humpback_ray.report.funnel import funnel
 from humpback_ray.rewrite import FAILED, RewriteRecipe, covered, rewrite_reasons, rewrite_request, rewritten
 from humpback_ray.run import Run
 from humpback_ray.runconfig import RunConfig
-from humpback_ray.stages.ledger import Manifest, StageFailed
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.manifest import Manifest
 from tests.jobs.prepared import prepare
 
 INSTRUCTION = "What is a weir?"

@@ -7,7 +7,8 @@ from pydantic import TypeAdapter
 from humpback_ray import storage
 from humpback_ray.corpus.readers import Reader, reader_for
 from humpback_ray.corpus.segments import SegmentRecipe, rows_of
-from humpback_ray.stages.ledger import Commit, Manifest
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.manifest import Manifest
 from humpback_ray.stages.proof import Difference, EachFile
 from humpback_ray.storage import InputFile
 

@@ -16,9 +16,12 @@ from humpback_ray.corpus.readers import Reader, default_readers, reader_for
 from humpback_ray.corpus.segments import Segmenter, SegmentRecipe
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.records import SEGMENT, record_id
+from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.enough import keys_in, refuse_few
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Place, Stage, TableWriter
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.storage.inventory import Inventory
 
 

@@ -25,8 +25,12 @@ from humpback_ray.curate.rounds import CurateConfig
 from humpback_ray.curate.scorers import Chained, SingleScorer
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import CANARY, record_id
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Model, Place, Stage, TableWriter
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 
 VERSION = 3
 """Raised by hand when an attack changes."""

@@ -21,8 +21,11 @@ from humpback_ray.curate.scorers import Additive, Likelihood, Rubric, RubricExpe
 from humpback_ray.curate.select import UNSAMPLED
 from humpback_ray.placement import TaskPlacement
 from humpback_ray.records import CANDIDATE, SCORE, seed_of
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Place, Stage, TableWriter
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 
 _NAME = re.compile(r"[a-z0-9_-]+")
 

@@ -26,8 +26,14 @@ from humpback_ray.curate.select import (
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import PAIR, SCORE
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Model, Place, Stage, StageFailed, TableWriter, refuse_failures
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.enough import refuse_failures
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 
 
 class CurateRecipe(ScoreRecipe):

@@ -14,7 +14,7 @@ from humpback_ray.engines import EngineConfig, TransformersEngine
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import SCORE
-from humpback_ray.stages.stage import read_manifest
+from humpback_ray.stages.manifest import read_manifest
 
 FAILED = FAILURES
 """Drop reasons that count against `max_failed_share`."""

@@ -24,7 +24,7 @@ from humpback_ray.config import Config
 from humpback_ray.curate.neardup import Leaders
 from humpback_ray.curate.scorers import ScorerConfig
 from humpback_ray.records import PAIR, seed_of
-from humpback_ray.stages.stage import StageFailed
+from humpback_ray.stages.errors import StageFailed
 
 BELOW, OUTSIDE, UNSAMPLED, UNRATED = "below_threshold", "not_in_top_k", "not_in_sample", "unrated"
 ALIKE, CAPPED, NOT_BEST = "near_duplicate", "over_domain_cap", "not_in_best_share"

@@ -19,9 +19,13 @@ from humpback_ray.inputs.promptfiles import PROMPT, load_prompts
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import RESPONSE
+from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.enough import keys_in, refuse_few
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Model, Place, Stage, TableWriter
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.storage import InputFile
 from humpback_ray.storage.inventory import Inventory
 

@@ -32,8 +32,11 @@ from humpback_ray.records import SCORE
 from humpback_ray.report import register, write_report
 from humpback_ray.run import Run
 from humpback_ray.runconfig import RunConfig
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Place, Stage, TableWriter
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from humpback_ray.records import NOT_PASSED_ON
 from humpback_ray.sample.build import web_files
 from humpback_ray.sample.selfcheck import Check, area_under_curve, check_pairs, selfcheck
 from humpback_ray.sample.world import WorldRecipe
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 
 
 @dataclass(frozen=True)

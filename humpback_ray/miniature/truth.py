@@ -7,7 +7,7 @@ from humpback_ray.miniature.measure import Measures, measure
 from humpback_ray.report.judges import Judgement
 from humpback_ray.report.template import template
 from humpback_ray.sample.selfcheck import Check
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 
 CANNOT_RATE = 0.7
 """A kind of answer that the base tells from a right one with a lower AUC is reported as one it cannot rate."""

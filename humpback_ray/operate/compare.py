@@ -7,8 +7,8 @@ from humpback_ray import storage
 from humpback_ray.curate.compare import Comparison, compare, make_sample
 from humpback_ray.curate.rounds import make_scores
 from humpback_ray.run import Run
-from humpback_ray.stages.ledger import Manifest
-from humpback_ray.stages.stage import Model
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.models import Model
 
 
 def compare_scorers(

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
-from humpback_ray.stages.ledger import DataFile, Manifest
-from humpback_ray.stages.stage import read_manifest
+from humpback_ray.stages.commits import DataFile
+from humpback_ray.stages.manifest import Manifest, read_manifest
 
 
 def fetch_model(uri: str, target: str) -> Iterator[str]:

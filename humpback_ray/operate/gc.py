@@ -37,8 +37,10 @@ from dataclasses import dataclass, field, replace
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
 from humpback_ray.graph import stage_names
-from humpback_ray.stages.ledger import Commit, Ledger, planned
-from humpback_ray.stages.stage import read_manifest
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Ledger
+from humpback_ray.stages.manifest import read_manifest
+from humpback_ray.stages.shards import planned
 from humpback_ray.storage import Listed
 
 LOST = "another attempt was committed"

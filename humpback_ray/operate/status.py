@@ -21,12 +21,16 @@ from pydantic import ValidationError
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
 from humpback_ray.graph import Graph, stage_names
+from humpback_ray.records import QUARANTINED
 from humpback_ray.run import finished_stages, submissions
 from humpback_ray.runconfig import RunConfig
 from humpback_ray.stages.drivers import BEAT, FOLDER, WAITING
-from humpback_ray.stages.ledger import QUARANTINED, Ledger, Manifest, Shard, read_as
+from humpback_ray.stages.globalstep import PROGRESS
+from humpback_ray.stages.ledger import Ledger
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.parsing import read_as
 from humpback_ray.stages.progress import duration
-from humpback_ray.stages.stage import PROGRESS
+from humpback_ray.stages.shards import Shard
 from humpback_ray.storage import Listed
 
 READERS = 16

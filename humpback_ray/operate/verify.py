@@ -37,10 +37,14 @@ from humpback_ray.graph import kind_of
 from humpback_ray.operate.multiset import Multiset
 from humpback_ray.records import QUARANTINED
 from humpback_ray.run import stages_there
-from humpback_ray.stages.ledger import Commit, DataFile, Ledger, Manifest, drop_counts, is_quarantined, planned, read_as
+from humpback_ray.stages.commits import Commit, DataFile
+from humpback_ray.stages.ledger import Ledger
+from humpback_ray.stages.manifest import Manifest, read_manifest
+from humpback_ray.stages.parsing import read_as
 from humpback_ray.stages.progress import Progress
 from humpback_ray.stages.proof import Again, Difference, EachFile, Together
-from humpback_ray.stages.stage import read_manifest
+from humpback_ray.stages.shards import planned
+from humpback_ray.stages.tables import drop_counts, is_quarantined
 from humpback_ray.storage import InputFile
 
 READERS = 16

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from humpback_ray.graph import kind_of
 from humpback_ray.records import RESPONSE, REWRITE
 from humpback_ray.stages.enough import UNKNOWN_KEYS, frequent
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 from humpback_ray.stages.proof import EachFile
 
 Manifests = Mapping[str, Manifest]

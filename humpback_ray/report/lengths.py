@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from humpback_ray.graph import each_round
 from humpback_ray.report.funnel import Manifests
 from humpback_ray.report.ratings import rounds
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 
 
 @dataclass

@@ -18,7 +18,7 @@ from humpback_ray.report.lengths import length_table
 from humpback_ray.report.ratings import GRADES, every_rating
 from humpback_ray.report.template import template
 from humpback_ray.report.training import model_rows
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 
 MOST_BYTES = 2_000_000
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from humpback_ray.graph import each_round
 from humpback_ray.records import NOT_PASSED_ON
 from humpback_ray.report.funnel import Drop, Manifests
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 
 BINS_PER_POINT = 4
 """Resolution of the score histogram: expected scores are continuous, so whole points would hide their shape."""

@@ -16,7 +16,7 @@ from humpback_ray.graph import each_round
 from humpback_ray.records import NOT_PASSED_ON, record_id
 from humpback_ray.report.funnel import Manifests
 from humpback_ray.report.ratings import GRADES, nearest
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 
 PAIRS_PER_SCORE = 4
 PROMPTS = 6

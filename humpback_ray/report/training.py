@@ -7,7 +7,7 @@ from typing import Any
 
 from humpback_ray.graph import models
 from humpback_ray.report.funnel import Manifests
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,12 @@ from humpback_ray.records import CANDIDATE
 from humpback_ray.sample.base import BaseRecipe, train_base
 from humpback_ray.sample.selfcheck import check_pairs, check_table
 from humpback_ray.sample.world import WorldRecipe, documents, write_world
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import PROGRESS, Place, Stage, TableWriter, upload_files
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.globalstep import PROGRESS
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.outputs import TableWriter, upload_files
+from humpback_ray.stages.stage import Place, Stage
 
 
 class SampleConfig(Config):

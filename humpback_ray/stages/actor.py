@@ -13,24 +13,26 @@ import os
 import sys
 import time
 import traceback
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from humpback_ray import storage
 from humpback_ray.placement import PoolPlacement
-from humpback_ray.records import QUARANTINE, QUARANTINED
+from humpback_ray.records import QUARANTINE
+from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.drivers import Others
-from humpback_ray.stages.ledger import Attempt, Commit, Ledger, Shard, charged, is_quarantined, node
-from humpback_ray.stages.processes import Dead, answer_when_ended
+from humpback_ray.stages.ledger import Attempt, AttemptRecord, Ledger, charged
+from humpback_ray.stages.nodes import alive_nodes, node_id
+from humpback_ray.stages.processes import Dead, Process, answer_when_ended
+from humpback_ray.stages.provenance import node
+from humpback_ray.stages.shards import Shard
+from humpback_ray.stages.tables import blank_row, check_same_ids, conform, is_quarantined
 from humpback_ray.storage import InputFile, check_unchanged, steps
 
-NODE_LOSS_S = 20
-"""How long Ray may take to notice that a node is gone."""
 TEXT_CHARS = 4000
 """Of a quarantined row, as JSON."""
 
@@ -41,6 +43,18 @@ class _Held(Exception):
     def __init__(self, by: str) -> None:
         super().__init__(by)
         self.by = by
+
+
+class Report(TypedDict):
+    """What the driver wants to know of a shard that an actor is done with."""
+
+    shard: str
+    error: str
+    """"" where it is committed, or held."""
+    held_by: str
+    """Another submission that is at work on it; "" if none is."""
+    tokens: int
+    seconds: float
 
 
 class FileWorker(Protocol):
@@ -94,8 +108,8 @@ class ShardActor:
         results = [await self._report(str(text)) for text in batch["shards"][0]]
         return {name: [result[name] for result in results] for name in results[0]}
 
-    async def _report(self, text: str) -> dict[str, Any]:
-        nothing = {"shard": Shard.parse(text).name, "error": "", "held_by": "", "tokens": 0, "seconds": 0.0}
+    async def _report(self, text: str) -> Report:
+        nothing: Report = {"shard": Shard.parse(text).name, "error": "", "held_by": "", "tokens": 0, "seconds": 0.0}
         try:
             return await self.work(text)
         except _Held as held:
@@ -103,7 +117,7 @@ class ShardActor:
         except Exception as error:  # noqa: BLE001 whatever a worker raises costs its shard an attempt, not its block
             return {**nothing, "error": f"{type(error).__name__}: {error}"[:500]}
 
-    async def work(self, text: str, second: bool = False) -> dict[str, Any]:
+    async def work(self, text: str, second: bool = False) -> Report:
         """Bring one shard, as JSON, to its commit; `second`: although another attempt is on its way.
 
         Raises:
@@ -121,7 +135,7 @@ class ShardActor:
     def _begin(self, shard: str, second: bool) -> Attempt:
         return self.ledger.begin(shard, None if second else self._is_worn, node_id())
 
-    def _is_worn(self, past: list[dict[str, Any]]) -> bool:
+    def _is_worn(self, past: list[AttemptRecord]) -> bool:
         if by := self.others.holder(past):
             raise _Held(by)
         return len(charged(past, self.ledger.submission, alive_nodes())) >= self.placement.max_attempts
@@ -150,17 +164,6 @@ class ShardActor:
 
 
 @dataclass(frozen=True)
-class Process:
-    """A worker process, as somebody on another machine needs to know it."""
-
-    node_id: str
-    node: str
-    pid: int
-    stderr: str
-    """Path of its standard error on that node; "" if it is no file."""
-
-
-@dataclass(frozen=True)
 class LostRow:
     """A record that no worker survived: its place in the shard, and what is known of its end."""
 
@@ -181,10 +184,15 @@ class LoneActor(ShardActor):
             stderr = ""
         return Process(node_id(), node(), os.getpid(), stderr if os.path.isfile(stderr) else "")
 
+    @property
+    def _reader(self) -> FileWorker:
+        """The worker, where shards are files."""
+        return cast(FileWorker, self.worker)
+
     async def count(self, text: str) -> int:
         """Load a shard and return how many records it has."""
         loaded = await self._load(text)
-        return await asyncio.to_thread(self.worker.count, loaded) if isinstance(loaded, InputFile) else loaded.num_rows
+        return await asyncio.to_thread(self._reader.count, loaded) if isinstance(loaded, InputFile) else loaded.num_rows
 
     async def _load(self, text: str) -> "InputFile | pa.Table":
         """Return a shard's rows, or its file; read once by each process."""
@@ -197,7 +205,7 @@ class LoneActor(ShardActor):
         """Make the rows of a part of the shard; returns the seconds that took, too."""
         loaded, since = await self._load(text), time.monotonic()
         if isinstance(loaded, InputFile):
-            made = conform(await asyncio.to_thread(self.worker.part, loaded, first, last), self.schema)
+            made = conform(await asyncio.to_thread(self._reader.part, loaded, first, last), self.schema)
         else:
             given = loaded.slice(first, last - first)
             made = conform(await self._call(given), self.schema)
@@ -226,7 +234,7 @@ class LoneActor(ShardActor):
             check_same_ids(self._shard.name, loaded, table)
         else:
             await asyncio.to_thread(check_unchanged, loaded)
-            table = conform(await asyncio.to_thread(self.worker.merge, table), self.schema)
+            table = conform(await asyncio.to_thread(self._reader.merge, table), self.schema)
         steps.reach(5)
         extra = {"file": self._shard.file} if self._shard.file else None
         ids = table.filter(is_quarantined(table))["id"].to_pylist()  # merging gives copies ids of their own
@@ -243,7 +251,7 @@ class LoneActor(ShardActor):
         """Return a lost record's row in the stage's table and its row in the quarantine."""
         loaded = self._loaded
         if isinstance(loaded, InputFile):
-            identity, text = self.worker.unread(loaded, lost.index)
+            identity, text = self._reader.unread(loaded, lost.index)
         else:
             row = loaded.slice(lost.index, 1).to_pylist()[0]
             identity, text = {"id": row["id"]}, json.dumps(row, default=str, ensure_ascii=False)
@@ -252,47 +260,3 @@ class LoneActor(ShardActor):
             "error": lost.error, "last_words": lost.last_words, "node": lost.node, "text": text[:TEXT_CHARS],
         }  # fmt: skip
         return blank_row(self.schema, identity), known
-
-
-def blank_row(schema: pa.Schema, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a quarantined row: the given values, empty text elsewhere, no number, and the reason."""
-    blank = {field.name: "" if pa.types.is_string(field.type) else None for field in schema}
-    return {**blank, **identity, "drop_reason": QUARANTINED}
-
-
-def node_id() -> str:
-    """Return Ray's id of this process's node."""
-    import ray
-
-    return ray.get_runtime_context().get_node_id()
-
-
-def alive_nodes() -> set[str]:
-    """Return Ray's ids of the nodes that are there."""
-    import ray
-
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-
-
-def nodes_lost(before: set[str]) -> bool:
-    """Tell whether one of some nodes is gone; where there were several, Ray gets `NODE_LOSS_S` to find out."""
-    deadline = time.monotonic() + (NODE_LOSS_S if len(before) > 1 else 0)
-    while not (lost := before - alive_nodes()) and time.monotonic() < deadline:
-        time.sleep(1)
-    return bool(lost)
-
-
-def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Cast a table to a stage's schema; a missing or surplus column is an error that names it."""
-    missing, surplus = set(schema.names) - set(table.column_names), set(table.column_names) - set(schema.names)
-    if missing or surplus:
-        raise ValueError(f"worker returned columns that differ from the schema: {missing=} {surplus=}")
-    return table.select(schema.names).cast(schema)
-
-
-def check_same_ids(shard: str, loaded: pa.Table, made: pa.Table) -> None:
-    """Raise unless every id that went in came out exactly as often (P1)."""
-    went, came = Counter(loaded["id"].to_pylist()), Counter(made["id"].to_pylist())
-    if went != came:
-        lost, surplus = (went - came).total(), (came - went).total()
-        raise ValueError(f"shard {shard}: {lost} of {went.total()} ids lost and {surplus} made up by the worker")

@@ -46,35 +46,42 @@ class Complaints:
         self._last, self._unsaid = now, 0
 
 
+class Loop(threading.Thread):
+    """Calls a step again and again, from `repeat` until it is stopped."""
+
+    def __init__(
+        self, what: str, step: Callable[[], object], pause_s: Callable[[], float], end: threading.Event
+    ) -> None:
+        super().__init__(name=what, daemon=True, target=self._go_round, args=(Complaints(what), step, pause_s))
+        self._over = end
+
+    def _go_round(self, complaints: Complaints, step: Callable[[], object], pause_s: Callable[[], float]) -> None:
+        while not self._over.wait(pause_s()):
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 the loop is the promise; whatever it is, it is logged
+                complaints.note(error)
+
+    def stop(self, wait_s: float | None = None) -> None:
+        """End the loop, during a pause at once; a step on its way is waited for this long (None: until its end)."""
+        self._over.set()
+        self.join(wait_s)
+
+
 def repeat(
-    what: str, step: Callable[[], object], pause_s: Callable[[], float], end: threading.Event, first: bool = False
-) -> threading.Thread:
-    """Call a step again and again in a daemon thread until an event is set; returns the thread, started.
+    what: str, step: Callable[[], object], pause_s: Callable[[], float], end: threading.Event | None = None
+) -> Loop:
+    """Call a step again and again in a daemon thread, first after a pause; returns the loop, started.
 
     Args:
         what: names the thread, and what failed in the log.
         step: whatever it raises is logged, and the loop goes on.
         pause_s: seconds before the next call.
-        end: ends the loop, during a pause at once.
-        first: call the step before the first pause, too.
+        end: ends the loop as `Loop.stop` does, for those who set it themselves.
     """
-    complaints = Complaints(what)
-
-    def attempt() -> None:
-        try:
-            step()
-        except Exception as error:  # noqa: BLE001 the loop is the promise; whatever it is, it is logged
-            complaints.note(error)
-
-    def loop() -> None:
-        if first and not end.is_set():
-            attempt()
-        while not end.wait(pause_s()):
-            attempt()
-
-    thread = threading.Thread(target=loop, name=what, daemon=True)
-    thread.start()
-    return thread
+    loop = Loop(what, step, pause_s, end or threading.Event())
+    loop.start()
+    return loop
 
 
 class MainThread:

@@ -54,11 +54,10 @@ class Presence:
         self.uri, self.beat_s = beat_uri(stage, submission), beat_s
         self.what = f"the beat of {stage}"
         self._beats = 0
-        self._end = threading.Event()
 
     def __enter__(self) -> "Presence":
         self._beat()
-        self._thread = repeat(self.what, self._beat, lambda: self.beat_s, self._end)
+        self._loop = repeat(self.what, self._beat, lambda: self.beat_s)
         return self
 
     def __exit__(
@@ -72,8 +71,7 @@ class Presence:
 
     def stop(self) -> None:
         """Beat no more, and leave the last beat where it is: what a driver that was killed looks like."""
-        self._end.set()
-        self._thread.join(self.beat_s)  # a request that hangs is not waited for
+        self._loop.stop(self.beat_s)  # a request that hangs is not waited for
 
     def _beat(self) -> None:
         self._beats += 1

@@ -1,16 +1,19 @@
-"""An end to a run whose inputs gave too little, before anything is trained on them.
+"""An end to a run whose inputs gave too little, or whose rows failed too often, before anything is trained on them.
 
 A stage that keeps fewer rows than its recipe's `min_kept` fails at once, in one line with the count, the most frequent
 drop reasons and the fields of what was read. Its table stays, so that the rows can be looked at.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import islice
 
 from humpback_ray import storage
+from humpback_ray.config import short
 from humpback_ray.inputs.forms import keys_of
 from humpback_ray.inputs.recordfiles import records
-from humpback_ray.stages.ledger import Manifest, StageFailed
+from humpback_ray.records import NOT_PASSED_ON, QUARANTINED
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.manifest import Manifest
 
 MOST_REASONS = 3
 UNKNOWN_KEYS = "unknown_keys"
@@ -41,6 +44,23 @@ def refuse_few(manifest: Manifest, least: int, field: str, keys: Callable[[], st
         f"{manifest.stage}: {manifest.kept:,} of {manifest.rows:,} rows were kept, fewer than {field} = {least:,}; "
         f"dropped: {why}{seen}; give other inputs, or change the recipe to fit these (the rows are in {manifest.uri})"
     )
+
+
+def refuse_failures(manifest: Manifest, reasons: Collection[str], most: float, field: str) -> None:
+    """Raise if a larger share of a stage's rows failed than its recipe allows; failing is not filtering.
+
+    Rows that a chain of scorers did not pass on were not tried and do not count.
+
+    Raises:
+        StageFailed: with both numbers and the reasons.
+    """
+    failed = {reason: count for reason, count in manifest.drops.items() if reason in {*reasons, QUARANTINED}}
+    tried = manifest.rows - manifest.drops.get(NOT_PASSED_ON, 0)
+    if sum(failed.values()) > most * tried:
+        raise StageFailed(
+            f"{manifest.stage}: {sum(failed.values()):,} of {tried:,} rows failed ({short(failed)}), more than "
+            f"{field} = {most:g} allows; look at the rows in {manifest.uri}, or raise it to go on with the others"
+        )
 
 
 def frequent(keys: Mapping[str, int]) -> str:

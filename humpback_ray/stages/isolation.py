@@ -17,163 +17,30 @@ Given up: when part after part fails, or more rows than `max_quarantined_share`,
 `retry` tries the rows that a commit has in quarantine once more, in the same way.
 """
 
-import builtins
-import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from humpback_ray import storage
-from humpback_ray.placement import PoolPlacement
-from humpback_ray.stages import processes
-from humpback_ray.stages.actor import LoneActor, LostRow, Process, node_id
-from humpback_ray.stages.ledger import Attempt, Commit, Ledger, Shard, StageFailed, retried
-from humpback_ray.stages.watch import Pace
+from humpback_ray.stages.actor import LostRow
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.ledger import Attempt, Ledger
+from humpback_ray.stages.lone import LoneWorker, WorkerFailed
+from humpback_ray.stages.nodes import node_id
+from humpback_ray.stages.pace import Pace
+from humpback_ray.stages.shards import Shard, retried
 
 logger = logging.getLogger(__name__)
 
-NODE_WAIT_S = 4 * 3600
-"""How long an actor may take to start: GPU nodes can take hours to come."""
-MOST_NODES = 20
-"""Nodes lost under one shard after which it fails."""
 FEW_ROWS = 3
 """So many rows of a shard may always be quarantined."""
 PATIENCE_S = 600.0
 """How long a fault of the machine may last: a disk is made room on, a network comes back."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
 """Between two tries meanwhile."""
-
-_MACHINE = {
-    "NodeDiedError", "RaySystemError", "RpcError", "ObjectLostError", "OwnerDiedError", "StorageError",
-    "ClientConnectorError", "ClientOSError", "ServerDisconnectedError", "EndpointConnectionError", "HTTPClientError",
-    "ConnectionClosedError", "ConnectTimeoutError", "ReadTimeoutError",
-}  # fmt: skip
-"""Names of errors that are the machine's, beside those of the operating system (OSError and what is derived of it)."""
-_LASTING = {
-    "FileNotFoundError",
-    "PermissionError",
-    "NotADirectoryError",
-    "IsADirectoryError",
-    "Damaged",
-    "InputChanged",
-}
-"""Names of those that no pause mends."""
-
-
-class WorkerFailed(Exception):
-    """A call raised, hung or ended its process; with the last words of the process, and its node."""
-
-    def __init__(self, error: str, last_words: str = "", node: str = "") -> None:
-        super().__init__(error)
-        self.last_words, self.node = last_words, node
-
-    @property
-    def kind(self) -> str:
-        """The name of the error's class, as far as it was said."""
-        return str(self).partition(":")[0].rpartition(".")[2]
-
-    @property
-    def by_machine(self) -> bool:
-        """Whether the machine is to blame and no row."""
-        found = getattr(builtins, self.kind, None)
-        return self.kind in _MACHINE | _LASTING or (isinstance(found, type) and issubclass(found, OSError))
-
-    @property
-    def lasts(self) -> bool:
-        """Whether it is a fault of the machine that no pause mends."""
-        return self.kind in _LASTING
-
-
-class LoneWorker:
-    """A `LoneActor` that is replaced when it died. Used by one thread; `close` by any.
-
-    Args:
-        arguments: of the actor.
-        placement: what it is given.
-        avoid_node: Ray's id of a node to stay away from where there is another.
-    """
-
-    def __init__(self, arguments: tuple[Any, ...], placement: PoolPlacement, avoid_node: str | None = None) -> None:
-        self.arguments, self.placement, self.avoid_node = arguments, placement, avoid_node
-        self.closed = False
-        self._actor: Any = None
-        self._process = Process("", "", 0, "")
-
-    def call(self, method: str, *arguments: Any, limit_s: float | None, returns: int = 1) -> Any:
-        """Return the result of a method; of several, references to those after the first.
-
-        Raises:
-            WorkerFailed: it raised, or hung, or its process ended; not if its node was lost.
-            StageFailed: no actor could be started.
-        """
-        for _ in range(MOST_NODES):
-            try:
-                return self._call(method, *arguments, limit_s=limit_s, returns=returns)
-            except processes.NodeLost as lost:
-                logger.warning("%s; the same again elsewhere", lost)
-                self.replace()
-        raise WorkerFailed(f"{MOST_NODES} nodes were lost under it")
-
-    def _call(self, method: str, *arguments: Any, limit_s: float | None, returns: int) -> Any:
-        import ray
-        from ray.exceptions import GetTimeoutError, RayError, RayTaskError
-
-        references = getattr(self._started(), method).options(num_returns=returns).remote(*arguments)
-        first, *others = references if returns > 1 else [references]
-        try:
-            value = ray.get(first, timeout=limit_s)
-        except GetTimeoutError:
-            processes.end(self._process.node_id, self._process.pid)
-            raise self._failed(f"no end within the limit of {limit_s:.0f} s") from None
-        except RayTaskError as error:
-            _look_at(others)
-            raise WorkerFailed(reason(error), node=self._process.node) from error
-        except RayError as error:
-            _look_at(others)
-            raise self._failed(reason(error)) from error
-        return (value, *others) if others else value
-
-    def _started(self) -> Any:
-        """Return the actor, started and ready."""
-        import ray
-        from ray.exceptions import RayError
-
-        for last_try in (False, False, True):
-            if self.closed:
-                raise WorkerFailed("it was called off")
-            if self._actor is not None:
-                break
-            options = self.placement.actor_arguments(self.avoid_node)
-            self._actor = ray.remote(LoneActor).options(**options).remote(*self.arguments)
-            try:
-                self._process = cast(Process, ray.get(self._actor.ready.remote(), timeout=NODE_WAIT_S))
-            except RayError as error:
-                self.replace()
-                if last_try:
-                    raise StageFailed(f"a worker could not be started: {reason(error)}") from error
-        return self._actor
-
-    def _failed(self, error: str) -> WorkerFailed:
-        """Return the failure of the process that has just ended, with its last words."""
-        process = self._process
-        words = processes.words(process.node_id, process.stderr)
-        self.replace()
-        return WorkerFailed(error, words, process.node)
-
-    def replace(self) -> None:
-        """End the actor; the next call gets a new one."""
-        import ray
-
-        if self._actor is not None:
-            ray.kill(self._actor)
-        self._actor = None
-
-    def close(self) -> None:
-        """End the actor for good."""
-        self.closed = True
-        self.replace()
 
 
 class Isolation:
@@ -350,21 +217,3 @@ class Isolation:
             f"{self.name}: {done} shards are committed, but shard {shard.name} {words}; last: {failure}. "
             "Mend the cause and run again"
         )
-
-
-def _look_at(references: Sequence[Any]) -> None:
-    """Take note of errors that are known already; Ray would print each of them as unhandled."""
-    import ray
-    from ray.exceptions import RayError
-
-    for reference in references:
-        with contextlib.suppress(RayError):
-            ray.get(reference, timeout=10)
-
-
-def reason(error: BaseException) -> str:
-    """Return the error inside Ray's wrapping as one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith(("File ", "ray::", "If you continue", "^"))]
-    inner = [line for line in said if "Error" in line.split(":")[0].split(".")[-1]]
-    return (inner or said or [type(error).__name__])[-1][:500]

@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,17 @@ STACKS_S = 20.0
 """How long a hanging process has to write its stacks before it is killed: on a busy machine it waits for its turn."""
 WORDS_BYTES = 32_000
 """The end of its standard error that is kept. A stack takes about 1,000, and an engine has dozens of threads."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A worker process, as somebody on another machine needs to know it."""
+
+    node_id: str
+    node: str
+    pid: int
+    stderr: str
+    """Path of its standard error on that node; "" if it is no file."""
 
 
 class NodeLost(RuntimeError):

@@ -51,18 +51,17 @@ class Progress:
         self._since = time.monotonic()
         self._last = time.monotonic()
         self._complaints = Complaints(f"{stage}: looking for what takes long")
-        self._end = threading.Event()
+        self._lock = threading.Lock()
 
     def __enter__(self) -> "Progress":
         self._last = time.monotonic()
-        self._thread = repeat(f"{self.stage}: saying how far it is", self._tick, lambda: 1.0, self._end)
+        self._loop = repeat(f"{self.stage}: saying how far it is", self._tick, lambda: 1.0)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end.set()
-        self._thread.join()
+        self._loop.stop()
         self._emit(logging.INFO, ended=True)
 
     def begin(self, total: int, done: int = 0) -> None:
@@ -71,9 +70,10 @@ class Progress:
         self._since = time.monotonic()
 
     def advance(self, count: int, tokens: int = 0) -> None:
-        """Add rows, and tokens if there are any, to what is done."""
-        self.done += count
-        self.tokens += tokens
+        """Add rows, and tokens if there are any, to what is done; on any thread."""
+        with self._lock:
+            self.done += count
+            self.tokens += tokens
 
     def _tick(self) -> None:
         line = time.monotonic() - self._last >= LINE_EVERY_S

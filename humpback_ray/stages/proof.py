@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from humpback_ray.stages.ledger import Commit, Manifest
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.manifest import Manifest
 from humpback_ray.storage import InputFile
 
 

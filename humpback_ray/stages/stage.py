@@ -11,54 +11,36 @@ so that GPUs for the next are only asked for when its inputs are proven.
 """
 
 import json
-import logging
-import re
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 
 from humpback_ray import storage
-from humpback_ray.config import Config, ConfigError, difference, fingerprint
+from humpback_ray.config import Config, ConfigError, difference, fingerprint, short
 from humpback_ray.placement import PoolPlacement, TaskPlacement
-from humpback_ray.records import NOT_PASSED_ON, QUARANTINED
-from humpback_ray.stages.actor import conform
-from humpback_ray.stages.drivers import Presence, waiting_uri
+from humpback_ray.records import QUARANTINED
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.drivers import Presence
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.globalstep import GlobalStep
 from humpback_ray.stages.lease import Lease
-from humpback_ray.stages.ledger import (
-    Attempt,
-    Commit,
-    DataFile,
-    Ledger,
-    Manifest,
-    Shard,
-    StageFailed,
-    drop_counts,
-    node,
-    planned,
-    requests_since_last,
-    write_table,
-)
+from humpback_ray.stages.ledger import Attempt, Ledger
+from humpback_ray.stages.manifest import Manifest, read_manifest
+from humpback_ray.stages.pace import Pace
+from humpback_ray.stages.passes import Work
 from humpback_ray.stages.pool import Pool
 from humpback_ray.stages.progress import Progress
-from humpback_ray.stages.waiting import Waiting, Workers
-from humpback_ray.stages.watch import Pace
+from humpback_ray.stages.provenance import requests_since_last
+from humpback_ray.stages.shards import Shard, plan_files, plan_rows, planned, weight
 from humpback_ray.storage import steps
 from humpback_ray.storage.inventory import Inventory
 
-logger = logging.getLogger(__name__)
-
 READERS = 32
 """Commits that are read at once: object storage answers each in tens of milliseconds, and there may be thousands."""
-PROGRESS = "progress.txt"
-TRIES = 3
-"""How often a global step is tried whose process is killed or whose node is lost."""
-GB = 10**9
 ALL = "all"
 """Name of the only shard of a global step."""
 
@@ -76,41 +58,6 @@ class Place:
     submission: str
     check_unread: "Callable[[Manifest], None] | None" = None
     """Where quarantined rows are to be tried again: raises once a later stage has read the manifest."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model that a stage uses: its directory, and what identifies it in a fingerprint."""
-
-    uri: str
-    source: "Manifest | Inventory"
-
-    @property
-    def digest(self) -> str:
-        """Identity of its files."""
-        return self.source.digest
-
-    @property
-    def directory(self) -> storage.Directory:
-        """The directory with the versions of its files: of the model that is loaded, as of the one that is hashed.
-
-        What a stage of this run wrote to local storage is not hashed again each time it is loaded; `jobs.verify` does.
-        """
-        if isinstance(self.source, Inventory):
-            return storage.Directory(self.uri, self.source.files)
-        if not storage.is_s3(self.uri):
-            return storage.Directory(self.uri)
-        prefix = f"{self.source.extra['model']}/"
-        named = [(file.name.removeprefix(prefix), file) for file in self.source.files]
-        return storage.Directory(self.uri, tuple(
-            storage.InputFile(storage.join(self.uri, name), name, file.bytes, f"sha256:{file.sha256}")
-            for name, file in named
-        ))  # fmt: skip
-
-    @staticmethod
-    def of(manifest: Manifest) -> "Model":
-        """Return the model that a finished stage made."""
-        return Model(storage.join(manifest.uri, manifest.extra["model"]), manifest)
 
 
 class Stage:
@@ -185,26 +132,26 @@ class Stage:
         if self.done:
             return self._retry(self.done, worker, arguments, placement, source)
         self.ids_of = "" if isinstance(source, Inventory) else self._name_of(source)
-        plan = plan_files(source) if isinstance(source, Inventory) else plan_rows(source, placement.rows_per_shard)
-        frozen = self.ledger.create_or_read("plan.json", {"shards": [asdict(shard) for shard in plan]})
-        steps.reach(2)
-        shards = [Shard.of(value) for value in frozen["shards"]]
-        del plan, frozen
+        shards = self._planned(source, placement.rows_per_shard)
         committed = self.ledger.committed()
-        counted = [shard.rows for shard in shards]
-        rows = {shard.name: 1 if None in counted else shard.rows or 0 for shard in shards}
-        begun = sum(rows[name] for name in committed if name in rows)
-        unit = "files" if None in counted else "rows"
-        progress = Progress(self.place.name, sum(rows.values()), begun, unit)
-        pace = Pace(placement, {shard.name: weight(shard, source) for shard in shards})
-        pool = self._pool(worker, arguments, placement, progress, rows, pace)
+        unit = "files" if isinstance(source, Inventory) else "rows"
+        rows = {shard.name: 1 if shard.rows is None else shard.rows for shard in shards}
+        progress = Progress(self.place.name, sum(rows.values()), _total(rows, committed), unit)
+        pool = self._pool(worker, arguments, placement, progress, rows, _weights(shards, source))
         with progress, Presence(self.place.uri, self.place.submission):
             while pending := [shard.located(source) for shard in shards if shard.name not in committed]:
                 pool.work_on(pending)
                 committed = self.ledger.committed()
-                progress.done = sum(rows[name] for name in committed if name in rows)  # other drivers' among them
+                progress.done = _total(rows, committed)  # other drivers' among them
             del pending
         return self._publish(self._commits([shard.name for shard in shards]))
+
+    def _planned(self, source: "Manifest | Inventory", rows_per_shard: int) -> list[Shard]:
+        """Return the shards of the plan, which is made here if it is not there yet."""
+        plan = plan_files(source) if isinstance(source, Inventory) else plan_rows(source, rows_per_shard)
+        frozen = self.ledger.create_or_read("plan.json", {"shards": [asdict(shard) for shard in plan]})
+        steps.reach(2)
+        return [Shard.of(value) for value in frozen["shards"]]
 
     def _retry(
         self,
@@ -221,16 +168,11 @@ class Stage:
             return done
         with Lease(self.place.uri, self.place.submission):
             check(done)
-            plan = {shard["name"]: shard for shard in storage.read_json(self.ledger.at("plan.json"))["shards"]}
-            todo = [
-                (Shard.of(plan[planned(commit.shard)]).located(source), commit)
-                for commit in lost
-                if self.ledger.last_commit_of(commit) is commit  # else a retry has ended before it could publish
-            ]
+            todo = self._lost_shards(lost, source)
             rows = {shard.name: commit.drops[QUARANTINED] for shard, commit in todo}
             progress = Progress(f"{self.place.name}, quarantine", sum(rows.values()))
-            pace = Pace(placement, {shard.name: weight(shard, source) for shard, _ in todo})
-            pool = self._pool(worker, arguments, placement, progress, rows, pace)
+            weights = _weights([shard for shard, _ in todo], source)
+            pool = self._pool(worker, arguments, placement, progress, rows, weights)
             began = time.monotonic()
             with progress:
                 pool.retry(todo)
@@ -242,6 +184,15 @@ class Stage:
             storage.write_bytes(self.ledger.at("manifest.json"), manifest.json())
         return manifest
 
+    def _lost_shards(self, lost: Sequence[Commit], source: "Manifest | Inventory") -> list[tuple[Shard, Commit]]:
+        """Return the shards of some commits with lost rows, each with its commit."""
+        plan = {shard["name"]: shard for shard in storage.read_json(self.ledger.at("plan.json"))["shards"]}
+        return [
+            (Shard.of(plan[planned(commit.shard)]).located(source), commit)
+            for commit in lost
+            if self.ledger.last_commit_of(commit) is commit  # else a retry has ended before it could publish
+        ]
+
     def _pool(
         self,
         worker: type,
@@ -249,13 +200,16 @@ class Stage:
         placement: PoolPlacement,
         progress: Progress,
         rows: Mapping[str, int],
-        pace: Pace,
+        weights: Mapping[str, float],
     ) -> Pool:
         """Return a pool for shards of this stage, of which the progress line tells what takes long."""
         assert self.schema is not None, "shards become tables"
+        pace = Pace(placement, weights)
         pool = Pool(
-            self.place.name, self.ledger, self.schema, worker, tuple(arguments), progress, rows, placement, pace
-        )
+            Work(
+                self.place.name, self.ledger, self.schema, worker, tuple(arguments), placement, progress, rows, pace
+            )
+        )  # fmt: skip
         progress.concern = pool.concern
         return pool
 
@@ -287,12 +241,9 @@ class Stage:
         Raises:
             StageFailed: that happened every time; or it could not start within the placement's time.
         """
-        return self.leased(lambda attempt: GlobalStep(self, step, attempt, tuple(arguments), placement).run())
-
-    def _words(self) -> str:
-        """Return what a long step says of itself, in `progress.txt` of its directory; "" if nothing."""
-        uri = self.ledger.at(PROGRESS)
-        return f", {storage.read_bytes(uri).decode()}" if storage.exists(uri) else ""
+        return self.leased(
+            lambda attempt: GlobalStep(self.place.name, step, attempt, tuple(arguments), placement).run()
+        )
 
     def leased(self, work: Callable[[Attempt], Commit]) -> Manifest:
         """Run `work(attempt)` in this process under the stage's lease and publish the commit it returns.
@@ -349,198 +300,14 @@ class Stage:
         return published or manifest
 
 
-class GlobalStep:
-    """One execution of `Stage.once`: a Ray task that Ray itself never retries.
-
-    Ray would retry what its memory monitor kills without end, whatever `max_retries` says, unless that is 0.
-    """
-
-    def __init__(
-        self,
-        stage: Stage,
-        step: Callable[..., Commit],
-        attempt: Attempt,
-        arguments: tuple[Any, ...],
-        placement: TaskPlacement,
-    ) -> None:
-        self.stage, self.step, self.attempt, self.arguments = stage, step, attempt, arguments
-        self.placement, self.name = placement, stage.place.name
-        self.started: Started | None = None
-        self.running: Any = None
-        note = waiting_uri(stage.place.uri, stage.place.submission)
-        limit = placement.give_up_waiting_minutes
-        self.waiting = Waiting(self.name, placement.need(), self._workers, limit, self._cancel, note)
-
-    def run(self) -> Commit:
-        """Try until it succeeds, raises an error of its own, or was killed `TRIES` times.
-
-        Raises:
-            StageFailed: it was killed that often, or could not start in time.
-        """
-        from ray.exceptions import RayError, RayTaskError
-
-        with Progress(self.stage.place.name, None, concern=self._concern), self.waiting:
-            for number in range(1, TRIES + 1):
-                try:
-                    return self._try()
-                except RayTaskError as error:
-                    raise error.cause from None
-                except KeyboardInterrupt:
-                    self._cancel()
-                    raise
-                except RayError as error:
-                    if self.waiting.gave_up:
-                        raise StageFailed(self.waiting.gave_up) from None
-                    self._killed(number, error)
-        raise AssertionError("the last try returns or raises")
-
-    def _try(self) -> Commit:
-        import ray
-
-        self.started = None
-        streamed = {
-            "num_returns": "streaming",
-            "_generator_backpressure_num_objects": 1,
-        }  # known before the step begins
-        task = ray.remote(_in_attempt).options(**streamed, **self.placement.remote_arguments())
-        self.running = task.remote(self.step, self.attempt, self.arguments)
-        self.started = cast(Started, ray.get(next(self.running)))
-        return cast(Commit, ray.get(next(self.running)))
-
-    def _cancel(self) -> None:
-        import ray
-
-        if self.running is not None:
-            ray.cancel(self.running, force=True)
-
-    def _killed(self, number: int, error: Exception) -> None:
-        """Say what killed the task, and raise if that was the last try."""
-        where = f" on node {self.started.node}" if self.started else ""
-        said = f"{self.name}: the task{where} {_end_of(error, self.started, self.placement)}"
-        if number == TRIES:
-            raise StageFailed(f"{said}; it was tried {TRIES} times") from None
-        logger.warning("%s; trying once more", said)
-
-    def _workers(self) -> Workers:
-        return Workers(up=int(self.started is not None))
-
-    def _concern(self) -> str:
-        return self.stage._words() + self.waiting.words()
+def _total(rows: Mapping[str, int], shards: Collection[str]) -> int:
+    """Add up the rows of some shards, of those that are known."""
+    return sum(rows[name] for name in shards if name in rows)
 
 
-@dataclass(frozen=True)
-class Started:
-    """Where a global step runs."""
-
-    node: str
-    memory_bytes: int
-    """What the node has, or the container that Ray runs in."""
-
-
-def _in_attempt(step: Callable[..., Commit], attempt: Attempt, arguments: tuple[Any, ...]) -> Iterator[Any]:
-    """Run a global step in a Ray worker, in an attempt that the driver has begun; yields where, and the commit."""
-    from ray._common.utils import get_system_memory
-
-    yield Started(node(), get_system_memory())
-    yield step(attempt, *arguments)
-
-
-def _end_of(error: Exception, started: Started | None, placement: TaskPlacement) -> str:
-    """Say how a task ended that raised nothing of its own, and how much memory it had."""
-    from ray.exceptions import OutOfMemoryError
-
-    reserved = f"{placement.memory_bytes / GB:.1f} GB" if placement.memory_bytes else "none"
-    has = f"its node has {started.memory_bytes / GB:.1f} GB, of which it" if started else "it"
-    room = f"{has} had reserved {reserved} (memory_bytes of its placement)"
-    if isinstance(error, OutOfMemoryError):
-        used = re.search(r"was ([\d.]+ ?\w+)(?: used)? / ([\d.]+ ?\w+)", str(error))
-        own = re.search(r"actual memory used=([\d.]+ ?\w+)", str(error))
-        full = f"; {used[1]} of {used[2]} were in use on the node" if used else ""
-        full += f", {own[1]} of them by the task" if own and used else ""
-        return f"ran out of memory and was killed by Ray's memory monitor{full}; {room}"
-    cause = "killed, for want of memory perhaps, or its node was lost"
-    return f"ended without a word ({type(error).__name__}: {cause}); {room}"
-
-
-def read_manifest(uri: str) -> Manifest | None:
-    """Return a stage's manifest, or None where the stage is not finished."""
-    return Manifest.read(uri)
-
-
-def plan_rows(manifest: Manifest, rows_per_shard: int) -> list[Shard]:
-    """Cut the kept rows of a stage, in order, into shards of `rows_per_shard`; the last one may be shorter."""
-    shards: list[list[tuple[str, int, int]]] = []
-    room = 0
-    for file in manifest.files:
-        first, kept = 0, file.kept or 0
-        while first < kept:
-            if not room:
-                shards.append([])
-                room = rows_per_shard
-            last = min(kept, first + room)
-            shards[-1].append((file.name, first, last))
-            room, first = room - (last - first), last
-    return [Shard(f"{index:06d}", slices=tuple(slices)) for index, slices in enumerate(shards)]
-
-
-def plan_files(inventory: Inventory) -> list[Shard]:
-    """One shard per input file."""
-    return [Shard(f"{index:06d}", file=file.name) for index, file in enumerate(inventory.files)]
-
-
-def weight(shard: Shard, source: "Manifest | Inventory") -> float:
-    """Return what a shard's time is in proportion to: its rows, or the bytes of its file."""
-    return source.files[int(shard.name)].bytes if isinstance(source, Inventory) else shard.rows or 0
-
-
-def refuse_failures(manifest: Manifest, reasons: Collection[str], most: float, field: str) -> None:
-    """Raise if a larger share of a stage's rows failed than its recipe allows; failing is not filtering.
-
-    Rows that a chain of scorers did not pass on were not tried and do not count.
-
-    Raises:
-        StageFailed: with both numbers and the reasons.
-    """
-    failed = {reason: count for reason, count in manifest.drops.items() if reason in {*reasons, QUARANTINED}}
-    tried = manifest.rows - manifest.drops.get(NOT_PASSED_ON, 0)
-    if sum(failed.values()) > most * tried:
-        raise StageFailed(
-            f"{manifest.stage}: {sum(failed.values()):,} of {tried:,} rows failed ({short(failed)}), more than "
-            f"{field} = {most:g} allows; look at the rows in {manifest.uri}, or raise it to go on with the others"
-        )
-
-
-class TableWriter:
-    """Writes the tables of a global step one after another, and counts."""
-
-    def __init__(self, attempt: Attempt, schema: pa.Schema) -> None:
-        self.attempt, self.schema = attempt, schema
-        self.files: list[DataFile] = []
-        self.drops: Counter[str] = Counter()
-
-    def write(self, table: pa.Table) -> None:
-        """Write one table as one Parquet file of the attempt."""
-        table = conform(table, self.schema)
-        name = f"{self.attempt.directory}/{len(self.files):06d}.parquet"
-        self.files.append(write_table(self.attempt.ledger, name, table))
-        self.drops.update(drop_counts(table))
-
-    def commit(self, extra: Mapping[str, Any] | None = None) -> Commit:
-        """Describe what was written."""
-        return self.attempt.describe(self.files, self.drops, extra=extra)
-
-
-def upload_files(attempt: Attempt, local: Path) -> list[DataFile]:
-    """Upload a directory of files that are no tables (a model, a web) as files of an attempt."""
-    entries = storage.upload_directory(local, attempt.ledger.at(attempt.directory))
-    return [DataFile(f"{attempt.directory}/{entry.name}", entry.bytes, entry.sha256) for entry in entries]
+def _weights(shards: Sequence[Shard], source: "Manifest | Inventory") -> dict[str, float]:
+    return {shard.name: weight(shard, source) for shard in shards}
 
 
 def _identity(value: "Manifest | Inventory") -> Any:
     return value.identity if isinstance(value, Inventory) else {"digest": value.digest}
-
-
-def short(value: Any) -> str:
-    """Write a value for an error message, cut to 80 characters."""
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -4,13 +4,11 @@ A look every few seconds asks Ray's own tables which of the driver's workers are
 and what the nodes offer. The words go into the progress line, and into a file of the stage for `status`. Where a
 placement says how long is too long (`give_up_waiting_minutes`), the stage is ended.
 
-Times are from when this driver first saw the state. Ray 2.60 lists actors in a function "for debugging" and in the
-dashboard, which may not run; the function is used.
+Times are from when this driver first saw the state.
 """
 
 import json
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,7 +19,9 @@ from typing import Any
 from humpback_ray import storage
 from humpback_ray.needs import Need, amounts
 from humpback_ray.stages.background import repeat
+from humpback_ray.stages.nodes import alive
 from humpback_ray.stages.progress import duration
+from humpback_ray.stages.ray_internals import ActorRow, actors_in, free_resources
 
 logger = logging.getLogger(__name__)
 
@@ -84,18 +84,15 @@ class Waiting:
         self._since: dict[str, float] = {}
         self._what, self._began = "", 0.0
         self._written = ("", 0.0)
-        self._end = threading.Event()
 
     def __enter__(self) -> "Waiting":
-        self._thread = repeat(f"{self.name}: looking after its workers", self.look, lambda: LOOK_EVERY_S, self._end)
+        self._loop = repeat(f"{self.name}: looking after its workers", self.look, lambda: LOOK_EVERY_S)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end.set()
-        if kind is None:
-            self._thread.join(LOOK_EVERY_S)
+        self._loop.stop(LOOK_EVERY_S if kind is None else 0)
         self._what = ""
         if self._written[0]:
             try:
@@ -164,9 +161,7 @@ def given_up(name: str, limit_minutes: float, what: str) -> str:
 
 def place_words(need: Need) -> str:
     """Say where workers could run, and what the cluster offers."""
-    from ray._private.state import available_resources_per_node
-
-    nodes, free = _nodes(), available_resources_per_node()
+    nodes, free = alive(), free_resources()
     offers = offer_words(nodes, free)
     suited = [node for node in nodes if need.fits(node["Resources"], node["Labels"])]
     several = f" ({need.workers} of them)" if need.workers > 1 else ""
@@ -214,7 +209,7 @@ class Actors:
 
     def __call__(self) -> Workers:
         """Ask Ray's table of actors."""
-        names = {node["NodeID"]: node["NodeManagerHostname"] for node in _nodes()}
+        names = {node["NodeID"]: node["NodeManagerHostname"] for node in alive()}
         found = {state: self._in(state) for state in ("PENDING_CREATION", "RESTARTING", "ALIVE")}
         coming = [*found["PENDING_CREATION"], *found["RESTARTING"]]
         constructors = [
@@ -225,15 +220,10 @@ class Actors:
         deaths = self._deaths([one for one in coming if not one["StartTime"]], names)
         return Workers(len(found["ALIVE"]), constructors, deaths)
 
-    def _in(self, state: str) -> list[Mapping[str, Any]]:
-        import ray
-        from ray._private.state import actors
+    def _in(self, state: str) -> list[ActorRow]:
+        return [one for one in actors_in(state) if any(kind in one["ActorClassName"] for kind in self.kinds)]
 
-        job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
-        table = actors(job_id=job, actor_state_name=state)
-        return [one for one in table.values() if any(kind in one["ActorClassName"] for kind in self.kinds)]
-
-    def _deaths(self, coming: Sequence[Mapping[str, Any]], alive: Collection[str]) -> int:
+    def _deaths(self, coming: Sequence[ActorRow], alive: Collection[str]) -> int:
         """Count the deaths of processes before their actor was up; those of lost nodes are nobody's fault."""
         last, self._seen = self._seen, {}
         for one in coming:
@@ -243,9 +233,3 @@ class Actors:
             here = one["Address"]["NodeID"] if one["Pid"] else node
             self._seen[one["ActorID"]] = one["NumRestarts"], here, deaths
         return max((deaths for _, _, deaths in self._seen.values()), default=0)
-
-
-def _nodes() -> list[dict[str, Any]]:
-    import ray
-
-    return [node for node in ray.nodes() if node["Alive"]]

@@ -10,9 +10,6 @@ Nothing depends on a warm process: without one, an actor starts as it always doe
 a stage there works for hours; nor on a machine with GPUs, since libraries may look for them before Ray has said which
 ones an actor gets. An idle process takes up to 350 MB, so where memory is short fewer are kept, and the
 raylet ends those that nobody took for `IDLE_S`.
-
-Ray 2.60 has no public function for this request (PrestartWorkers), and a public one for the setup hook of a whole job
-only.
 """
 
 import contextlib
@@ -21,6 +18,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from humpback_ray.stages.nodes import alive
+from humpback_ray.stages.ray_internals import HOOK, Raylet, training_variables
 
 IDLE_S = 600
 """How long an idle process is kept."""
@@ -66,8 +66,7 @@ def _import(modules: Sequence[str]) -> None:
 class Reserve:
     """Idle processes of this driver's job."""
 
-    stub: Any
-    """The raylet's gRPC stub."""
+    raylet: Raylet
     job_id: bytes
 
     def add(self, processes: int, environment: str) -> None:
@@ -79,32 +78,21 @@ class Reserve:
         """
         import grpc
         import psutil
-        from ray.core.generated import common_pb2, node_manager_pb2
 
-        request = node_manager_pb2.PrestartWorkersRequest(  # pyright: ignore[reportAttributeAccessIssue]
-            language=common_pb2.PYTHON,  # pyright: ignore[reportAttributeAccessIssue]
-            job_id=self.job_id,
-            num_workers=1,
-            keep_alive_duration_secs=IDLE_S,
-        )
-        request.runtime_env_info.serialized_runtime_env = environment
         for _ in range(min(processes, psutil.virtual_memory().available // PROCESS_BYTES)):
             with contextlib.suppress(grpc.RpcError):  # a raylet that is gone is found out by those who need it
-                self.stub.PrestartWorkers(request, timeout=10)  # one at a time: of several it starts one per CPU
+                self.raylet.prestart(self.job_id, environment, IDLE_S)
 
     def replace(self, actors: int, training_workers: int) -> None:
         """Ask for the processes of a pool, and for those of a training with Ray Train's own actors."""
         if actors:
             self.add(actors, _written({"env_vars": MODELS}))
         if training_workers:
-            controller = _controller_variables()
+            controller = training_variables()
             self.add(1, _written({"env_vars": controller}))
             self.add(HELPERS, _written({"env_vars": controller}, inherited=True))
             self.add(training_workers, _written({"env_vars": controller | TRAINING}, inherited=True))
 
-
-HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
-"""Names the function that a worker process calls before its actor comes."""
 
 MODELS, TRAINING = ({HOOK: f"{__name__}.{hook.__name__}"} for hook in (import_models, import_training))
 """Environment variables of processes that import ahead, for a pool and for a training."""
@@ -115,16 +103,14 @@ _reserve: Reserve | None = None
 def keep(actors: int, training_workers: int) -> None:
     """Keep idle processes from now on for a pool and for a training, if any; Ray runs on this machine alone."""
     import ray
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
 
     global _reserve
-    (node,) = (node for node in ray.nodes() if node["Alive"])
+    (node,) = alive()
     if node["Resources"].get("GPU"):
         return
-    channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}", asynchronous=False)
+    raylet = Raylet(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
     job_id = bytes.fromhex(ray.get_runtime_context().get_job_id())
-    _reserve = Reserve(NodeManagerServiceStub(channel), job_id)
+    _reserve = Reserve(raylet, job_id)
     _reserve.replace(actors, training_workers)
 
 
@@ -148,14 +134,6 @@ def pool_environment() -> dict[str, Any] | None:
 def training_environment() -> dict[str, Any] | None:
     """Return the runtime environment of training workers, likewise."""
     return {"env_vars": dict(TRAINING)} if _reserve is not None else None
-
-
-def _controller_variables() -> dict[str, str]:
-    """Return the environment variables that Ray Train gives its controller, and the controller to its workers."""
-    from ray.train.v2._internal import constants
-
-    default = constants.DEFAULT_RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_VALUE
-    return {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": default} | constants.get_env_vars_to_propagate()
 
 
 def _written(environment: Mapping[str, Any], inherited: bool = False) -> str:

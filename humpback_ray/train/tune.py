@@ -14,9 +14,13 @@ from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.placement import PoolPlacement, TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
+from humpback_ray.stages.commits import Commit, DataFile
 from humpback_ray.stages.drivers import waiting_uri
-from humpback_ray.stages.ledger import Attempt, Commit, DataFile, Manifest, write_table
-from humpback_ray.stages.stage import Model, Place, Stage, StageFailed
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.ledger import Attempt, write_table
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.train.fit import TrainingFailed, launch
 from humpback_ray.train.job import Provenance, TrainingStopped, TrainJob, metrics_table
 from humpback_ray.train.recipe import TrainRecipe

@@ -45,8 +45,12 @@ from humpback_ray.records import SEGMENT, record_id
 from humpback_ray.runconfig import RunConfig
 from humpback_ray.sample.base import BaseRecipe, train_tokenizer
 from humpback_ray.sample.world import WorldRecipe, documents, write_world
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Model, Place, Stage, TableWriter
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 from tests.benchmarks import ledger
 from tests.jobs.prepared import write_model
 

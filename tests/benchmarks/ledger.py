@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -38,9 +38,13 @@ from humpback_ray.operate.verify import verify_stage
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import CANDIDATE, SEGMENT
-from humpback_ray.stages.ledger import Ledger, Manifest, Shard
-from humpback_ray.stages.stage import Model, Place, Stage, plan_rows, read_manifest
-from humpback_ray.stages.watch import Pace, Watch
+from humpback_ray.stages.ledger import Ledger
+from humpback_ray.stages.manifest import Manifest, read_manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.pace import Pace
+from humpback_ray.stages.shards import Shard, plan_rows
+from humpback_ray.stages.stage import Place, Stage
+from humpback_ray.stages.watch import Watch
 from humpback_ray.storage import files
 from tests.jobs.prepared import write_corpus, write_model
 
@@ -65,20 +69,26 @@ def measure_watch(shards: int) -> dict[str, float]:
         placement = PoolPlacement(max_replicas=100)
         pace = Pace(placement, dict.fromkeys(names, 10.0))
         planned = [Shard(name, slices=(("f", 0, 10),)) for name in names]
-        watch = Watch("watched", Ledger(folder, "b"), planned, pace, lambda *_: None, lambda: None, lambda _: None)
+        watch = Watch("watched", Ledger(folder, "b"), planned, pace)
+
+        def look() -> None:
+            watch.look()
+            deque(watch.overdue(), 0)
+            deque(watch.stragglers(), 0)
+
         for number, name in enumerate(names[:begun]):
             attempt = Path(folder, "attempts", name)
             attempt.mkdir(parents=True)
             (attempt / "0001.json").write_text('{"submission": "b", "node": "n"}')
             if number < begun - OPEN:
                 Path(folder, "commits", f"{name}.json").write_text("{}")
-        look_s, _ = timed(watch.look)
+        look_s, _ = timed(look)
         concern_s, _ = timed(watch.concern)
-        again_s, _ = timed(watch.look)
+        again_s, _ = timed(look)
         events = names[begun - OPEN : begun]
         for _ in range(shards - len(events)):
             pace.ended(10.0, 5.0)
-        event_s = statistics.median(timed(functools.partial(watch.ended, name, "", 5.0))[0] for name in events)
+        event_s = statistics.median(timed(functools.partial(watch.committed, name, 5.0))[0] for name in events)
     return {"look_s": max(look_s, again_s), "concern_s": concern_s, "event_us": 1e6 * event_s}
 
 

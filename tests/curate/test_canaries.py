@@ -19,8 +19,11 @@ from humpback_ray.placement import TaskPlacement
 from humpback_ray.prompts import rating
 from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
 from humpback_ray.records import CANARY, CANDIDATE
-from humpback_ray.stages.ledger import Attempt, Commit
-from humpback_ray.stages.stage import Model, Place, Stage, TableWriter
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.storage.inventory import Hashes, resolve
 from tests.prompts import kinds
 

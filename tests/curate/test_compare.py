@@ -24,7 +24,7 @@ from humpback_ray.operate.verify import verify
 from humpback_ray.placement import TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.sample import selfcheck
-from humpback_ray.stages.stage import read_manifest
+from humpback_ray.stages.manifest import read_manifest
 from tests.curate.test_rounds import EMPTY, ROWS, Made, rows_of
 
 VALUES = st.lists(st.sampled_from([1.0, 2.0, 2.5, 4.0, 5.0]), min_size=2, max_size=30)

@@ -9,8 +9,11 @@ import pytest
 from humpback_ray.curate.rounds import keep
 from humpback_ray.curate.select import SelectRecipe, TooFewKept
 from humpback_ray.records import CANDIDATE, PAIR, SCORE
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Place, Stage, TableWriter
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 
 ROWS = [
     ("a", "What is a weir?", "https://x.org/1", 5.0),

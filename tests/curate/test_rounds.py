@@ -18,8 +18,13 @@ from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import CANDIDATE
 from humpback_ray.report import ratings
 from humpback_ray.report.summary import failure_sentence
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest, StageFailed
-from humpback_ray.stages.stage import Model, Place, Stage, TableWriter
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 from tests.jobs.prepared import write_model
 
 pytestmark = pytest.mark.ray

@@ -13,8 +13,12 @@ from humpback_ray.operate.verify import verify_stage
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe, Layout, encode
 from humpback_ray.records import CANDIDATE, QUARANTINED, SEGMENT
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Model, Place, Stage, TableWriter, upload_files
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.outputs import TableWriter, upload_files
+from humpback_ray.stages.stage import Place, Stage
 from tests.engines.tiny import save_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

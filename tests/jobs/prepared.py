@@ -16,8 +16,11 @@ import pyarrow as pa
 import yaml
 
 from humpback_ray.records import PAIR, SEGMENT
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Place, Stage, TableWriter, read_manifest
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest, read_manifest
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 from tests.train.conftest import make_tokenizer
 
 REPOSITORY = Path(__file__).parents[2]

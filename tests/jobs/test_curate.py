@@ -9,7 +9,7 @@ import pytest
 from humpback_ray.graph import stage_names
 from humpback_ray.operate import gc
 from humpback_ray.operate.verify import verify
-from humpback_ray.stages.stage import read_manifest
+from humpback_ray.stages.manifest import read_manifest
 from tests.jobs import prepared
 from tests.jobs.conftest import Head
 

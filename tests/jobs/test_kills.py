@@ -24,7 +24,7 @@ from humpback_ray.inputs.contamination import NOTHING
 from humpback_ray.operate.verify import verify
 from humpback_ray.placement import Resources
 from humpback_ray.runconfig import RunConfig
-from humpback_ray.stages.stage import read_manifest
+from humpback_ray.stages.manifest import read_manifest
 from tests.chaos.play import account, fault_proxy
 from tests.jobs import prepared
 from tests.jobs.heads import Cluster

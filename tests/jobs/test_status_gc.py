@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from humpback_ray.records import PAIR
-from humpback_ray.stages.stage import Place, Stage, TableWriter
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 from tests.jobs.prepared import REPOSITORY
 
 CHECK = """

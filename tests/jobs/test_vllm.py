@@ -21,8 +21,9 @@ from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.prompts.instructions import InstructionFilters
 from humpback_ray.records import CANDIDATE, SEGMENT
-from humpback_ray.stages.ledger import Manifest
-from humpback_ray.stages.stage import Model, Place, Stage
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.stage import Place, Stage
 from tests.engines.test_vllm import engine_processes
 from tests.engines.tiny import save_model
 from tests.jobs import prepared

@@ -32,8 +32,8 @@ from humpback_ray.miniature.measure import Measures, measure, rows
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.runconfig import RunConfig
-from humpback_ray.stages.ledger import Manifest
-from humpback_ray.stages.stage import Model, read_manifest
+from humpback_ray.stages.manifest import Manifest, read_manifest
+from humpback_ray.stages.models import Model
 from tests.report.test_page import Page, assert_inert
 
 if TYPE_CHECKING:

@@ -8,8 +8,11 @@ from humpback_ray.miniature.measure import known_of, measure
 from humpback_ray.records import CANDIDATE
 from humpback_ray.sample.build import write_web
 from humpback_ray.sample.world import WorldRecipe
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Place, Stage, TableWriter
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 
 WORLD = WorldRecipe(seed_towns=2, pool_towns=4, unseen_towns=2, common_towns=2, documents=1, archives=1, prompts=4)
 

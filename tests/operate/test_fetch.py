@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from humpback_ray import storage
-from humpback_ray.stages.ledger import Attempt, Commit
-from humpback_ray.stages.stage import Place, Stage, upload_files
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.outputs import upload_files
+from humpback_ray.stages.stage import Place, Stage
 from jobs.export import main
 
 FILES = {"config.json": b"{}", "model-00001-of-00001.safetensors": b"w" * 5000, "adapter/adapter_config.json": b"[]"}

@@ -19,8 +19,12 @@ from humpback_ray.operate import gc
 from humpback_ray.operate.verify import verify
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.records import PAIR
-from humpback_ray.stages.ledger import Attempt, Commit, Ledger, Manifest, write_table
-from humpback_ray.stages.stage import Place, Stage, TableWriter, plan_rows, read_manifest, upload_files
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt, Ledger, write_table
+from humpback_ray.stages.manifest import Manifest, read_manifest
+from humpback_ray.stages.outputs import TableWriter, upload_files
+from humpback_ray.stages.shards import plan_rows
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.storage import steps
 
 POOL = PoolPlacement(rows_per_shard=10, cpus_per_replica=0.5)

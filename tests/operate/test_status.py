@@ -14,10 +14,13 @@ from humpback_ray import storage
 from humpback_ray.config import ConfigError
 from humpback_ray.operate.status import BEAT_QUIET_S, StageStatus, expected_stages, status
 from humpback_ray.records import PAIR
+from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.drivers import Presence, beat_uri
 from humpback_ray.stages.lease import Lease
-from humpback_ray.stages.ledger import Attempt, Commit, Ledger, Shard, write_table
-from humpback_ray.stages.stage import Place, Stage, TableWriter
+from humpback_ray.stages.ledger import Attempt, Ledger, write_table
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.shards import Shard
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.storage import files
 
 GIVEN = {"recipe": {"inputs": ["a"]}}

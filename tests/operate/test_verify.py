@@ -23,8 +23,10 @@ from humpback_ray.operate.verify import Difference, verify
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.seed import SeedConfig, make_seed
-from humpback_ray.stages.ledger import drop_counts
-from humpback_ray.stages.stage import Model, Place, Stage, read_manifest
+from humpback_ray.stages.manifest import read_manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.stage import Place, Stage
+from humpback_ray.stages.tables import drop_counts
 from humpback_ray.storage.inventory import Hashes, resolve
 from jobs.verify import main
 from tests.jobs.prepared import write_model

@@ -11,8 +11,11 @@ import pytest
 
 from humpback_ray.curate.canaries import PLACES
 from humpback_ray.records import CANARY, CANDIDATE, PAIR, RESPONSE, SCORE, SEGMENT, record_id
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest, write_table
-from humpback_ray.stages.stage import Place, Stage, TableWriter
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt, write_table
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.train.job import StepMetrics, metrics_table
 
 WORDS = ("lake", "orchard", "bridge", "lantern", "copper", "harvest", "valley", "market", "engine", "winter", "signal")

@@ -6,7 +6,7 @@ import pytest
 
 from humpback_ray.report import canary_sentences, report
 from humpback_ray.report.canaries import Reached, canaries, canary_warnings, wilson
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 from tests.report.conftest import MadeRun
 from tests.report.test_page import ATTACK, Page, assert_inert
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from humpback_ray.report import figures, ratings, training
 from humpback_ray.report.ratings import Ratings
 from humpback_ray.report.training import ModelRow
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 
 RATINGS = Ratings(1, 10, (), tuple([0] * 14 + [7, 0, 3]), (0, 0, 0, 0, 10), 4.5, 5.0, 4.6, 4.5, 10)
 

@@ -14,8 +14,10 @@ from humpback_ray.records import PAIR, RESPONSE, SCORE
 from humpback_ray.report import funnel, lengths, ratings, report, summary, training
 from humpback_ray.report.reading import pairs_to_read
 from humpback_ray.report.summary import failure_sentence
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import TableWriter
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.outputs import TableWriter
 from tests.report.conftest import MadeRun
 
 Manifests = dict[str, Manifest]

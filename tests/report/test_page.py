@@ -8,7 +8,7 @@ import pytest
 
 from humpback_ray.report import report
 from humpback_ray.report.page import MOST_BYTES
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 from tests.report.conftest import MadeRun
 
 SECTIONS = ["funnel", "lengths", "scores", "training", "reading", "answers", "time", "identity"]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from humpback_ray.records import record_id
 from humpback_ray.report import reading
 from humpback_ray.report.ratings import nearest
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 
 Manifests = dict[str, Manifest]
 

@@ -9,7 +9,7 @@ from humpback_ray.report import ratings, summary, training
 from humpback_ray.report.funnel import Drop, TimingRow
 from humpback_ray.report.ratings import Ratings
 from humpback_ray.report.training import ModelRow
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 
 GOOD = Ratings(1, 98, (Drop("unrated_unparsed", 2, 0.02),), (), (20, 20, 20, 20, 18), 1.0, 5.0, 3.1, 4.5, 18)
 MODEL = ModelRow("m0", 7_000_000_000, 3200, 500, ((1, 2.0), (500, 1.0)), 1e-5, 9e-6, 100, 10.0)

@@ -10,7 +10,7 @@ PATIENCE_S = 60
 
 
 def test_a_loop_goes_on_after_any_error_and_logs_the_first_with_its_traceback(said: Said) -> None:
-    calls, end, enough = [], threading.Event(), threading.Event()
+    calls, enough = [], threading.Event()
 
     def step() -> None:
         calls.append(len(calls))
@@ -18,13 +18,36 @@ def test_a_loop_goes_on_after_any_error_and_logs_the_first_with_its_traceback(sa
             enough.set()
         raise KeyError(f"number {len(calls)}")
 
-    thread = repeat("looking", step, lambda: 0.001, end, first=True)
+    loop = repeat("looking", step, lambda: 0.001)
     assert enough.wait(PATIENCE_S)
-    end.set()
-    thread.join(PATIENCE_S)
-    assert not thread.is_alive()
+    loop.stop(PATIENCE_S)
+    assert not loop.is_alive()
     [(level, message)] = said.records
     assert (level, message) == ("WARNING", "looking failed and will be tried again: 'number 1'")
+
+
+def test_a_loop_that_is_stopped_takes_no_further_step_and_waits_for_the_one_on_its_way_as_long_as_is_said() -> None:
+    begun, let_go, calls = threading.Event(), threading.Event(), []
+
+    def step() -> None:
+        calls.append(len(calls))
+        begun.set()
+        let_go.wait(PATIENCE_S)
+
+    loop = repeat("looking", step, lambda: 0.001)
+    assert begun.wait(PATIENCE_S)
+    loop.stop(0)
+    assert loop.is_alive(), "the step on its way is not ended"
+    let_go.set()
+    loop.stop()
+    assert not loop.is_alive()
+    assert calls == [0]
+
+
+def test_a_pause_ends_at_once_when_the_loop_is_stopped() -> None:
+    loop = repeat("looking", lambda: None, lambda: 10 * PATIENCE_S)
+    loop.stop(PATIENCE_S)
+    assert not loop.is_alive()
 
 
 def test_after_a_minute_it_says_how_many_errors_it_did_not_log(said: Said) -> None:

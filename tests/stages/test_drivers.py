@@ -20,9 +20,11 @@ from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.records import PAIR
 from humpback_ray.stages import drivers, pool
 from humpback_ray.stages.drivers import Others, Presence, beat_uri
-from humpback_ray.stages.ledger import Ledger, Manifest, Shard
-from humpback_ray.stages.pool import in_order
-from humpback_ray.stages.stage import Stage, read_manifest
+from humpback_ray.stages.ledger import Ledger
+from humpback_ray.stages.manifest import Manifest, read_manifest
+from humpback_ray.stages.passes import in_order
+from humpback_ray.stages.shards import Shard
+from humpback_ray.stages.stage import Stage
 from tests.jobs.heads import wait_for
 from tests.stages.test_stage import Shout, fates, make_source, place
 
@@ -137,7 +139,8 @@ DRIVER = """
 import sys, time
 from pathlib import Path
 import ray
-from humpback_ray.stages.stage import Stage, read_manifest
+from humpback_ray.stages.manifest import read_manifest
+from humpback_ray.stages.stage import Stage
 from humpback_ray.records import PAIR
 from tests.stages.test_drivers import POOL, Slow
 from tests.stages.test_stage import place

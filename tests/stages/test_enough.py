@@ -16,9 +16,12 @@ from humpback_ray.records import SEGMENT
 from humpback_ray.run import Run
 from humpback_ray.runconfig import RunConfig
 from humpback_ray.seed import SeedConfig, SeedRecipe, make_seed
+from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.enough import frequent, keys_in
-from humpback_ray.stages.ledger import Attempt, Commit, StageFailed
-from humpback_ray.stages.stage import Drift, Place, Stage, TableWriter
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Drift, Place, Stage
 from humpback_ray.storage.inventory import Hashes, Inventory, resolve
 
 DEMO = Path(__file__).parents[2] / "configs/demo.yaml"

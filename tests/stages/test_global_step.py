@@ -11,8 +11,11 @@ import pytest
 
 from humpback_ray.placement import TaskPlacement
 from humpback_ray.records import PAIR
-from humpback_ray.stages.ledger import Attempt, Commit, StageFailed
-from humpback_ray.stages.stage import TRIES, Stage
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.globalstep import TRIES
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.stage import Stage
 from tests.conftest import Said
 from tests.stages.test_stage import make_source, place
 
@@ -54,7 +57,7 @@ DRIVER = """
 import sys
 import ray
 from pathlib import Path
-from humpback_ray.stages.ledger import StageFailed
+from humpback_ray.stages.errors import StageFailed
 from humpback_ray.placement import TaskPlacement
 from humpback_ray.records import PAIR
 from humpback_ray.stages.stage import Stage

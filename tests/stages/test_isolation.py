@@ -15,9 +15,13 @@ from humpback_ray import storage
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.records import PAIR
 from humpback_ray.stages import actor, isolation
-from humpback_ray.stages.isolation import Isolation, WorkerFailed
-from humpback_ray.stages.ledger import Commit, Ledger, Shard, StageFailed
-from humpback_ray.stages.watch import Pace
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.isolation import Isolation
+from humpback_ray.stages.ledger import Ledger
+from humpback_ray.stages.lone import WorkerFailed
+from humpback_ray.stages.pace import Pace
+from humpback_ray.stages.shards import Shard
 from tests.stages.test_stage import pairs
 
 ROWS = 64

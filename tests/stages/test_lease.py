@@ -19,9 +19,11 @@ import pytest
 
 from humpback_ray import storage
 from humpback_ray.placement import TaskPlacement
+from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.lease import Lease, LeaseHeld, LeaseLost
-from humpback_ray.stages.ledger import Attempt, Commit
-from humpback_ray.stages.stage import Place, Stage, read_manifest
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import read_manifest
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.storage import steps
 from tests.conftest import Said
 from tests.jobs.heads import wait_for

@@ -1,36 +1,18 @@
 """Which attempts count against a shard, how shards are divided into blocks, and what a manifest keeps."""
 
-import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from humpback_ray import storage
-from humpback_ray.operate.verify import Difference, verify_stage
-from humpback_ray.records import METRICS
 from humpback_ray.stages.lease import Lease
-from humpback_ray.stages.ledger import (
-    MOST_LOST_NODES,
-    Attempt,
-    Commit,
-    DataFile,
-    Ledger,
-    Manifest,
-    Shard,
-    charged,
-    write_table,
-)
-from humpback_ray.stages.pool import SHARDS_PER_BLOCK, SINGLE_BLOCKS, groups
-from humpback_ray.stages.stage import Place, Stage
+from humpback_ray.stages.ledger import MOST_LOST_NODES, AttemptRecord, Ledger, charged
 
 
-def attempt(number: int, **more: Any) -> dict[str, Any]:
-    return {"attempt": number, "submission": "ours", "node_id": "alive", **more}
+def attempt(number: int, **more: Any) -> AttemptRecord:
+    record: Any = {"attempt": number, "submission": "ours", "node_id": "alive", **more}
+    return record
 
 
 @pytest.mark.parametrize(
@@ -52,73 +34,6 @@ def test_a_shard_under_which_node_after_node_is_lost_is_suspect_itself() -> None
     lost = [attempt(number, node_id="gone") for number in range(MOST_LOST_NODES)]
     assert not charged(lost[:-1], "ours", {"alive"})
     assert charged(lost, "ours", {"alive"}) == lost
-
-
-@given(st.integers(0, 3 * SINGLE_BLOCKS))
-def test_groups_hold_every_shard_once_in_order_and_end_with_single_ones(count: int) -> None:
-    shards = [Shard(str(number)) for number in range(count)]
-    made = list(groups(shards))
-    assert [shard for group in made for shard in group] == shards
-    assert all(1 <= len(group) <= SHARDS_PER_BLOCK for group in made)
-    assert all(len(group) == 1 for group in made[-min(count, SINGLE_BLOCKS) :])
-
-
-def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
-    file = DataFile("data/0.1.parquet", 10, "ab", 3, 2)
-    commits = tuple(
-        Commit(
-            str(n),
-            1,
-            (file,),
-            3,
-            2,
-            {"quarantined": 1},
-            0.5,
-            quarantine=file,
-            metrics=replace(file, name="data/0.1/metrics.parquet"),
-            versions={"ray": "2"},
-            requests={"GetObject": n},
-        )
-        for n in range(3)
-    )
-    made = Manifest("uri", "stage", "f", {"a": 1}, {}, commits, 4, 1.0, 2.0, {"PutObject": 5})
-    read = Manifest.parse("uri", json.loads(made.json()))
-    assert read == made
-    assert read.requests == {"PutObject": 5, "GetObject": 3}
-    assert read.quarantined == 3
-    assert read.digest == made.digest
-
-
-def trained(root: Path, seconds: float) -> Manifest:
-    """A stage with metrics of two steps."""
-    steps = [{"step": step, "loss": 2.0, "seconds": seconds} for step in (1, 2)]
-
-    def work(attempt: Attempt) -> Commit:
-        file = write_table(attempt.ledger, "data/all.1/metrics.parquet", pa.Table.from_pylist(steps, schema=METRICS))
-        return replace(attempt.describe([], {}), metrics=file)
-
-    return Stage(Place("models/m0", str(root), "test"), {}, {}).leased(work)
-
-
-def test_metrics_are_read_and_proven_but_their_times_are_no_part_of_a_models_identity(tmp_path: Path) -> None:
-    made = trained(tmp_path / "one", 0.5)
-    assert made.metrics().column("seconds").to_pylist() == [0.5, 0.5]
-    assert made.digest == trained(tmp_path / "other", 0.7).digest
-    verify_stage(made)
-    path = tmp_path / "one/data/all.1/metrics.parquet"
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(Difference, match=r"metrics\.parquet: SHA-256"):
-        verify_stage(made)
-
-
-def test_the_card_beside_a_models_weights_is_no_part_of_its_identity() -> None:
-    def model(card: str, weights: str) -> str:
-        named = {"README.md": card, "model.safetensors": weights}
-        files = tuple(DataFile(f"data/all.1-abc/{name}", 9, sha256) for name, sha256 in named.items())
-        commit = Commit("all", 1, files, 0, 0, {}, 1.0)
-        return Manifest("uri", "models/m0", "f", {}, {}, (commit,), 1, 1.0, 2.0).digest
-
-    assert model("of the run out/a", "w") == model("of the run out/b", "w") != model("of the run out/a", "other w")
 
 
 def test_an_error_is_not_hidden_by_storage_that_cannot_note_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

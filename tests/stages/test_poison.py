@@ -18,7 +18,8 @@ import pytest
 from humpback_ray.operate.verify import verify_stage
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.records import PAIR, QUARANTINED
-from humpback_ray.stages.ledger import Manifest, StageFailed
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.manifest import Manifest
 from humpback_ray.stages.stage import Stage
 from humpback_ray.storage import steps
 from tests.stages.test_stage import fates, make_source, place

@@ -21,7 +21,7 @@ import pytest
 
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.records import PAIR
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 from humpback_ray.stages.stage import Stage
 from tests.jobs.heads import wait_for
 from tests.stages.test_stage import fates, make_source, place

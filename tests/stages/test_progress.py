@@ -1,6 +1,7 @@
 """Progress: lines that say how much, how fast and how long, and that outlive a failing look-up."""
 
 import logging
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -47,14 +48,14 @@ def test_a_concern_that_cannot_be_looked_up_does_not_end_the_lines(lines: list[s
 
     with Progress("scores", 10, concern=fails) as counted:
         counted._emit(logging.INFO)
-        assert counted._thread.is_alive()
+        assert counted._loop.is_alive()
     assert "could not look for stuck shards: OSError: 503" in lines[0]
 
 
 def test_a_step_without_a_total_says_what_it_says_of_itself(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.5)
-    with Progress("sample/base", None, concern=lambda: ", step 3 of 9") as counted:
-        counted._end.wait(1.5)
+    with Progress("sample/base", None, concern=lambda: ", step 3 of 9"):
+        time.sleep(1.5)
     assert lines[0] == "sample/base: at work, 1 s, step 3 of 9"
 
 

@@ -19,7 +19,8 @@ import pytest
 
 from humpback_ray import storage
 from humpback_ray.records import PAIR
-from humpback_ray.stages.ledger import Attempt, Commit, Ledger
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt, Ledger
 from humpback_ray.storage import steps
 from tests.conftest import storage_at
 

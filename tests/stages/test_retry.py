@@ -23,9 +23,12 @@ from humpback_ray.operate.verify import verify_stage
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.records import PAIR, QUARANTINED, SEGMENT
 from humpback_ray.run import refuse_read
-from humpback_ray.stages.ledger import Commit, Manifest, Shard, StageFailed
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.manifest import Manifest, read_manifest
 from humpback_ray.stages.pool import Pool
-from humpback_ray.stages.stage import Place, Stage, read_manifest
+from humpback_ray.stages.shards import Shard
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.storage import InputFile
 from humpback_ray.storage.inventory import Hashes, resolve
 from jobs import retry

@@ -15,8 +15,12 @@ import pytest
 from humpback_ray import storage
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.records import PAIR
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Drift, Place, Stage, StageFailed, TableWriter
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Drift, Place, Stage
 
 pytestmark = pytest.mark.ray
 POOL = PoolPlacement(rows_per_shard=10, cpus_per_replica=0.5)

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,10 +11,12 @@ import pytest
 
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.records import PAIR
-from humpback_ray.stages.ledger import Ledger, Manifest, Shard
+from humpback_ray.stages.ledger import Ledger
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.pace import Pace
+from humpback_ray.stages.shards import Shard
 from humpback_ray.stages.stage import Stage
-from humpback_ray.stages.watch import Pace, Watch
-from tests.jobs.heads import wait_for
+from humpback_ray.stages.watch import Watch
 from tests.stages.test_stage import fates, make_source, place
 
 POOL = PoolPlacement(rows_per_shard=5, cpus_per_replica=0.5, min_replicas=2, shards_in_flight=1, limit_floor_s=30)
@@ -60,52 +62,42 @@ def test_a_straggler_is_started_once_more_and_the_pass_does_not_wait_for_it(loca
 class Clock:
     """Stands for the module `time` of the watch, and shows what the test sets."""
 
-    def __init__(self) -> None:
-        self.now, self.read = 1.0, 0
+    now = 1.0
 
     def monotonic(self) -> float:
-        self.read += 1
         return self.now
-
-    def set(self, now: float) -> None:
-        """Set it and wait until the watch has looked after everything by the new time."""
-        self.now, before = now, self.read
-        wait_for(lambda: self.read > before + 8, "the watch", PATIENCE_S)  # read at most three times in a look
 
 
 @contextmanager
-def watched(folder: Path, factor: float | None) -> Iterator[tuple[Clock, list[tuple[str, str | None]]]]:
-    """A pass over four shards under watch, two of which have taken a second; yields its clock and what it starts."""
-    ledger, started, clock = Ledger(str(folder), "first"), [], Clock()
+def watched(folder: Path, factor: float | None) -> Iterator[Callable[[float], list[tuple[str, str | None]]]]:
+    """Watch a pass over four shards, two of which have taken a second; yields what is to be started once more when."""
+    ledger, clock = Ledger(str(folder), "first"), Clock()
     shards = [Shard(f"{number:06d}") for number in range(4)]
     placement = POOL.model_copy(update={"straggler_factor": factor, "limit_floor_s": 4.0, "limit_factor": 1000.0})
-    pace = Pace(placement, {shard.name: 5.0 for shard in shards})
-    watch = Watch(
-        "slow", ledger, shards, pace, lambda shard, away_from: started.append((shard.name, away_from)),
-        stop=lambda: None, news=lambda shard: None,
-    )  # fmt: skip
+    watch = Watch("slow", ledger, shards, Pace(placement, {shard.name: 5.0 for shard in shards}))
     for shard in shards:
         ledger.begin(shard.name, node_id=f"node of {shard.name}")
+
+    def look(now: float) -> list[tuple[str, str | None]]:
+        clock.now = now
+        watch.look()
+        return [(found.shard.name, found.away_from) for found in watch.stragglers()]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("humpback_ray.stages.watch.time", clock)
-        with watch:
-            clock.set(1.0)
-            for shard in shards[:2]:
-                watch.ended(shard.name, "", 1.0)
-            yield clock, started
+        watch.look()
+        for shard in shards[:2]:
+            watch.committed(shard.name, 1.0)
+        yield look
 
 
 def test_a_shard_is_a_straggler_after_three_times_the_median_and_is_started_once_more_elsewhere(tmp_path: Path) -> None:
-    with watched(tmp_path, factor=3.0) as (clock, started):
-        clock.set(3.9)
-        assert started == []
-        clock.set(4.1)
-        assert started == [("000002", "node of 000002"), ("000003", "node of 000003")]
-        clock.set(900.0)
-        assert len(started) == 2, "once"
+    with watched(tmp_path, factor=3.0) as look:
+        assert look(3.9) == []
+        assert look(4.1) == [("000002", "node of 000002"), ("000003", "node of 000003")]
+        assert look(900.0) == [], "once"
 
 
 def test_no_shard_is_a_straggler_where_that_is_off(tmp_path: Path) -> None:
-    with watched(tmp_path, factor=None) as (clock, started):
-        clock.set(900.0)
-        assert started == []
+    with watched(tmp_path, factor=None) as look:
+        assert look(900.0) == []

@@ -19,7 +19,8 @@ from humpback_ray.operate.status import Unfinished
 from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
 from humpback_ray.records import PAIR
 from humpback_ray.stages import progress, waiting
-from humpback_ray.stages.ledger import Manifest, StageFailed
+from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.manifest import Manifest
 from humpback_ray.stages.stage import Stage
 from humpback_ray.stages.waiting import Constructor, Waiting, Workers, offer_words
 from tests.conftest import Said

@@ -84,7 +84,7 @@ def test_environments_are_written_as_ray_writes_those_of_its_trainings_actors() 
             worker = ray.remote(Worker).options(num_cpus=0, runtime_env={"env_vars": variables}).remote()
             return ray.get(worker.environment.remote())
 
-    variables = warm._controller_variables()
+    variables = warm.training_variables()
     environment = {"env_vars": variables}
     controller = ray.remote(Controller).options(num_cpus=0, runtime_env=environment).remote()
     assert ray.get(controller.environment.remote()) == warm._written(environment)
@@ -96,14 +96,15 @@ def test_none_are_asked_for_where_memory_is_short(monkeypatch: pytest.MonkeyPatc
     asked = []
 
     class Raylet:
-        def PrestartWorkers(self, request: Any, timeout: float) -> None:
-            asked.append(request)
+        def prestart(self, job_id: bytes, environment: str, keep_s: int) -> None:
+            asked.append(keep_s)
 
-    reserve = warm.Reserve(Raylet(), b"")
+    raylet: Any = Raylet()
+    reserve = warm.Reserve(raylet, b"")
     for free, processes in ((10, 3), (2.5, 2), (0.9, 0)):
         memory = type("Memory", (), {"available": int(free * warm.PROCESS_BYTES)})
         monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
         asked.clear()
         reserve.replace(actors=3, training_workers=0)
         assert len(asked) == processes
-    assert {request.keep_alive_duration_secs for request in asked} <= {warm.IDLE_S}
+    assert set(asked) <= {warm.IDLE_S}

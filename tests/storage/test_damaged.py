@@ -16,9 +16,11 @@ from humpback_ray.operate.limits import spent
 from humpback_ray.operate.status import status
 from humpback_ray.operate.verify import Difference, verify
 from humpback_ray.records import PAIR
+from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.lease import Lease
-from humpback_ray.stages.ledger import Attempt, Commit, Ledger
-from humpback_ray.stages.stage import Place, Stage, TableWriter
+from humpback_ray.stages.ledger import Attempt, Ledger
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 
 NAMED = (Difference, ConfigError, storage.StorageError)
 

@@ -18,9 +18,13 @@ from humpback_ray.placement import TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import TOKENS
 from humpback_ray.stages import stage
+from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.lease import Lease
-from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Model, Place, Stage, TableWriter, read_manifest
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.manifest import Manifest, read_manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.storage.inventory import Hashes, resolve_model
 from humpback_ray.train.recipe import TrainRecipe
 from humpback_ray.train.tune import TrainConfig, fine_tune

@@ -20,7 +20,7 @@ from humpback_ray.curate.scorers.base import Scale
 from humpback_ray.curate.scorers.likelihood import Likelihood
 from humpback_ray.curate.scorers.rubric import Rubric, RubricExpected
 from humpback_ray.records import NOT_PASSED_ON, SCORE
-from humpback_ray.stages.ledger import Manifest
+from humpback_ray.stages.manifest import Manifest
 
 SingleScorer = Annotated[Rubric | RubricExpected | Additive | Likelihood, Field(discriminator="kind")]
 COLUMNS = ["id", "score"]

@@ -16,8 +16,7 @@ from humpback_ray.graph import Graph
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.run import latest_submission
 from humpback_ray.runconfig import RunConfig
-from humpback_ray.stages.ledger import Manifest
-from humpback_ray.stages.stage import read_manifest
+from humpback_ray.stages.manifest import Manifest, read_manifest
 
 WARM_UP_STEPS = 2
 

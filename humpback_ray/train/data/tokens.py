@@ -15,8 +15,9 @@ from humpback_ray import storage
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import ChatRecipe, Tokens, encode_example
 from humpback_ray.records import TOKENS
-from humpback_ray.stages.ledger import Manifest
-from humpback_ray.stages.stage import Model, Place, Stage
+from humpback_ray.stages.manifest import Manifest
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.train.data.examples import TOO_LONG, Direction
 from humpback_ray.train.recipe import TooLong
 from humpback_ray.train.tune import TrainConfig

@@ -31,7 +31,7 @@ from typing import Any
 
 from humpback_ray import storage
 from humpback_ray.prompts.chat import chat_template, encode_prompt, space_between_turns, start_ids
-from humpback_ray.stages.ledger import CARD
+from humpback_ray.stages.manifest import CARD
 from humpback_ray.train.engine import lora
 from humpback_ray.train.export.reload import probe, probe_prompt, unlike_training, verify
 from humpback_ray.train.job import TrainingStopped, TrainJob

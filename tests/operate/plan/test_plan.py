@@ -19,8 +19,10 @@ from humpback_ray.operate.plan.training import Batch, step
 from humpback_ray.records import SEGMENT, record_id
 from humpback_ray.run import Run
 from humpback_ray.runconfig import RunConfig, pilot_root
-from humpback_ray.stages.ledger import Attempt, Commit, write_table
-from humpback_ray.stages.stage import Place, Stage, TableWriter
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt, write_table
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.train.job import StepMetrics, metrics_table
 
 REPOSITORY = Path(__file__).parents[3]

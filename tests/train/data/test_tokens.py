@@ -12,8 +12,11 @@ from humpback_ray.operate.verify import verify
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.prompts.chat import ChatRecipe, encode, encode_prompt
 from humpback_ray.records import PAIR
-from humpback_ray.stages.ledger import Attempt, Commit
-from humpback_ray.stages.stage import Drift, Model, Place, Stage, TableWriter
+from humpback_ray.stages.commits import Commit
+from humpback_ray.stages.ledger import Attempt
+from humpback_ray.stages.models import Model
+from humpback_ray.stages.outputs import TableWriter
+from humpback_ray.stages.stage import Drift, Place, Stage
 from humpback_ray.storage.inventory import Hashes, resolve_model
 from humpback_ray.train.data.examples import read_examples
 from humpback_ray.train.data.tokens import encode_pair, make_tokens, tokenise

@@ -1,0 +1,130 @@
+"""The shards of a pass and the attempts at them: the one state that the threads of a pass share, under one lock.
+
+What an event changes is counted when it comes, so it costs the same in a pass over 100,000 shards as in one over ten.
+"""
+
+import threading
+from collections.abc import Iterable
+
+Flight = tuple[str, int]
+"""Shard and number of an attempt."""
+
+
+class Flights:
+    """The shards of a pass and the attempts at them, counted event by event; used by several threads.
+
+    Args:
+        shards: names of the shards of the pass.
+    """
+
+    def __init__(self, shards: Iterable[str]) -> None:
+        self._lock = threading.Lock()
+        self._open = set(shards)
+        self._committed: set[str] = set()
+        self._waiting = len(self._open)
+        """Open shards that nobody has begun."""
+        self._begun: set[str] = set()
+        self._numbers: dict[str, dict[int, float]] = {}
+        """Of each open shard that was begun: attempts without an end, and when each was seen first."""
+        self._latest: dict[Flight, None] = {}
+        """The newest of them, of every open shard that has one: as many as actors have shards at work."""
+        self._tried_twice: set[str] = set()
+
+    def note(self, begun: Iterable[Flight], failed: Iterable[Flight], now: float) -> None:
+        """Take in attempts that are new in a listing: those that began, and those that somebody saw fail."""
+        failed = set(failed)
+        with self._lock:
+            for shard, number in begun:
+                if shard not in self._open:
+                    continue
+                if shard not in self._begun:
+                    self._begun.add(shard)
+                    self._waiting -= 1
+                if (shard, number) not in failed:
+                    self._drop_latest(shard)
+                    self._numbers.setdefault(shard, {})[number] = now
+                    self._keep_latest(shard)
+            for shard, number in failed:
+                if self._numbers.get(shard, {}).get(number) is not None:
+                    self._drop_latest(shard)
+                    del self._numbers[shard][number]
+                    self._keep_latest(shard)
+
+    def _drop_latest(self, shard: str) -> None:
+        if numbers := self._numbers.get(shard):
+            self._latest.pop((shard, max(numbers)), None)
+
+    def _keep_latest(self, shard: str) -> None:
+        if numbers := self._numbers.get(shard):
+            self._latest[shard, max(numbers)] = None
+        else:
+            self._numbers.pop(shard, None)
+
+    def commit(self, shards: Iterable[str]) -> list[str]:
+        """Note commits; returns the shards that are news."""
+        with self._lock:
+            fresh = [shard for shard in shards if shard not in self._committed]
+            self._committed.update(fresh)
+            for shard in fresh:
+                self._close(shard)
+        return fresh
+
+    def close(self, shard: str) -> None:
+        """Note that an actor is done with a shard, whatever became of it."""
+        with self._lock:
+            self._close(shard)
+
+    def _close(self, shard: str) -> None:
+        if shard not in self._open:
+            return
+        self._open.discard(shard)
+        self._drop_latest(shard)
+        self._numbers.pop(shard, None)
+        if shard not in self._begun:
+            self._waiting -= 1
+
+    def started_again(self, shard: str) -> None:
+        """Note that a shard was started a second time."""
+        with self._lock:
+            self._tried_twice.add(shard)
+
+    def oldest(self) -> tuple[Flight, float] | None:
+        """Return the attempt that was seen first among the newest of each open shard, and when that was."""
+        with self._lock:
+            seen = [(flight, self._numbers[flight[0]][flight[1]]) for flight in self._latest]
+        return min(seen, key=lambda found: found[1], default=None)
+
+    def on_their_way(self) -> list[tuple[Flight, float]]:
+        """Return the attempts on their way and since when: of each open shard the newest, and the one beside it."""
+        with self._lock:
+            found = [(flight, self._numbers[flight[0]][flight[1]]) for flight in self._latest]
+            for shard in self._tried_twice:
+                numbers = self._numbers.get(shard, {})
+                found += [((shard, number), seen) for number, seen in numbers.items() if number != max(numbers)]
+        return found
+
+    def candidates(self, most: int) -> list[tuple[str, Flight | None, float | None]]:
+        """Return the open shards that were not started twice, each with its newest attempt and since when.
+
+        Args:
+            most: if there are more open shards than these, some wait for an actor, and none is returned.
+        """
+        with self._lock:
+            if len(self._open) > most:
+                return []
+            found = []
+            for shard in sorted(self._open - self._tried_twice):
+                numbers = self._numbers.get(shard)
+                number = max(numbers) if numbers else None
+                found.append((shard, (shard, number), numbers[number]) if numbers and number else (shard, None, None))
+        return found
+
+    @property
+    def open_shards(self) -> int:
+        """Number of shards that no actor is done with."""
+        return len(self._open)
+
+    def is_over(self) -> bool:
+        """Tell whether a straggler's other attempt is all that the pass still waits for."""
+        with self._lock:
+            return bool(self._tried_twice) and not self._waiting and not self._latest

@@ -1,0 +1,34 @@
+"""The nodes of the cluster: which are there, which is ours, and whether one was lost."""
+
+import time
+from typing import Any
+
+NODE_LOSS_S = 20
+"""How long Ray may take to notice that a node is gone."""
+
+
+def node_id() -> str:
+    """Return Ray's id of this process's node."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id()
+
+
+def alive() -> list[dict[str, Any]]:
+    """Return the nodes that are there, as Ray describes them."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def alive_nodes() -> set[str]:
+    """Return Ray's ids of the nodes that are there."""
+    return {node["NodeID"] for node in alive()}
+
+
+def nodes_lost(before: set[str]) -> bool:
+    """Tell whether one of some nodes is gone; where there were several, Ray gets `NODE_LOSS_S` to find out."""
+    deadline = time.monotonic() + (NODE_LOSS_S if len(before) > 1 else 0)
+    while not (lost := before - alive_nodes()) and time.monotonic() < deadline:
+        time.sleep(1)
+    return bool(lost)

@@ -1,0 +1,53 @@
+"""How long shards take, as the passes of a submission learn it: what may be expected, and what is too long."""
+
+import bisect
+import threading
+from collections.abc import Mapping
+
+from humpback_ray.placement import PoolPlacement
+
+
+class Pace:
+    """How long shards take: the median of seconds per unit of weight (a row, or a byte of a file)."""
+
+    def __init__(self, placement: PoolPlacement, weights: Mapping[str, float]) -> None:
+        self.placement, self.weights = placement, weights
+        self._rates: list[float] = []
+        """Of all that ended, in order of size."""
+        self._lock = threading.Lock()
+
+    def ended(self, weight: float, seconds: float) -> None:
+        """Take an ended shard, or a part of one, into account."""
+        if weight > 0:
+            with self._lock:
+                bisect.insort(self._rates, seconds / weight)
+
+    def expected_s(self, weight: float) -> float | None:
+        """Return what so much takes, by the median; None while nothing has ended."""
+        with self._lock:
+            count, middle = len(self._rates), len(self._rates) // 2
+            if not count:
+                return None
+            median = self._rates[middle] if count % 2 else (self._rates[middle - 1] + self._rates[middle]) / 2
+        return median * weight
+
+    def limit_s(self, weight: float) -> float:
+        """Return how long a shard in a pool may take."""
+        expected = self.expected_s(weight)
+        if expected is None:
+            return self.placement.limit_unmeasured_s
+        return max(self.placement.limit_floor_s, self.placement.limit_factor * expected)
+
+    def lone_limit_s(self, weight: float) -> float:
+        """Return how long a part of a shard that runs alone may take."""
+        expected = self.expected_s(weight)
+        if expected is None:
+            return min(self.placement.limit_floor_s, self.placement.limit_unmeasured_s)
+        return max(self.placement.limit_floor_s / 10, self.placement.limit_factor * expected)
+
+    def is_straggler(self, weight: float, age_s: float) -> bool:
+        """Tell whether a shard should be started once more."""
+        factor, expected = self.placement.straggler_factor, self.expected_s(weight)
+        if factor is None or expected is None:
+            return False
+        return age_s > max(factor * expected, self.placement.limit_floor_s / 10)

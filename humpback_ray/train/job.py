@@ -129,7 +129,7 @@ class TrainResult:
     peak: str
     """Of the workers' arithmetic, in words: FLOP/s and where the figure is from."""
     greedy: list[int]
-    """Tokens that the trained model writes first after the probe prompt (export.py), greedily."""
+    """Tokens that the trained model writes first after the probe prompt (reload.py), greedily."""
     resumed_from: int | None
     """Step of the checkpoint that the last start went on from."""
     seconds: float

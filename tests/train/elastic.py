@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from humpback_ray.placement import TrainPlacement
-from humpback_ray.train.checkpoint import checkpoints
+from humpback_ray.train.checkpoint import store
 from humpback_ray.train.fit import PROGRESS, launch
 from humpback_ray.train.job import TrainJob, TrainResult
 from tests.train.drivers import training_workers, wait_for
@@ -94,7 +94,7 @@ def _play(scenario: Scenario, told: Any) -> None:
         for event in scenario.events:
             wait_for(functools.partial(_due, event, reached), thread.is_alive)
             if event.kind != "warn":
-                wait_for(lambda: next(checkpoints.complete(str(scenario.storage)), None), thread.is_alive)
+                wait_for(lambda: next(store.complete(str(scenario.storage)), None), thread.is_alive)
             at.append(time.monotonic())
             happen[event.kind]()
         thread.join()

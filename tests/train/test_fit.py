@@ -9,7 +9,7 @@ import pytest
 
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.stages import progress, waiting
-from humpback_ray.train.checkpoint import checkpoints
+from humpback_ray.train.checkpoint import store
 from humpback_ray.train.fit import TrainingFailed, TrainResult, first_cause, headline, launch
 from humpback_ray.train.job import TrainJob
 from tests.conftest import Said
@@ -41,7 +41,7 @@ def this(base: Path, pairs: tuple[str, ...], export: Path) -> TrainJob:
 
 def checkpoints_of(storage: Path) -> list[str]:
     """The checkpoints that a run would go on from."""
-    return [found] if (found := checkpoints.newest(str(storage))) else []
+    return [found] if (found := store.newest(str(storage))) else []
 
 
 def kill_driver(job: TrainJob, storage: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.stages.waiting import given_up, place_words
-from humpback_ray.train.checkpoint import checkpoints
+from humpback_ray.train.checkpoint import store
 from humpback_ray.train.checkpoint.notices import ask, at_work, catch_termination
 
 STORED_WITHIN_S = 300.0
@@ -51,9 +51,9 @@ def callbacks(uri: str, name: str, placement: TrainPlacement) -> list[Any]:
             if status is None or status.errors or status.finished or status.get_preemption_info():
                 return
             with contextlib.suppress(RayError):
-                before, deadline = next(checkpoints.complete(uri), None), time.monotonic() + STORED_WITHIN_S
+                before, deadline = next(store.complete(uri), None), time.monotonic() + STORED_WITHIN_S
                 worker_group.execute(ask)
-                while next(checkpoints.complete(uri), None) == before and time.monotonic() < deadline:
+                while next(store.complete(uri), None) == before and time.monotonic() < deadline:
                     if not all(worker_group.execute(at_work)):
                         return
                     time.sleep(0.5)

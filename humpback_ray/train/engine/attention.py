@@ -24,7 +24,8 @@ from humpback_ray.train.data.examples import Example
 
 NAME = "humpback_ray_packed"
 
-Layout = Literal["flash", "packed", "padded"]
+Batching = Literal["flash", "packed", "padded"]
+"""How the examples of a micro-batch are kept apart (see above)."""
 
 _LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers whose attention is a causal triangle or a band of it."""
@@ -32,7 +33,7 @@ _LAYERS = {"full_attention", "sliding_attention"}
 logger = logging.getLogger(__name__)
 
 
-def prepare(model: Any, placement: TrainPlacement) -> Layout:
+def prepare(model: Any, placement: TrainPlacement) -> Batching:
     """Choose by family, device and placement how the model attends, and set it up; Liger's kernels too, on GPUs.
 
     Raises:
@@ -81,12 +82,12 @@ def use_liger(model: Any) -> None:
     logger.info("%s runs with Liger's kernels where they are made for it", type(model).__name__)
 
 
-def inputs(examples: Sequence[Example], layout: Layout, device: Any) -> tuple[dict[str, Any], Any]:
+def inputs(examples: Sequence[Example], batching: Batching, device: Any) -> tuple[dict[str, Any], Any]:
     """Lay a micro-batch out for a model.
 
     Args:
         examples: the micro-batch; none: one token of no example takes their place, with no target.
-        layout: of `prepare`.
+        batching: of `prepare`.
         device: for the tensors.
 
     Returns:
@@ -97,7 +98,7 @@ def inputs(examples: Sequence[Example], layout: Layout, device: Any) -> tuple[di
     rows = [example.ids for example in examples] or [np.zeros(1, np.int32)]
     lengths = tuple(map(len, rows))
     targets = np.concatenate([example.ids[example.loss_start :] for example in examples] or [[]])
-    if layout == "padded":
+    if batching == "padded":
         ids = np.zeros((len(rows), max(lengths)), np.int64)
         for row, tokens in zip(ids, rows, strict=True):
             row[: len(tokens)] = tokens
@@ -115,7 +116,7 @@ def inputs(examples: Sequence[Example], layout: Layout, device: Any) -> tuple[di
     found: dict[str, Any] = {
         name: torch.tensor(value, dtype=torch.long, device=device) for name, value in tensors.items()
     }
-    if layout == "flash":
+    if batching == "flash":
         bounds = torch.tensor(starts, dtype=torch.int32, device=device)
         found |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
         found |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
@@ -124,15 +125,15 @@ def inputs(examples: Sequence[Example], layout: Layout, device: Any) -> tuple[di
     return found, torch.tensor(targets, dtype=torch.long, device=device)
 
 
-def logits_of(model: Any, examples: Sequence[Example], layout: Layout, device: Any) -> tuple[Any, Any]:
+def logits_of(model: Any, examples: Sequence[Example], batching: Batching, device: Any) -> tuple[Any, Any]:
     """Run a model on a micro-batch; return logits [N, V] of the tokens that carry loss, and those tokens [N].
 
     Of an empty micro-batch one row of logits comes back, so that there is a graph, and no token.
     """
     import torch
 
-    arguments, targets = inputs(examples, layout, device)
-    if layout != "padded":
+    arguments, targets = inputs(examples, batching, device)
+    if batching != "padded":
         return model(**arguments, use_cache=False).logits[0], targets
     first = min((example.loss_start for example in examples), default=1) - 1  # padding on the right: causal, so unseen
     width = arguments["input_ids"].shape[1]

@@ -14,9 +14,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from humpback_ray.train.engine.deepspeed_internals import is_partitioned, part_of, whole_shape
 from humpback_ray.train.job import TrainingStopped
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 PIECE_ELEMENTS = 16_000_000
 """Elements that are read at once."""
@@ -96,18 +101,15 @@ def refuse_names(base: Path, missing: Sequence[str], unexpected: Sequence[str]) 
             )
 
 
-def _fill_one(tensor: Any, stored: Any, where: str) -> None:
+def _fill_one(tensor: "torch.Tensor", stored: Any, where: str) -> None:
     """Copy one stored tensor, or this worker's part of it, in."""
-    shape, part = list(stored.get_shape()), getattr(tensor, "ds_tensor", None)
-    expected = list(tensor.shape if part is None else tensor.ds_shape)
+    shape, expected = list(stored.get_shape()), list(whole_shape(tensor))
     if shape != expected:
         raise TrainingStopped(f"{where} is of shape {shape} and the model's configuration calls for {expected}")
-    if part is None:
+    if not is_partitioned(tensor):
         tensor.copy_(stored[:])
         return
-    rank = _partition_rank(tensor)
-    first = min(part.numel() * rank, tensor.ds_numel)
-    last = min(first + part.numel(), tensor.ds_numel)
+    part, first, last = part_of(tensor)
     part.zero_()  # its end may lie beyond the parameter's
     for start, piece in pieces(stored, shape, first, last):
         part.narrow(0, start - first, piece.numel()).copy_(piece)
@@ -129,17 +131,11 @@ def pieces(stored: Any, shape: Sequence[int], first: int, last: int) -> Iterator
         yield start, stored[top:bottom].flatten()[start - top * row : end - top * row]
 
 
-def _partition_rank(parameter: Any) -> int:
-    """Return which of the parts of a partitioned parameter is this worker's."""
-    import torch.distributed as dist
-
-    return dist.get_rank(group=parameter.ds_process_group)
-
-
-def restore_rotary(model: Any) -> None:
+def restore_rotary(model: "nn.Module") -> None:
     """Compute rotary frequencies anew, in float32: `zero.Init` made them in the training dtype."""
     for module in model.modules():
-        frequencies = module._buffers.get("inv_freq")
-        if frequencies is not None and hasattr(module, "config"):
-            fresh = type(module)(module.config).to(frequencies.device)
-            module._buffers.update(fresh._buffers)
+        buffers = dict(module.named_buffers(recurse=False))
+        if "inv_freq" in buffers and hasattr(module, "config"):
+            fresh: nn.Module = type(module)(module.config).to(buffers["inv_freq"].device)
+            for name, buffer in fresh.named_buffers(recurse=False, remove_duplicate=False):
+                setattr(module, name, buffer)

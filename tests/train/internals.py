@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def moved(
-    library: str, written_against: str, owner: Any, wanted: Mapping[str, Sequence[str] | None]
-) -> Iterator[str]:
+def moved(library: str, written_against: str, owner: Any, wanted: Mapping[str, Sequence[str] | None]) -> Iterator[str]:
     """Name each attribute of a class, a module or an object that is gone or takes other arguments.
 
     Args:
@@ -30,13 +28,17 @@ def moved(
                 yield f"{called}.{name} takes {found} in {where}; we pass {list(parameters)}"
 
 
+OPEN = {"__name__", "__init__", "_replace"}
+"""What Python's own documentation lets anyone use."""
+
+
 def privates(module: Path) -> set[str]:
     """Return the private attributes of other objects that a module uses, and the private modules it imports from."""
     found = set()
     for node in ast.walk(ast.parse(module.read_text())):
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__init"):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and node.attr not in OPEN:
             own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-            found |= set() if own or node.attr == "_replace" else {node.attr}
+            found |= set() if own else {node.attr}
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
             name = node.args[1]
             private = isinstance(name, ast.Constant) and str(name.value).startswith("_")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from humpback_ray.train.engine.deepspeed_internals import is_partitioned, part_of, whole_shape
+from humpback_ray.train.engine.transformers_internals import known_leftovers
 from humpback_ray.train.job import TrainingStopped
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def wanted_names(model: Any, stored: set[str], base: Path) -> dict[str, Any]:
         aliases[id(tensor)].append(name)
     chosen = [next((name for name in names if name in stored), None) for names in aliases.values()]
     missing = [names[0] for names, name in zip(aliases.values(), chosen, strict=True) if name is None]
-    ignored = [r"rotary_emb\.inv_freq", *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])]
+    ignored = [r"rotary_emb\.inv_freq", *known_leftovers(model)]
     strange = [name for name in stored - set(tensors) if not any(re.search(pattern, name) for pattern in ignored)]
     refuse_names(base, missing, strange)
     return {name: tensors[name] for name in chosen if name is not None}

@@ -220,7 +220,7 @@ def interruptible() -> Iterator[None]:
 @contextlib.contextmanager
 def watched(model: str, progress_uri: str, begun: Callable[[], None], waiting: Waiting) -> Iterator[None]:
     """Log the run's progress while the block runs, and call `begun` when its first step is there."""
-    latest: dict[str, Any] = {}
+    latest: Figures = {}
     ended = threading.Event()
     name = f"train {model}"
 
@@ -239,7 +239,7 @@ def watched(model: str, progress_uri: str, begun: Callable[[], None], waiting: W
                 follow()
 
 
-def _follow(uri: str, latest: dict[str, Any], progress: Progress, begun: Callable[[], None]) -> None:
+def _follow(uri: str, latest: Figures, progress: Progress, begun: Callable[[], None]) -> None:
     """Copy rank 0's figures into the progress, once there are any."""
     try:
         figures = json.loads(storage.read_bytes(uri))
@@ -253,7 +253,7 @@ def _follow(uri: str, latest: dict[str, Any], progress: Progress, begun: Callabl
     progress.done, progress.tokens = latest["step"], latest["tokens_so_far"]
 
 
-def _loss_words(latest: dict[str, Any]) -> str:
+def _loss_words(latest: Figures) -> str:
     return f", loss {latest['loss']:.4f}, learning rate {latest['learning_rate']:.2e}" if latest else ""
 
 

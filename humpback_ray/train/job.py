@@ -63,7 +63,7 @@ class TrainJob:
         tokens = tuple(absolute(uri) for uri in self.token_uris)
         return replace(self, base_uri=absolute(self.base_uri), token_uris=tokens, export_uri=absolute(self.export_uri))
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Return what a checkpoint must agree on to be gone on from: names and recipes, no paths."""
         return {
             "model": self.model,

@@ -9,126 +9,33 @@ A checkpoint is due every so many steps or minutes, or when a worker hears that 
 workers must save after the same step, so they tell each other when they add up the loss. That sum is known
 before the last backward pass: a step with a bad loss is not applied, and the run stops or goes on by the recipe.
 
-The loop knows nothing of Ray: a `Session` says which worker it is and where checkpoints and progress go. A single
-worker needs no launcher either: `train(job, placement, Session.alone("checkpoints"))` is all there is to it.
+The loop knows nothing of Ray: a `Session` (state.py) says which worker it is and where checkpoints and progress go. A
+single worker needs no launcher either: `train(job, placement, Session.alone("checkpoints"))` is all there is to it.
 """
 
 import json
 import logging
-import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
-from humpback_ray.records import seed_of
 from humpback_ray.train.checkpoint import fragments, store
 from humpback_ray.train.checkpoint.saver import Saver
 from humpback_ray.train.data import validation
-from humpback_ray.train.data.examples import Example, Examples, read_examples
-from humpback_ray.train.data.packing import computed_tokens, pack
-from humpback_ray.train.data.schedule import Schedule, schedule
-from humpback_ray.train.engine import deepspeed_internals, group, lora, losses, metrics, zero
-from humpback_ray.train.engine.attention import Batching
+from humpback_ray.train.data.examples import Example, read_examples
+from humpback_ray.train.data.schedule import schedule
+from humpback_ray.train.engine import deepspeed_internals, group, lora, metrics, zero
 from humpback_ray.train.engine.attention import prepare as prepare_attention
 from humpback_ray.train.export.card import model_card
 from humpback_ray.train.export.directory import export_model, lacking_room, served_unlike
 from humpback_ray.train.job import StepMetrics, TrainingStopped, TrainJob, TrainResult
-from humpback_ray.train.types import Engine, Tokenizer, Told
+from humpback_ray.train.state import Data, Session, Training
+from humpback_ray.train.step import optimize, validate
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Session:
-    """What surrounds a worker."""
-
-    rank: int
-    workers: int
-    checkpoints: str
-    """Directory of the checkpoints of all attempts; the newest complete one is gone on from."""
-    attempt: str
-    """Name of the directory in it where this attempt's are written."""
-    progress: Told
-    """Told about every step, on rank 0; decides itself how often to pass it on."""
-    leaving: Callable[[], bool] = lambda: False
-    """Tells, once for each word heard from outside, that a checkpoint is wanted now."""
-
-    @staticmethod
-    def alone(checkpoints: str, progress: Told = lambda figures: None) -> "Session":
-        """Return the session of a single worker, without Ray and without a launcher."""
-        return Session(rank=0, workers=1, checkpoints=checkpoints, attempt="0001", progress=progress)
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a job learns from."""
-
-    examples: Examples
-    held_out: Examples
-    """Seed pairs that no step trains on; their loss is the validation loss."""
-    counts: dict[str, int]
-    """Pairs by fate, as in `TrainResult.examples`."""
-
-
-@dataclass
-class Training:
-    """A worker's state between steps."""
-
-    job: TrainJob
-    placement: TrainPlacement
-    session: Session
-    schedule: Schedule
-    data: Data
-    engine: Engine
-    batching: Batching
-    dropouts: list[str]
-    """Fields of the model's configuration that the recipe's dropout was set on."""
-    meter: metrics.Meter
-    tokenizer: Tokenizer
-    identity: dict[str, Any]
-    start: str
-    """Marks what these workers write, among earlier and later ones of the same attempt."""
-    saver: Saver
-    saved_at: float = field(default_factory=time.monotonic)
-    """When the last checkpoint was begun."""
-    history: list[StepMetrics] = field(default_factory=list)
-    resumed_from: int | None = None
-
-    def asks(self) -> bool:
-        """Tell whether this worker wants a checkpoint after this step; the clock is rank 0's."""
-        minutes = self.placement.checkpoint_every_minutes
-        due = self.session.rank == 0 and minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
-        return self.session.leaving() or due
-
-    def micros(self, examples: Sequence[Example]) -> tuple[list[list[Example]], int]:
-        """Return this worker's micro-batches of some examples, and the tokens that all workers compute for them."""
-        lengths, padded = [example.length for example in examples], self.batching == "padded"
-        shares = pack(lengths, self.session.workers, self.placement.micro_batch_tokens, padded)
-        mine = [[examples[place] for place in places] for places in shares[self.session.rank]]
-        return mine, computed_tokens(shares, lengths, padded)
-
-
-@dataclass(frozen=True)
-class Update:
-    """What came of one step's forward and backward passes."""
-
-    loss: float
-    asked: bool
-    """A worker wants a checkpoint."""
-    computed_tokens: int
-    """By all workers, padding included."""
-    waited_s: float
-    """For the batch, by the worker that waited longest."""
-    memory_bytes: int
-    """Of the worker with most."""
-    problem: str | None
-    """Why it was not applied."""
-    gradient_norm: float = math.nan
 
 
 def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainResult:
@@ -350,58 +257,3 @@ def refuse(training: Training, row: StepMetrics, batch: list[Example], problem: 
         )
     if session.rank == 0:
         logger.warning("%s; it is skipped", said)
-
-
-def optimize(training: Training, batch: list[Example], step: int, rate: float, waited_s: float) -> Update:
-    """Run this worker's micro-batches and one update, unless the global batch's mean loss or gradient forbids it."""
-    engine, recipe = training.engine, training.job.recipe
-    begin_step(training, step, rate)
-    micros, computed = training.micros(batch)
-    output_tokens = sum(example.output_tokens for example in batch)
-    scale = zero.loss_scale_of(training.session.workers, output_tokens)
-    mine, last = losses.accumulate(engine, micros, training.batching, scale)
-    update = tell_each_other(training, mine, output_tokens, computed, waited_s)
-    if update.problem and recipe.on_bad_loss == "stop":
-        return update
-    if update.problem:
-        last = last * math.nan  # DeepSpeed drops an update whose gradient is not finite
-    norm = zero.finish_step(engine, last * scale)
-    if update.problem is None and not math.isfinite(norm):
-        update = replace(update, problem=f"its loss is {update.loss:.4g} and its gradient norm {norm}")
-    if update.problem:
-        deepspeed_internals.forget_dropped(engine)
-    return replace(update, gradient_norm=norm)
-
-
-def begin_step(training: Training, step: int, rate: float) -> None:
-    """Seed the step's dropout masks and set its learning rate."""
-    import torch
-
-    torch.manual_seed(seed_of("dropout", training.schedule.seed, step, training.session.rank))
-    for parameters in training.engine.optimizer.param_groups:
-        parameters["lr"] = rate
-
-
-def tell_each_other(training: Training, mine: float, output_tokens: int, computed: int, waited_s: float) -> Update:
-    """Add up what the workers tell each other before the update; all of them call it, and all come to one verdict."""
-    device = training.engine.device
-    figures = [mine, training.asks(), waited_s, metrics.memory_bytes(device)]
-    sums, asked, waits_s, memory_bytes = group.every(figures, device)
-    mean = sum(sums) / output_tokens
-    return Update(
-        loss=mean,
-        asked=any(asked),
-        computed_tokens=computed,
-        waited_s=max(waits_s),
-        memory_bytes=int(max(memory_bytes)),
-        problem=losses.problem(mean, training.history, training.job.recipe.spike_factor),
-    )
-
-
-def validate(training: Training) -> float:
-    """Return the mean loss over the output tokens of the held-out pairs, without dropout; every worker calls it."""
-    held_out = training.data.held_out
-    micros, _ = training.micros(held_out)
-    mine = losses.measured(training.engine, micros, training.batching)
-    (sums,) = group.every([mine], training.engine.device)
-    return sum(sums) / sum(example.output_tokens for example in held_out)

@@ -27,6 +27,14 @@ class Causal(Protocol):
         ...
 
 
+class Generating(Causal, Protocol):
+    """A causal language model that writes texts."""
+
+    def generate(self, inputs: "torch.Tensor", **how: Any) -> "torch.Tensor":
+        """Return prompts and replies, int64 [B, T]."""
+        ...
+
+
 class Probed(Causal, Protocol):
     """A causal language model that knows its device and can leave dropout out."""
 
@@ -85,7 +93,7 @@ class Tokenizer(Protocol):
         """Render messages, or return their token ids."""
         ...
 
-    def convert_ids_to_tokens(self, ids: list[int]) -> Any:
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
         """Return the spellings of token ids."""
         ...
 

@@ -2,6 +2,7 @@
 
 import time
 from functools import partial
+from typing import Any
 
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.stages.waiting import given_up, place_words
@@ -19,7 +20,7 @@ class GaveUp(RuntimeError):
     """No workers were up for as long as the placement allows; the message says what was waited for."""
 
 
-def callbacks(uri: str, name: str, placement: TrainPlacement) -> list[object]:
+def callbacks(uri: str, name: str, placement: TrainPlacement) -> list[Any]:
     """Return Ray Train's callbacks of one model.
 
     Signals are caught in a worker's main thread, for training runs in another one.

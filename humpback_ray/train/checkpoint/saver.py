@@ -7,7 +7,6 @@ costs that checkpoint and not the run; the next one is tried.
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 from humpback_ray import storage
 from humpback_ray.train.checkpoint import store
@@ -30,7 +29,7 @@ class Saver:
         self.background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Future[None] | None = None
 
-    def save(self, name: str, fragments: Sequence[Fragment], state: Mapping[str, Any]) -> None:
+    def save(self, name: str, fragments: Sequence[Fragment], state: Mapping[str, object]) -> None:
         """Begin a checkpoint; the fragments may change once this returns."""
         self.wait()
         copies = [fragment.on_host() for fragment in fragments]
@@ -47,7 +46,7 @@ class Saver:
         if self.rank == 0:
             store.prune(self.uri, self.keep)
 
-    def _store(self, uri: str, copies: Sequence[Fragment], state: Mapping[str, Any]) -> None:
+    def _store(self, uri: str, copies: Sequence[Fragment], state: Mapping[str, object]) -> None:
         try:
             store.write(copies, self.rank, uri, state)
             self.prune()

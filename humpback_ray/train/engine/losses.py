@@ -86,6 +86,7 @@ def summed_cross_entropy(
     Logits become float32 a few rows at a time, and once more in the backward pass: a vocabulary of 128,000 would take
     two gigabytes for 4,096 tokens, several times over.
     """
+    import torch
     from torch.nn.functional import cross_entropy
     from torch.utils.checkpoint import checkpoint
 
@@ -96,4 +97,6 @@ def summed_cross_entropy(
         return part(logits, targets)
     rows = max(at_once // logits.shape[1], 1)
     parts = zip(logits.split(rows), targets.split(rows), strict=True)
-    return sum(checkpoint(part, some, wanted, use_reentrant=False) for some, wanted in parts)
+    total = sum(checkpoint(part, some, wanted, use_reentrant=False) for some, wanted in parts)
+    assert isinstance(total, torch.Tensor)
+    return total

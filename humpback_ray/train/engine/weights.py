@@ -14,7 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from humpback_ray.train.engine.deepspeed_internals import is_partitioned, part_of, whole_shape
 from humpback_ray.train.engine.transformers_internals import known_leftovers
@@ -23,12 +23,27 @@ from humpback_ray.train.job import TrainingStopped
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 PIECE_ELEMENTS = 16_000_000
 """Elements that are read at once."""
 
 
-def load_partitioned(base: Path, config: Any, dtype: Any, engine: dict[str, Any]) -> Any:
+class Slices(Protocol):
+    """A tensor in a safetensors file, of which parts are read."""
+
+    def get_shape(self) -> list[int]:
+        """Return the shape of all of it."""
+        ...
+
+    def __getitem__(self, part: slice) -> "torch.Tensor":
+        """Read some rows."""
+        ...
+
+
+def load_partitioned(
+    base: Path, config: "PreTrainedConfig", dtype: "torch.dtype", engine: dict[str, Any]
+) -> "PreTrainedModel":
     """Create a model partitioned over the workers and fill this worker's parts from the files; collective.
 
     At most the part of one parameter, and while modules are created one parameter, is held beside the parts.
@@ -45,7 +60,7 @@ def load_partitioned(base: Path, config: Any, dtype: Any, engine: dict[str, Any]
     return model
 
 
-def fill(model: Any, base: Path) -> None:
+def fill(model: "nn.Module", base: Path) -> None:
     """Read this worker's part of every parameter, and every persistent buffer, from a model directory."""
     import torch
     from safetensors import safe_open
@@ -73,7 +88,7 @@ def stored_names(base: Path) -> dict[str, list[str]]:
         return {"model.safetensors": list(tensors.keys())}
 
 
-def wanted_names(model: Any, stored: set[str], base: Path) -> dict[str, Any]:
+def wanted_names(model: "nn.Module", stored: set[str], base: Path) -> dict[str, "torch.Tensor"]:
     """Return the tensors of a model by the names under which they are stored, each once; tied ones have several names.
 
     Raises:
@@ -102,7 +117,7 @@ def refuse_names(base: Path, missing: Sequence[str], unexpected: Sequence[str]) 
             )
 
 
-def _fill_one(tensor: "torch.Tensor", stored: Any, where: str) -> None:
+def _fill_one(tensor: "torch.Tensor", stored: Slices, where: str) -> None:
     """Copy one stored tensor, or this worker's part of it, in."""
     shape, expected = list(stored.get_shape()), list(whole_shape(tensor))
     if shape != expected:
@@ -116,7 +131,9 @@ def _fill_one(tensor: "torch.Tensor", stored: Any, where: str) -> None:
         part.narrow(0, start - first, piece.numel()).copy_(piece)
 
 
-def pieces(stored: Any, shape: Sequence[int], first: int, last: int) -> Iterator[tuple[int, Any]]:
+def pieces(
+    stored: "Slices | torch.Tensor", shape: Sequence[int], first: int, last: int
+) -> Iterator[tuple[int, "torch.Tensor"]]:
     """Read the elements `first` to `last` - 1 of a tensor laid flat, whole rows at a time.
 
     Yields:

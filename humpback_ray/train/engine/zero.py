@@ -23,6 +23,7 @@ import math
 import platform
 import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from humpback_ray.placement import TrainPlacement
@@ -34,6 +35,7 @@ from humpback_ray.train.types import Engine
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 BUCKET_ELEMENTS = 50_000_000
 """Elements that ZeRO reduces or gathers at once: 100 MB in bfloat16."""
@@ -119,7 +121,7 @@ def loss_scale_of(workers: int, output_tokens: int) -> float:
     return workers / output_tokens
 
 
-def import_deepspeed(gpu: bool) -> Any:
+def import_deepspeed(gpu: bool) -> ModuleType:
     """Import DeepSpeed for this worker's device, quietly."""
     logger = logging.getLogger("DeepSpeed")
     logger.addFilter(_is_worth_reading)
@@ -153,7 +155,7 @@ def _is_worth_reading(record: logging.LogRecord) -> bool:
     return "Setting accelerator to CPU" not in record.getMessage()
 
 
-def set_dropout(config: Any, probability: float) -> list[str]:
+def set_dropout(config: "PreTrainedConfig", probability: float) -> list[str]:
     """Set every dropout that a model's configuration names; return their names."""
     names = [name for name in DROPOUT_FIELDS if isinstance(getattr(config, name, None), int | float)]
     for name in names:
@@ -163,7 +165,7 @@ def set_dropout(config: Any, probability: float) -> list[str]:
 
 def load_model(
     base: Path, recipe: TrainRecipe, engine: dict[str, Any], checkpointing: bool = False
-) -> tuple[Any, list[str]]:
+) -> tuple["PreTrainedModel", list[str]]:
     """Load the base model for training; return it and the dropout fields that were set.
 
     Under ZeRO 3 every worker must call this at once: parameters are partitioned as they are created.
@@ -199,7 +201,7 @@ def load_model(
     return model, dropouts
 
 
-def start_engine(model: Any, config: dict[str, Any], gpu: bool) -> Any:
+def start_engine(model: "nn.Module", config: dict[str, Any], gpu: bool) -> Engine:
     """Wrap a loaded model in a DeepSpeed engine; torch.distributed is up already.
 
     What DeepSpeed prints of its memory meanwhile is swallowed.

@@ -270,7 +270,7 @@ def write_adapters(module: "nn.Module", recipe: Lora, directory: Path) -> None:
     """Write the adapters as peft keeps them: `PeftModel.from_pretrained` takes the directory."""
     from safetensors.torch import save_file
 
-    lora.configuration(recipe).save_pretrained(directory)
+    lora.configuration(recipe).save_pretrained(str(directory))
     save_file(_values(adapter_parts(module)), directory / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from humpback_ray.prompts.chat import ChatRecipe, encode_example, encode_prompt, start_ids
 from humpback_ray.train.data.examples import Direction
 from humpback_ray.train.job import TrainingStopped, TrainJob
-from humpback_ray.train.types import Causal, Probed, Tokenizer
+from humpback_ray.train.types import Causal, Generating, Probed, Tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -121,12 +121,16 @@ def messages_of_training(tokenizer: Tokenizer, job: TrainJob) -> Iterator[tuple[
         yield {"role": "assistant", "content": answered}, example.ids[example.loss_start :]
 
 
-def first_difference(tokenizer: Tokenizer, trained: list[int], served: list[int]) -> tuple[int, Any, Any]:
+def first_difference(tokenizer: Tokenizer, trained: list[int], served: list[int]) -> tuple[int, list[str], list[str]]:
     """Return where two unequal lists of token ids part, and the tokens of each from a little before there on."""
     pairs = enumerate(zip([*served, None], [*trained, None], strict=False))
     place = next(place for place, (here, there) in pairs if here != there)
     around = slice(max(0, place - 2), place + 3)
-    return around.start, *(tokenizer.convert_ids_to_tokens(ids[around]) for ids in (trained, served))
+    return (
+        around.start,
+        tokenizer.convert_ids_to_tokens(trained[around]),
+        tokenizer.convert_ids_to_tokens(served[around]),
+    )
 
 
 def check_directory(directory: Path, asked: Probe, job: TrainJob, host_bytes: int | None = None) -> None:
@@ -192,7 +196,7 @@ def compare(model: Causal, asked: Probe, job: TrainJob) -> tuple[float, int]:
     return apart, sum(gap == 0 for gap in behind)
 
 
-def generate(model: Any, prompt: list[int], new_tokens: int) -> int:
+def generate(model: Generating, prompt: list[int], new_tokens: int) -> int:
     """Let a loaded model generate greedily, `new_tokens` at most; return how many it did."""
     import torch
 
@@ -204,7 +208,7 @@ def generate(model: Any, prompt: list[int], new_tokens: int) -> int:
     return reply.shape[1] - len(prompt)
 
 
-def load_again(directory: Path, name: str, host_bytes: int | None = None) -> tuple[Any, bool]:
+def load_again(directory: Path, name: str, host_bytes: int | None = None) -> tuple[Generating, bool]:
     """Load a model with plain transformers onto this host; return it, and whether a part was left on disk.
 
     Raises:

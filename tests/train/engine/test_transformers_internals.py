@@ -5,7 +5,7 @@ from pathlib import Path
 from humpback_ray.train.engine import transformers_internals
 from tests.train.internals import moved, privates
 
-WANTED = dict.fromkeys(
+WANTED: dict[str, None] = dict.fromkeys(
     ("_supports_attention_backend", "_supports_sdpa", "_is_stateful", "_keys_to_ignore_on_load_unexpected")
 )
 LIGER = {"_apply_liger_kernel_to_instance"}

@@ -29,7 +29,9 @@ class InMemory:
     """A model as the export sees the engine."""
 
     def __init__(self, module: Any) -> None:
-        self.module, self.device = module, "cpu"
+        import torch
+
+        self.module, self.device = module, torch.device("cpu")
 
     def eval(self) -> None:
         self.module.eval()

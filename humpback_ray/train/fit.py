@@ -70,8 +70,8 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
         note: URI of a file that says, while the run waits for workers, what it waits for; "" for none.
 
     Raises:
-        TrainingStopped: trying again will not help: a loss that is no number, a checkpoint of another run, no examples,
-            an export that does not give the model back.
+        TrainingStopped: trying again will not help: a loss that is not finite, a checkpoint of another run, no
+            examples, an export that does not give the model back.
         TrainingFailed: workers failed more than `placement.max_failures` times, or their nodes were drained more than
             `placement.max_preemption_failures` times; or no workers were up for `placement.give_up_waiting_minutes`.
     """

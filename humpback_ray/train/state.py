@@ -22,7 +22,7 @@ class Session:
     rank: int
     workers: int
     checkpoints: str
-    """Directory of the checkpoints of all attempts; the newest complete one is gone on from."""
+    """Directory of the checkpoints of all attempts; training resumes from the newest complete one."""
     attempt: str
     """Name of the directory in it where this attempt's are written."""
     progress: Told

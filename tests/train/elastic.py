@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -101,7 +101,7 @@ def _play(scenario: Scenario, told: Any) -> None:
         gaps = [_gap_s(reached, since, until) for since, until in itertools.pairwise([*at, time.monotonic()])]
         steps = sorted(int(path.parent.name.split("-")[1]) for path in scenario.storage.glob("*/step-*/state.json"))
         workers = [workers for workers, _ in itertools.groupby(seen.workers for seen in reached[1:])]
-        told.put(results[0].as_json() | {"gaps_s": gaps, "workers": workers, "checkpoints": steps})
+        told.put(asdict(results[0]) | {"gaps_s": gaps, "workers": workers, "checkpoints": steps})
     finally:
         ray.shutdown()
         cluster.shutdown()

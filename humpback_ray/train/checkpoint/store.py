@@ -7,7 +7,7 @@
 
 An attempt is of one driver under one lease, the hex digits of one start of its workers. So nobody writes where another
 did, and whoever was given up may go on writing without harm. A checkpoint is complete when the list of every rank is
-there and every file listed has its size; a run goes on from the complete one with the most steps, of any attempt.
+there and every file listed has its size; a run resumes from the complete one with the most steps, of any attempt.
 An attempt keeps its last few; those of earlier attempts and of a finished model stay until `gc` takes them.
 
 Each worker reads the files that overlap with what it holds now, and of them the elements that it needs. A complete

@@ -1,4 +1,4 @@
-"""The loss of a micro-batch, and which losses no update should follow: no number, or far above those before."""
+"""The loss of a micro-batch, and which losses no update should follow: non-finite ones, and spikes."""
 
 import math
 import statistics
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LOGITS_AT_ONCE = 1 << 26
 """Logits of which the loss is taken at once: 256 MB in float32."""
 WINDOW_STEPS = 20
-"""Steps whose median a loss is compared with; before so many were taken there is no telling."""
+"""Steps whose median a loss is compared with; before that many were taken there is no telling."""
 
 
 def problem(loss: float, history: Sequence[StepMetrics], spike_factor: float | None) -> str | None:

@@ -1,4 +1,4 @@
-"""What a step used: arithmetic held against the devices' peak, memory, waiting.
+"""What a step used: arithmetic compared with the devices' peak, memory, waiting.
 
 Model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix B) counts what the model asks for, not what
 was computed for it: nothing for padding, nothing for layers that were computed twice to save memory. Per token 6 FLOPs

@@ -62,14 +62,14 @@ def probe_prompt(chat: ChatRecipe, direction: Direction) -> str:
     return chat.backward_prompt(PROBE) if direction == "backward" else chat.forward_prompt(PROBE)
 
 
-def probe(engine: Probed, ids: list[int], new_tokens: int = PROBE_NEW_TOKENS) -> Probe:
+def probe(engine: Probed, ids: list[int]) -> Probe:
     """Let the trained model go on greedily after a prompt, whatever its end tokens; collective under ZeRO 3."""
     import torch
 
     engine.eval()
     ids, greedy = list(ids), []
     logits = None
-    for _ in range(new_tokens):
+    for _ in range(PROBE_NEW_TOKENS):
         ids += greedy[-1:]
         with torch.no_grad():
             logits = engine(input_ids=torch.tensor([ids], device=engine.device), use_cache=False).logits[0].float()
@@ -143,7 +143,7 @@ def check_directory(directory: Path, asked: Probe, job: TrainJob, host_bytes: in
         host_bytes: memory that the loaded weights may take, the others stay on disk; None: half of what is free.
 
     Raises:
-        TrainingStopped: tokens, logits or names of weights differ, or a logit is no number.
+        TrainingStopped: tokens, logits or names of weights differ, or a logit is NaN.
     """
     from transformers import AutoTokenizer
 
@@ -171,7 +171,7 @@ def compare(model: Causal, asked: Probe, job: TrainJob) -> tuple[float, int]:
         The largest difference of a logit, as a share of the largest, and how many greedy tokens agree.
 
     Raises:
-        TrainingStopped: logits or greedy tokens differ, or a logit is no number.
+        TrainingStopped: logits or greedy tokens differ, or a logit is NaN.
     """
     import torch
 

@@ -1,13 +1,14 @@
 """Ray Train around the loop: workers, checkpoints, restarts, progress; one call per model.
 
-`launch` is safe to call again with the same storage path after any death, the driver's included: the workers go on
-from the newest checkpoint there, whoever wrote it (see checkpoints.py). They upload and find checkpoints themselves,
-with the retries of `storage`, and Ray Train is not told: its own snapshot belongs to a name and path, where a driver
-that wakes up late would load and overwrite another's. Worker failures are retried by Ray Train up to `max_failures`; a
-verdict that retrying cannot change (`TrainingStopped`) comes back as a value and is raised once.
+`launch` is safe to call again with the same storage path after any death, the driver's included: the workers resume
+from the newest checkpoint there, whoever wrote it (see checkpoint/store.py). They upload and find checkpoints
+themselves, with the retries of `storage`, and Ray Train is not told: its own snapshot belongs to a name and path, where
+a driver that wakes up late would load and overwrite another's. Worker failures are retried by Ray Train up to
+`max_failures`; a verdict that retrying cannot change (`TrainingStopped`) comes back as a value and is raised once.
 
 With `workers: [least, most]` Ray Train restarts the workers when there is room for more or a node is gone, and they
-go on with however many there are. Who is about to take them away may say so (see notices.py): then they save first.
+go on with however many there are. Whoever is about to take them away may say so (see checkpoint/notices.py): then they
+save first.
 
 Rank 0 leaves its figures in `<storage path>/<name>/progress.json`; the driver reads them there, so no actor is held
 for it and another process may look too. Ray's gauges and, if asked for, Weights & Biases have them too (tracking.py).
@@ -25,12 +26,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.stages import warm
-from humpback_ray.stages.background import repeat
+from humpback_ray.stages.background import Complaints, repeat
 from humpback_ray.stages.progress import Progress
 from humpback_ray.stages.waiting import Actors, Waiting
 from humpback_ray.train import tracking
@@ -38,8 +39,10 @@ from humpback_ray.train.checkpoint.callbacks import GaveUp, callbacks
 from humpback_ray.train.checkpoint.notices import Notices
 from humpback_ray.train.job import TrainingStopped, TrainJob, TrainResult, absolute
 from humpback_ray.train.loop import Session, train
+from humpback_ray.train.types import Figures, Told
 
-__all__ = ["TrainJob", "TrainResult", "TrainingFailed", "TrainingStopped", "launch"]
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -67,16 +70,11 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
         note: URI of a file that says, while the run waits for workers, what it waits for; "" for none.
 
     Raises:
-        TrainingStopped: trying again will not help: a loss that is no number, a checkpoint of another run, no examples,
-            an export that does not give the model back.
+        TrainingStopped: trying again will not help: a loss that is not finite, a checkpoint of another run, no
+            examples, an export that does not give the model back.
         TrainingFailed: workers failed more than `placement.max_failures` times, or their nodes were drained more than
             `placement.max_preemption_failures` times; or no workers were up for `placement.give_up_waiting_minutes`.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import LoggingConfig
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
     started = time.monotonic()
     storage_path = absolute(storage_path)
     progress_uri = storage.join(storage_path, name, PROGRESS)
@@ -88,35 +86,54 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
         tempfile.TemporaryDirectory(prefix="humpback-train-") as scratch,
         watched(job.model, progress_uri, begun, waiting),
     ):
-        trainer = TorchTrainer(
-            worker,
-            train_loop_config={"job": job.located(), "placement": placement, "checkpoints": storage_path, "name": name},
-            torch_config=TorchConfig(backend="nccl" if placement.gpus_per_worker else "gloo"),
-            scaling_config=ScalingConfig(**placement.scaling_arguments()),
-            run_config=RunConfig(
-                name=f"{job.model}-{name}",
-                storage_path=scratch,  # of the controller, which sits beside the driver
-                failure_config=FailureConfig(**placement.failure_arguments()),
-                callbacks=callbacks(storage_path, job.model, placement),
-                worker_runtime_env=warm.training_environment(),
-                logging_config=LoggingConfig(
-                    log_level="CRITICAL"
-                ),  # a traceback for every try to get workers; we say it
-            ),
-        )
-        try:
-            with interruptible():
-                outcome = trainer.fit().return_value
-        except TrainingFailedError as error:
-            gave_up = getattr(error, "controller_failure", None)
-            if isinstance(gave_up, GaveUp):
-                raise TrainingFailed(str(gave_up)) from None
-            rank, cause = first_cause(getattr(error, "worker_failures", {})) or ("controller", error)
-            raise TrainingFailed(f"training {job.model} failed on worker {rank}: {headline(cause)}") from error
+        outcome = fitted(make_trainer(job, placement, name, storage_path, scratch), job.model)
     if isinstance(outcome, str):
         raise TrainingStopped(outcome)
-    assert isinstance(outcome, TrainResult)
     return replace(outcome, seconds=time.monotonic() - started)
+
+
+def make_trainer(
+    job: TrainJob, placement: TrainPlacement, name: str, storage_path: str, scratch: str
+) -> "TorchTrainer":
+    """Make Ray Train's trainer of a job; `scratch` is for its controller, which sits beside the driver."""
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    return TorchTrainer(
+        worker,
+        train_loop_config={"job": job.located(), "placement": placement, "checkpoints": storage_path, "name": name},
+        torch_config=TorchConfig(backend="nccl" if placement.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(**placement.scaling_arguments()),
+        run_config=RunConfig(
+            name=f"{job.model}-{name}",
+            storage_path=scratch,
+            failure_config=FailureConfig(**placement.failure_arguments()),
+            callbacks=callbacks(storage_path, job.model, placement),
+            worker_runtime_env=warm.training_environment(),
+            logging_config=LoggingConfig(log_level="CRITICAL"),  # a traceback for every try to get workers; we say it
+        ),
+    )
+
+
+def fitted(trainer: "TorchTrainer", model: str) -> TrainResult | str:
+    """Run a trainer to its end; return the result, or the verdict that stopped it.
+
+    Raises:
+        TrainingFailed: as `launch` has it.
+    """
+    from ray.train import TrainingFailedError
+
+    try:
+        with interruptible():
+            outcome = trainer.fit().return_value
+    except TrainingFailedError as error:
+        gave_up = getattr(error, "controller_failure", None)
+        if isinstance(gave_up, GaveUp):
+            raise TrainingFailed(str(gave_up)) from None
+        rank, cause = first_cause(getattr(error, "worker_failures", {})) or ("controller", error)
+        raise TrainingFailed(f"training {model} failed on worker {rank}: {headline(cause)}") from error
+    assert isinstance(outcome, TrainResult | str)
+    return outcome
 
 
 def worker(config: dict[str, Any]) -> TrainResult | str:
@@ -125,50 +142,61 @@ def worker(config: dict[str, Any]) -> TrainResult | str:
     import torch
 
     context = ray.train.get_context()
+    job: TrainJob = config["job"]
     placement: TrainPlacement = config["placement"]
     if not placement.gpus_per_worker:
         torch.set_num_threads(max(int(placement.cpus_per_worker), 1))
-    job: TrainJob = config["job"]
-    mine = storage.join(config["checkpoints"], config["name"])
-    told = [_Pulse(storage.join(mine, PROGRESS)), tracking.gauges(job.provenance.run, job.model)]
-    tracker = None
-    if placement.track:
-        tracker = tracking.Tracker(placement.track, job.provenance.run, job.model, storage.join(mine, "wandb"))
-        told.append(tracker)
-
-    def tell(figures: dict[str, Any]) -> None:
-        for one in told:
-            one(figures)
-
-    session = Session(
-        rank=context.get_world_rank(),
-        workers=context.get_world_size(),
-        checkpoints=config["checkpoints"],
-        attempt=config["name"],
-        progress=tell,
-        leaving=Notices(),
-    )
-    with tracker or contextlib.nullcontext():
+    with told_of(job, placement, storage.join(config["checkpoints"], config["name"])) as tell:
+        session = Session(
+            rank=context.get_world_rank(),
+            workers=context.get_world_size(),
+            checkpoints=config["checkpoints"],
+            attempt=config["name"],
+            progress=tell,
+            leaving=Notices(),
+        )
         try:
             return train(job, placement, session)
         except TrainingStopped as verdict:
             return str(verdict)
 
 
-class _Pulse:
-    """Pass a step's figures on, now and then."""
+@contextlib.contextmanager
+def told_of(job: TrainJob, placement: TrainPlacement, directory: str) -> Iterator[Told]:
+    """Give what passes each step on to all who are told: the driver, Ray's gauges and, if asked for, a tracker."""
+    run, model = job.provenance.run, job.model
+    with contextlib.ExitStack() as stack:
+        all_told: list[Told] = [Pulse(model, storage.join(directory, PROGRESS)), tracking.gauges(run, model)]
+        if placement.track:
+            tracker = tracking.Tracker(placement.track, run, model, storage.join(directory, "wandb"))
+            all_told.append(stack.enter_context(tracker))
 
-    def __init__(self, uri: str) -> None:
+        def tell(figures: Figures) -> None:
+            for one in all_told:
+                one(figures)
+
+        yield tell
+
+
+class Pulse:
+    """Writes a step's figures for the driver, now and then; a write that fails is logged and ends nothing."""
+
+    def __init__(self, model: str, uri: str) -> None:
         self.uri, self.tokens, self.last = uri, 0, 0.0
         self.every_s = progress_every_s(uri)
+        self.complaints = Complaints(f"train {model}: writing {uri}")
 
-    def __call__(self, figures: dict[str, Any]) -> None:
+    def __call__(self, figures: Figures) -> None:
+        """Take notice of a step."""
         self.tokens += figures["tokens"]
         if time.monotonic() - self.last < self.every_s and figures["step"] < figures["steps"]:
             return
         self.last = time.monotonic()
         body = figures | {"tokens_so_far": self.tokens, "host": socket.gethostname(), "pid": os.getpid()}
-        storage.write_bytes(self.uri, json.dumps(body).encode())
+        try:
+            storage.write_bytes(self.uri, json.dumps(body).encode())
+        except Exception as error:  # noqa: BLE001 whatever storage comes up with, the training is worth more
+            self.complaints.note(error)
 
 
 def progress_every_s(uri: str) -> float:
@@ -192,7 +220,7 @@ def interruptible() -> Iterator[None]:
 @contextlib.contextmanager
 def watched(model: str, progress_uri: str, begun: Callable[[], None], waiting: Waiting) -> Iterator[None]:
     """Log the run's progress while the block runs, and call `begun` when its first step is there."""
-    latest: dict[str, Any] = {}
+    latest: Figures = {}
     ended = threading.Event()
     name = f"train {model}"
 
@@ -211,7 +239,7 @@ def watched(model: str, progress_uri: str, begun: Callable[[], None], waiting: W
                 follow()
 
 
-def _follow(uri: str, latest: dict[str, Any], progress: Progress, begun: Callable[[], None]) -> None:
+def _follow(uri: str, latest: Figures, progress: Progress, begun: Callable[[], None]) -> None:
     """Copy rank 0's figures into the progress, once there are any."""
     try:
         figures = json.loads(storage.read_bytes(uri))
@@ -225,7 +253,7 @@ def _follow(uri: str, latest: dict[str, Any], progress: Progress, begun: Callabl
     progress.done, progress.tokens = latest["step"], latest["tokens_so_far"]
 
 
-def _loss_words(latest: dict[str, Any]) -> str:
+def _loss_words(latest: Figures) -> str:
     return f", loss {latest['loss']:.4f}, learning rate {latest['learning_rate']:.2e}" if latest else ""
 
 

@@ -5,7 +5,7 @@ model themselves, so a run goes on after its driver died.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,8 @@ class TrainJob:
         tokens = tuple(absolute(uri) for uri in self.token_uris)
         return replace(self, base_uri=absolute(self.base_uri), token_uris=tokens, export_uri=absolute(self.export_uri))
 
-    def identity(self) -> dict[str, Any]:
-        """Return what a checkpoint must agree on to be gone on from: names and recipes, no paths."""
+    def identity(self) -> dict[str, object]:
+        """Return what a checkpoint must agree on for a run to resume from it: names and recipes, no paths."""
         return {
             "model": self.model,
             "direction": self.direction,
@@ -87,7 +87,7 @@ class StepMetrics:
     output_tokens: int
     seconds: float
     skipped: bool = False
-    """Its update was not applied: the loss or the gradient was no number, or the loss a spike."""
+    """Its update was not applied: the loss or the gradient was not finite, or the loss a spike."""
     validation_loss: float | None = None
     """Over the held-out seed pairs, after the step; None where it was not asked for."""
     mfu: float | None = None
@@ -129,15 +129,11 @@ class TrainResult:
     peak: str
     """Of the workers' arithmetic, in words: FLOP/s and where the figure is from."""
     greedy: list[int]
-    """Tokens that the trained model writes first after the probe prompt (export.py), greedily."""
+    """Tokens that the trained model writes first after the probe prompt (reload.py), greedily."""
     resumed_from: int | None
-    """Step of the checkpoint that the last start went on from."""
+    """Step of the checkpoint that the last start resumed from."""
     seconds: float
     """Wall time of this launch, start of workers and export included."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
-        return asdict(self)
 
 
 class TrainingStopped(RuntimeError):

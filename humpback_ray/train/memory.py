@@ -1,7 +1,7 @@
 """How much memory a fine-tune takes on each GPU, before anything is started.
 
 What DeepSpeed 0.19 and transformers' decoders hold, read off their source: bytes per parameter by ZeRO stage, tensors
-that autograd keeps per token and layer, buffers of collectives. `make bench-train` holds it against measured
+that autograd keeps per token and layer, buffers of collectives. `make bench-train` compares it with measured
 allocations. Whole bytes of tensors are counted, not what an allocator wastes nor what CUDA takes for itself: a plan
 leaves a share of the GPU free for that.
 
@@ -54,7 +54,7 @@ class Layout:
 
     @staticmethod
     def of(placement: TrainPlacement, recipe: TrainRecipe, workers: int, accumulates: bool = True) -> "Layout":
-        """Return the layout of a placement with so many workers."""
+        """Return the layout of a placement with that many workers."""
         stage = stage_of(placement, recipe)
         return Layout(
             workers=workers, stage=stage, dtype=recipe.dtype, micro_batch_tokens=placement.micro_batch_tokens,

@@ -9,7 +9,7 @@ attention alone), and the backward model's settings (the same as the others').
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -158,7 +158,7 @@ class TrainRecipe(Config):
         alone = {"learning_rates": {}, "final_learning_rates": {}, "steps": steps}
         return self.model_copy(update={"learning_rate": first, "final_learning_rate": last, **alone})
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Return what is hashed."""
         return self.model_dump(mode="json", exclude={"joint", "on_bad_loss", "max_skipped_steps"})
 

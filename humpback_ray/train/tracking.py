@@ -9,12 +9,13 @@ import logging
 import queue
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from humpback_ray import storage
 from humpback_ray.records import METRICS
+from humpback_ray.train.types import Figures, Told
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,6 @@ WATCHED = tuple(name for name in METRICS.names if name not in ("step", "seconds"
 OPEN_S, CLOSE_S = 30.0, 30.0
 """How long opening a run may take, and how long the end of training waits for the last steps to be sent."""
 
-Told = Callable[[Mapping[str, Any]], None]
-
 
 def gauges(run: str, model: str) -> Told:
     """Return what sets Ray's gauges of a model, with the tags `run` and `model`; Ray must be up."""
@@ -34,7 +33,7 @@ def gauges(run: str, model: str) -> Told:
     tags = {"run": run, "model": model}
     made = {name: Gauge(f"humpback_train_{name}", f"{name} of the last step", tuple(tags)) for name in WATCHED}
 
-    def tell(figures: Mapping[str, Any]) -> None:
+    def tell(figures: Figures) -> None:
         for name, gauge in made.items():
             if figures[name] is not None:
                 gauge.set(figures[name], tags)
@@ -62,13 +61,13 @@ class Tracker:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.mode, self.run, self.model, self.uri, self.settings = mode, run, model, uri, dict(settings or {})
-        self._told: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
+        self._told: queue.SimpleQueue[Figures | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Tracker":
         return self
 
-    def __call__(self, figures: Mapping[str, Any]) -> None:
+    def __call__(self, figures: Figures) -> None:
         """Pass a step's figures on; returns at once."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)

@@ -22,7 +22,7 @@ from humpback_ray.stages.manifest import Manifest
 from humpback_ray.stages.models import Model
 from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.train.fit import TrainingFailed, launch
-from humpback_ray.train.job import Provenance, TrainingStopped, TrainJob, metrics_table
+from humpback_ray.train.job import Provenance, TrainingStopped, TrainJob, TrainResult, metrics_table
 from humpback_ray.train.recipe import TrainRecipe
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,29 @@ def fine_tune(
     }
     inputs = {"base": base.source, **{manifest.stage: manifest for manifest in tokens}}
     stage = Stage(place, identity, inputs)
+    _refuse_nothing(tokens, place)
+    job = TrainJob(
+        model=name, direction="backward" if name == "backward" else "forward", base_uri=base.uri,
+        token_uris=tuple(storage.join(m.uri, file.name) for m in tokens for file in m.files),
+        recipe=recipe, chat=chat, export_uri="", provenance=_provenance(config, base, tokens, place, stage.fingerprint),
+        base_files=base.directory.files,
+    )  # fmt: skip
+
+    def train(attempt: Attempt) -> Commit:
+        here = replace(job, export_uri=attempt.ledger.at(attempt.directory))
+        try:
+            checkpoints, note = attempt.ledger.at("checkpoints"), waiting_uri(place.uri, place.submission)
+            result = launch(here, config.placement, f"{attempt.number:04d}", checkpoints, note)
+        except (TrainingStopped, TrainingFailed) as error:
+            raise StageFailed(f"{place.name}: {error}") from error
+        if recipe.dropout:
+            logger.info("%s: %s", place.name, dropout_words(recipe.dropout, result.dropouts))
+        return _commit(attempt, result)
+
+    return stage.leased(train)
+
+
+def _refuse_nothing(tokens: Sequence[Manifest], place: Place) -> None:
     if not any(manifest.kept for manifest in tokens):
         counts = ", ".join(f"{manifest.stage}: 0 of {manifest.rows:,} rows kept" for manifest in tokens)
         raise StageFailed(
@@ -62,41 +85,32 @@ def fine_tune(
             "train.recipe.max_length_tokens or set too_long to truncate"
         )
 
-    origin = Provenance(
-        run=place.uri.removesuffix(f"/{place.name}").rpartition("/")[2], fingerprint=stage.fingerprint,
+
+def _provenance(
+    config: TrainConfig, base: Model, tokens: Sequence[Manifest], place: Place, fingerprint: str
+) -> Provenance:
+    return Provenance(
+        run=place.uri.removesuffix(f"/{place.name}").rpartition("/")[2], fingerprint=fingerprint,
         base=_name_of(base), base_digest=base.digest, licence=config.licence,
         inputs=tuple((manifest.stage, manifest.kept, manifest.digest) for manifest in tokens),
     )  # fmt: skip
 
-    def train(attempt: Attempt) -> Commit:
-        directory = attempt.directory
-        uris = [storage.join(m.uri, file.name) for m in tokens for file in m.files]
-        job = TrainJob(
-            model=name, direction="backward" if name == "backward" else "forward", base_uri=base.uri,
-            token_uris=tuple(uris), recipe=recipe, chat=chat, export_uri=attempt.ledger.at(directory),
-            provenance=origin, base_files=base.directory.files,
-        )  # fmt: skip
-        try:
-            checkpoints, note = attempt.ledger.at("checkpoints"), waiting_uri(place.uri, place.submission)
-            result = launch(job, config.placement, f"{attempt.number:04d}", checkpoints, note)
-        except (TrainingStopped, TrainingFailed) as error:
-            raise StageFailed(f"{place.name}: {error}") from error
-        if recipe.dropout:
-            logger.info("%s: %s", place.name, dropout_words(recipe.dropout, result.dropouts))
-        files = [DataFile(f"{directory}/{entry.name}", entry.bytes, entry.sha256) for entry in result.files]
-        metrics = write_table(attempt.ledger, f"{directory}/metrics.parquet", metrics_table(result.metrics))
-        validated = [step.validation_loss for step in result.metrics if step.validation_loss is not None]
-        extra = {
-            "model": directory, "examples": result.examples, "steps": len(result.metrics),
-            "losses": [result.metrics[0].loss, result.metrics[-1].loss],
-            "validation_losses": [validated[0], validated[-1]] if validated else None,
-            "parameters": result.parameters, "trainable_parameters": result.trainable_parameters,
-            "batch_examples": result.batch_examples, "dropouts": result.dropouts, "peak": result.peak,
-            "greedy": result.greedy, "resumed_from": result.resumed_from,
-        }  # fmt: skip
-        return replace(attempt.describe(files, {}, result.tokens, extra), metrics=metrics)
 
-    return stage.leased(train)
+def _commit(attempt: Attempt, result: TrainResult) -> Commit:
+    """Describe a finished training: the model's files, and its metrics beside them."""
+    directory = attempt.directory
+    files = [DataFile(f"{directory}/{entry.name}", entry.bytes, entry.sha256) for entry in result.files]
+    metrics = write_table(attempt.ledger, f"{directory}/metrics.parquet", metrics_table(result.metrics))
+    validated = [step.validation_loss for step in result.metrics if step.validation_loss is not None]
+    extra = {
+        "model": directory, "examples": result.examples, "steps": len(result.metrics),
+        "losses": [result.metrics[0].loss, result.metrics[-1].loss],
+        "validation_losses": [validated[0], validated[-1]] if validated else None,
+        "parameters": result.parameters, "trainable_parameters": result.trainable_parameters,
+        "batch_examples": result.batch_examples, "dropouts": result.dropouts, "peak": result.peak,
+        "greedy": result.greedy, "resumed_from": result.resumed_from,
+    }  # fmt: skip
+    return replace(attempt.describe(files, {}, result.tokens, extra), metrics=metrics)
 
 
 def _name_of(base: Model) -> str:

@@ -154,7 +154,7 @@ def one(case: Case, base: str, pairs: str, directory: str, rank: int) -> tuple[i
 
     job = TrainJob("backward", "backward", base, (pairs,), case.recipe, CHAT, f"{directory}/model")
     session = loop.Session(rank, case.workers, f"{directory}/checkpoints", "0001", lambda figures: None)
-    loop.advance, loop.export = watched, lambda *arguments: ([], [])  # of this process, which does nothing else
+    loop.advance, loop.export_model = watched, lambda *arguments: ([], [])  # of this process, which does nothing else
     loop.train(job, case.placement, session)
     return at_rest[0], at_rest[0] + max(events)
 

@@ -131,7 +131,7 @@ def ours(bench: Bench) -> Turn:
     dist.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=1)
     this = job(bench.base, (bench.tokens,), bench.base / "export", **dict(RECIPE))
     session = loop.Session(0, 1, str(bench.base / "checkpoints"), "0001", lambda figures: None)
-    running, *_ = loop.prepare(this, TrainPlacement(micro_batch_tokens=ROOM_TOKENS), session, bench.base)
+    running = loop.prepare(this, TrainPlacement(micro_batch_tokens=ROOM_TOKENS), session, bench.base)
 
     def turn() -> tuple[int, float]:
         for _ in range(bench.steps + 1):
@@ -152,14 +152,14 @@ def bare(bench: Bench) -> Turn:
     from humpback_ray.train.engine import attention
 
     model: Any = AutoModelForCausalLM.from_pretrained(bench.base, dtype=torch.float32).train()
-    layout = attention.prepare(model, TrainPlacement())
+    batching = attention.prepare(model, TrainPlacement())
     examples = bench.examples()
     plan = schedule(RECIPE, "m0", len(examples))
     steps = []
     for number in range(1, bench.steps + 2):
         batch = [examples[index] for index in plan.batch(number)]
         micros = pack([example.length for example in batch], 1, ROOM_TOKENS)[0]
-        steps.append([attention.inputs([batch[place] for place in micro], layout, "cpu") for micro in micros])
+        steps.append([attention.inputs([batch[place] for place in micro], batching, "cpu") for micro in micros])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=RECIPE.betas, weight_decay=RECIPE.weight_decay)
 
     def step(micros: list[tuple[dict[str, Any], Any]]) -> None:

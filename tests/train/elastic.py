@@ -11,12 +11,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from humpback_ray.placement import TrainPlacement
-from humpback_ray.train.checkpoint import checkpoints
+from humpback_ray.train.checkpoint import store
 from humpback_ray.train.fit import PROGRESS, launch
 from humpback_ray.train.job import TrainJob, TrainResult
 from tests.train.drivers import training_workers, wait_for
@@ -94,14 +94,14 @@ def _play(scenario: Scenario, told: Any) -> None:
         for event in scenario.events:
             wait_for(functools.partial(_due, event, reached), thread.is_alive)
             if event.kind != "warn":
-                wait_for(lambda: next(checkpoints.complete(str(scenario.storage)), None), thread.is_alive)
+                wait_for(lambda: next(store.complete(str(scenario.storage)), None), thread.is_alive)
             at.append(time.monotonic())
             happen[event.kind]()
         thread.join()
         gaps = [_gap_s(reached, since, until) for since, until in itertools.pairwise([*at, time.monotonic()])]
         steps = sorted(int(path.parent.name.split("-")[1]) for path in scenario.storage.glob("*/step-*/state.json"))
         workers = [workers for workers, _ in itertools.groupby(seen.workers for seen in reached[1:])]
-        told.put(results[0].as_json() | {"gaps_s": gaps, "workers": workers, "checkpoints": steps})
+        told.put(asdict(results[0]) | {"gaps_s": gaps, "workers": workers, "checkpoints": steps})
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.stages import progress, waiting
-from humpback_ray.train.checkpoint import checkpoints
-from humpback_ray.train.fit import TrainingFailed, TrainResult, first_cause, headline, launch
-from humpback_ray.train.job import TrainJob
+from humpback_ray.train.checkpoint import store
+from humpback_ray.train.fit import Pulse, TrainingFailed, first_cause, headline, launch
+from humpback_ray.train.job import TrainJob, TrainResult
 from tests.conftest import Said
 from tests.train.conftest import plain_loop
 from tests.train.drivers import driver, wait_for
@@ -25,7 +26,8 @@ import json, sys
 import ray
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
-from humpback_ray.train.fit import TrainJob, launch
+from humpback_ray.train.fit import launch
+from humpback_ray.train.job import TrainJob
 from humpback_ray.train.recipe import TrainRecipe
 
 values = json.loads(sys.argv[1])
@@ -41,7 +43,7 @@ def this(base: Path, pairs: tuple[str, ...], export: Path) -> TrainJob:
 
 def checkpoints_of(storage: Path) -> list[str]:
     """The checkpoints that a run would go on from."""
-    return [found] if (found := checkpoints.newest(str(storage))) else []
+    return [found] if (found := store.newest(str(storage))) else []
 
 
 def kill_driver(job: TrainJob, storage: Path) -> None:
@@ -125,3 +127,30 @@ def test_the_worker_that_failed_by_itself_is_named_not_those_that_lost_their_pee
     assert first_cause({1: peer}) == (1, peer)
     assert first_cause({}) is None
     assert headline(own) == "ValueError: a row has no text"
+
+
+def test_a_progress_file_that_cannot_be_written_costs_a_warning_and_no_training(tmp_path: Path, said: Said) -> None:
+    (tmp_path / "runs").write_text("a file where the directory should be")
+    uri = str(tmp_path / "runs/m0/progress.json")
+    pulse = Pulse("m0", uri)
+    for step in (1, 2, 3):
+        pulse({"step": step, "steps": 3, "tokens": 10})
+    ((level, message),) = said.records
+    assert level == "WARNING"
+    assert message.startswith(f"train m0: writing {uri} failed and will be tried again: ")
+    (tmp_path / "runs").unlink()
+    pulse({"step": 3, "steps": 3, "tokens": 10})
+    assert json.loads(Path(uri).read_text())["tokens_so_far"] == 40
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the client is closed"), OSError("503 Slow Down")])
+def test_whatever_the_storage_of_the_progress_file_raises_is_logged(
+    tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(uri: str, body: bytes) -> None:
+        raise error
+
+    monkeypatch.setattr(storage, "write_bytes", broken)
+    Pulse("m0", str(tmp_path / "progress.json"))({"step": 1, "steps": 3, "tokens": 10})
+    ((_, message),) = said.records
+    assert str(error) in message

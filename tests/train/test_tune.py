@@ -11,7 +11,6 @@ import pytest
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.stages.manifest import read_manifest
-from humpback_ray.train.checkpoint import checkpoints
 from tests.train.conftest import plain_loop, rows, tokens_of
 from tests.train.drivers import TUNE, driver, send, training_workers, wait_for, write_tokens
 from tests.train.workers import RECIPE
@@ -23,7 +22,7 @@ PLACEMENT = TrainPlacement(workers=2, cpus_per_worker=0.5, micro_batch_tokens=40
 
 def step_reached(uri: str) -> int:
     """The step of the newest complete checkpoint, 0 if there is none."""
-    found = checkpoints.newest(uri)
+    found = store.newest(uri)
     return int(found.rsplit("/", 1)[-1].split("-")[1]) if found else 0
 
 
@@ -52,7 +51,7 @@ def test_a_driver_is_killed_the_next_sleeps_and_is_overtaken_and_the_third_ends_
         still = [asleep, *training_workers(asleep)]
         send(signal.SIGSTOP, still)
         half = f"{written}/0002/step-{STEPS:06d}-half/state.json"
-        storage.write_bytes(half, storage.read_bytes(f"{checkpoints.newest(written)}/state.json"))
+        storage.write_bytes(half, storage.read_bytes(f"{store.newest(written)}/state.json"))
         with driver(TUNE, [root, "awake", *settings], tmp_path / "awake.log") as awake:
             assert awake.wait(600) == 0, (tmp_path / "awake.log").read_text()[-3000:]
         send(signal.SIGCONT, still)

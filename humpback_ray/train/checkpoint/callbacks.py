@@ -1,21 +1,19 @@
-"""What Ray Train calls at its turning points, so that interruptions cost little; the hooks are those of Ray 2.60."""
+"""What is done at Ray Train's turning points, so that interruptions cost little."""
 
-import contextlib
 import time
+from functools import partial
 from typing import Any
 
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.stages.waiting import given_up, place_words
-from humpback_ray.train.checkpoint import checkpoints
-from humpback_ray.train.checkpoint.notices import ask, at_work, catch_termination
+from humpback_ray.train import ray_internals
+from humpback_ray.train.checkpoint import store
+from humpback_ray.train.checkpoint.notices import ask, catch_termination
 
 STORED_WITHIN_S = 300.0
-"""How long growing waits for the checkpoint that it asks for; then it goes by an older one."""
+"""How long growing waits for the checkpoint that it asks for; then an older one is resumed from."""
 
-COUNTED_WITHIN_S = 5.0
-
-_WITHOUT_WORKERS = {"InitializingState", "SchedulingState", "ReschedulingState", "RestartingState"}
-"""Of Ray Train's controller."""
+LOOK_EVERY_S = 0.5
 
 
 class GaveUp(RuntimeError):
@@ -23,64 +21,50 @@ class GaveUp(RuntimeError):
 
 
 def callbacks(uri: str, name: str, placement: TrainPlacement) -> list[Any]:
-    """Return them.
+    """Return Ray Train's callbacks of one model.
+
+    Signals are caught in a worker's main thread, for training runs in another one.
 
     Args:
         uri: where the run's checkpoints are.
         name: of the model, for messages.
         placement: of the run.
     """
-    import ray
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-        get_or_create_autoscaling_coordinator,
-    )
-    from ray.exceptions import RayError
-    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerCallback, WorkerGroupCallback
+    return [
+        ray_internals.at_worker_start(catch_termination),
+        ray_internals.before_resize(partial(save_first, uri)),
+        ray_internals.recounting_nodes(),
+        ray_internals.at_every_state(Patience(name, placement)),
+    ]
 
-    class Terminations(WorkerCallback):
-        """Signals are taken over in a process's main thread alone, and training runs in another."""
 
-        def after_init_train_context(self) -> None:
-            catch_termination()
+def save_first(uri: str, in_workers: ray_internals.InWorkers) -> None:
+    """Ask workers that are about to be ended for a checkpoint, and wait until it is stored or one has stopped."""
+    before, deadline = next(store.complete(uri), None), time.monotonic() + STORED_WITHIN_S
+    in_workers(ask)
+    while next(store.complete(uri), None) == before and time.monotonic() < deadline:
+        if not all(in_workers(ray_internals.is_training)):
+            return
+        time.sleep(LOOK_EVERY_S)
 
-    class Resizes(WorkerGroupCallback):
-        """Healthy workers that are ended in the middle of a run, to start more of them, save first."""
 
-        def before_worker_group_shutdown(self, worker_group: Any) -> None:
-            status = worker_group.get_latest_poll_status()
-            if status is None or status.errors or status.finished or status.get_preemption_info():
-                return
-            with contextlib.suppress(RayError):
-                before, deadline = next(checkpoints.complete(uri), None), time.monotonic() + STORED_WITHIN_S
-                worker_group.execute(ask)
-                while next(checkpoints.complete(uri), None) == before and time.monotonic() < deadline:
-                    if not all(worker_group.execute(at_work)):
-                        return
-                    time.sleep(0.5)
+class Patience:
+    """Ends a run that has had no workers for as long as the placement allows; its controller would try for ever."""
 
-    class Losses(ControllerCallback):
-        """Nodes are counted anew after a failure: else workers are planned on a lost one for up to 20 s."""
+    def __init__(self, name: str, placement: TrainPlacement) -> None:
+        self.name, self.placement = name, placement
+        self.since: float | None = time.monotonic()
+        """When the last workers were gone; None while there are some."""
 
-        def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
-            with contextlib.suppress(RayError):
-                count = get_or_create_autoscaling_coordinator().get_reserved_resources.remote("", recompute=True)
-                ray.get(count, timeout=COUNTED_WITHIN_S)
+    def __call__(self, workers: bool) -> None:
+        """Take notice of whether there are workers.
 
-    class Patience(ControllerCallback):
-        """A controller without workers tries again and again; this ends it after the placement's time.
-
-        It is told of every try, which takes as long as RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S at most.
+        Raises:
+            GaveUp: there have been none for too long.
         """
-
-        def __init__(self) -> None:
-            self.since: float | None = time.monotonic()
-
-        def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-            if type(current_state).__name__ not in _WITHOUT_WORKERS:
-                self.since = None
-                return
-            self.since, limit = self.since or time.monotonic(), placement.give_up_waiting_minutes
-            if limit is not None and time.monotonic() - self.since >= 60 * limit:
-                raise GaveUp(given_up(f"training {name}", limit, place_words(placement.need())))
-
-    return [Terminations(), Resizes(), Losses(), Patience()]
+        if workers:
+            self.since = None
+            return
+        self.since, limit = self.since or time.monotonic(), self.placement.give_up_waiting_minutes
+        if limit is not None and time.monotonic() - self.since >= 60 * limit:
+            raise GaveUp(given_up(f"training {self.name}", limit, place_words(self.placement.need())))

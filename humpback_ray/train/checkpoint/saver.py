@@ -7,10 +7,9 @@ costs that checkpoint and not the run; the next one is tried.
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 from humpback_ray import storage
-from humpback_ray.train.checkpoint import checkpoints
+from humpback_ray.train.checkpoint import store
 from humpback_ray.train.checkpoint.fragments import Fragment
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ class Saver:
         self.background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Future[None] | None = None
 
-    def save(self, name: str, fragments: Sequence[Fragment], state: Mapping[str, Any]) -> None:
+    def save(self, name: str, fragments: Sequence[Fragment], state: Mapping[str, object]) -> None:
         """Begin a checkpoint; the fragments may change once this returns."""
         self.wait()
         copies = [fragment.on_host() for fragment in fragments]
@@ -45,11 +44,11 @@ class Saver:
     def prune(self) -> None:
         """Delete old checkpoints; one whose other workers are still writing does not count as a newer one."""
         if self.rank == 0:
-            checkpoints.prune(self.uri, self.keep)
+            store.prune(self.uri, self.keep)
 
-    def _store(self, uri: str, copies: Sequence[Fragment], state: Mapping[str, Any]) -> None:
+    def _store(self, uri: str, copies: Sequence[Fragment], state: Mapping[str, object]) -> None:
         try:
-            checkpoints.write(copies, self.rank, uri, state)
+            store.write(copies, self.rank, uri, state)
             self.prune()
         except OSError as error:
             logger.error("%s was not stored; training goes on, and the next one will be tried: %s", uri, error)

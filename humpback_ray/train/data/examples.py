@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import numpy as np
 import pyarrow as pa
@@ -82,7 +82,7 @@ class Examples(Sequence[Example]):
             return [self._example(row) for row in self._rows[index]]
         return self._example(self._rows[index])
 
-    def _example(self, row: Any) -> Example:
+    def _example(self, row: int | np.integer) -> Example:
         table, row = self._table, int(row)
         return Example(table["id"][row].as_py(), table["ids"][row].values.to_numpy(), table["loss_start"][row].as_py())
 

@@ -21,6 +21,7 @@ from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.train.data.examples import TOO_LONG, Direction
 from humpback_ray.train.recipe import TooLong
 from humpback_ray.train.tune import TrainConfig
+from humpback_ray.train.types import Tokenizer
 
 VERSION = 2
 """Raised by hand when the meaning of this module changes."""
@@ -77,7 +78,7 @@ class Tokeniser:
 
 
 def tokenise(
-    pairs: pa.Table, tokenizer: Any, chat: ChatRecipe, direction: Direction, limit_tokens: int, too_long: TooLong
+    pairs: pa.Table, tokenizer: Tokenizer, chat: ChatRecipe, direction: Direction, limit_tokens: int, too_long: TooLong
 ) -> pa.Table:
     """Tokenise rows of PAIR; one row of TOKENS for each, in their order, none longer than the limit."""
     rows = [
@@ -87,7 +88,7 @@ def tokenise(
     return pa.Table.from_pylist(rows, schema=TOKENS)
 
 
-def encode_pair(pair: Mapping[str, Any], tokenizer: Any, chat: ChatRecipe, direction: Direction) -> Tokens:
+def encode_pair(pair: Mapping[str, Any], tokenizer: Tokenizer, chat: ChatRecipe, direction: Direction) -> Tokens:
     """Tokenise one pair; exactly the target's tokens and the end token carry loss."""
     if direction == "backward":
         return encode_example(tokenizer, chat.backward_prompt(pair["response"]), pair["instruction"])

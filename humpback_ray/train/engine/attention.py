@@ -14,17 +14,25 @@ Given up: PyTorch's own kernel for several lengths has no dropout, which the pap
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from humpback_ray.engines.attention import avoid_cudnn
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.data.examples import Example
+from humpback_ray.train.engine.transformers_internals import attention_is_replaceable, put_liger_kernels
+from humpback_ray.train.types import Causal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
 
 NAME = "humpback_ray_packed"
 
-Layout = Literal["flash", "packed", "padded"]
+Batching = Literal["flash", "packed", "padded"]
+"""How the examples of a micro-batch are kept apart (see above)."""
 
 _LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers whose attention is a causal triangle or a band of it."""
@@ -32,7 +40,7 @@ _LAYERS = {"full_attention", "sliding_attention"}
 logger = logging.getLogger(__name__)
 
 
-def prepare(model: Any, placement: TrainPlacement) -> Layout:
+def prepare(model: "PreTrainedModel", placement: TrainPlacement) -> Batching:
     """Choose by family, device and placement how the model attends, and set it up; Liger's kernels too, on GPUs.
 
     Raises:
@@ -40,8 +48,8 @@ def prepare(model: Any, placement: TrainPlacement) -> Layout:
     """
     gpu = placement.gpus_per_worker > 0
     avoid_cudnn()
-    if gpu and placement.kernels == "auto":
-        use_liger(model)
+    if gpu and placement.kernels == "auto" and put_liger_kernels(model):
+        logger.info("%s runs with Liger's kernels where they are made for it", type(model).__name__)
     if not can_pack(model):
         return "padded"
     half = str(model.dtype) in ("torch.bfloat16", "torch.float16")
@@ -56,11 +64,11 @@ def prepare(model: Any, placement: TrainPlacement) -> Layout:
     return "packed"
 
 
-def can_pack(model: Any) -> bool:
+def can_pack(model: "PreTrainedModel") -> bool:
     """Tell whether examples of a row can be kept apart in every layer of a model."""
-    replaceable = model._supports_attention_backend and model._supports_sdpa and not model._is_stateful
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    return replaceable and kinds <= _LAYERS and not getattr(model.config, "attn_logit_softcapping", None)
+    softcaps = getattr(model.config, "attn_logit_softcapping", None)
+    return attention_is_replaceable(model) and kinds <= _LAYERS and not softcaps
 
 
 def _has_flash() -> bool:
@@ -69,24 +77,14 @@ def _has_flash() -> bool:
     return is_flash_attn_2_available()
 
 
-def use_liger(model: Any) -> None:
-    """Put Liger's Triton kernels into a model, where the package is installed and knows the family."""
-    try:
-        from liger_kernel.transformers import (  # pyright: ignore[reportMissingImports]
-            _apply_liger_kernel_to_instance,
-        )
-    except ImportError:
-        return
-    _apply_liger_kernel_to_instance(model)
-    logger.info("%s runs with Liger's kernels where they are made for it", type(model).__name__)
-
-
-def inputs(examples: Sequence[Example], layout: Layout, device: Any) -> tuple[dict[str, Any], Any]:
+def inputs(
+    examples: Sequence[Example], batching: Batching, device: "torch.device | str"
+) -> tuple[dict[str, Any], "torch.Tensor"]:
     """Lay a micro-batch out for a model.
 
     Args:
         examples: the micro-batch; none: one token of no example takes their place, with no target.
-        layout: of `prepare`.
+        batching: of `prepare`.
         device: for the tensors.
 
     Returns:
@@ -94,45 +92,61 @@ def inputs(examples: Sequence[Example], layout: Layout, device: Any) -> tuple[di
     """
     import torch
 
-    rows = [example.ids for example in examples] or [np.zeros(1, np.int32)]
-    lengths = tuple(map(len, rows))
     targets = np.concatenate([example.ids[example.loss_start :] for example in examples] or [[]])
-    if layout == "padded":
-        ids = np.zeros((len(rows), max(lengths)), np.int64)
-        for row, tokens in zip(ids, rows, strict=True):
-            row[: len(tokens)] = tokens
-        return {"input_ids": torch.tensor(ids, device=device)}, torch.tensor(targets, dtype=torch.long, device=device)
-    starts = np.cumsum([0, *lengths])
-    kept = [
-        np.arange(start + example.loss_start - 1, start + example.length - 1)
-        for start, example in zip(starts, examples, strict=False)
-    ]
-    tensors = {
-        "input_ids": np.concatenate(rows)[None],
-        "position_ids": np.concatenate([np.arange(length) for length in lengths])[None],
-        "logits_to_keep": np.concatenate(kept or [[0]]),
-    }
+    arrange = padded_rows if batching == "padded" else one_row
     found: dict[str, Any] = {
-        name: torch.tensor(value, dtype=torch.long, device=device) for name, value in tensors.items()
+        name: torch.tensor(value, dtype=torch.long, device=device) for name, value in arrange(examples).items()
     }
-    if layout == "flash":
-        bounds = torch.tensor(starts, dtype=torch.int32, device=device)
+    lengths = tuple(map(len, _rows(examples)))
+    if batching == "flash":
+        bounds = torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32, device=device)
         found |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
         found |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
-    else:
+    elif batching == "packed":
         found["packed_lengths"] = lengths
     return found, torch.tensor(targets, dtype=torch.long, device=device)
 
 
-def logits_of(model: Any, examples: Sequence[Example], layout: Layout, device: Any) -> tuple[Any, Any]:
+def _rows(examples: Sequence[Example]) -> list[np.ndarray]:
+    """Return the tokens of each example; of an empty micro-batch one row of one token."""
+    return [example.ids for example in examples] or [np.zeros(1, np.int32)]
+
+
+def padded_rows(examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """Lay examples out in a row each, padded with zeros on the right."""
+    rows = _rows(examples)
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for row, tokens in zip(ids, rows, strict=True):
+        row[: len(tokens)] = tokens
+    return {"input_ids": ids}
+
+
+def one_row(examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """Lay examples end to end in one row; `logits_to_keep` are the places whose next token carries loss."""
+    rows = _rows(examples)
+    starts = np.cumsum([0, *map(len, rows)])
+    kept = [
+        np.arange(start + example.loss_start - 1, start + example.length - 1)
+        for start, example in zip(starts, examples, strict=False)
+    ]
+    return {
+        "input_ids": np.concatenate(rows)[None],
+        "position_ids": np.concatenate([np.arange(len(row)) for row in rows])[None],
+        "logits_to_keep": np.concatenate(kept or [[0]]),
+    }
+
+
+def logits_of(
+    model: Causal, examples: Sequence[Example], batching: Batching, device: "torch.device | str"
+) -> tuple["torch.Tensor", "torch.Tensor"]:
     """Run a model on a micro-batch; return logits [N, V] of the tokens that carry loss, and those tokens [N].
 
     Of an empty micro-batch one row of logits comes back, so that there is a graph, and no token.
     """
     import torch
 
-    arguments, targets = inputs(examples, layout, device)
-    if layout != "padded":
+    arguments, targets = inputs(examples, batching, device)
+    if batching != "padded":
         return model(**arguments, use_cache=False).logits[0], targets
     first = min((example.loss_start for example in examples), default=1) - 1  # padding on the right: causal, so unseen
     width = arguments["input_ids"].shape[1]
@@ -146,15 +160,15 @@ def logits_of(model: Any, examples: Sequence[Example], layout: Layout, device: A
 
 
 def packed_attention(
-    module: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    attention_mask: Any,
+    module: "nn.Module",
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    attention_mask: "torch.Tensor | None",
     packed_lengths: Sequence[int] | None = None,
     sliding_window: int | None = None,
     **others: Any,
-) -> tuple[Any, None]:
+) -> tuple["torch.Tensor", None]:
     """Attend within each example of a packed row; without `packed_lengths`, as transformers does with PyTorch's kernel.
 
     Shapes are those of transformers: query [1, H, T, D], key and value [1, G, T, D], result [1, T, H, D].
@@ -170,7 +184,7 @@ def packed_attention(
     return torch.cat(found, 1), None
 
 
-def _band(query: Any, key: Any, window: int | None) -> Any:
+def _band(query: "torch.Tensor", key: "torch.Tensor", window: int | None) -> "torch.Tensor | None":
     """Return the mask [T, C] of a causal window; None where the plain causal triangle is the same."""
     import torch
 
@@ -183,7 +197,7 @@ def _band(query: Any, key: Any, window: int | None) -> Any:
     return (back >= 0) & (back < window)
 
 
-def _mask(attention_mask: Any = None, **others: Any) -> Any:
+def _mask(attention_mask: "torch.Tensor | None" = None, **others: Any) -> "torch.Tensor | None":
     """Make no mask of positions, which `packed_attention` does without, but one of padding where there is some."""
     from transformers.masking_utils import sdpa_mask
 

@@ -3,9 +3,12 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from humpback_ray.train.job import TrainingStopped
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -51,7 +54,7 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def every(values: Sequence[float], device: Any) -> list[tuple[float, ...]]:
+def every(values: Sequence[float], device: "torch.device") -> list[tuple[float, ...]]:
     """Return what each value is on every worker, by rank; faster than `gathered`."""
     import torch
     import torch.distributed as dist

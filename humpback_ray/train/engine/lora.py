@@ -6,16 +6,21 @@ DeepSpeed partitions the adapters when the engine starts.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from humpback_ray.records import seed_of
 from humpback_ray.train.recipe import Full, Lora, TrainRecipe
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
+    from torch import nn
 
 ADAPTER = "default"
 """The name that peft gives an adapter."""
 
 
-def attach(model: Any, recipe: TrainRecipe) -> None:
+def attach(model: "nn.Module", recipe: TrainRecipe) -> None:
     """Freeze a model and put new adapters into it, the same on every worker; nothing to do for a full fine-tune.
 
     Raises:
@@ -35,7 +40,7 @@ def attach(model: Any, recipe: TrainRecipe) -> None:
         assert parameter.requires_grad == (".lora_" in name), name
 
 
-def configuration(lora: Lora) -> Any:
+def configuration(lora: Lora) -> "LoraConfig":
     """Return peft's own configuration of the adapters."""
     from peft import LoraConfig
 
@@ -50,14 +55,14 @@ def configuration(lora: Lora) -> Any:
     )
 
 
-def layers(module: Any) -> Iterator[tuple[str, Any]]:
+def layers(module: "nn.Module") -> Iterator[tuple[str, Any]]:
     """Yield name and layer of every layer that has adapters."""
     for name, layer in module.named_modules():
         if ADAPTER in getattr(layer, "lora_A", {}):
             yield name, layer
 
 
-def merged(layer: Any) -> Any:
+def merged(layer: Any) -> "torch.Tensor":
     """Return the weight that a layer acts by, frozen part and adapters, in the frozen part's format.
 
     The three tensors must be whole: ZeRO 3 gathers them before.

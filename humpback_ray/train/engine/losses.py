@@ -1,18 +1,22 @@
-"""The loss of a micro-batch, and which losses no update should follow: no number, or far above those before."""
+"""The loss of a micro-batch, and which losses no update should follow: non-finite ones, and spikes."""
 
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from humpback_ray.train.data.examples import Example
-from humpback_ray.train.engine.attention import Layout, logits_of
+from humpback_ray.train.engine.attention import Batching, logits_of
 from humpback_ray.train.job import StepMetrics
+from humpback_ray.train.types import Causal, Engine
+
+if TYPE_CHECKING:
+    import torch
 
 LOGITS_AT_ONCE = 1 << 26
 """Logits of which the loss is taken at once: 256 MB in float32."""
 WINDOW_STEPS = 20
-"""Steps whose median a loss is compared with; before so many were taken there is no telling."""
+"""Steps whose median a loss is compared with; before that many were taken there is no telling."""
 
 
 def problem(loss: float, history: Sequence[StepMetrics], spike_factor: float | None) -> str | None:
@@ -31,26 +35,68 @@ def problem(loss: float, history: Sequence[StepMetrics], spike_factor: float | N
     )
 
 
-def summed_loss(model: Any, examples: Sequence[Example], layout: Layout, device: Any) -> Any:
+def accumulate(
+    engine: Engine, micros: Sequence[Sequence[Example]], batching: Batching, scale: float
+) -> tuple[float, "torch.Tensor"]:
+    """Run a step's micro-batches forward, and all but the last backward, their losses multiplied by `scale`.
+
+    Returns:
+        The sum of their losses, and the last one's, float32 scalar, whose backward pass ends the step.
+    """
+    import torch
+
+    *others, last = micros
+    summed = torch.zeros((), dtype=torch.float64, device=engine.device)
+    engine.set_gradient_accumulation_boundary(False)
+    for micro in others:
+        loss = summed_loss(engine, micro, batching, engine.device)
+        summed += loss.detach()
+        engine.backward(loss * scale)
+    engine.set_gradient_accumulation_boundary(True)
+    loss = summed_loss(engine, last, batching, engine.device)
+    return (summed + loss.detach()).item(), loss
+
+
+def measured(engine: Engine, micros: Sequence[Sequence[Example]], batching: Batching) -> float:
+    """Sum the losses of micro-batches without dropout and without gradients."""
+    import torch
+
+    total = torch.zeros((), dtype=torch.float64, device=engine.device)
+    engine.eval()
+    with torch.no_grad():
+        for micro in micros:
+            total += summed_loss(engine, micro, batching, engine.device)
+    engine.train()
+    return total.item()
+
+
+def summed_loss(
+    model: Causal, examples: Sequence[Example], batching: Batching, device: "torch.device | str"
+) -> "torch.Tensor":
     """Sum the cross-entropy over a micro-batch's output tokens, float32 scalar; 0 (with a graph) if it is empty."""
-    logits, targets = logits_of(model, examples, layout, device)
+    logits, targets = logits_of(model, examples, batching, device)
     return summed_cross_entropy(logits, targets) if examples else logits.float().sum() * 0.0
 
 
-def summed_cross_entropy(logits: Any, targets: Any, at_once: int = LOGITS_AT_ONCE) -> Any:
+def summed_cross_entropy(
+    logits: "torch.Tensor", targets: "torch.Tensor", at_once: int = LOGITS_AT_ONCE
+) -> "torch.Tensor":
     """Sum the cross-entropy of logits [N, V] and targets [N] in float32.
 
     Logits become float32 a few rows at a time, and once more in the backward pass: a vocabulary of 128,000 would take
     two gigabytes for 4,096 tokens, several times over.
     """
+    import torch
     from torch.nn.functional import cross_entropy
     from torch.utils.checkpoint import checkpoint
 
-    def part(some: Any, wanted: Any) -> Any:
+    def part(some: "torch.Tensor", wanted: "torch.Tensor") -> "torch.Tensor":
         return cross_entropy(some.float(), wanted, reduction="sum")
 
     if logits.numel() <= at_once:
         return part(logits, targets)
     rows = max(at_once // logits.shape[1], 1)
     parts = zip(logits.split(rows), targets.split(rows), strict=True)
-    return sum(checkpoint(part, some, wanted, use_reentrant=False) for some, wanted in parts)
+    total = sum(checkpoint(part, some, wanted, use_reentrant=False) for some, wanted in parts)
+    assert isinstance(total, torch.Tensor)
+    return total

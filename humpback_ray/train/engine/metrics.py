@@ -1,4 +1,4 @@
-"""What a step used: arithmetic held against the devices' peak, memory, waiting.
+"""What a step used: arithmetic compared with the devices' peak, memory, waiting.
 
 Model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix B) counts what the model asks for, not what
 was computed for it: nothing for padding, nothing for layers that were computed twice to save memory. Per token 6 FLOPs
@@ -13,9 +13,13 @@ measured at the start; `Meter.peak` says which.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from humpback_ray.train.engine import group
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
 
 PEAK_TFLOPS = {
     "A100": 312, "A10G": 70, "B200": 2250, "GH200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "H200": 989,
@@ -49,7 +53,9 @@ class Meter:
         return self.flops_per_token * sum(lengths) + self.attention_flops * sum(length * length for length in lengths)
 
 
-def make_meter(config: Any, parameters: int, trainable: int, device: Any, dtype: str) -> Meter:
+def make_meter(
+    config: "PreTrainedConfig", parameters: int, trainable: int, device: "torch.device", dtype: str
+) -> Meter:
     """Make the meter of a model on all workers; each of them calls it at once.
 
     Args:
@@ -62,14 +68,14 @@ def make_meter(config: Any, parameters: int, trainable: int, device: Any, dtype:
     flops, source = peak_of(device, dtype)
     (all_flops,) = group.every([flops], device)
     total, workers = sum(all_flops), len(all_flops)
-    text = config.get_text_config()
+    text: Any = config.get_text_config()
     heads = text.num_attention_heads
     width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
     words = f"{total / 1e12:.3g} TFLOP/s of {workers} worker{'s' if workers > 1 else ''} in {dtype}, {source}"
     return Meter(4 * parameters + 2 * trainable, 6 * text.num_hidden_layers * width, total, words)
 
 
-def peak_of(device: Any, dtype: str) -> tuple[float, str]:
+def peak_of(device: "torch.device", dtype: str) -> tuple[float, str]:
     """Return a device's FLOP/s in a number format, and whether they were read in the table or measured."""
     import torch
 
@@ -81,7 +87,7 @@ def peak_of(device: Any, dtype: str) -> tuple[float, str]:
     return measured_peak(device, getattr(torch, dtype)), "measured on a matrix product"
 
 
-def measured_peak(device: Any, dtype: Any) -> float:
+def measured_peak(device: "torch.device", dtype: "torch.dtype") -> float:
     """Return the FLOP/s of the fastest of a few matrix products."""
     import torch
 
@@ -95,7 +101,7 @@ def measured_peak(device: Any, dtype: Any) -> float:
     return 2 * width**3 / min(seconds)
 
 
-def memory_bytes(device: Any) -> int:
+def memory_bytes(device: "torch.device") -> int:
     """Return the peak so far of a device's allocated memory; on a CPU the process's resident memory now."""
     import psutil
     import torch

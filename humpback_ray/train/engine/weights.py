@@ -14,15 +14,36 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from humpback_ray.train.engine.deepspeed_internals import is_partitioned, part_of, whole_shape
+from humpback_ray.train.engine.transformers_internals import known_leftovers
 from humpback_ray.train.job import TrainingStopped
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 PIECE_ELEMENTS = 16_000_000
 """Elements that are read at once."""
 
 
-def load_partitioned(base: Path, config: Any, dtype: Any, engine: dict[str, Any]) -> Any:
+class Slices(Protocol):
+    """A tensor in a safetensors file, of which parts are read."""
+
+    def get_shape(self) -> list[int]:
+        """Return the shape of all of it."""
+        ...
+
+    def __getitem__(self, part: slice) -> "torch.Tensor":
+        """Read some rows."""
+        ...
+
+
+def load_partitioned(
+    base: Path, config: "PreTrainedConfig", dtype: "torch.dtype", engine: dict[str, Any]
+) -> "PreTrainedModel":
     """Create a model partitioned over the workers and fill this worker's parts from the files; collective.
 
     At most the part of one parameter, and while modules are created one parameter, is held beside the parts.
@@ -39,7 +60,7 @@ def load_partitioned(base: Path, config: Any, dtype: Any, engine: dict[str, Any]
     return model
 
 
-def fill(model: Any, base: Path) -> None:
+def fill(model: "nn.Module", base: Path) -> None:
     """Read this worker's part of every parameter, and every persistent buffer, from a model directory."""
     import torch
     from safetensors import safe_open
@@ -67,7 +88,7 @@ def stored_names(base: Path) -> dict[str, list[str]]:
         return {"model.safetensors": list(tensors.keys())}
 
 
-def wanted_names(model: Any, stored: set[str], base: Path) -> dict[str, Any]:
+def wanted_names(model: "nn.Module", stored: set[str], base: Path) -> dict[str, "torch.Tensor"]:
     """Return the tensors of a model by the names under which they are stored, each once; tied ones have several names.
 
     Raises:
@@ -79,7 +100,7 @@ def wanted_names(model: Any, stored: set[str], base: Path) -> dict[str, Any]:
         aliases[id(tensor)].append(name)
     chosen = [next((name for name in names if name in stored), None) for names in aliases.values()]
     missing = [names[0] for names, name in zip(aliases.values(), chosen, strict=True) if name is None]
-    ignored = [r"rotary_emb\.inv_freq", *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or [])]
+    ignored = [r"rotary_emb\.inv_freq", *known_leftovers(model)]
     strange = [name for name in stored - set(tensors) if not any(re.search(pattern, name) for pattern in ignored)]
     refuse_names(base, missing, strange)
     return {name: tensors[name] for name in chosen if name is not None}
@@ -96,24 +117,23 @@ def refuse_names(base: Path, missing: Sequence[str], unexpected: Sequence[str]) 
             )
 
 
-def _fill_one(tensor: Any, stored: Any, where: str) -> None:
+def _fill_one(tensor: "torch.Tensor", stored: Slices, where: str) -> None:
     """Copy one stored tensor, or this worker's part of it, in."""
-    shape, part = list(stored.get_shape()), getattr(tensor, "ds_tensor", None)
-    expected = list(tensor.shape if part is None else tensor.ds_shape)
+    shape, expected = list(stored.get_shape()), list(whole_shape(tensor))
     if shape != expected:
         raise TrainingStopped(f"{where} is of shape {shape} and the model's configuration calls for {expected}")
-    if part is None:
+    if not is_partitioned(tensor):
         tensor.copy_(stored[:])
         return
-    rank = _partition_rank(tensor)
-    first = min(part.numel() * rank, tensor.ds_numel)
-    last = min(first + part.numel(), tensor.ds_numel)
+    part, first, last = part_of(tensor)
     part.zero_()  # its end may lie beyond the parameter's
     for start, piece in pieces(stored, shape, first, last):
         part.narrow(0, start - first, piece.numel()).copy_(piece)
 
 
-def pieces(stored: Any, shape: Sequence[int], first: int, last: int) -> Iterator[tuple[int, Any]]:
+def pieces(
+    stored: "Slices | torch.Tensor", shape: Sequence[int], first: int, last: int
+) -> Iterator[tuple[int, "torch.Tensor"]]:
     """Read the elements `first` to `last` - 1 of a tensor laid flat, whole rows at a time.
 
     Yields:
@@ -129,17 +149,11 @@ def pieces(stored: Any, shape: Sequence[int], first: int, last: int) -> Iterator
         yield start, stored[top:bottom].flatten()[start - top * row : end - top * row]
 
 
-def _partition_rank(parameter: Any) -> int:
-    """Return which of the parts of a partitioned parameter is this worker's."""
-    import torch.distributed as dist
-
-    return dist.get_rank(group=parameter.ds_process_group)
-
-
-def restore_rotary(model: Any) -> None:
+def restore_rotary(model: "nn.Module") -> None:
     """Compute rotary frequencies anew, in float32: `zero.Init` made them in the training dtype."""
     for module in model.modules():
-        frequencies = module._buffers.get("inv_freq")
-        if frequencies is not None and hasattr(module, "config"):
-            fresh = type(module)(module.config).to(frequencies.device)
-            module._buffers.update(fresh._buffers)
+        buffers = dict(module.named_buffers(recurse=False))
+        if "inv_freq" in buffers and hasattr(module, "config"):
+            fresh: nn.Module = type(module)(module.config).to(buffers["inv_freq"].device)
+            for name, buffer in fresh.named_buffers(recurse=False, remove_duplicate=False):
+                setattr(module, name, buffer)

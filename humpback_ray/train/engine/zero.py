@@ -19,14 +19,23 @@ import contextlib
 import ctypes
 import io
 import logging
+import math
 import platform
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 from humpback_ray.placement import TrainPlacement
+from humpback_ray.train.engine.deepspeed_internals import drop_update, run_on_cpu, whole_elements
 from humpback_ray.train.engine.weights import load_partitioned, refuse_names
 from humpback_ray.train.recipe import TrainRecipe
+from humpback_ray.train.types import Engine
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 BUCKET_ELEMENTS = 50_000_000
 """Elements that ZeRO reduces or gathers at once: 100 MB in bfloat16."""
@@ -112,17 +121,14 @@ def loss_scale_of(workers: int, output_tokens: int) -> float:
     return workers / output_tokens
 
 
-def import_deepspeed(gpu: bool) -> Any:
+def import_deepspeed(gpu: bool) -> ModuleType:
     """Import DeepSpeed for this worker's device, quietly."""
     logger = logging.getLogger("DeepSpeed")
     logger.addFilter(_is_worth_reading)
     import deepspeed
-    from deepspeed.accelerator import set_accelerator
-    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
     if not gpu:
-        deepspeed.ops.__compatible_ops__[_COMPILED_COLLECTIVES] = False
-        set_accelerator(CPU_Accelerator())
+        run_on_cpu()
         keep_freed_memory()
     return deepspeed
 
@@ -143,16 +149,13 @@ def keep_freed_memory() -> None:
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 """Of glibc's malloc.h."""
 
-_COMPILED_COLLECTIVES = "deepspeed_shm_comm"
-"""An extension that CPU workers would compile for a minute and a half before their first step; gloo does its work."""
-
 
 def _is_worth_reading(record: logging.LogRecord) -> bool:
     """Drop what DeepSpeed warns of on every CPU worker although it was asked for."""
     return "Setting accelerator to CPU" not in record.getMessage()
 
 
-def set_dropout(config: Any, probability: float) -> list[str]:
+def set_dropout(config: "PreTrainedConfig", probability: float) -> list[str]:
     """Set every dropout that a model's configuration names; return their names."""
     names = [name for name in DROPOUT_FIELDS if isinstance(getattr(config, name, None), int | float)]
     for name in names:
@@ -162,7 +165,7 @@ def set_dropout(config: Any, probability: float) -> list[str]:
 
 def load_model(
     base: Path, recipe: TrainRecipe, engine: dict[str, Any], checkpointing: bool = False
-) -> tuple[Any, list[str]]:
+) -> tuple["PreTrainedModel", list[str]]:
     """Load the base model for training; return it and the dropout fields that were set.
 
     Under ZeRO 3 every worker must call this at once: parameters are partitioned as they are created.
@@ -198,7 +201,7 @@ def load_model(
     return model, dropouts
 
 
-def start_engine(model: Any, config: dict[str, Any], gpu: bool) -> Any:
+def start_engine(model: "nn.Module", config: dict[str, Any], gpu: bool) -> Engine:
     """Wrap a loaded model in a DeepSpeed engine; torch.distributed is up already.
 
     What DeepSpeed prints of its memory meanwhile is swallowed.
@@ -213,32 +216,26 @@ def start_engine(model: Any, config: dict[str, Any], gpu: bool) -> Any:
     return engine
 
 
-def gradient_norm(engine: Any) -> float:
-    """Return the norm of the step's gradient, between the last backward pass and the update where ZeRO is off."""
+def finish_step(engine: Engine, loss: "torch.Tensor") -> float:
+    """Take a step's last backward pass and its update; return the norm of the step's gradient.
+
+    An update whose gradient is not finite is dropped; where ZeRO is off, DeepSpeed would apply it.
+    """
+    engine.backward(loss)
+    if engine.zero_optimization_stage() > 0:
+        engine.step()
+        return float(engine.get_global_grad_norm())
     import torch
 
-    if engine.zero_optimization_stage() == 0:
-        return float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
-    return float(engine.get_global_grad_norm())
+    norm = float(torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
+    if math.isfinite(norm):
+        engine.step()
+    else:
+        drop_update(engine)
+    return norm
 
 
-def drop_update(engine: Any) -> None:
-    """Do in the place of `engine.step()`, where ZeRO is off, what ZeRO does with gradients that are no numbers."""
-    engine.zero_grad()
-    engine.micro_steps += 1
-
-
-def forget_dropped(engine: Any) -> None:
-    """Clear the gradients of an update that ZeRO dropped.
-
-    Where stage 2 offloads the optimizer of a bfloat16 model, DeepSpeed 0.19 keeps them, adds the next step's to what is
-    no number, and drops every update from then on.
-    """
-    kept = getattr(engine.optimizer, "averaged_gradients", {})
-    kept.update(dict.fromkeys(kept))
-
-
-def parameter_count(model: Any, trainable: bool = False) -> int:
+def parameter_count(model: "nn.Module", trainable: bool = False) -> int:
     """Count parameters, partitioned ones by their whole size; `trainable`: those alone that require gradients."""
     counted = (parameter for parameter in model.parameters() if parameter.requires_grad or not trainable)
-    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in counted)
+    return sum(whole_elements(parameter) for parameter in counted)

@@ -1,7 +1,5 @@
 """The model card: what a directory with a model says of itself to who finds it without its run."""
 
-from typing import Any
-
 import yaml
 
 from humpback_ray.prompts.chat import ChatRecipe
@@ -11,17 +9,23 @@ from humpback_ray.train.recipe import Lora, TrainRecipe
 
 def model_card(job: TrainJob, result: TrainResult) -> str:
     """Write README.md, with the metadata that the Hugging Face Hub reads; it names no time, place or speed."""
+    parts = [_front(job), _origin(job, result), _data(job, result), _losses(result), _use(job)]
+    return "\n".join(parts)
+
+
+def _front(job: TrainJob) -> str:
     origin = job.provenance
-    head: dict[str, Any] = {
+    head: dict[str, object] = {
         "license": origin.licence, "library_name": "transformers", "pipeline_tag": "text-generation",
         "base_model": origin.base or None, "tags": ["humpback", "instruction-backtranslation"],
     }  # fmt: skip
     front = yaml.safe_dump({key: value for key, value in head.items() if value}, sort_keys=False, allow_unicode=True)
-    rows = "\n".join(f"| {stage} | {kept:,} | `{digest[:12]}` |" for stage, kept, digest in origin.inputs)
-    return f"""---
-{front}---
+    return f"---\n{front}---\n"
 
-# {job.model}{f" of {origin.run}" if origin.run else ""}
+
+def _origin(job: TrainJob, result: TrainResult) -> str:
+    origin = job.provenance
+    return f"""# {job.model}{f" of {origin.run}" if origin.run else ""}
 
 {_what(job)} Made by humpback_ray, instruction backtranslation (Li et al. 2023, arXiv:2308.06259).
 
@@ -30,8 +34,12 @@ def model_card(job: TrainJob, result: TrainResult) -> str:
 - licence: {origin.licence}
 - method: {_method(job.recipe, result)}
 - {len(result.metrics):,} steps of {result.batch_examples} examples, {result.output_tokens:,} output tokens
+"""
 
-## Data
+
+def _data(job: TrainJob, result: TrainResult) -> str:
+    rows = "\n".join(f"| {stage} | {kept:,} | `{digest[:12]}` |" for stage, kept, digest in job.provenance.inputs)
+    return f"""## Data
 
 | pairs | kept | digest |
 |---|---|---|
@@ -39,16 +47,22 @@ def model_card(job: TrainJob, result: TrainResult) -> str:
 
 Of these, {result.examples["kept"]:,} were trained on ({result.examples["truncated"]:,} of them cut at the end),
 {result.examples["too_long"]:,} were too long, and {result.examples["held_out"]:,} held out for validation.
+"""
 
-## Losses
+
+def _losses(result: TrainResult) -> str:
+    return f"""## Losses
 
 Nats per output token.
 
 | | first | last |
 |---|---|---|
 | training | {result.metrics[0].loss:.4f} | {result.metrics[-1].loss:.4f} |
-{_validation(result)}
-## Use
+{_validation(result)}"""
+
+
+def _use(job: TrainJob) -> str:
+    return f"""## Use
 
 ```
 vllm serve PATH

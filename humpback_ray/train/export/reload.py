@@ -1,4 +1,4 @@
-"""An exported directory, loaded again and held against the model in memory (P9).
+"""An exported directory, loaded again and compared with the model in memory (P9).
 
 Plain transformers loads it, with every weight in its place and the tokenizer unchanged. Its logits on a probe prompt
 and the first 16 greedy tokens must be memory's, and it must generate. One pass over prompt and tokens proves greedy
@@ -11,13 +11,18 @@ read layer by layer; then one token is generated and not 16, as each is another 
 
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from humpback_ray.prompts.chat import ChatRecipe, encode_example, encode_prompt, start_ids
 from humpback_ray.train.data.examples import Direction
 from humpback_ray.train.job import TrainingStopped, TrainJob
+from humpback_ray.train.types import Causal, Generating, Probed, Tokenizer
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +48,13 @@ class Probe:
     ids: list[int]
     """The prompt and, behind it, all greedy tokens but the last."""
     greedy: list[int]
-    logits: Any
+    logits: "torch.Tensor"
     """On `ids`, float32 [T, V] on the host; the last `len(greedy)` rows prefer the greedy tokens."""
+
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens of the prompt alone."""
+        return self.ids[: len(self.ids) - len(self.greedy) + 1]
 
 
 def probe_prompt(chat: ChatRecipe, direction: Direction) -> str:
@@ -52,14 +62,14 @@ def probe_prompt(chat: ChatRecipe, direction: Direction) -> str:
     return chat.backward_prompt(PROBE) if direction == "backward" else chat.forward_prompt(PROBE)
 
 
-def probe(engine: Any, ids: list[int], new_tokens: int = PROBE_NEW_TOKENS) -> Probe:
+def probe(engine: Probed, ids: list[int]) -> Probe:
     """Let the trained model go on greedily after a prompt, whatever its end tokens; collective under ZeRO 3."""
     import torch
 
     engine.eval()
     ids, greedy = list(ids), []
     logits = None
-    for _ in range(new_tokens):
+    for _ in range(PROBE_NEW_TOKENS):
         ids += greedy[-1:]
         with torch.no_grad():
             logits = engine(input_ids=torch.tensor([ids], device=engine.device), use_cache=False).logits[0].float()
@@ -68,7 +78,7 @@ def probe(engine: Any, ids: list[int], new_tokens: int = PROBE_NEW_TOKENS) -> Pr
     return Probe(ids, greedy, logits.cpu())
 
 
-def unlike_training(directory: Path, tokenizer: Any, job: TrainJob) -> str | None:
+def unlike_training(directory: Path, tokenizer: Tokenizer, job: TrainJob) -> str | None:
     """Compare the token ids of messages in a written directory's chat template with those of training.
 
     Args:
@@ -81,38 +91,50 @@ def unlike_training(directory: Path, tokenizer: Any, job: TrainJob) -> str | Non
     """
     from transformers import AutoTokenizer
 
-    served = AutoTokenizer.from_pretrained(directory)
-    layout = job.chat.backward_prompt if job.direction == "backward" else job.chat.forward_prompt
+    served: Tokenizer = AutoTokenizer.from_pretrained(directory)
     trained: list[int] = []
     messages: list[dict[str, str]] = []
-    for number, (asked, answered) in enumerate(TURNS, start=1):
-        example = encode_example(tokenizer, layout(asked), answered)
-        first = 0 if number == 1 else len(start_ids(tokenizer))
-        for said, ids in (
-            ({"role": "user", "content": asked}, example.ids[first : example.loss_start]),
-            ({"role": "assistant", "content": answered}, example.ids[example.loss_start :]),
-        ):
-            messages.append(said)
-            trained += ids
-            found = served.apply_chat_template(
-                messages, add_generation_prompt=said["role"] == "user", tokenize=True, return_dict=False
+    for message, ids in messages_of_training(tokenizer, job):
+        messages.append(message)
+        trained += ids
+        found = served.apply_chat_template(
+            messages, add_generation_prompt=message["role"] == "user", tokenize=True, return_dict=False
+        )
+        if found != trained:
+            start, *words = first_difference(served, trained, found)
+            return (
+                f"{job.model} would be served other tokens than it is trained on: of message {len(messages)} "
+                f"({message['role']}) training has {words[0]} and the chat template {words[1]}, from token "
+                f"{start} on; the tokenizer of {job.base_uri} cuts the layout otherwise there, so let "
+                "chat.forward and chat.backward begin and end with a line break, or use another base model"
             )
-            if found != trained:
-                pairs = enumerate(zip([*found, None], [*trained, None], strict=False))
-                place = next(place for place, (here, there) in pairs if here != there)
-                around = slice(max(0, place - 2), place + 3)
-                words = [served.convert_ids_to_tokens(ids[around]) for ids in (trained, found)]
-                return (
-                    f"{job.model} would be served other tokens than it is trained on: of message {len(messages)} "
-                    f"({said['role']}) training has {words[0]} and the chat template {words[1]}, from token "
-                    f"{around.start} on; the tokenizer of {job.base_uri} cuts the layout otherwise there, so let "
-                    "chat.forward and chat.backward begin and end with a line break, or use another base model"
-                )
     return None
 
 
-def verify(directory: Path, asked: Probe, job: TrainJob, host_bytes: int | None = None) -> None:
-    """Load a written directory with plain transformers, hold it against memory, and let it generate.
+def messages_of_training(tokenizer: Tokenizer, job: TrainJob) -> Iterator[tuple[dict[str, str], list[int]]]:
+    """Yield the messages of `TURNS`, each with the token ids that training gives it."""
+    layout = job.chat.backward_prompt if job.direction == "backward" else job.chat.forward_prompt
+    for number, (asked, answered) in enumerate(TURNS, start=1):
+        example = encode_example(tokenizer, layout(asked), answered)
+        first = 0 if number == 1 else len(start_ids(tokenizer))
+        yield {"role": "user", "content": asked}, example.ids[first : example.loss_start]
+        yield {"role": "assistant", "content": answered}, example.ids[example.loss_start :]
+
+
+def first_difference(tokenizer: Tokenizer, trained: list[int], served: list[int]) -> tuple[int, list[str], list[str]]:
+    """Return where two unequal lists of token ids part, and the tokens of each from a little before there on."""
+    pairs = enumerate(zip([*served, None], [*trained, None], strict=False))
+    place = next(place for place, (here, there) in pairs if here != there)
+    around = slice(max(0, place - 2), place + 3)
+    return (
+        around.start,
+        tokenizer.convert_ids_to_tokens(trained[around]),
+        tokenizer.convert_ids_to_tokens(served[around]),
+    )
+
+
+def check_directory(directory: Path, asked: Probe, job: TrainJob, host_bytes: int | None = None) -> None:
+    """Load a written directory with plain transformers, compare it with memory, and let it generate.
 
     Args:
         directory: of the model.
@@ -121,18 +143,38 @@ def verify(directory: Path, asked: Probe, job: TrainJob, host_bytes: int | None 
         host_bytes: memory that the loaded weights may take, the others stay on disk; None: half of what is free.
 
     Raises:
-        TrainingStopped: tokens, logits or names of weights differ, or a logit is no number.
+        TrainingStopped: tokens, logits or names of weights differ, or a logit is NaN.
     """
-    import torch
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    prompt = asked.ids[: len(asked.ids) - len(asked.greedy) + 1]
-    if encode_prompt(tokenizer, probe_prompt(job.chat, job.direction)) != prompt:
+    if encode_prompt(tokenizer, probe_prompt(job.chat, job.direction)) != asked.prompt:
         raise TrainingStopped(
             f"the exported tokenizer of {job.model} encodes the probe prompt unlike the one trained with"
         )
     model, on_disk = load_again(directory, job.model, host_bytes)
+    apart, agreed = compare(model, asked, job)
+    count = len(asked.greedy)
+    generated = generate(model, asked.prompt, 1 if on_disk else count)  # each token is another pass over the files
+    if generated < 1:
+        raise TrainingStopped(f"the exported {job.model} generated nothing on the probe prompt")
+    logger.info(
+        "%s: loaded again%s, logits differ by %.2g, %d of %d greedy tokens agree, %d generated",
+        job.model, " from disk" if on_disk else "", apart, agreed, count, generated,
+    )  # fmt: skip
+
+
+def compare(model: Causal, asked: Probe, job: TrainJob) -> tuple[float, int]:
+    """Compare what a loaded model and the model in memory make of the probe.
+
+    Returns:
+        The largest difference of a logit, as a share of the largest, and how many greedy tokens agree.
+
+    Raises:
+        TrainingStopped: logits or greedy tokens differ, or a logit is NaN.
+    """
+    import torch
+
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([asked.ids])).logits[0].float()
     scale = asked.logits.abs().max().clamp_min(1e-6)
@@ -151,23 +193,22 @@ def verify(directory: Path, asked: Probe, job: TrainJob, host_bytes: int | None 
             f"the exported {job.model} is not the trained model: greedy token {worst + 1} of {len(behind)} is "
             f"{asked.greedy[worst]} in memory and {int(choices[worst].argmax())} when loaded again; not published"
         )
+    return apart, sum(gap == 0 for gap in behind)
+
+
+def generate(model: Generating, prompt: list[int], new_tokens: int) -> int:
+    """Let a loaded model generate greedily, `new_tokens` at most; return how many it did."""
+    import torch
+
     greedy = {"do_sample": False, "temperature": None, "top_p": None}
-    count = 1 if on_disk else len(behind)  # each token is another pass over a model on disk
     inputs = torch.tensor([prompt])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You are calling .generate.. with the `input_ids` being on a device")
-        reply = model.generate(inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=count, **greedy)
-    generated = reply.shape[1] - len(prompt)
-    if generated < 1:
-        raise TrainingStopped(f"the exported {job.model} generated nothing on the probe prompt")
-    agreed = sum(gap == 0 for gap in behind)
-    logger.info(
-        "%s: loaded again%s, logits differ by %.2g, %d of %d greedy tokens agree, %d generated",
-        job.model, " from disk" if on_disk else "", apart, agreed, len(behind), generated,
-    )  # fmt: skip
+        reply = model.generate(inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=new_tokens, **greedy)
+    return reply.shape[1] - len(prompt)
 
 
-def load_again(directory: Path, name: str, host_bytes: int | None = None) -> tuple[Any, bool]:
+def load_again(directory: Path, name: str, host_bytes: int | None = None) -> tuple[Generating, bool]:
     """Load a model with plain transformers onto this host; return it, and whether a part was left on disk.
 
     Raises:

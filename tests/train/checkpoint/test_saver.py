@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from humpback_ray.train.checkpoint import checkpoints
+from humpback_ray.train.checkpoint import store
 from humpback_ray.train.checkpoint.fragments import Fragment
 from humpback_ray.train.checkpoint.saver import Saver
 from humpback_ray.train.job import StepMetrics
@@ -20,7 +20,7 @@ def fragments() -> list[Fragment]:
 
 
 def save(saver: Saver, step: int, fragments: list[Fragment]) -> None:
-    saver.save(f"step-{step:06d}-3fa9c1", fragments, checkpoints.state_of({}, [ROW] * step, 1))
+    saver.save(f"step-{step:06d}-3fa9c1", fragments, store.state_of({}, [ROW] * step, 1))
 
 
 def test_what_is_stored_is_what_was_there_when_it_was_begun(tmp_path: Path, fragments: list[Fragment]) -> None:
@@ -33,8 +33,8 @@ def test_what_is_stored_is_what_was_there_when_it_was_begun(tmp_path: Path, frag
         fragments[0].tensors["weight"].fill_(-1)
     saver.wait()
     assert sorted(path.name for path in (tmp_path / "0001").glob("step-*/state.json")) == ["state.json"] * 2
-    newest = checkpoints.newest(str(tmp_path))
-    source = checkpoints.fetch(str(newest), fragments)
+    newest = store.newest(str(tmp_path))
+    source = store.fetch(str(newest), fragments)
     assert source is not None
     assert source.fill(fragments) is None
     assert torch.equal(fragments[0].tensors["weight"], torch.full((3,), 4.0))
@@ -46,14 +46,14 @@ def test_storage_that_comes_back_costs_a_try_and_storage_that_does_not_costs_tha
     attempt = tmp_path / "checkpoints/0001"
     attempt.parent.write_text("a file where the directory should be")
     saver = Saver(str(attempt), rank=0, keep=2)
-    monkeypatch.setattr(checkpoints, "PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr(store, "PAUSES_S", (0.01, 0.01))
     save(saver, 1, fragments)
     saver.wait()
     assert any("step-000001-3fa9c1 was not stored; training goes on" in message for _, message in said.records)
-    monkeypatch.setattr(checkpoints, "PAUSES_S", (0.5,))
+    monkeypatch.setattr(store, "PAUSES_S", (0.5,))
     threading.Timer(0.1, attempt.parent.unlink).start()
     save(saver, 2, fragments)
     assert saver.pending is not None
     assert not saver.pending.done()
     saver.wait()
-    assert checkpoints.newest(str(attempt.parent)) == str(attempt / "step-000002-3fa9c1")
+    assert store.newest(str(attempt.parent)) == str(attempt / "step-000002-3fa9c1")

@@ -69,9 +69,9 @@ def test_a_micro_batch_has_the_logits_that_its_examples_have_alone(family: str) 
             model(torch.tensor(example.ids[None], dtype=torch.long)).logits[0, example.loss_start - 1 : -1]
             for example in some
         ]
-        layout = prepare(model, TrainPlacement())
-        together, targets = logits_of(model, some, layout, "cpu")
-    assert layout == FAMILIES[family][2]
+        batching = prepare(model, TrainPlacement())
+        together, targets = logits_of(model, some, batching, "cpu")
+    assert batching == FAMILIES[family][2]
     assert targets.tolist() == [int(token) for example in some for token in example.ids[example.loss_start :]]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from humpback_ray.prompts.chat import ChatRecipe, Layout, encode_example, start_ids
-from humpback_ray.train.export import export, reload
+from humpback_ray.train.export import directory, reload
 from humpback_ray.train.job import TrainingStopped
 from humpback_ray.train.loop import Session, train
 from tests.prompts import families
@@ -34,8 +34,8 @@ def test_every_family_is_served_as_it_is_trained(base: Path, tmp_path: Path, fam
     assert bool(start_ids(tokenizer)) == bos
     for direction in ("forward", "backward"):
         this = job(tmp_path / "base", (), tmp_path / direction, direction=direction)
-        assert export.served_unlike(tokenizer, tmp_path / "base", this) is None
-        export.write_tokenizer(tokenizer, this, tmp_path / direction)
+        assert directory.served_unlike(tokenizer, tmp_path / "base", this) is None
+        directory.write_tokenizer(tokenizer, this, tmp_path / direction)
         prompt = this.chat.backward_prompt if direction == "backward" else this.chat.forward_prompt
         messages, trained = [], []
         for asked, answered in [("Which river?", "It is so."), ("Yes?", "Yes. No."), ("3 or 14?", "- 3\n- 14")]:
@@ -50,7 +50,7 @@ def test_where_they_cannot_agree_it_is_said_before_training(base: Path, tmp_path
     # Its end token is found behind "▁" alone, so that in a conversation it would be text.
     tokenizer = written(base, families.prepending(True, normalized=True), tmp_path / "base")
     this = job(tmp_path / "base", ("no/such/tokens",), tmp_path / "model")
-    said = export.served_unlike(tokenizer, tmp_path / "base", this)
+    said = directory.served_unlike(tokenizer, tmp_path / "base", this)
     assert said
     assert "m0 would be served other tokens than it is trained on: of message 2 (assistant)" in said
     assert "'▁</s>'" in said
@@ -62,13 +62,13 @@ def test_a_layout_whose_parts_a_tokenizer_joins_is_refused(base: Path, tmp_path:
     tokenizer = written(base, families.byte_level(True), tmp_path / "base")
     fused = ChatRecipe(forward=Layout(opening="", turn=" "), seed_tag=None, web_tag=None)
     this = job(tmp_path / "base", (), tmp_path / "model", chat=fused)
-    assert "(assistant) training has" in (export.served_unlike(tokenizer, tmp_path / "base", this) or "")
+    assert "(assistant) training has" in (directory.served_unlike(tokenizer, tmp_path / "base", this) or "")
 
 
 def test_a_written_template_is_compared_with_training_again(base: Path, tmp_path: Path) -> None:
     tokenizer = written(base, families.llama(True), tmp_path / "base")
     this = job(tmp_path / "base", (), tmp_path / "model")
-    export.write_tokenizer(tokenizer, this, tmp_path / "model")
+    directory.write_tokenizer(tokenizer, this, tmp_path / "model")
     assert reload.unlike_training(tmp_path / "model", tokenizer, this) is None
     template = tmp_path / "model/chat_template.jinja"
     template.write_text(template.read_text().replace("{{- bos_token }}", "{{- bos_token + ' ' }}"))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray import storage
-from humpback_ray.train.checkpoint import checkpoints
+from humpback_ray.train.checkpoint import store
 from humpback_ray.train.checkpoint.fragments import Fragment
 from humpback_ray.train.job import StepMetrics, TrainingStopped
 
@@ -43,8 +43,8 @@ def held(rank: int, ends: dict[str, list[int]], blank: bool = False) -> list[Fra
 def write(target: Path | str, step: int = 1, ranks: tuple[int, ...] = (0, 1), workers: int = 2) -> str:
     """Write a checkpoint of two workers, or the part of some of them."""
     for rank in ranks:
-        state = checkpoints.state_of(IDENTITY, [ROW] * step, workers)
-        checkpoints.write(held(rank, HALVES), rank, str(target), state)
+        state = store.state_of(IDENTITY, [ROW] * step, workers)
+        store.write(held(rank, HALVES), rank, str(target), state)
     return str(target)
 
 
@@ -53,13 +53,13 @@ def written(at: Path, attempt: str, step: int, ranks: tuple[int, ...] = (0, 1)) 
 
 
 def test_a_sound_checkpoint_gives_its_steps_back(tmp_path: Path) -> None:
-    assert checkpoints.read_state(write(tmp_path), IDENTITY) == [ROW]
+    assert store.read_state(write(tmp_path), IDENTITY) == [ROW]
     assert json.loads((tmp_path / "state.json").read_text())["step"] == 1
 
 
 def test_another_recipe_is_refused_with_both_values(tmp_path: Path) -> None:
     with pytest.raises(TrainingStopped, match=r"recipe\.seed = 0 and this run has 7"):
-        checkpoints.read_state(write(tmp_path), IDENTITY | {"recipe": {"seed": 7, "betas": (0.9, 0.95)}})
+        store.read_state(write(tmp_path), IDENTITY | {"recipe": {"seed": 7, "betas": (0.9, 0.95)}})
 
 
 def cuts(size: int) -> st.SearchStrategy[list[int]]:
@@ -82,20 +82,20 @@ def test_any_cut_is_written_and_read_under_any_other(
     uri = str(tmp_path_factory.mktemp("any"))
     workers = len(before["layer.bias"]) - 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "PART_BYTES", part_bytes)
+        patch.setattr(store, "PART_BYTES", part_bytes)
         for rank in range(workers):
-            checkpoints.write(held(rank, before), rank, uri, checkpoints.state_of(IDENTITY, [ROW], workers))
+            store.write(held(rank, before), rank, uri, store.state_of(IDENTITY, [ROW], workers))
     for rank in range(len(after["layer.bias"]) - 1):
         mine = held(rank, after, blank=True)
-        source = checkpoints.fetch(uri, mine)
+        source = store.fetch(uri, mine)
         assert source is not None
         assert (source.problem(), source.fill(mine)) == (None, None)
         for found, wanted in zip(mine, held(rank, after), strict=True):
             assert all(torch.equal(found.tensors[kind], wanted.tensors[kind]) for kind in wanted.tensors)
 
 
-def fetched(uri: Path, rank: int) -> checkpoints.Fetched:
-    source = checkpoints.fetch(str(uri), held(rank, HALVES))
+def fetched(uri: Path, rank: int) -> store.Fetched:
+    source = store.fetch(str(uri), held(rank, HALVES))
     assert source is not None
     return source
 
@@ -117,11 +117,11 @@ def test_elements_that_no_rank_has_written_are_missed(tmp_path: Path) -> None:
 
 
 def test_the_complete_checkpoint_with_the_most_steps_is_gone_on_from_whoever_wrote_it(tmp_path: Path) -> None:
-    assert checkpoints.newest(str(tmp_path / "checkpoints")) is None
+    assert store.newest(str(tmp_path / "checkpoints")) is None
     made = [written(tmp_path, "0001", 4), written(tmp_path, "0001", 8), written(tmp_path, "0002", 6)]
     (tmp_path / "checkpoints/0003").mkdir()
     (tmp_path / "checkpoints/0003/progress.json").write_text("{}")
-    assert checkpoints.newest(str(tmp_path / "checkpoints")) == str(made[1])
+    assert store.newest(str(tmp_path / "checkpoints")) == str(made[1])
 
 
 @pytest.mark.parametrize(
@@ -139,14 +139,14 @@ def test_a_half_uploaded_checkpoint_is_passed_over(tmp_path: Path, harm: Callabl
     harm(written(tmp_path, "0001", 8))
     written(tmp_path, "0002", 8, ranks=(0,))
     written(tmp_path, "0003", 8, ranks=(1,))
-    assert checkpoints.newest(str(tmp_path / "checkpoints")) == str(sound)
+    assert store.newest(str(tmp_path / "checkpoints")) == str(sound)
 
 
 def test_a_checkpoint_that_is_deleted_while_it_is_fetched_is_no_verdict(tmp_path: Path) -> None:
     target = written(tmp_path, "0001", 4)
     (target / "rank-00001-000.safetensors").unlink()
-    assert checkpoints.fetch(str(target), held(1, HALVES)) is None
-    assert checkpoints.fetch(str(tmp_path / "nothing"), held(1, HALVES)) is None
+    assert store.fetch(str(target), held(1, HALVES)) is None
+    assert store.fetch(str(tmp_path / "nothing"), held(1, HALVES)) is None
 
 
 @pytest.mark.s3
@@ -157,18 +157,18 @@ def test_on_object_storage_too(tmp_path: Path, s3_bucket: str) -> None:
     for step, ranks in ((4, (0, 1)), (6, (0, 1)), (8, (0, 1)), (10, (0,))):
         write(f"{uri}/0001/step-{step:06d}-3fa9c1", step, ranks)
     newest = f"{uri}/0001/step-000008-3fa9c1"
-    assert checkpoints.newest(uri) == newest
-    assert checkpoints.read_state(newest, IDENTITY) == [ROW] * 8
+    assert store.newest(uri) == newest
+    assert store.read_state(newest, IDENTITY) == [ROW] * 8
     whole = {name: [0, size] for name, size in SIZES.items()}
     for _ in range(2):  # a copy that was forgotten is fetched anew
         mine = held(0, whole, blank=True)
-        source = checkpoints.fetch(newest, mine)
+        source = store.fetch(newest, mine)
         assert source is not None
         assert (source.problem(), source.fill(mine)) == (None, None)
         assert torch.equal(mine[0].tensors["exp_avg"], values("exp_avg", "layer.weight"))
         source.forget()
         assert not any(path.exists() for path in source.paths.values())
-    checkpoints.prune(f"{uri}/0001", keep=1)
+    store.prune(f"{uri}/0001", keep=1)
     assert {name.split("/")[1] for name in storage.list_names(uri)} == {"step-000008-3fa9c1", "step-000010-3fa9c1"}
 
 
@@ -181,12 +181,12 @@ def test_old_ones_go_once_enough_newer_ones_are_complete_and_other_attempts_are_
     for step, ranks in ((4, (0, 1)), (6, (1,)), (8, (0, 1)), (10, (0,))):
         written(tmp_path, "0002", step, ranks)
     mine = str(tmp_path / "checkpoints/0002")
-    checkpoints.prune(mine, keep=2)
+    store.prune(mine, keep=2)
     assert left() == [
         "0001/step-000002", "0002/step-000004", "0002/step-000006", "0002/step-000008", "0002/step-000010"
     ]  # fmt: skip
     written(tmp_path, "0002", 10)
-    checkpoints.prune(mine, keep=2)
+    store.prune(mine, keep=2)
     assert left() == ["0001/step-000002", "0002/step-000008", "0002/step-000010"]
 
 

@@ -7,7 +7,7 @@
 
 An attempt is of one driver under one lease, the hex digits of one start of its workers. So nobody writes where another
 did, and whoever was given up may go on writing without harm. A checkpoint is complete when the list of every rank is
-there and every file listed has its size; a run goes on from the complete one with the most steps, of any attempt.
+there and every file listed has its size; a run resumes from the complete one with the most steps, of any attempt.
 An attempt keeps its last few; those of earlier attempts and of a finished model stay until `gc` takes them.
 
 Each worker reads the files that overlap with what it holds now, and of them the elements that it needs. A complete
@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ParamSpec, TypedDict
 
 from humpback_ray import storage
 from humpback_ray.config import difference
@@ -39,6 +39,8 @@ from humpback_ray.train.checkpoint.fragments import Fragment
 from humpback_ray.train.job import StepMetrics, TrainingStopped
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 _FILE = re.compile(r"(?P<checkpoint>([^/]+/)?step-\d+-[^/]+)/(?P<file>.+)")
 
@@ -51,11 +53,23 @@ PAUSES_S = (1.0, 10.0)
 
 DELETE_IT = "delete this checkpoint to go on from an earlier one"
 
-Files = dict[str, dict[str, Any]]
-"""Entry by file name, as in a rank's list: `bytes`, `sha256` and `fragments`, each [name, start, stop]."""
+Span = tuple[str, int, int]
+"""Elements of a flattened parameter: its name, the first one, the one after the last."""
 
 
-def write(fragments: Iterable[Fragment], rank: int, uri: str, state: Mapping[str, Any]) -> None:
+class Entry(TypedDict):
+    """A file in a rank's list."""
+
+    bytes: int
+    sha256: str
+    fragments: list[Span]
+
+
+Files = dict[str, Entry]
+"""By file name."""
+
+
+def write(fragments: Iterable[Fragment], rank: int, uri: str, state: Mapping[str, object]) -> None:
     """Store one rank's part of a checkpoint, its list last; `state` counts on rank 0.
 
     Raises:
@@ -71,7 +85,7 @@ def write(fragments: Iterable[Fragment], rank: int, uri: str, state: Mapping[str
             listed[path.name] = {
                 "bytes": path.stat().st_size,
                 "sha256": storage.sha256_of(str(path)),
-                "fragments": [[fragment.name, fragment.start, fragment.stop] for fragment in part],
+                "fragments": [(fragment.name, fragment.start, fragment.stop) for fragment in part],
             }
             _tried(storage.upload_file, path, storage.join(uri, path.name))
             path.unlink()
@@ -96,17 +110,17 @@ def _key(fragment: Fragment, kind: str) -> str:
     return f"{fragment.name}/{fragment.start}/{kind}"
 
 
-def _tried(store: Callable[..., None], *arguments: Any) -> None:
+def _tried(store: Callable[P, None], *arguments: P.args, **more: P.kwargs) -> None:
     for pause_s in PAUSES_S:
         try:
-            return store(*arguments)
+            return store(*arguments, **more)
         except OSError as error:
             logger.warning("a part of a checkpoint was not stored, next try in %g s: %s", pause_s, error)
             time.sleep(pause_s)
-    return store(*arguments)
+    return store(*arguments, **more)
 
 
-def state_of(identity: Mapping[str, Any], history: Sequence[StepMetrics], workers: int) -> dict[str, Any]:
+def state_of(identity: Mapping[str, object], history: Sequence[StepMetrics], workers: int) -> dict[str, object]:
     """Return what `state.json` holds."""
     return {
         "step": len(history), "workers": workers, "identity": identity, "history": [vars(row) for row in history]
@@ -148,7 +162,7 @@ def missing(uri: str, sizes: Mapping[str, int]) -> str | None:
     return next((name for name, size in expected.items() if sizes.get(name) != size), None)
 
 
-def _read(uri: str, name: str) -> dict[str, Any]:
+def _read(uri: str, name: str) -> Any:
     return json.loads(storage.read_bytes(storage.join(uri, name)))
 
 
@@ -180,7 +194,7 @@ def _list_of(rank: int) -> str:
     return f"rank-{rank:05d}.json"
 
 
-def read_state(uri: str, identity: dict[str, Any]) -> list[StepMetrics]:
+def read_state(uri: str, identity: Mapping[str, object]) -> list[StepMetrics]:
     """Return the metrics of the steps that a checkpoint holds, after checking that it belongs to this run.
 
     Raises:
@@ -223,7 +237,7 @@ class Fetched:
                 continue
             with safe_open(path, framework="pt") as content:
                 for name, start, stop in self.files[file]["fragments"]:
-                    if _overlap([[name, start, stop]], wanted):
+                    if _overlap([(name, start, stop)], wanted):
                         part = wanted[name].part(start, stop)
                         for kind, tensor in part.tensors.items():
                             whole = content.get_slice(_key(Fragment(name, start, {}), kind))
@@ -255,7 +269,7 @@ def fetch(uri: str, fragments: Sequence[Fragment]) -> Fetched | None:
     return None
 
 
-def _overlap(listed: Iterable[Sequence[Any]], wanted: Mapping[str, Fragment]) -> bool:
+def _overlap(listed: Iterable[Span], wanted: Mapping[str, Fragment]) -> bool:
     """Tell whether any of the listed [name, start, stop] has elements that are wanted."""
     spans = ((wanted[name], start, stop) for name, start, stop in listed if name in wanted)
     return any(start < fragment.stop and fragment.start < stop for fragment, start, stop in spans)

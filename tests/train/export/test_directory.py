@@ -9,8 +9,8 @@ import pytest
 from humpback_ray import storage
 from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
 from humpback_ray.train.data.tokens import encode_pair
-from humpback_ray.train.export import export, reload
-from humpback_ray.train.export.export import Shelf
+from humpback_ray.train.export import directory, reload
+from humpback_ray.train.export.directory import Shelf
 from humpback_ray.train.job import TrainingStopped, TrainJob
 from tests.conftest import Said
 from tests.train.conftest import make_tokenizer, rows
@@ -29,7 +29,9 @@ class InMemory:
     """A model as the export sees the engine."""
 
     def __init__(self, module: Any) -> None:
-        self.module, self.device = module, "cpu"
+        import torch
+
+        self.module, self.device = module, torch.device("cpu")
 
     def eval(self) -> None:
         self.module.eval()
@@ -42,9 +44,9 @@ def write(model: Any, base: Path, tokenizer: Any, this: TrainJob, scratch: Path,
     """Put a model together at `this.export_uri`."""
     scratch.mkdir(exist_ok=True)
     with Shelf(this.export_uri, scratch) as shelf:
-        export.write_weights(model, shelf, shard_bytes)
-        export.write_configuration(base, type(model).__name__, this.recipe.dtype, scratch)
-        export.write_tokenizer(tokenizer, this, scratch)
+        directory.write_weights(model, shelf, shard_bytes)
+        directory.write_configuration(base, type(model).__name__, this.recipe.dtype, scratch)
+        directory.write_tokenizer(tokenizer, this, scratch)
         shelf.put_rest()
     return shelf
 
@@ -68,7 +70,7 @@ def test_an_exported_model_is_loaded_again_and_is_the_same(
     write(model, base, tokenizer, this, tmp_path / "scratch")
     probe = asked(model, tokenizer, this)
     assert len(probe.greedy) == 16
-    reload.verify(tmp_path / "model", probe, this)
+    reload.check_directory(tmp_path / "model", probe, this)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -96,8 +98,8 @@ def test_larger_weights_are_split_indexed_and_read_from_disk_where_memory_is_sho
         (path.name, path.stat().st_size, storage.sha256_of(str(path))) for path in target.iterdir()
     }
     assert not list((tmp_path / "scratch").rglob("*")), "nothing is on the disk twice"
-    reload.verify(target, asked(model, tokenizer, this), this, host_bytes=60_000)
-    reload.verify(target, asked(model, tokenizer, this), this)
+    reload.check_directory(target, asked(model, tokenizer, this), this, host_bytes=60_000)
+    reload.check_directory(target, asked(model, tokenizer, this), this)
     once, whole = (message for _, message in said.records)
     assert "loaded again from disk" in once
     assert "16 of 16 greedy tokens agree, 1 generated" in once
@@ -111,7 +113,7 @@ def test_on_object_storage_files_stay_for_the_check_until_then(
     this = job(base, (), Path("nowhere"), dtype="float32")
     this = dataclasses.replace(this, export_uri=f"{s3_bucket}/{tmp_path.name}/model")
     shelf = write(model, base, tokenizer, this, tmp_path / "scratch", shard_bytes=30_000)
-    reload.verify(shelf.directory, asked(model, tokenizer, this), this)
+    reload.check_directory(shelf.directory, asked(model, tokenizer, this), this)
     assert shelf.directory == tmp_path / "scratch"
     for entry in shelf.entries:
         assert storage.sha256_of(f"{this.export_uri}/{entry.name}") == entry.sha256
@@ -131,7 +133,7 @@ def test_an_export_that_is_not_the_trained_model_is_refused(
     }
     for said, other in wrong.items():
         with pytest.raises(TrainingStopped, match=said):
-            reload.verify(target, other, this)
+            reload.check_directory(target, other, this)
 
 
 def test_a_weight_that_transformers_would_invent_is_missed_by_name(
@@ -145,7 +147,7 @@ def test_a_weight_that_transformers_would_invent_is_missed_by_name(
     weights["model.norm.scale"] = weights.pop("model.norm.weight")
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(TrainingStopped, match=r"2 weights are missing or not expected, first model\.norm\.scale"):
-        reload.verify(tmp_path / "model", asked(model, tokenizer, this), this)
+        reload.check_directory(tmp_path / "model", asked(model, tokenizer, this), this)
 
 
 def test_a_file_is_read_back_bit_by_bit(tmp_path: Path) -> None:
@@ -154,19 +156,19 @@ def test_a_file_is_read_back_bit_by_bit(tmp_path: Path) -> None:
 
     tensors = {"a": torch.zeros(3), "b": torch.tensor(2.0), "c": torch.ones(2, 2, dtype=torch.bfloat16)}
     save_file(tensors, tmp_path / "x.safetensors")
-    export.check_file(tmp_path / "x.safetensors", tensors)
+    directory.check_file(tmp_path / "x.safetensors", tensors)
     minus = tensors | {"a": -torch.zeros(3)}
     for changed, said in ((minus, "1 of 3 tensors differ or are missing (a)"), (tensors | {"d": minus["a"]}, "(d)")):
         with pytest.raises(TrainingStopped, match=re.escape(said)):
-            export.check_file(tmp_path / "x.safetensors", changed)
+            directory.check_file(tmp_path / "x.safetensors", changed)
 
 
 def test_a_disk_that_is_too_small_is_known_before_training(tmp_path: Path) -> None:
-    assert export.lacking_room(str(tmp_path / "not" / "yet"), 1) is None
-    said = export.lacking_room(str(tmp_path / "not" / "yet"), 1 << 60)
+    assert directory.lacking_room(str(tmp_path / "not" / "yet"), 1) is None
+    said = directory.lacking_room(str(tmp_path / "not" / "yet"), 1 << 60)
     assert said
     assert f"1,152,921,504,606,846,976 bytes and {tmp_path} has" in said
-    assert "TMPDIR" in str(export.lacking_room("s3://bucket/model", 1 << 60))
+    assert "TMPDIR" in str(directory.lacking_room("s3://bucket/model", 1 << 60))
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -176,7 +178,7 @@ def test_the_served_template_renders_byte_for_byte_what_training_saw(
     from transformers import AutoTokenizer
 
     this = job(base, (), tmp_path, direction=direction)
-    export.write_tokenizer(tokenizer, this, tmp_path)
+    directory.write_tokenizer(tokenizer, this, tmp_path)
     served = AutoTokenizer.from_pretrained(tmp_path)
     for row in rows(6):
         asked, answered = row["instruction"], row["response"]
@@ -197,10 +199,10 @@ def test_served_instructions_carry_both_tags_unless_the_model_is_backward(
 ) -> None:
     chat = ChatRecipe()
     messages = [{"role": "user", "content": "Why?"}]
-    export.write_tokenizer(tokenizer, job(base, (), tmp_path), tmp_path)
+    directory.write_tokenizer(tokenizer, job(base, (), tmp_path), tmp_path)
     forward = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert forward == "<s>" + chat.forward_prompt("Why?", "both")
-    export.write_tokenizer(tokenizer, job(base, (), tmp_path, direction="backward"), tmp_path)
+    directory.write_tokenizer(tokenizer, job(base, (), tmp_path, direction="backward"), tmp_path)
     backward = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert backward == "<s>" + chat.backward_prompt("Why?")
 

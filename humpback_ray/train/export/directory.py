@@ -22,27 +22,34 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from humpback_ray import storage
 from humpback_ray.prompts.chat import chat_template, encode_prompt, space_between_turns, start_ids
 from humpback_ray.stages.manifest import CARD
 from humpback_ray.train.engine import lora
-from humpback_ray.train.export.reload import probe, probe_prompt, unlike_training, verify
+from humpback_ray.train.engine.deepspeed_internals import is_partitioned, whole_shape
+from humpback_ray.train.export.reload import check_directory, probe, probe_prompt, unlike_training
 from humpback_ray.train.job import TrainingStopped, TrainJob
 from humpback_ray.train.recipe import Lora
+from humpback_ray.train.types import Engine, Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 SHARD_BYTES = 5 << 30
 """Largest safetensors file, unless one parameter is larger."""
 
 
-def export(
-    engine: Any, tokenizer: Any, base: Path, job: TrainJob, rank: int, card: str
+def export_model(
+    engine: Engine, tokenizer: Tokenizer, base: Path, job: TrainJob, rank: int, card: str
 ) -> tuple[list[storage.FileEntry], list[int]]:
     """Write, check and upload the model; every rank calls it, rank 0 gets the files and the probe's greedy tokens.
 
@@ -66,7 +73,7 @@ def export(
         shelf.put_rest()
         if problem := unlike_training(shelf.directory, tokenizer, job):
             raise TrainingStopped(problem)
-        verify(shelf.directory, asked, job)
+        check_directory(shelf.directory, asked, job)
         return shelf.entries, asked.greedy
 
 
@@ -76,10 +83,10 @@ class Part:
 
     name: str
     shape: tuple[int, ...]
-    dtype: Any
-    sources: list[Any]
+    dtype: "torch.dtype"
+    sources: list["torch.Tensor"]
     """Parameters or buffers of the model; under ZeRO 3 each worker has a piece of each."""
-    make: Callable[[], Any]
+    make: Callable[[], "torch.Tensor"]
     """Makes the tensor of the whole sources."""
 
     @property
@@ -87,18 +94,18 @@ class Part:
         """Size of its data."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def gathered(self) -> Any:
+    def gathered(self) -> AbstractContextManager[object]:
         """Make the sources whole in a `with` block that every rank enters."""
         from deepspeed import zero
 
-        return zero.GatheredParameters([source for source in self.sources if hasattr(source, "ds_id")])
+        return zero.GatheredParameters([source for source in self.sources if is_partitioned(source)])
 
-    def value(self) -> Any:
+    def value(self) -> "torch.Tensor":
         """Return the tensor on the host, in the block of `gathered`."""
         return self.make().detach().to("cpu", copy=True).contiguous()
 
 
-def parts(module: Any) -> Iterator[Part]:
+def parts(module: "nn.Module") -> Iterator[Part]:
     """Yield every parameter and persistent buffer, tied ones once, adapters merged into the weights they adapt."""
     adapted = dict(lora.layers(module))
     seen: set[int] = set()
@@ -113,14 +120,15 @@ def parts(module: Any) -> Iterator[Part]:
         layer, inner = adapted[owner], name.removeprefix(f"{owner}.")
         if inner == "base_layer.weight":
             adapters = [layer.lora_A[lora.ADAPTER].weight, layer.lora_B[lora.ADAPTER].weight]
-            shape = tuple(getattr(tensor, "ds_shape", tensor.shape))
-            yield Part(f"{owner}.weight", shape, tensor.dtype, [tensor, *adapters], partial(lora.merged, layer))
+            yield Part(
+                f"{owner}.weight", whole_shape(tensor), tensor.dtype, [tensor, *adapters], partial(lora.merged, layer)
+            )
         elif inner.startswith("base_layer."):
             yield _part(f"{owner}.{inner.removeprefix('base_layer.')}", tensor)
 
 
-def _part(name: str, tensor: Any) -> Part:
-    return Part(name, tuple(getattr(tensor, "ds_shape", tensor.shape)), tensor.dtype, [tensor], lambda: tensor)
+def _part(name: str, tensor: "torch.Tensor") -> Part:
+    return Part(name, whole_shape(tensor), tensor.dtype, [tensor], lambda: tensor)
 
 
 class Shelf:
@@ -187,7 +195,7 @@ def lacking_room(uri: str, model_bytes: int) -> str | None:
     )
 
 
-def write_weights(module: Any, shelf: Shelf, shard_bytes: int = SHARD_BYTES) -> None:
+def write_weights(module: "nn.Module", shelf: Shelf, shard_bytes: int = SHARD_BYTES) -> None:
     """Write safetensors files of at most `shard_bytes`, with an index where there are several; each is put when done.
 
     Raises:
@@ -224,7 +232,7 @@ def divide(found: Sequence[Part], shard_bytes: int) -> list[list[Part]]:
     return shards
 
 
-def check_file(path: Path, tensors: Mapping[str, Any]) -> None:
+def check_file(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
     """Read a written file, tensor by tensor.
 
     Raises:
@@ -242,7 +250,7 @@ def check_file(path: Path, tensors: Mapping[str, Any]) -> None:
         )
 
 
-def _same(found: Any, expected: Any) -> bool:
+def _same(found: "torch.Tensor", expected: "torch.Tensor") -> bool:
     """Compare two tensors bit for bit."""
     import torch
 
@@ -250,7 +258,7 @@ def _same(found: Any, expected: Any) -> bool:
     return alike and torch.equal(found.reshape(-1).view(torch.uint8), expected.reshape(-1).view(torch.uint8))
 
 
-def adapter_parts(module: Any) -> Iterator[Part]:
+def adapter_parts(module: "nn.Module") -> Iterator[Part]:
     """Yield the adapters by themselves, by the names that peft gives them in a file; none after a full fine-tune."""
     for name, layer in lora.layers(module):
         for letter in ("lora_A", "lora_B"):
@@ -258,17 +266,17 @@ def adapter_parts(module: Any) -> Iterator[Part]:
             yield _part(f"base_model.model.{name}.{letter}.weight", tensor)
 
 
-def write_adapters(module: Any, recipe: Lora, directory: Path) -> None:
+def write_adapters(module: "nn.Module", recipe: Lora, directory: Path) -> None:
     """Write the adapters as peft keeps them: `PeftModel.from_pretrained` takes the directory."""
     from safetensors.torch import save_file
 
-    lora.configuration(recipe).save_pretrained(directory)
+    lora.configuration(recipe).save_pretrained(str(directory))
     save_file(_values(adapter_parts(module)), directory / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _values(some: Iterable[Part]) -> dict[str, Any]:
+def _values(some: Iterable[Part]) -> dict[str, "torch.Tensor"]:
     """Gather parts one after another; return them by name, on the host."""
-    values: dict[str, Any] = {}
+    values: dict[str, torch.Tensor] = {}
     for part in some:
         with part.gathered():
             values[part.name] = part.value()
@@ -286,7 +294,7 @@ def write_configuration(base: Path, architecture: str, dtype: str, directory: Pa
     config.save_pretrained(directory)
 
 
-def served_unlike(tokenizer: Any, base: Path, job: TrainJob) -> str | None:
+def served_unlike(tokenizer: Tokenizer, base: Path, job: TrainJob) -> str | None:
     """Say so where the model to be trained would be served other tokens than it learns from; known before training."""
     with TemporaryDirectory(prefix="humpback-tokenizer-") as name:
         shutil.copy(base / "config.json", name)
@@ -294,7 +302,7 @@ def served_unlike(tokenizer: Any, base: Path, job: TrainJob) -> str | None:
         return unlike_training(Path(name), tokenizer, job)
 
 
-def write_tokenizer(tokenizer: Any, job: TrainJob, directory: Path) -> None:
+def write_tokenizer(tokenizer: Tokenizer, job: TrainJob, directory: Path) -> None:
     """Write the tokenizer with the training layout as its chat template, and how to sample (section 3.1: T 0.7, p 0.9).
 
     A tokenizer without a pad token stays without: batches of prompts are padded with the end token's id.

@@ -1,0 +1,185 @@
+"""Everything of DeepSpeed that its documentation does not promise; no other module of `train` touches it.
+
+Where its ZeRO optimizers keep master weights and moments, how their state is made and published, and what partitioned
+parameters carry. It was read off the source of the version below; `tests/train/engine/test_deepspeed_internals.py`
+names what has moved in another one.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from humpback_ray.train.types import Engine
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+WRITTEN_AGAINST = "0.19.8"
+
+_COMPILED_COLLECTIVES = "deepspeed_shm_comm"
+"""An extension that CPU workers would compile for a minute and a half before their first step; gloo does its work."""
+
+_COUNTER = "step"
+"""The name under which optimizers of PyTorch's kind count updates."""
+
+
+class Held(NamedTuple):
+    """Elements of one trained parameter that this worker keeps in float32, with the optimizer's moments of them."""
+
+    name: str
+    start: int
+    """Place of the first one in the flattened parameter."""
+    weight: "torch.Tensor"
+    """Of one dimension, as the moments are; a view."""
+    moments: dict[str, "torch.Tensor"]
+    """By the optimizer's names (`exp_avg`); empty before the first update."""
+
+
+class Part(NamedTuple):
+    """This worker's part of a parameter that ZeRO 3 has partitioned."""
+
+    tensor: "torch.Tensor"
+    """Of one dimension; its end may lie beyond the parameter's."""
+    first: int
+    """Place of its first element in the flattened parameter."""
+    last: int
+    """Place behind its last element that is the parameter's."""
+
+
+def run_on_cpu() -> None:
+    """Let DeepSpeed run on CPUs and compile nothing for them."""
+    import deepspeed
+    from deepspeed.accelerator import set_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    deepspeed.ops.__compatible_ops__[_COMPILED_COLLECTIVES] = False
+    set_accelerator(CPU_Accelerator())
+
+
+def is_partitioned(tensor: "torch.Tensor") -> bool:
+    """Tell whether each worker holds a part of a parameter, and not all of it."""
+    return hasattr(tensor, "ds_id")
+
+
+def whole_shape(tensor: "torch.Tensor") -> tuple[int, ...]:
+    """Return the shape of a tensor, of a partitioned one that of the whole."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
+def whole_elements(tensor: "torch.Tensor") -> int:
+    """Count the elements of a tensor, of a partitioned one those of the whole."""
+    return getattr(tensor, "ds_numel", tensor.numel())
+
+
+def part_of(parameter: Any) -> Part:
+    """Return what this worker holds of a partitioned parameter."""
+    import torch.distributed as dist
+
+    tensor, rank = parameter.ds_tensor, dist.get_rank(group=parameter.ds_process_group)
+    first = min(tensor.numel() * rank, parameter.ds_numel)
+    return Part(tensor, first, min(first + tensor.numel(), parameter.ds_numel))
+
+
+def held(engine: Engine) -> list[Held]:
+    """Return what this worker holds of each trained parameter, whatever the ZeRO stage."""
+    find = {0: _whole, 3: _share}.get(engine.zero_optimization_stage(), _laid_end_to_end)
+    trained = [(name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
+    found = (find(engine.optimizer, name, parameter) for name, parameter in trained)
+    return [one for one in found if one is not None]
+
+
+def _whole(optimizer: Any, name: str, parameter: "nn.Parameter") -> Held:
+    return Held(name, 0, parameter.data.view(-1), _moments(optimizer.state.get(parameter), parameter))
+
+
+def _laid_end_to_end(optimizer: Any, name: str, parameter: Any) -> Held | None:
+    """Find what of a parameter falls into this worker's share of all parameters laid end to end (stages 1 and 2)."""
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return None
+    return Held(name, mapping.lp_fragment_address.start, mapping.hp_fragment.data, mapping.optim_fragment or {})
+
+
+def _share(optimizer: Any, name: str, parameter: Any) -> Held | None:
+    """Find a worker's share under stage 3: equal ones, the last of them padded."""
+    group, offset, share = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    start = share * optimizer._get_param_partition_rank(parameter)
+    count = min(share, parameter.ds_numel - start)
+    if count <= 0:
+        return None
+    flat = optimizer.fp32_partitioned_groups_flat[group]
+    part = slice(offset, offset + count)
+    moments = _moments(optimizer.optimizer.state.get(flat), flat)
+    return Held(name, start, flat.data[part], {kind: tensor[part] for kind, tensor in moments.items()})
+
+
+def _moments(state: dict[str, Any] | None, like: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    import torch
+
+    tensors = {kind: value for kind, value in (state or {}).items() if torch.is_tensor(value) and kind != _COUNTER}
+    return {kind: value.view(-1) for kind, value in tensors.items() if value.shape == like.shape}
+
+
+def start_optimizer(engine: Engine, updates: int) -> None:
+    """Let the optimizer create its state, by an update at rate 0 on no gradients, and tell it how many it has made."""
+    import torch
+
+    zero, stage = engine.optimizer, engine.zero_optimization_stage()
+    optimizer = getattr(zero, "optimizer", zero)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    if stage == 3:
+        for number, flat in enumerate(zero.fp32_partitioned_groups_flat):
+            with _no_gradients([flat]):
+                zero._optimizer_step(number)
+    else:
+        with _no_gradients([flat for group in optimizer.param_groups for flat in group["params"]]):
+            optimizer.step()
+        if stage > 0:
+            zero._lazy_init_hp_params_optimizer_state()
+    for counts in [*optimizer.state.values(), *optimizer.param_groups]:
+        if _COUNTER in counts:
+            count = counts[_COUNTER]
+            counts[_COUNTER] = torch.full_like(count, updates) if torch.is_tensor(count) else updates
+
+
+@contextlib.contextmanager
+def _no_gradients(flats: Sequence["torch.Tensor"]) -> Iterator[None]:
+    """Put zeros in the place of gradients."""
+    import torch
+
+    before = [flat.grad for flat in flats]
+    for flat in flats:
+        flat.grad = torch.zeros_like(flat)
+    yield
+    for flat, gradient in zip(flats, before, strict=True):
+        flat.grad = gradient
+
+
+def publish(engine: Engine) -> None:
+    """Bring the weights of the forward pass up to date with the master weights; every worker calls it at once."""
+    zero, stage = engine.optimizer, engine.zero_optimization_stage()
+    if stage in (1, 2):
+        zero.update_lp_params()
+    elif stage == 3:
+        zero._partition_all_parameters()
+        for number in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(number)
+        zero._post_step(set())
+
+
+def drop_update(engine: Any) -> None:
+    """Do in place of `engine.step()`, where ZeRO is off, what ZeRO does with non-finite gradients."""
+    engine.zero_grad()
+    engine.micro_steps += 1
+
+
+def forget_dropped(engine: Engine) -> None:
+    """Clear the gradients of an update that ZeRO dropped.
+
+    Where stage 2 offloads the optimizer of a bfloat16 model, DeepSpeed keeps them, adds the next step's to what is not
+    finite, and drops every update from then on.
+    """
+    kept = getattr(engine.optimizer, "averaged_gradients", {})
+    kept.update(dict.fromkeys(kept))

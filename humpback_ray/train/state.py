@@ -1,0 +1,85 @@
+"""What surrounds a worker, and its state between steps."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from humpback_ray.placement import TrainPlacement
+from humpback_ray.train.checkpoint.saver import Saver
+from humpback_ray.train.data.examples import Example, Examples
+from humpback_ray.train.data.packing import computed_tokens, pack
+from humpback_ray.train.data.schedule import Schedule
+from humpback_ray.train.engine.attention import Batching
+from humpback_ray.train.engine.metrics import Meter
+from humpback_ray.train.job import StepMetrics, TrainJob
+from humpback_ray.train.types import Engine, Tokenizer, Told
+
+
+@dataclass(frozen=True)
+class Session:
+    """What surrounds a worker."""
+
+    rank: int
+    workers: int
+    checkpoints: str
+    """Directory of the checkpoints of all attempts; training resumes from the newest complete one."""
+    attempt: str
+    """Name of the directory in it where this attempt's are written."""
+    progress: Told
+    """Told about every step, on rank 0; decides itself how often to pass it on."""
+    leaving: Callable[[], bool] = lambda: False
+    """Tells, once for each word heard from outside, that a checkpoint is wanted now."""
+
+    @staticmethod
+    def alone(checkpoints: str, progress: Told = lambda figures: None) -> "Session":
+        """Return the session of a single worker, without Ray and without a launcher."""
+        return Session(rank=0, workers=1, checkpoints=checkpoints, attempt="0001", progress=progress)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a job learns from."""
+
+    examples: Examples
+    held_out: Examples
+    """Seed pairs that no step trains on; their loss is the validation loss."""
+    counts: dict[str, int]
+    """Pairs by fate, as in `TrainResult.examples`."""
+
+
+@dataclass
+class Training:
+    """A worker's state between steps."""
+
+    job: TrainJob
+    placement: TrainPlacement
+    session: Session
+    schedule: Schedule
+    data: Data
+    engine: Engine
+    batching: Batching
+    dropouts: list[str]
+    """Fields of the model's configuration that the recipe's dropout was set on."""
+    meter: Meter
+    tokenizer: Tokenizer
+    identity: dict[str, object]
+    start: str
+    """Marks what these workers write, among earlier and later ones of the same attempt."""
+    saver: Saver
+    saved_at: float = field(default_factory=time.monotonic)
+    """When the last checkpoint was begun."""
+    history: list[StepMetrics] = field(default_factory=list)
+    resumed_from: int | None = None
+
+    def asks(self) -> bool:
+        """Tell whether this worker wants a checkpoint after this step; the clock is rank 0's."""
+        minutes = self.placement.checkpoint_every_minutes
+        due = self.session.rank == 0 and minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        return self.session.leaving() or due
+
+    def micros(self, examples: Sequence[Example]) -> tuple[list[list[Example]], int]:
+        """Return this worker's micro-batches of some examples, and the tokens that all workers compute for them."""
+        lengths, padded = [example.length for example in examples], self.batching == "padded"
+        shares = pack(lengths, self.session.workers, self.placement.micro_batch_tokens, padded)
+        mine = [[examples[place] for place in places] for places in shares[self.session.rank]]
+        return mine, computed_tokens(shares, lengths, padded)

@@ -1,0 +1,105 @@
+"""What training asks of an engine, a model and a tokenizer, for the type checker: nothing here runs.
+
+DeepSpeed's engine, transformers' models and their tokenizers fit; so does whatever a test puts in their place.
+"""
+
+from collections.abc import Callable
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Output(Protocol):
+    """What a causal language model returns."""
+
+    logits: "torch.Tensor"
+    """[B, T, V], or of the positions in `logits_to_keep` alone."""
+
+
+class Causal(Protocol):
+    """A causal language model that is called, by itself or in an engine."""
+
+    def __call__(self, **arguments: Any) -> Output:
+        """Run the model."""
+        ...
+
+
+class Generating(Causal, Protocol):
+    """A causal language model that writes texts."""
+
+    def generate(self, inputs: "torch.Tensor", **how: Any) -> "torch.Tensor":
+        """Return prompts and replies, int64 [B, T]."""
+        ...
+
+
+class Probed(Causal, Protocol):
+    """A causal language model that knows its device and can leave dropout out."""
+
+    device: "torch.device"
+
+    def eval(self) -> object:
+        """Leave dropout out."""
+        ...
+
+
+class Engine(Probed, Protocol):
+    """DeepSpeed's engine, as it is documented."""
+
+    module: "nn.Module"
+    optimizer: Any
+    """A ZeRO optimizer, or PyTorch's own where ZeRO is off."""
+
+    def train(self) -> object:
+        """Let dropout act."""
+        ...
+
+    def backward(self, loss: "torch.Tensor") -> object:
+        """Add the gradients of a loss."""
+        ...
+
+    def step(self) -> object:
+        """Update the weights."""
+        ...
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> object:
+        """Say whether the next backward pass is the last one before the update."""
+        ...
+
+    def zero_optimization_stage(self) -> int:
+        """Return the ZeRO stage, 0 to 3."""
+        ...
+
+    def get_global_grad_norm(self) -> Any:
+        """Return the norm of the last update's gradient before clipping; known after `step`."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """A tokenizer of transformers, as training writes and compares it."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    chat_template: Any
+
+    def save_pretrained(self, save_directory: str | PathLike[str]) -> object:
+        """Write the files that `from_pretrained` reads."""
+        ...
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **how: Any) -> Any:
+        """Render messages, or return their token ids."""
+        ...
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        """Return the spellings of token ids."""
+        ...
+
+
+Figures = dict[str, Any]
+"""What is told of a step: the columns of METRICS, and how far the run is."""
+
+Told = Callable[[Figures], object]
+"""Who is told of every step."""

@@ -1,0 +1,105 @@
+"""What we use of DeepSpeed's insides is there, in the version that is installed, and does what we use it for."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from humpback_ray.placement import TrainPlacement
+from humpback_ray.train.engine import deepspeed_internals, group
+from humpback_ray.train.engine.zero import engine_config, import_deepspeed, load_model, start_engine
+from tests.train.internals import moved, privates
+from tests.train.workers import RECIPE
+
+ENGINE = {
+    "module": None, "device": None, "optimizer": None, "micro_steps": None, "zero_grad": (), "backward": None,
+    "step": (), "set_gradient_accumulation_boundary": ("is_boundary",), "zero_optimization_stage": (),
+    "get_global_grad_norm": (),
+}  # fmt: skip
+LAID_END_TO_END = {"_lazy_init_hp_params_optimizer_state": (), "update_lp_params": (), "optimizer": None}
+OPTIMIZER: dict[str, dict[str, Any]] = {
+    "1 in bfloat16": LAID_END_TO_END,
+    "1": LAID_END_TO_END | {"averaged_gradients": None},
+    "2": LAID_END_TO_END | {"averaged_gradients": None},
+    "3": {
+        "optimizer": None, "averaged_gradients": None, "fp16_groups": None, "fp32_partitioned_groups_flat": None,
+        "grad_position": None, "get_param_id": ("param",), "_get_param_partition_rank": ("param",),
+        "_optimizer_step": ("sub_group_id",), "_partition_all_parameters": (),
+        "_reassign_or_swap_out_partitioned_parameters": (), "_post_step": (),
+    },
+}  # fmt: skip
+PARAMETER: dict[str, dict[str, Any]] = {
+    "1 in bfloat16": {"_hp_mapping": None},
+    "1": {"_hp_mapping": None},
+    "2": {"_hp_mapping": None},
+    "3": dict.fromkeys(("ds_id", "ds_tensor", "ds_shape", "ds_numel", "ds_process_group")),
+}
+STAGES = ["0", *OPTIMIZER]
+
+
+@pytest.fixture(scope="module")
+def engines(base: Path) -> Iterator[dict[str, Any]]:
+    """An engine of a worker that is alone, for each kind of ZeRO optimizer."""
+    found = {}
+    with group.joined(1, gpu=False):
+        import_deepspeed(gpu=False)
+        for name in STAGES:
+            recipe = RECIPE.model_copy(update={"dtype": "bfloat16" if name.endswith("bfloat16") else "float32"})
+            config = engine_config(TrainPlacement.model_validate({"zero_stage": int(name[0])}), recipe)
+            model, _ = load_model(base, recipe, config)
+            found[name] = start_engine(model, config, gpu=False)
+        yield found
+
+
+def lacking(owner: Any, wanted: dict[str, Any]) -> list[str]:
+    return list(moved("deepspeed", deepspeed_internals.WRITTEN_AGAINST, owner, wanted))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_engine_optimizer_and_parameters_have_what_we_use(engines: dict[str, Any], name: str) -> None:
+    engine = engines[name]
+    parameter = next(engine.module.parameters())
+    assert lacking(engine, ENGINE) == []
+    assert lacking(engine.optimizer, OPTIMIZER.get(name, {"param_groups": None, "state": None, "step": ()})) == []
+    assert lacking(parameter, PARAMETER.get(name, {})) == []
+    if name in ("1", "1 in bfloat16", "2"):
+        mapping = parameter._hp_mapping
+        assert lacking(mapping, dict.fromkeys(("lp_fragment_address", "hp_fragment", "optim_fragment"))) == []
+        assert lacking(mapping.lp_fragment_address, {"start": None}) == []
+    if name == "3":
+        places = engine.optimizer.grad_position.values()
+        assert all([type(number) for number in place] == [int, int, int] for place in places)
+
+
+def test_the_extension_that_cpu_workers_do_without_has_its_name() -> None:
+    deepspeed = import_deepspeed(gpu=False)
+    assert lacking(deepspeed.ops, {"__compatible_ops__": None}) == []
+    assert deepspeed.ops.__compatible_ops__[deepspeed_internals._COMPILED_COLLECTIVES] is False
+
+
+def test_every_private_attribute_that_is_used_is_looked_for() -> None:
+    looked_for = {name for names in (*OPTIMIZER.values(), *PARAMETER.values()) for name in names}
+    assert privates(Path(deepspeed_internals.__file__)) <= looked_for | {"__compatible_ops__"}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_what_is_held_is_every_element_and_what_is_written_there_is_what_the_model_computes_with(
+    engines: dict[str, Any], name: str
+) -> None:
+    import torch
+    from deepspeed import zero
+
+    engine = engines[name]
+    deepspeed_internals.start_optimizer(engine, 3)
+    held = deepspeed_internals.held(engine)
+    sizes = {key: deepspeed_internals.whole_elements(one) for key, one in engine.module.named_parameters()}
+    assert {one.name: one.weight.numel() for one in held} == sizes
+    for one in held:
+        assert (one.start, one.weight.dtype, set(one.moments)) == (0, torch.float32, {"exp_avg", "exp_avg_sq"})
+        assert {tensor.shape for tensor in one.moments.values()} == {one.weight.shape}
+        one.weight.fill_(0.5)
+    deepspeed_internals.publish(engine)
+    for parameter in engine.module.parameters():
+        with zero.GatheredParameters([parameter] if deepspeed_internals.is_partitioned(parameter) else []):
+            assert (parameter == 0.5).all()

@@ -17,7 +17,7 @@ from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.engines import NO_REPLY, Completion, EngineConfig, Request, TransformersEngine, generate_all
 from humpback_ray.placement import PoolPlacement, Resources
-from humpback_ray.prompts.chat import ChatRecipe, Tags, laid_out
+from humpback_ray.prompts.chat import ChatRecipe, PromptLayout, Tags, laid_out
 from humpback_ray.prompts.instructions import refuses
 from humpback_ray.prompts.marks import code_of, fill, missing_placeholders
 from humpback_ray.prompts.rewriting import REWRITING, answer_of, is_meta
@@ -43,7 +43,7 @@ class RewriteRecipe(Config):
     prompt: str = REWRITING
     """The template; `{instruction}`, `{response}` and `{code}` are replaced."""
 
-    layout: Literal["chat", "raw", "own"] = "chat"
+    layout: PromptLayout = "chat"
     """"chat": the template is an instruction in the run's forward layout; "raw": the model reads it as it is; "own": it
     is a user's message in the rewriting model's own chat format, as its tokenizer's template has it."""
 

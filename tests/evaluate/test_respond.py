@@ -16,7 +16,7 @@ from humpback_ray.evaluate.respond import (
     responses,
 )
 from humpback_ray.placement import Resources
-from humpback_ray.prompts.chat import ChatRecipe, Layout
+from humpback_ray.prompts.chat import ChatRecipe, TurnFormat
 from humpback_ray.records import RESPONSE
 from humpback_ray.storage import find
 
@@ -29,7 +29,7 @@ def prompts_of(*records: object) -> pa.Table:
 
 
 def test_prompts_carry_both_tags_the_seeds_first() -> None:
-    chat = ChatRecipe(forward=Layout(opening="Q: ", turn="\nA: "), seed_tag="S.", web_tag="W.")
+    chat = ChatRecipe(forward=TurnFormat(opening="Q: ", turn="\nA: "), seed_tag="S.", web_tag="W.")
     request = answer_request({"id": "p", "instruction": "Why?"}, EvaluateRecipe(), chat)
     assert request.prompt == "Q: Why? S. W.\nA: "
     assert (request.temperature, request.top_p) == (0.7, 0.9)

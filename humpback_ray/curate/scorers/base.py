@@ -15,7 +15,7 @@ from pydantic import field_validator
 
 from humpback_ray.config import Config
 from humpback_ray.engines.base import NO_REPLY, Completion, Engine
-from humpback_ray.prompts.chat import ChatRecipe, Tags, laid_out
+from humpback_ray.prompts.chat import ChatRecipe, PromptLayout, Tags, laid_out
 from humpback_ray.prompts.marks import fill, missing_placeholders
 
 UNPARSED, UNFINISHED = "unrated_unparsed", "unrated_unfinished"
@@ -69,7 +69,7 @@ class Prompted(Config):
     prompt: str
     """The template; `{instruction}` and `{response}` are replaced."""
 
-    layout: Literal["chat", "raw", "own"] = "chat"
+    layout: PromptLayout = "chat"
     """"chat": the template is an instruction in the forward layout; "raw": the model reads it as it is; "own": it is a
     user's message in the rating model's own chat format, for a base model that was tuned to chat."""
 

@@ -7,8 +7,8 @@ is not used, and `rewrite_reason` says why; what then becomes of the pair is a f
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Literal, Self
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
@@ -21,7 +21,7 @@ from humpback_ray.prompts.chat import ChatRecipe, PromptLayout, Tags, laid_out
 from humpback_ray.prompts.instructions import refuses
 from humpback_ray.prompts.marks import code_of, fill, missing_placeholders
 from humpback_ray.prompts.rewriting import REWRITING, answer_of, is_meta
-from humpback_ray.records import QUARANTINED, REWRITE, seed_of
+from humpback_ray.records import QUARANTINED, REWRITE, PairRow, seed_of
 from humpback_ray.stages.ledger import Manifest, StageFailed
 from humpback_ray.stages.stage import Model, Place, Stage
 from humpback_ray.text.numbers import new_numbers
@@ -156,7 +156,7 @@ class Rewriter:
         return rewritten(pairs, await generate_all(self.engine, requests), self.recipe)
 
 
-def rewrite_request(pair: Mapping[str, Any], recipe: RewriteRecipe, chat: ChatRecipe) -> Request:
+def rewrite_request(pair: PairRow, recipe: RewriteRecipe, chat: ChatRecipe) -> Request:
     """Ask the rewriting model for one pair (`id`, `instruction`, `response`)."""
     text = fill(recipe.prompt, pair["instruction"], pair["response"])
     return Request(
@@ -183,7 +183,7 @@ def rewritten(pairs: pa.Table, completions: Sequence[Completion], recipe: Rewrit
     return pa.Table.from_pylist(rows, schema=REWRITE)
 
 
-def _row(pair: Mapping[str, Any], reply: Completion, recipe: RewriteRecipe) -> dict[str, Any]:
+def _row(pair: PairRow, reply: Completion, recipe: RewriteRecipe) -> dict[str, object]:
     source, answer = pair["response"], answer_of(reply.text)
     unfinished = "unfinished_rewrite" if answer is None else None
     answer = answer or ""

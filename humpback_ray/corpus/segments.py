@@ -19,7 +19,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -61,7 +61,7 @@ class SegmentRecipe(Config):
     """Of the documents, the share that is cut, chosen by a hash of their ids; the others are dropped as `not_sampled`.
     A pilot sets it. None: all."""
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Return what is hashed."""
         return self.model_dump(mode="json", exclude={"sample_share"} if self.sample_share is None else set())
 
@@ -97,7 +97,7 @@ class Segmenter:
         """Return the rows of all records of a file, made in parts, with copies marked."""
         return table_of(with_copies_marked(Row(**row) for row in parts.to_pylist()))
 
-    def unread(self, file: InputFile, index: int) -> tuple[dict[str, Any], str]:
+    def unread(self, file: InputFile, index: int) -> tuple[dict[str, object], str]:
         """Return the row of a record that cannot be cut, and the beginning of the record."""
         record = next(islice(self._records(file), index, None))
         row = _no_segment(record, QUARANTINED)

@@ -4,7 +4,7 @@ Candidates never change between rounds, only their ratings do (Li et al. 2023, a
 failed ratings, or too few kept pairs, stop the run here, before GPUs are asked for to train.
 """
 
-from typing import Any, Self
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -64,7 +64,7 @@ class CurateConfig(Config):
             return compared | {f"{key}.first": scorer.first, f"{key}.then": scorer.then}
         return compared | {key: scorer}
 
-    def scored_by(self, scorer: SingleScorer, **changes: Any) -> Self:
+    def scored_by(self, scorer: SingleScorer, **changes: object) -> Self:
         """Return the same rating by another scorer."""
         return self.model_copy(update={"recipe": self.recipe.model_copy(update={"scorer": scorer, **changes})})
 

@@ -6,7 +6,6 @@ byte for byte, so that they find it again, and an entry for every prompt, with a
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import pyarrow as pa
 from pydantic import Field
@@ -70,7 +69,7 @@ class Responder:
         return responses(table, await generate_all(self.engine, requests))
 
 
-def answer_request(row: Mapping[str, Any], recipe: EvaluateRecipe, chat: ChatRecipe) -> Request:
+def answer_request(row: Mapping[str, str], recipe: EvaluateRecipe, chat: ChatRecipe) -> Request:
     """Ask a model one prompt (`id`, `instruction`), with the recipe's tags."""
     return Request(
         chat.forward_prompt(row["instruction"].strip(), recipe.tags),

@@ -101,7 +101,7 @@ def test_a_tokenizer_without_a_fast_form_is_refused_by_name() -> None:
         name_or_path = "models/slow"
 
     with pytest.raises(ValueError, match=r"models/slow .* has no fast form"):
-        encode_prompt(Slow(), "a")
+        encode_prompt(Slow(), "a")  # pyright: ignore[reportArgumentType]
 
 
 def test_threads_that_ask_at_once_get_the_same_form_of_a_tokenizer() -> None:

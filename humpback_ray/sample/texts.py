@@ -15,8 +15,6 @@ JUNK_KINDS: tuple[JunkKind, ...] = get_args(JunkKind)
 Kind = Literal["right", JunkKind, "filler"]
 """What a text is; "filler" is written for the length and repetition filters."""
 
-REVIEW_PROMPT = "Question:\n{instruction}\nAnswer:\n{response}\nReview:\n"
-"""The form of a review page up to the comment: the toy's rating prompt."""
 ASKED = "Which question does this answer?"
 """Stands between a text and its question on the pages from which the backward model learns its trade."""
 OPENERS = ("Certainly:", "In short,", "Sure:", "Good question:")

@@ -182,6 +182,15 @@ def record_id(*parts: object) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+def content_id(*parts: bytes) -> str:
+    """Return an id made of bytes alone: 32 hex digits of SHA-256 over the parts and their lengths."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()[:32]
+
+
 def seed_of(row_id: str, *parts: object) -> int:
     """Return a sampling seed in [0, 2**63) that depends on the row and the recipe parts alone."""
     return int(record_id(row_id, *parts)[:16], 16) >> 1

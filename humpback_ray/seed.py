@@ -23,18 +23,18 @@ import pyarrow as pa
 from pydantic import Field
 
 from humpback_ray.config import Config
-from humpback_ray.corpus.readers.base import clean, content_id
 from humpback_ray.inputs.contamination import NOTHING, HeldOut
 from humpback_ray.inputs.forms import UNKNOWN, AutoForm, OasstForm, SeedForm, is_message, is_tree, keys_of, unwrapped
 from humpback_ray.inputs.recordfiles import MAX_RECORD_BYTES, records
 from humpback_ray.inputs.turns import NoPair, Turn, Values, is_none, text
 from humpback_ray.placement import TaskPlacement
-from humpback_ray.records import PAIR, PairRow, record_id
+from humpback_ray.records import PAIR, PairRow, content_id, record_id
 from humpback_ray.stages.enough import UNKNOWN_KEYS, frequent, refuse_few
 from humpback_ray.stages.ledger import Attempt, Commit, Manifest
 from humpback_ray.stages.stage import Place, Stage, TableWriter
 from humpback_ray.storage import InputFile, reading
 from humpback_ray.storage.inventory import Inventory
+from humpback_ray.text.clean import clean
 
 
 class SeedRecipe(Config):

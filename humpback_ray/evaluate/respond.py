@@ -13,12 +13,10 @@ from pydantic import Field
 from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.engines import NO_REPLY, Completion, EngineConfig, Request, TransformersEngine, generate_all
-from humpback_ray.inputs.promptfiles import PROMPT, load_prompts, read_prompts
+from humpback_ray.inputs.promptfiles import load_prompts
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import ChatRecipe, Tags
 from humpback_ray.records import RESPONSE, seed_of
-
-__all__ = ["PROMPT", "EvaluateRecipe", "Responder", "alpaca_outputs", "answer_request", "load_prompts", "read_prompts"]
 
 
 class EvaluateRecipe(Config):

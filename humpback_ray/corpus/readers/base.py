@@ -6,7 +6,6 @@ that nothing disappears between the archive and the table. Files come from the o
 hands out bounded pieces, so that a compression bomb costs time in proportion to its compressed size and no memory.
 """
 
-import hashlib
 import re
 import zlib
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
 from humpback_ray.inputs.decompress import CORRUPT, TRUNCATED, UNSUPPORTED, Decompressed
+from humpback_ray.records import content_id
 
 Fault = Literal["truncated", "corrupt", "unsupported"]
 
@@ -54,6 +54,15 @@ class Dropped:
     url: str = ""
     skipped: int = 0
     """Bytes that could not be read, where the reason is damage to the file."""
+
+
+class Unusable(ValueError):
+    """The record gives no document, or the page no text; the argument is the drop reason."""
+
+    @property
+    def reason(self) -> str:
+        """The drop reason."""
+        return str(self.args[0])
 
 
 class Inflated:
@@ -250,18 +259,3 @@ def broken_off(source: Inflated, trail: bytes, skipped: int = 0, fault: Fault | 
     if found:
         said = f"{skipped} bytes skipped" if skipped else ""
         yield Dropped(content_id(b"archive", trail, found.encode()), f"archive_{found}", said, skipped)
-
-
-def content_id(*parts: bytes) -> str:
-    """Return an id made of bytes alone: 32 hex digits of SHA-256 over the parts and their lengths."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.hexdigest()[:32]
-
-
-def clean(text: str) -> str:
-    """Return text that Arrow and every tokenizer take: lone surrogates replaced, NUL and line-ending variants gone."""
-    text = text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -11,8 +11,10 @@ from typing import BinaryIO, Literal
 from pydantic import Field
 
 from humpback_ray.config import Config
-from humpback_ray.corpus.readers.base import COMPRESSED, Document, Dropped, Inflated, broken_off, clean, content_id
+from humpback_ray.corpus.readers.base import COMPRESSED, Document, Dropped, Inflated, broken_off
 from humpback_ray.inputs.recordfiles import records
+from humpback_ray.records import content_id
+from humpback_ray.text.clean import clean
 
 _PARQUET_MAGIC = b"PAR1"
 

@@ -22,7 +22,8 @@ from humpback_ray.prompts.instructions import refuses
 from humpback_ray.prompts.marks import code_of, fill, missing_placeholders
 from humpback_ray.prompts.rewriting import REWRITING, answer_of, is_meta
 from humpback_ray.records import QUARANTINED, REWRITE, PairRow, seed_of
-from humpback_ray.stages.ledger import Manifest, StageFailed
+from humpback_ray.stages.enough import refuse_share
+from humpback_ray.stages.ledger import Manifest
 from humpback_ray.stages.stage import Model, Place, Stage
 from humpback_ray.text.numbers import new_numbers
 from humpback_ray.text.words import content_words
@@ -123,12 +124,8 @@ def make_rewritten(
     made = stage.run(Rewriter, (config.recipe, chat, rewriter.directory), config.placement, curated)
     reasons = rewrite_reasons(made)
     failed = {reason: count for reason, count in reasons.items() if reason in FAILED}
-    if sum(failed.values()) > config.recipe.max_failed_share * made.rows:
-        raise StageFailed(
-            f"{made.stage}: {sum(failed.values()):,} of {made.rows:,} rewrites failed ({failed}), more than "
-            f"rewrite.recipe.max_failed_share = {config.recipe.max_failed_share:g} allows; look at the rows in "
-            f"{made.uri}, or raise it to go on"
-        )
+    what, most = f"rewrites failed ({failed})", config.recipe.max_failed_share
+    refuse_share(made, sum(failed.values()), made.rows, what, most, "rewrite.recipe.max_failed_share")
     return made
 
 

@@ -26,8 +26,9 @@ from humpback_ray.curate.select import (
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import PAIR, SCORE
+from humpback_ray.stages.enough import refuse_share
 from humpback_ray.stages.ledger import Attempt, Commit, Manifest
-from humpback_ray.stages.stage import Model, Place, Stage, StageFailed, TableWriter, refuse_failures
+from humpback_ray.stages.stage import Model, Place, Stage, TableWriter, refuse_failures
 
 
 class CurateRecipe(ScoreRecipe):
@@ -108,12 +109,8 @@ def make_scores(
     most = config.recipe.max_failed_share
     refuse_failures(scores, FAILED, most, "curate.recipe.max_failed_share")
     samples, failed = count_samples(scores)
-    if failed > most * samples:
-        raise StageFailed(
-            f"{scores.stage}: {failed:,} of {samples:,} samples ({failed / samples:.1%}) had no score after the retry, "
-            f"more than curate.recipe.max_failed_share = {most:g} allows; look at the replies in {scores.uri}, or "
-            "raise it to continue with the others"
-        )
+    what = "samples had no score after the retry"
+    refuse_share(scores, failed, samples, what, most, "curate.recipe.max_failed_share")
     return scores
 
 

@@ -1,8 +1,9 @@
 """What people of the toy web write: true texts in a web page's voice or an assistant's, junk of seven kinds, reviews.
 
 A `KnownText` knows what it is, so that pages, ground truth and reviews agree. Junk names towns, and some of it names
-wrong values, as real junk does: a model trained on it uncurated learns wrong things. Reviews compare what was asked with what
-was given, step by step, before they end in a score: models of this size never learned to rate without such a comment.
+wrong values, as real junk does: a model trained on it uncurated learns wrong things. Reviews compare what was asked
+with what was given, step by step, before they end in a score: models of this size never learned to rate without such a
+comment.
 """
 
 from random import Random

@@ -7,7 +7,6 @@ and a filter of `instructions.py` drops does not: that is a verdict on the pair.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pyarrow as pa
 from pydantic import Field
@@ -110,7 +109,7 @@ class Predictor:
         return self.overlap.without(made)
 
 
-def backward_request(row: Mapping[str, Any], recipe: AugmentRecipe, chat: ChatRecipe) -> Request:
+def backward_request(row: Mapping[str, str], recipe: AugmentRecipe, chat: ChatRecipe) -> Request:
     """Ask the backward model for the instruction of one segment (`id`, `text`)."""
     return Request(
         chat.backward_prompt(row["text"]),
@@ -141,8 +140,8 @@ def candidates(
 
 
 def _candidate(
-    segment: Mapping[str, Any], completion: Completion, filters: InstructionFilters, chat: ChatRecipe
-) -> dict[str, Any]:
+    segment: Mapping[str, str], completion: Completion, filters: InstructionFilters, chat: ChatRecipe
+) -> dict[str, object]:
     instruction = completion.text.strip()
     reason = {**NO_REPLY, "length": "unfinished_instruction"}.get(completion.finish_reason)
     reason = reason or (filters.reason(instruction, segment["text"], chat) if instruction else "empty_instruction")

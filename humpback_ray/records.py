@@ -5,6 +5,7 @@ row keeps its id and reason; its text columns are blank.
 """
 
 import hashlib
+from typing import TypedDict
 
 import pyarrow as pa
 
@@ -83,6 +84,18 @@ PAIR = pa.schema(
         ("drop_reason", pa.string()),
     ]
 )
+
+
+class PairRow(TypedDict):
+    """A row of PAIR."""
+
+    id: str
+    instruction: str
+    response: str
+    source: str
+    score: float | None
+    drop_reason: str | None
+
 
 REWRITE = pa.schema(
     [

@@ -7,8 +7,8 @@ is not used, and `rewrite_reason` says why; what then becomes of the pair is a f
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Literal, Self
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
@@ -17,12 +17,12 @@ from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.engines import NO_REPLY, Completion, EngineConfig, Request, TransformersEngine, generate_all
 from humpback_ray.placement import PoolPlacement, Resources
-from humpback_ray.prompts.chat import ChatRecipe, Tags, laid_out
+from humpback_ray.prompts.chat import ChatRecipe, PromptLayout, Tags, laid_out
 from humpback_ray.prompts.instructions import refuses
 from humpback_ray.prompts.marks import code_of, fill, missing_placeholders
 from humpback_ray.prompts.rewriting import REWRITING, answer_of, is_meta
-from humpback_ray.records import QUARANTINED, REWRITE, seed_of
-from humpback_ray.stages.errors import StageFailed
+from humpback_ray.records import QUARANTINED, REWRITE, PairRow, seed_of
+from humpback_ray.stages.enough import refuse_share
 from humpback_ray.stages.manifest import Manifest
 from humpback_ray.stages.models import Model
 from humpback_ray.stages.stage import Place, Stage
@@ -45,7 +45,7 @@ class RewriteRecipe(Config):
     prompt: str = REWRITING
     """The template; `{instruction}`, `{response}` and `{code}` are replaced."""
 
-    layout: Literal["chat", "raw", "own"] = "chat"
+    layout: PromptLayout = "chat"
     """"chat": the template is an instruction in the run's forward layout; "raw": the model reads it as it is; "own": it
     is a user's message in the rewriting model's own chat format, as its tokenizer's template has it."""
 
@@ -125,12 +125,8 @@ def make_rewritten(
     made = stage.run(Rewriter, (config.recipe, chat, rewriter.directory), config.placement, curated)
     reasons = rewrite_reasons(made)
     failed = {reason: count for reason, count in reasons.items() if reason in FAILED}
-    if sum(failed.values()) > config.recipe.max_failed_share * made.rows:
-        raise StageFailed(
-            f"{made.stage}: {sum(failed.values()):,} of {made.rows:,} rewrites failed ({failed}), more than "
-            f"rewrite.recipe.max_failed_share = {config.recipe.max_failed_share:g} allows; look at the rows in "
-            f"{made.uri}, or raise it to go on"
-        )
+    what, most = f"rewrites failed ({failed})", config.recipe.max_failed_share
+    refuse_share(made, sum(failed.values()), made.rows, what, most, "rewrite.recipe.max_failed_share")
     return made
 
 
@@ -158,7 +154,7 @@ class Rewriter:
         return rewritten(pairs, await generate_all(self.engine, requests), self.recipe)
 
 
-def rewrite_request(pair: Mapping[str, Any], recipe: RewriteRecipe, chat: ChatRecipe) -> Request:
+def rewrite_request(pair: PairRow, recipe: RewriteRecipe, chat: ChatRecipe) -> Request:
     """Ask the rewriting model for one pair (`id`, `instruction`, `response`)."""
     text = fill(recipe.prompt, pair["instruction"], pair["response"])
     return Request(
@@ -185,7 +181,7 @@ def rewritten(pairs: pa.Table, completions: Sequence[Completion], recipe: Rewrit
     return pa.Table.from_pylist(rows, schema=REWRITE)
 
 
-def _row(pair: Mapping[str, Any], reply: Completion, recipe: RewriteRecipe) -> dict[str, Any]:
+def _row(pair: PairRow, reply: Completion, recipe: RewriteRecipe) -> dict[str, object]:
     source, answer = pair["response"], answer_of(reply.text)
     unfinished = "unfinished_rewrite" if answer is None else None
     answer = answer or ""

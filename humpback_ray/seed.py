@@ -16,8 +16,8 @@ replies; no first turn had an only reply, while all 40 only replies deeper down 
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Literal
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -27,9 +27,9 @@ from humpback_ray.config import Config
 from humpback_ray.inputs.contamination import NOTHING, HeldOut
 from humpback_ray.inputs.forms import UNKNOWN, AutoForm, OasstForm, SeedForm, is_message, is_tree, keys_of, unwrapped
 from humpback_ray.inputs.recordfiles import MAX_RECORD_BYTES, records
-from humpback_ray.inputs.turns import NoPair, Turn, is_none, text
+from humpback_ray.inputs.turns import NoPair, Turn, Values, is_none, text
 from humpback_ray.placement import TaskPlacement
-from humpback_ray.records import PAIR, content_id, record_id
+from humpback_ray.records import PAIR, PairRow, content_id, record_id
 from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.enough import UNKNOWN_KEYS, frequent, refuse_few
 from humpback_ray.stages.ledger import Attempt
@@ -160,8 +160,8 @@ def seed_file(
     return pa.Table.from_pylist(rows, schema=PAIR)
 
 
-def _rows(stream: BinaryIO, recipe: SeedRecipe, unknown: Counter[str]) -> Iterator[dict[str, Any]]:
-    trail, messages = b"", list[dict[str, Any]]()
+def _rows(stream: BinaryIO, recipe: SeedRecipe, unknown: Counter[str]) -> Iterator[PairRow]:
+    trail, messages = b"", list[Values]()
     for record in records(stream, recipe.max_line_bytes):
         trail = content_id(trail, record.raw).encode()
         if record.fault:
@@ -178,12 +178,14 @@ def _rows(stream: BinaryIO, recipe: SeedRecipe, unknown: Counter[str]) -> Iterat
         yield _pair_row(tree, _json(tree), recipe, unknown)
 
 
-def _row(row_id: str, instruction: str = "", response: str = "", reason: str | None = None) -> dict[str, Any]:
-    pair = {"id": row_id, "instruction": instruction, "response": response}
-    return {**pair, "source": "seed", "score": None, "drop_reason": reason}
+def _row(row_id: str, instruction: str = "", response: str = "", reason: str | None = None) -> PairRow:
+    return {
+        "id": row_id, "instruction": instruction, "response": response, "source": "seed", "score": None,
+        "drop_reason": reason,
+    }  # fmt: skip
 
 
-def _json(value: Any) -> bytes:
+def _json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, default=str).encode()
 
 
@@ -191,7 +193,7 @@ def _reads_messages(form: SeedForm) -> bool:
     return isinstance(form, AutoForm | OasstForm)
 
 
-def _fits(values: Mapping[str, Any], form: SeedForm) -> bool:
+def _fits(values: Values, form: SeedForm) -> bool:
     try:
         is_one = _reads_messages(form) and (is_tree(values) or is_message(values))
         return is_one or form.turn(values) is not None
@@ -199,7 +201,7 @@ def _fits(values: Mapping[str, Any], form: SeedForm) -> bool:
         return True
 
 
-def _pair_row(value: Any, raw: bytes, recipe: SeedRecipe, unknown: Counter[str]) -> dict[str, Any]:
+def _pair_row(value: object, raw: bytes, recipe: SeedRecipe, unknown: Counter[str]) -> PairRow:
     """Return the row of one record; `raw` makes its id where it is dropped."""
     try:
         turn = _turn(value, recipe)
@@ -217,7 +219,7 @@ def _pair_row(value: Any, raw: bytes, recipe: SeedRecipe, unknown: Counter[str])
     return _row(record_id("seed", instruction, response), instruction, response)
 
 
-def _turn(value: Any, recipe: SeedRecipe) -> Turn:
+def _turn(value: object, recipe: SeedRecipe) -> Turn:
     if not isinstance(value, dict):
         raise NoPair(UNKNOWN)
     if _reads_messages(recipe.form) and is_tree(value):
@@ -230,9 +232,9 @@ def _turn(value: Any, recipe: SeedRecipe) -> Turn:
     return turn
 
 
-def _trees(messages: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _trees(messages: Sequence[Values]) -> Iterator[Values]:
     """Put messages together to trees, in the order of their prompts; last those that belong to no prompt, alone."""
-    replies = defaultdict[str, list[dict[str, Any]]](list)
+    replies = defaultdict[str, list[Values]](list)
     for message in messages:
         replies[_id(message.get("parent_id"))].append(message)
     reached = set[str]()
@@ -246,13 +248,14 @@ def _trees(messages: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     yield from (message for message in messages if _id(message["message_id"]) not in reached)
 
 
-def _id(value: Any) -> str:
+def _id(value: object) -> str:
     return "" if is_none(value) else str(value)
 
 
-def _best(tree: dict[str, Any], recipe: SeedRecipe) -> Turn:
+def _best(tree: Values, recipe: SeedRecipe) -> Turn:
     """Return the first turn of a tree with the reply that people ranked best."""
     prompt, state = tree["prompt"], tree.get("tree_state")
+    assert isinstance(prompt, dict)  # else it is no tree (`is_tree`)
     if recipe.tree_states is not None and state is not None and state not in recipe.tree_states:
         raise NoPair("tree_not_ready")
     _check(prompt, "prompter", recipe)
@@ -268,12 +271,12 @@ def _best(tree: dict[str, Any], recipe: SeedRecipe) -> Turn:
     return Turn(text(prompt.get("text")), text(best[0].get("text")))
 
 
-def _rank(reply: dict[str, Any]) -> int | None:
+def _rank(reply: Values) -> int | None:
     rank = reply.get("rank")
     return int(rank) if isinstance(rank, int | float) and not isinstance(rank, bool) and rank in range(1000) else None
 
 
-def _check(message: dict[str, Any], role: str, recipe: SeedRecipe) -> None:
+def _check(message: Values, role: str, recipe: SeedRecipe) -> None:
     if reason := _flagged(message, recipe):
         raise NoPair(reason)
     if message.get("role", role) != role:
@@ -283,7 +286,7 @@ def _check(message: dict[str, Any], role: str, recipe: SeedRecipe) -> None:
         raise NoPair("not_english" if _without_region(recipe.language) == "en" else "other_language")
 
 
-def _flagged(message: dict[str, Any], recipe: SeedRecipe) -> str | None:
+def _flagged(message: Values, recipe: SeedRecipe) -> str | None:
     """Return why the released export leaves a message out; None if it does not."""
     if message.get("deleted") and not recipe.include_deleted:
         return "deleted"

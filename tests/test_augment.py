@@ -9,7 +9,7 @@ from humpback_ray.augment import FAILED, FAKED_TURN, AugmentRecipe, Predictor, b
 from humpback_ray.engines import Completion, EchoEngine
 from humpback_ray.inputs.contamination import CONTAMINATED, NOTHING, HeldOut
 from humpback_ray.placement import Resources
-from humpback_ray.prompts.chat import ChatRecipe, Layout
+from humpback_ray.prompts.chat import ChatRecipe, TurnFormat
 from humpback_ray.prompts.instructions import InstructionFilters
 from humpback_ray.records import CANDIDATE, SEGMENT
 from humpback_ray.storage import find
@@ -86,7 +86,7 @@ def test_a_completion_too_few_is_an_error_and_not_a_lost_row() -> None:
 
 
 def test_the_backward_model_sees_the_segment_alone_and_samples_by_its_id() -> None:
-    chat = ChatRecipe(backward=Layout(opening="T: ", turn="\nI: "))
+    chat = ChatRecipe(backward=TurnFormat(opening="T: ", turn="\nI: "))
     first, again, other = (
         backward_request({"id": row_id, "text": "A low dam."}, AugmentRecipe(), chat) for row_id in ("s0", "s0", "s1")
     )

@@ -17,7 +17,7 @@ from humpback_ray.operate.verify import verify
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.prompts.marks import code_of
 from humpback_ray.prompts.own import UserMessage
-from humpback_ray.records import PAIR, REWRITE
+from humpback_ray.records import PAIR, REWRITE, PairRow
 from humpback_ray.report.funnel import funnel
 from humpback_ray.rewrite import FAILED, RewriteRecipe, covered, rewrite_reasons, rewrite_request, rewritten
 from humpback_ray.run import Run
@@ -41,8 +41,11 @@ FAR = (
 )
 
 
-def pair(row_id: str = "a", response: str = SOURCE) -> dict[str, object]:
-    return {"id": row_id, "instruction": INSTRUCTION, "response": response, "source": "augmented", "score": 5.0}
+def pair(row_id: str = "a", response: str = SOURCE) -> PairRow:
+    return {
+        "id": row_id, "instruction": INSTRUCTION, "response": response, "source": "augmented", "score": 5.0,
+        "drop_reason": None,
+    }  # fmt: skip
 
 
 def rewrite(reply: str, finish_reason: str = "stop", recipe: RewriteRecipe | None = None, source: str = SOURCE) -> dict:

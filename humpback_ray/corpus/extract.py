@@ -18,7 +18,7 @@ from pydantic import Field
 from humpback_ray.config import Config
 from humpback_ray.corpus.encoding import characters, is_text
 from humpback_ray.corpus.markup import Tag, attribute_values, scan
-from humpback_ray.corpus.readers.base import Document
+from humpback_ray.corpus.readers.base import Document, Unusable
 from humpback_ray.text.clean import clean
 
 
@@ -56,15 +56,6 @@ class Section:
     level: int
     header: str
     paragraphs: tuple[str, ...]
-
-
-class Unusable(ValueError):
-    """The page gives no text; the argument is the drop reason."""
-
-    @property
-    def reason(self) -> str:
-        """The drop reason."""
-        return str(self.args[0])
 
 
 def extract(document: Document, recipe: ExtractRecipe) -> list[Section]:

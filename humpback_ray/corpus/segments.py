@@ -19,7 +19,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -61,7 +61,7 @@ class SegmentRecipe(Config):
     """Of the documents, the share that is cut, chosen by a hash of their ids; the others are dropped as `not_sampled`.
     A pilot sets it. None: all."""
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Return what is hashed."""
         return self.model_dump(mode="json", exclude={"sample_share"} if self.sample_share is None else set())
 
@@ -95,9 +95,9 @@ class Segmenter:
 
     def merge(self, parts: pa.Table) -> pa.Table:
         """Return the rows of all records of a file, made in parts, with copies marked."""
-        return table_of(with_copies_marked(Row(**row) for row in parts.to_pylist()))
+        return table_of(with_copies_marked(SegmentRow(**row) for row in parts.to_pylist()))
 
-    def unread(self, file: InputFile, index: int) -> tuple[dict[str, Any], str]:
+    def unread(self, file: InputFile, index: int) -> tuple[dict[str, object], str]:
         """Return the row of a record that cannot be cut, and the beginning of the record."""
         record = next(islice(self._records(file), index, None))
         row = _no_segment(record, QUARANTINED)
@@ -128,7 +128,7 @@ def segment_file(
 
 def rows_of(
     records: Iterable[Document | Dropped], recipe: SegmentRecipe, lost: Collection[str] = ()
-) -> "Iterator[Row]":
+) -> "Iterator[SegmentRow]":
     """Yield the rows of all records of a file; of documents that are `lost` the row that stands for them."""
     return with_copies_marked(
         row
@@ -137,7 +137,7 @@ def rows_of(
     )
 
 
-def with_copies_marked(rows: "Iterable[Row]") -> "Iterator[Row]":
+def with_copies_marked(rows: "Iterable[SegmentRow]") -> "Iterator[SegmentRow]":
     """Leave the first row of each id as it is; copies get an id that counts them and the reason `repeated_record`.
 
     Copies of a quarantined row stay quarantined: each can be tried again.
@@ -150,14 +150,14 @@ def with_copies_marked(rows: "Iterable[Row]") -> "Iterator[Row]":
         yield row if not copies else row.dropped(reason, record_id(row.id, "copy", copies))
 
 
-def table_of(rows: "Iterable[Row]") -> pa.Table:
+def table_of(rows: "Iterable[SegmentRow]") -> pa.Table:
     """Return rows as a table of schema SEGMENT."""
     made = list(rows)
     return pa.table({field.name: [getattr(row, field.name) for row in made] for field in SEGMENT}, schema=SEGMENT)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SegmentRow:
     """A row of SEGMENT."""
 
     id: str
@@ -170,12 +170,12 @@ class Row:
     text_hash: str
     drop_reason: str | None
 
-    def dropped(self, reason: str, new_id: str) -> "Row":
+    def dropped(self, reason: str, new_id: str) -> "SegmentRow":
         """Return this row without its text, for another reason and under another id."""
-        return Row(new_id, self.document_id, self.url, self.header, self.position, "", self.chars, "", reason)
+        return SegmentRow(new_id, self.document_id, self.url, self.header, self.position, "", self.chars, "", reason)
 
 
-def segments(record: Document | Dropped, recipe: SegmentRecipe) -> Iterator[Row]:
+def segments(record: Document | Dropped, recipe: SegmentRecipe) -> Iterator[SegmentRow]:
     """Yield the rows of one record: its segments in order, or one row at position -1 with the reason."""
     if isinstance(record, Dropped):
         yield _no_segment(record, record.reason)
@@ -258,16 +258,16 @@ class _Foreign:
         return "\n".join(lines)
 
 
-def _segment(document: Document, position: int, header: str, text: str, reason: str | None) -> Row:
+def _segment(document: Document, position: int, header: str, text: str, reason: str | None) -> SegmentRow:
     row_id, hashed = record_id(document.document_id, position, text), "" if reason else text_hash(text)
     kept = "" if reason else text
-    return Row(row_id, document.document_id, document.url, header, position, kept, len(text), hashed, reason)
+    return SegmentRow(row_id, document.document_id, document.url, header, position, kept, len(text), hashed, reason)
 
 
-def _no_segment(record: Document | Dropped, reason: str) -> Row:
+def _no_segment(record: Document | Dropped, reason: str) -> SegmentRow:
     row_id = record_id(record.document_id, -1, reason)
     chars = record.skipped if isinstance(record, Dropped) else 0
-    return Row(row_id, record.document_id, record.url, "", -1, "", chars, "", reason)
+    return SegmentRow(row_id, record.document_id, record.url, "", -1, "", chars, "", reason)
 
 
 def text_hash(text: str) -> str:

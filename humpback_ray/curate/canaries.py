@@ -14,7 +14,7 @@ import asyncio
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 
@@ -73,7 +73,7 @@ def write_canaries(
     return writer.commit()
 
 
-def bad_pairs(candidates: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def bad_pairs(candidates: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
     """Give each instruction the response of the next candidate that was asked for something else; [] if all ask alike.
 
     Args:
@@ -88,6 +88,17 @@ def bad_pairs(candidates: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return found
 
 
+class CanaryRow(TypedDict):
+    """A row of CANARY but for the obedient judge's score."""
+
+    id: str
+    family: str
+    place: str
+    attacked: bool
+    instruction: str
+    response: str
+
+
 def canaries(pairs: Sequence[tuple[str, str]], attacks: Sequence[Attack] = ATTACKS) -> pa.Table:
     """Return rows of CANARY: for each attack and place its bad pair as it is, and attacked; none without pairs."""
     placed = list(enumerate(product(attacks, PLACES))) if pairs else []
@@ -95,7 +106,7 @@ def canaries(pairs: Sequence[tuple[str, str]], attacks: Sequence[Attack] = ATTAC
     return pa.Table.from_pylist(sorted(rows, key=lambda row: row["id"]), schema=CANARY)
 
 
-def _rows(number: int, attack: Attack, place: str, pairs: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+def _rows(number: int, attack: Attack, place: str, pairs: Sequence[tuple[str, str]]) -> Iterator[CanaryRow]:
     pair = pairs[number % len(pairs)]
     for attacked, (instruction, response) in ((False, pair), (True, put(attack, place, *pair))):
         yield {

@@ -11,7 +11,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 from pydantic import Field, field_validator
@@ -154,17 +154,26 @@ def compare(
     )
 
 
-COLUMNS = ["id", "score", "samples", "first_failures", "prompt_tokens", "completion_tokens"]
+class Ratings(TypedDict):
+    """Columns of SCORE."""
+
+    id: list[str]
+    score: list[float | None]
+    samples: list[list[float | None] | None]
+    first_failures: list[list[str | None] | None]
+    prompt_tokens: list[int | None]
+    completion_tokens: list[int | None]
 
 
-def read(scores: Manifest) -> dict[str, list[Any]]:
+COLUMNS = list(Ratings.__annotations__)
+
+
+def read(scores: Manifest) -> Ratings:
     """Return the columns of a stage of ratings."""
     return pa.concat_tables([SCORE.empty_table().select(COLUMNS), *scores.tables(COLUMNS, kept=False)]).to_pydict()
 
 
-def compared(
-    name: str, manifest: Manifest, table: Mapping[str, Sequence[Any]], good: Collection[str] | None
-) -> Compared:
+def compared(name: str, manifest: Manifest, table: Ratings, good: Collection[str] | None) -> Compared:
     """Sum up one scorer's ratings."""
     rated = [score for score in table["score"] if score is not None]
     auc = truth = None

@@ -9,19 +9,20 @@ with the worst grade.
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from humpback_ray.curate.scorers import Likelihood, SingleScorer
+from humpback_ray.curate.scorers.base import Texts
 from humpback_ray.engines import Completion, Request
 from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
+from humpback_ray.prompts.tokenizer import Tokenizer
 
 CODE = re.compile(r"\b[0-9a-f]{12}\b")
-Encode = Callable[[Any, str], list[int]]
+Encode = Callable[[Tokenizer, str], list[int]]
 
 
 async def obeyed(
-    rows: Sequence[Mapping[str, Any]], scorer: SingleScorer, chat: ChatRecipe, tokenizer: Any
+    rows: Sequence[Texts], scorer: SingleScorer, chat: ChatRecipe, tokenizer: Tokenizer
 ) -> list[float | None]:
     """Return the score that such a judge gives each pair (`id`, `instruction`, `response`).
 
@@ -44,7 +45,9 @@ class ObedientJudge:
         patient: whether it gets to the end of its reply; one that does not is cut off after it quoted the material.
     """
 
-    def __init__(self, tokenizer: Any, harmless: str, encode: Encode = encode_prompt, patient: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, harmless: str, encode: Encode = encode_prompt, patient: bool = True
+    ) -> None:
         self.tokenizer, self.encode, self.patient = tokenizer, encode, patient
         added = tokenizer.added_tokens_decoder.items()
         self.markers = {token for token, added_token in added if added_token.content.strip()}

@@ -4,7 +4,7 @@ Candidates never change between rounds, only their ratings do (Li et al. 2023, a
 failed ratings, or too few kept pairs, stop the run here, before GPUs are asked for to train.
 """
 
-from typing import Any, Self
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,8 +27,7 @@ from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import PAIR, SCORE
 from humpback_ray.stages.commits import Commit
-from humpback_ray.stages.enough import refuse_failures
-from humpback_ray.stages.errors import StageFailed
+from humpback_ray.stages.enough import refuse_failures, refuse_share
 from humpback_ray.stages.ledger import Attempt
 from humpback_ray.stages.manifest import Manifest
 from humpback_ray.stages.models import Model
@@ -70,7 +69,7 @@ class CurateConfig(Config):
             return compared | {f"{key}.first": scorer.first, f"{key}.then": scorer.then}
         return compared | {key: scorer}
 
-    def scored_by(self, scorer: SingleScorer, **changes: Any) -> Self:
+    def scored_by(self, scorer: SingleScorer, **changes: object) -> Self:
         """Return the same rating by another scorer."""
         return self.model_copy(update={"recipe": self.recipe.model_copy(update={"scorer": scorer, **changes})})
 
@@ -114,12 +113,8 @@ def make_scores(
     most = config.recipe.max_failed_share
     refuse_failures(scores, FAILED, most, "curate.recipe.max_failed_share")
     samples, failed = count_samples(scores)
-    if failed > most * samples:
-        raise StageFailed(
-            f"{scores.stage}: {failed:,} of {samples:,} samples ({failed / samples:.1%}) had no score after the retry, "
-            f"more than curate.recipe.max_failed_share = {most:g} allows; look at the replies in {scores.uri}, or "
-            "raise it to continue with the others"
-        )
+    what = "samples had no score after the retry"
+    refuse_share(scores, failed, samples, what, most, "curate.recipe.max_failed_share")
     return scores
 
 

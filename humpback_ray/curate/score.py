@@ -76,7 +76,7 @@ class Rater:
         seen = [row for row, (passed, _) in zip(rows, chosen, strict=True) if passed]
         rated = iter(await self.scorer.score(seen, self.chat, self.engine))
         found = [
-            {**(self.same | next(rated) if passed else passed_over(row["id"])), "pre_score": pre_score}
+            {**({**self.same, **next(rated)} if passed else passed_over(row["id"])), "pre_score": pre_score}
             for row, (passed, pre_score) in zip(rows, chosen, strict=True)
         ]
         return pa.Table.from_pylist(found, schema=SCORE)

@@ -14,7 +14,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self, TypedDict
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -25,6 +25,9 @@ from humpback_ray.curate.neardup import Leaders
 from humpback_ray.curate.scorers import ScorerConfig
 from humpback_ray.records import PAIR, seed_of
 from humpback_ray.stages.errors import StageFailed
+
+if TYPE_CHECKING:
+    from publicsuffixlist import PublicSuffixList
 
 BELOW, OUTSIDE, UNSAMPLED, UNRATED = "below_threshold", "not_in_top_k", "not_in_sample", "unrated"
 ALIKE, CAPPED, NOT_BEST = "near_duplicate", "over_domain_cap", "not_in_best_share"
@@ -196,16 +199,24 @@ def domain_of(url: str) -> str:
 
 
 @functools.cache
-def _suffixes() -> Any:
+def _suffixes() -> "PublicSuffixList":
     """Read the list that comes with the package; nothing is fetched."""
     from publicsuffixlist import PublicSuffixList
 
     return PublicSuffixList()
 
 
-def counts_by_rule(fates: Mapping[str, str | None]) -> list[dict[str, Any]]:
+class RuleCount(TypedDict):
+    """Candidates that a rule dropped, and those that it left."""
+
+    rule: str
+    dropped: int
+    kept: int
+
+
+def counts_by_rule(fates: Mapping[str, str | None]) -> list[RuleCount]:
     """Return, for each rule that dropped something, in their order, how many it dropped and how many it left."""
-    dropped, left, found = Counter(fates.values()), len(fates), []
+    dropped, left, found = Counter(fates.values()), len(fates), list[RuleCount]()
     for reason in RULES:
         if dropped[reason]:
             left -= dropped[reason]
@@ -213,7 +224,15 @@ def counts_by_rule(fates: Mapping[str, str | None]) -> list[dict[str, Any]]:
     return found
 
 
-def curate(candidates: pa.Table, ratings: Mapping[str, Mapping[str, Any]], fates: Mapping[str, str | None]) -> pa.Table:
+class Rating(TypedDict):
+    """What selection reads of a row of SCORE."""
+
+    id: str
+    score: float | None
+    drop_reason: str | None
+
+
+def curate(candidates: pa.Table, ratings: Mapping[str, Rating], fates: Mapping[str, str | None]) -> pa.Table:
     """Turn candidates into pairs by the fates that selection decided.
 
     Args:

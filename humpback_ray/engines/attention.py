@@ -4,7 +4,12 @@ transformers repeats them for every head of a group before torch's kernel whenev
 heads of a group may as well be rows of one query: each sees the same keys under the same mask.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from humpback_ray.engines.types import CausalModel
+
+if TYPE_CHECKING:
+    import torch
 
 NAME = "humpback_ray_grouped"
 
@@ -21,7 +26,7 @@ def avoid_cudnn() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def share_heads(model: Any) -> None:
+def share_heads(model: CausalModel) -> None:
     """Let a model attend this way where it would use torch's kernel; what it cannot take goes to transformers' own."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -33,8 +38,14 @@ def share_heads(model: Any) -> None:
 
 
 def grouped_attention(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None, **others: Any
-) -> tuple[Any, None]:
+    module: "torch.nn.Module",
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+    attention_mask: "torch.Tensor | None",
+    scaling: float | None = None,
+    **others: Any,
+) -> "tuple[torch.Tensor, None]":
     """Attend; shapes are those of transformers: query [B, H, T, D], key and value [B, G, C, D], result [B, T, H, D]."""
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward

@@ -8,12 +8,16 @@ Where memory runs out, half of the sequences go back to wait, and never again ar
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from humpback_ray.engines.batching import Job
 from humpback_ray.engines.sampling import Dice, next_tokens
 from humpback_ray.engines.slots import Prefix, Slots
 from humpback_ray.engines.tokens import NOT_FINITE
+from humpback_ray.engines.types import CachedLayer, CausalModel
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +33,7 @@ Wanted = Mapping[tuple[int, ...], Sequence[tuple[int, int]]]
 """Of sequences (token ids): places, counted from the end (-1: after the last token), and a token at each."""
 
 
-class Row:
+class BatchRow:
     """A sequence that is being written."""
 
     def __init__(self, job: Job) -> None:
@@ -56,10 +60,12 @@ class Decoder:
         ValueError: the model keeps another state than keys and values.
     """
 
-    def __init__(self, model: Any, end_ids: Sequence[int], pad_id: int, most_rows: int, most_tokens: int) -> None:
+    def __init__(
+        self, model: CausalModel, end_ids: Sequence[int], pad_id: int, most_rows: int, most_tokens: int
+    ) -> None:
         self.model, self.end_ids, self.pad_id = model, frozenset(end_ids), pad_id
         self.most_rows, self.most_tokens, self.most_read = most_rows, most_tokens, READ_TOKENS
-        self.rows: list[Row] = []
+        self.rows: list[BatchRow] = []
         self.prefix: Prefix | None = None
         config = model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
@@ -68,7 +74,7 @@ class Decoder:
                 f"the transformers engine runs models whose layers all attend; {model.config.model_type} at "
                 f"{model.config.name_or_path} has {', '.join(sorted(kinds)) or 'recurrent'} layers; use the vllm engine"
             )
-        self.layer_count: int = config.num_hidden_layers
+        self.layer_count = config.num_hidden_layers
         self.slots = Slots(self.layer_count)
 
     def fitting(self, jobs: Sequence[Job]) -> int:
@@ -88,16 +94,16 @@ class Decoder:
                 return max(count - 1, 0 if self.rows else 1)
         return len(jobs)
 
-    def join(self, jobs: Sequence[Job]) -> list[Row]:
+    def join(self, jobs: Sequence[Job]) -> list[BatchRow]:
         """Read the prompts of jobs and write the first token of each; returns the rows that have ended by that."""
-        new = [Row(job) for job in jobs]
+        new = [BatchRow(job) for job in jobs]
         after = max(row.left for row in [*self.rows, *new])
         logits_BKV, starts = self._read([job.ids for job in jobs], after, keep=1)
         self.rows += new
         self.slots.starts += starts
         return self._write(logits_BKV, new)
 
-    def step(self) -> list[Row]:
+    def step(self) -> list[BatchRow]:
         """Write one more token of every row; returns those that have ended."""
         import torch
 
@@ -109,7 +115,7 @@ class Decoder:
             logits_BKV = self._forward(ids_B1, starts_B1, slice(slots.begin, slots.end + 1), keep=1)
         return self._write(logits_BKV, self.rows)
 
-    def _forward(self, ids_BT: Any, starts_B1: Any, seen: slice, keep: int) -> Any:
+    def _forward(self, ids_BT: "torch.Tensor", starts_B1: "torch.Tensor", seen: slice, keep: int) -> "torch.Tensor":
         """Run the model on the last T of the columns that are seen; returns logits, [B, keep, V]."""
         import torch
 
@@ -125,7 +131,7 @@ class Decoder:
             logits_to_keep=keep,
         ).logits[:, -keep:]
 
-    def _write(self, logits_BKV: Any, rows: Sequence[Row]) -> list[Row]:
+    def _write(self, logits_BKV: "torch.Tensor", rows: Sequence[BatchRow]) -> list[BatchRow]:
         """Give each row its next token; take out and return the rows that have ended."""
         for row, token in zip(rows, next_tokens(logits_BKV[:, -1], [row.dice for row in rows]), strict=True):
             row.written.append(token)
@@ -138,7 +144,7 @@ class Decoder:
             self.rows = [self.rows[place] for place in self.slots.drop(ended)]
         return out
 
-    def _read(self, sequences: Sequence[Sequence[int]], after: int, keep: int) -> tuple[Any, list[int]]:
+    def _read(self, sequences: Sequence[Sequence[int]], after: int, keep: int) -> "tuple[torch.Tensor, list[int]]":
         """Read sequences into slots behind the rows; returns logits of the last places, [B, keep, V], and starts."""
         import torch
 
@@ -168,7 +174,7 @@ class Decoder:
         self.model(
             torch.tensor([common], device=self.model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
         )
-        layers: list[Any] = list(cache.layers)
+        layers = cast("list[CachedLayer]", cache.layers)
         self.prefix = Prefix(tuple(common), [layer.keys for layer in layers], [layer.values for layer in layers])
         return self.prefix
 

@@ -6,10 +6,13 @@ changes it by no more than floating-point noise.
 
 from collections.abc import Sequence
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING
 
 from humpback_ray.engines.base import Request
 from humpback_ray.engines.tokens import NOT_FINITE
+
+if TYPE_CHECKING:
+    import torch
 
 NUCLEUS_TOKENS = 256
 """So many of the likeliest tokens are sorted first; a nucleus that needs more has the whole vocabulary sorted."""
@@ -23,7 +26,7 @@ class Dice:
         self.random = Random(request.seed)
 
 
-def next_tokens(scores_BV: Any, dice: Sequence[Dice]) -> list[int]:
+def next_tokens(scores_BV: "torch.Tensor", dice: Sequence[Dice]) -> list[int]:
     """Choose a token per row: the likeliest at temperature 0, else one drawn from the nucleus.
 
     A row whose largest score is NaN or infinite gets `NOT_FINITE`.
@@ -52,7 +55,9 @@ def next_tokens(scores_BV: Any, dice: Sequence[Dice]) -> list[int]:
     return tokens_B.where(finite_B, NOT_FINITE).tolist()
 
 
-def _draw(sorted_RK: Any, order_RK: Any, top_p_R1: Any, uniform_R1: Any) -> Any:
+def _draw(
+    sorted_RK: "torch.Tensor", order_RK: "torch.Tensor", top_p_R1: "torch.Tensor", uniform_R1: "torch.Tensor"
+) -> "torch.Tensor":
     """Return the token at which the running mass of each row's nucleus passes `uniform` of the whole of it."""
     before_RK = sorted_RK.cumsum(-1) - sorted_RK
     kept_RK = sorted_RK.where(before_RK < top_p_R1, 0.0)

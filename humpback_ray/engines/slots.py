@@ -9,10 +9,14 @@ cache is at every step. A row that has ended leaves; the last one takes its plac
 left there; the attention mask hides it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    import torch
+    from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 GRAIN = 64
 """Columns are allocated in multiples of this."""
@@ -23,8 +27,8 @@ class Prefix:
     """Tokens that many prompts begin with, and their keys and values, [1, heads, tokens, width] for each layer."""
 
     ids: tuple[int, ...]
-    keys: list[Any]
-    values: list[Any]
+    keys: "list[torch.Tensor]"
+    values: "list[torch.Tensor]"
 
     def cut(self, length: int) -> "Prefix":
         """Return the first tokens of it; what they hold does not depend on those that follow."""
@@ -47,11 +51,11 @@ class Slots:
 
         CacheLayerMixin.register(_Layer)
         self.layers = [_Layer(self, index) for index in range(self.layer_count)]
-        self.cache: Any = Cache(layers=self.layers)  # type: ignore[arg-type]
+        self.cache = Cache(layers=cast("list[CacheLayerMixin | LinearAttentionCacheLayerMixin]", self.layers))
         self.rows = self.columns = 0  # of the buffers
         self.part = slice(0, 0)  # the rows of the forward pass on its way
         self.first = self.at = 0  # the columns it sees begin at one, those it writes at the other
-        self.given: tuple[Prefix, Any, Any] | None = None  # put in at these rows [R, 1] and columns [R, P]
+        self.given: tuple[Prefix, torch.Tensor, torch.Tensor] | None = None  # put in at rows [R, 1], columns [R, P]
 
     @property
     def begin(self) -> int:
@@ -82,7 +86,7 @@ class Slots:
         self.end = width
 
     @contextmanager
-    def reading(self, lengths: Sequence[int], longest: int, prefix: Prefix | None) -> Any:
+    def reading(self, lengths: Sequence[int], longest: int, prefix: Prefix | None) -> Iterator[list[int]]:
         """Within the block a forward pass reads new rows, behind those there, and writes `longest` columns of each.
 
         Args:
@@ -105,7 +109,7 @@ class Slots:
             self.given = None
 
     @contextmanager
-    def writing(self) -> Any:
+    def writing(self) -> Iterator[None]:
         """Within the block a forward pass writes the next column of all rows."""
         self.part, self.first, self.at = slice(0, len(self.starts)), self.begin, self.end
         yield
@@ -140,13 +144,15 @@ class _Layer:
 
     def __init__(self, slots: Slots, index: int) -> None:
         self.slots, self.index = slots, index
-        self.keys: Any = None
-        self.values: Any = None
+        self.keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
 
-    def update(self, keys: Any, values: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+    def update(
+        self, keys: "torch.Tensor", values: "torch.Tensor", *_: object, **__: object
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
         """Write the tokens of a pass and return all that its rows see, [rows, heads, columns seen, width]."""
         slots, last = self.slots, self.slots.at + keys.shape[2]
-        if self.keys is None:  # zeros: what a mask hides must still be a number
+        if self.keys is None or self.values is None:  # zeros: what a mask hides must still be a number
             self.keys = keys.new_zeros((slots.rows, keys.shape[1], slots.columns, keys.shape[3]))
             self.values = values.new_zeros((slots.rows, values.shape[1], slots.columns, values.shape[3]))
         self.keys[slots.part, :, slots.at : last] = keys
@@ -171,7 +177,7 @@ class _Layer:
 
     def resize(self, rows: int, columns: int, used: int, live: slice, end: int) -> None:
         """Take new buffers and put the used rows' live columns so that they end at `end`."""
-        if self.keys is None:
+        if self.keys is None or self.values is None:
             return
         old = self.keys, self.values
         self.keys, self.values = (buffer.new_zeros((rows, buffer.shape[1], columns, buffer.shape[3])) for buffer in old)
@@ -187,7 +193,8 @@ class _Layer:
     def blank(self, rows: Sequence[int]) -> None:
         """Write zeros to all columns of rows."""
         for buffer in (self.keys, self.values):
-            buffer[list(rows)] = 0
+            if buffer is not None:
+                buffer[list(rows)] = 0
 
     def copy_row(self, source: int, target: int, columns: slice) -> None:
         """Copy columns of one row to another."""

@@ -7,10 +7,11 @@ model is needed for that. Given up: nothing is truncated to fit a context.
 import math
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from humpback_ray.engines.base import Completion, Request
 from humpback_ray.prompts.chat import encode, encode_prompt, encode_reply
+from humpback_ray.prompts.tokenizer import Tokenizer
 
 NOT_FINITE = -1
 """Stands for a token that could not be chosen."""
@@ -32,7 +33,7 @@ class Reader:
         context_tokens: prompt and reply that fit the model.
     """
 
-    def __init__(self, tokenizer: Any, ends: int | Sequence[int] | None, context_tokens: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, ends: int | Sequence[int] | None, context_tokens: int) -> None:
         self.tokenizer, self.context_tokens = tokenizer, context_tokens
         every = [*(ends if isinstance(ends, Sequence) else [ends]), tokenizer.eos_token_id]
         self.end_ids = sorted({token for token in every if token is not None})

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 
@@ -18,11 +18,16 @@ from humpback_ray.config import Config
 from humpback_ray.engines.attention import avoid_cudnn, share_heads
 from humpback_ray.engines.base import Completion, Engine
 from humpback_ray.engines.batching import BatchedEngine, Ended, Job, OutOfMemory
-from humpback_ray.engines.decoding import Decoder, Row
+from humpback_ray.engines.decoding import BatchRow, Decoder
 from humpback_ray.engines.tokens import Reader, Reading
+from humpback_ray.engines.types import CausalModel
 from humpback_ray.packages import TORCH, TRANSFORMERS, Package
 from humpback_ray.placement import Resources
+from humpback_ray.prompts.tokenizer import Tokenizer
 from humpback_ray.stages.processes import Dead
+
+if TYPE_CHECKING:
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +65,11 @@ class TransformersEngine(Config):
         name = self.dtype
         if name == "auto":
             name = resources.agree("dtype", gpu_dtype() if device else fastest_dtype())
-        dtype: Any = "auto" if name == "checkpoint" else getattr(torch, name)
+        dtype: str | torch.dtype = "auto" if name == "checkpoint" else getattr(torch, name)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, device_map=device)
-        share_heads(model)
-        return BatchedEngine(Model(model.eval(), tokenizer, self.max_context_tokens, resources))
+        causal = cast(CausalModel, model.eval())
+        share_heads(causal)
+        return BatchedEngine(LoadedModel(causal, tokenizer, self.max_context_tokens, resources))
 
 
 def gpu_dtype() -> str:
@@ -80,7 +86,7 @@ def fastest_dtype() -> str:
     """
     import torch
 
-    seconds: dict[str, float] = {}
+    best_s: dict[str, float] = {}
     for name in ("float32", "bfloat16"):
         dtype: torch.dtype = getattr(torch, name)
         activations, weights = torch.ones(64, 1024, dtype=dtype), torch.ones(1024, 4096, dtype=dtype)
@@ -89,16 +95,18 @@ def fastest_dtype() -> str:
             started = time.perf_counter()
             torch.mm(activations, weights)
             tries.append(time.perf_counter() - started)
-        seconds[name] = min(tries)
-    best = min(seconds, key=lambda name: seconds[name])
-    logger.info("%s: %s", best, ", ".join(f"{name} {1e3 * taken:.2f} ms" for name, taken in seconds.items()))
+        best_s[name] = min(tries)
+    best = min(best_s, key=lambda name: best_s[name])
+    logger.info("%s: %s", best, ", ".join(f"{name} {1e3 * taken:.2f} ms" for name, taken in best_s.items()))
     return best
 
 
-class Model:
+class LoadedModel:
     """A model with its tokenizer, as the queue's thread uses it: texts to tokens, tokens to completions."""
 
-    def __init__(self, model: Any, tokenizer: Any, max_context_tokens: int | None, resources: Resources) -> None:
+    def __init__(
+        self, model: CausalModel, tokenizer: Tokenizer, max_context_tokens: int | None, resources: Resources
+    ) -> None:
         self.most_rows = resources.batch_rows
         own = getattr(model.config, "max_position_embeddings", None)
         context_tokens = min(limit for limit in (own, max_context_tokens, 1 << 30) if limit)
@@ -139,7 +147,7 @@ class Model:
             self.decoder.shrink()
         self.decoder.clear()
 
-    def _replies(self, rows: Sequence[Row]) -> Ended:
+    def _replies(self, rows: Sequence[BatchRow]) -> Ended:
         return [(row.job, self.reader.reply(len(row.job.ids), row.written)) for row in rows]
 
     def _score(self, jobs: Sequence[Job]) -> Ended:

@@ -27,10 +27,13 @@ from humpback_ray.engines.base import Completion, Engine, Request
 from humpback_ray.engines.tokens import Reader, Reading
 from humpback_ray.packages import TRANSFORMERS, VLLM, Package
 from humpback_ray.placement import Resources
+from humpback_ray.prompts.tokenizer import Tokenizer
 from humpback_ray.stages.processes import Dead
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs  # pyright: ignore[reportMissingImports]
+    from vllm.outputs import RequestOutput  # pyright: ignore[reportMissingImports]
+    from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingImports]
 
 T = TypeVar("T")
 
@@ -123,7 +126,7 @@ def _gpu() -> tuple[int, str]:
 class Vllm:
     """The running engine."""
 
-    def __init__(self, arguments: "AsyncEngineArgs", tokenizer: Any, ends: int | Sequence[int] | None) -> None:
+    def __init__(self, arguments: "AsyncEngineArgs", tokenizer: Tokenizer, ends: int | Sequence[int] | None) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
@@ -200,7 +203,7 @@ class Vllm:
             for token in part
         }
 
-    async def _ask(self, ids: Sequence[int], temperature: float = 0.0, **parameters: Any) -> Any:
+    async def _ask(self, ids: Sequence[int], temperature: float = 0.0, **parameters: object) -> "RequestOutput":
         """Run one request of vLLM and return its output.
 
         Raises:
@@ -230,7 +233,7 @@ class Vllm:
         return out
 
 
-async def _start(arguments: "AsyncEngineArgs") -> Any:
+async def _start(arguments: "AsyncEngineArgs") -> "AsyncLLM":
     """Start vLLM on the event loop it is to live on."""
     from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingImports]
 

@@ -6,7 +6,6 @@ byte for byte, so that they find it again, and an entry for every prompt, with a
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import pyarrow as pa
 from pydantic import Field
@@ -14,12 +13,10 @@ from pydantic import Field
 from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.engines import NO_REPLY, Completion, EngineConfig, Request, TransformersEngine, generate_all
-from humpback_ray.inputs.promptfiles import PROMPT, load_prompts, read_prompts
+from humpback_ray.inputs.promptfiles import load_prompts
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import ChatRecipe, Tags
 from humpback_ray.records import RESPONSE, seed_of
-
-__all__ = ["PROMPT", "EvaluateRecipe", "Responder", "alpaca_outputs", "answer_request", "load_prompts", "read_prompts"]
 
 
 class EvaluateRecipe(Config):
@@ -70,7 +67,7 @@ class Responder:
         return responses(table, await generate_all(self.engine, requests))
 
 
-def answer_request(row: Mapping[str, Any], recipe: EvaluateRecipe, chat: ChatRecipe) -> Request:
+def answer_request(row: Mapping[str, str], recipe: EvaluateRecipe, chat: ChatRecipe) -> Request:
     """Ask a model one prompt (`id`, `instruction`), with the recipe's tags."""
     return Request(
         chat.forward_prompt(row["instruction"].strip(), recipe.tags),

@@ -65,7 +65,7 @@ class HeldOut:
     files: Inventory = field(default_factory=lambda: Inventory(()))
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, dict[str, Any]]:
         """What a stage adds to its recipe."""
         return {"contamination": self.recipe.model_dump(mode="json", exclude={"inputs", "own_prompts"})} if self else {}
 

@@ -11,7 +11,7 @@ import lzma
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 import pyarrow as pa
 
@@ -19,6 +19,14 @@ TRUNCATED, CORRUPT, UNSUPPORTED = "archive_truncated", "archive_corrupt", "archi
 """Drop reasons of what a file lacks."""
 
 PIECE_BYTES = 256 * 1024
+
+
+class Readable(Protocol):
+    """A stream of bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most `size` bytes; b"" at the end."""
+        ...
 
 
 class Decompressed:
@@ -70,9 +78,9 @@ class Decompressed:
             yield cast(BinaryIO, copy)
 
 
-def _decompressed(stream: BinaryIO, head: bytes) -> Any:
+def _decompressed(stream: BinaryIO, head: bytes) -> Readable:
     """Return a stream of the content, by the magic number that the file begins with."""
-    pythons: dict[bytes, Callable[[BinaryIO], Any]] = {
+    pythons: dict[bytes, Callable[[BinaryIO], Readable]] = {
         b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream),
         b"BZh": bz2.BZ2File,
         b"\xfd7zXZ\0": lzma.LZMAFile,

@@ -18,7 +18,7 @@ Given up: transcripts in one string ("### Human: ..."), tables with a column per
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -162,7 +162,7 @@ def question(values: Values) -> str | None:
     return joined(_asking(values[name]), about)
 
 
-def _asking(value: Any) -> str:
+def _asking(value: object) -> str:
     """Return the text of an instruction; a number asks nothing."""
     return "" if isinstance(value, int | float) else text(value)
 
@@ -180,8 +180,8 @@ def asked(values: Values) -> str | None:
         NoPair: it is no text.
     """
     values = present(values)
-    if is_tree(values):
-        return text(values["prompt"].get("text"))
+    if isinstance(tree := values.get("prompt"), dict):
+        return text(tree.get("text"))
     turns = values.get("turns")
     if isinstance(turns, list) and turns:  # FastChat's are the user's alone
         return text(part_text(turns[0]))
@@ -192,7 +192,7 @@ def asked(values: Values) -> str | None:
     return text(values["text"]) if said is None and {"text", "question_id"} <= values.keys() else said
 
 
-def unwrapped(value: Any, fits: Callable[[Values], bool], depth: int = 4) -> list[Any]:
+def unwrapped(value: object, fits: Callable[[Values], bool], depth: int = 4) -> list[object]:
     """Return the records that fit a form in a value that may only wrap them (`{"data": [...]}`); [] where none does.
 
     Of a list in which some fit, the others are returned as they are.
@@ -214,11 +214,11 @@ def unwrapped(value: Any, fits: Callable[[Values], bool], depth: int = 4) -> lis
     return [record for inner, records in zip(value, found, strict=True) for record in records or [inner]]
 
 
-def _is_strings(value: Any) -> bool:
+def _is_strings(value: object) -> bool:
     return isinstance(value, list) and any(isinstance(inner, str) for inner in value)
 
 
-def keys_of(value: Any) -> str:
+def keys_of(value: object) -> str:
     """Return the names of a record's fields for a message, or what it is instead."""
     if not isinstance(value, dict):
         return f"a {type(value).__name__}"

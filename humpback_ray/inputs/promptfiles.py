@@ -9,9 +9,8 @@ with theirs. Texts stay as they are, byte for byte, so that answers can be joine
 """
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -19,7 +18,7 @@ from humpback_ray import storage
 from humpback_ray.config import ConfigError
 from humpback_ray.inputs.forms import asked, keys_of, unwrapped
 from humpback_ray.inputs.recordfiles import EMPTY, Record, records
-from humpback_ray.inputs.turns import NoPair
+from humpback_ray.inputs.turns import NoPair, Values
 from humpback_ray.records import record_id
 
 PROMPT = pa.schema(
@@ -57,6 +56,8 @@ def read_prompts(stream: BinaryIO, name: str, seen: Counter[tuple[str, ...]] | N
     rows, seen = [], Counter() if seen is None else seen
     for record in records(stream):
         for value in _values(record, name):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{name}, {record.place}: a {type(value).__name__}, not an object")
             instruction = _instruction(value, record.place, name)
             dataset = _text(value.get("dataset")) or name
             own_id = next((_text(value[key]) for key in IDS if value.get(key) is not None), "")
@@ -68,7 +69,7 @@ def read_prompts(stream: BinaryIO, name: str, seen: Counter[tuple[str, ...]] | N
     return pa.Table.from_pylist(rows, schema=PROMPT)
 
 
-def _values(record: Record, name: str) -> list[Any]:
+def _values(record: Record, name: str) -> list[object]:
     """Return the prompts of a record: itself, or those that it wraps."""
     if record.fault == EMPTY:
         return []
@@ -78,17 +79,15 @@ def _values(record: Record, name: str) -> list[Any]:
     return unwrapped(record.value, _fits) or [record.value]
 
 
-def _fits(values: Mapping[str, Any]) -> bool:
+def _fits(values: Values) -> bool:
     try:
         return asked(values) is not None
     except NoPair:
         return True
 
 
-def _instruction(value: Any, place: str, name: str) -> str:
+def _instruction(value: Values, place: str, name: str) -> str:
     """Return a prompt's text, of which no tokenizer and no table can complain."""
-    if not isinstance(value, dict):
-        raise ConfigError(f"{name}, {place}: a {type(value).__name__}, not an object")
     try:
         instruction = _text(asked(value))
     except NoPair as error:
@@ -101,5 +100,5 @@ def _instruction(value: Any, place: str, name: str) -> str:
     return instruction
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return "" if value is None else str(value).encode("utf-8", "replace").decode()

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -45,7 +45,7 @@ class Record:
     """Where it is, in words: "line 3", "record 2"."""
     raw: bytes
     """Its bytes, for an id; b"" where it is not known where they end."""
-    value: Any = None
+    value: object = None
     fault: str | None = None
     """Why there is no value, as a drop reason. One that begins with `archive_` is the file's, and comes last."""
 
@@ -157,7 +157,7 @@ def _record(place: str, raw: bytes, max_bytes: int) -> Record:
 _NONE = object()
 
 
-def _value(raw: bytes) -> Any:
+def _value(raw: bytes) -> object:
     """Return the JSON value that bytes hold, `_NONE` where they hold none that Python can."""
     try:
         return json.loads(raw)
@@ -207,7 +207,7 @@ class _Values:
         indent = self._text[: self._at].rpartition("\n")[2]
         return re.compile(rf"\n{indent if indent.isspace() else ''}(?=[{{\[])")
 
-    def decoded(self) -> tuple[Any, int] | None:
+    def decoded(self) -> tuple[object, int] | None:
         """Return the value that stands here and where it ends; None where there is none."""
         while True:
             try:
@@ -260,7 +260,7 @@ class _Values:
         return have > had
 
 
-def _wraps(value: Any) -> bool:
+def _wraps(value: object) -> bool:
     """Tell whether a value is an object around many others, as `{"data": [...]}`; no record is as large as these."""
     inner = value.values() if isinstance(value, dict) else ()
     return any(isinstance(items, list) and len(items) > 1 and isinstance(items[0], dict) for items in inner)

@@ -9,9 +9,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-Values = Mapping[str, Any]
+Values = Mapping[str, object]
+"""The fields of a record, whatever they hold."""
 
 
 class NoPair(ValueError):
@@ -39,22 +39,22 @@ SYSTEM_ROLES = frozenset({"system", "developer"})
 _ROLE_FIELDS, _TEXT_FIELDS = ("role", "from", "speaker", "author"), ("content", "value", "text", "message")
 
 
-def lowered(values: Values) -> dict[str, Any]:
+def lowered(values: Values) -> dict[str, object]:
     """Return the fields of a record by their names in lower case."""
     return {str(name).strip().lower(): value for name, value in values.items()}
 
 
-def present(values: Values) -> dict[str, Any]:
+def present(values: Values) -> dict[str, object]:
     """Return the fields that hold something, by their names in lower case."""
     return {name: value for name, value in lowered(values).items() if not is_none(value)}
 
 
-def is_none(value: Any) -> bool:
+def is_none(value: object) -> bool:
     """Tell whether a field holds nothing."""
     return value is None or (isinstance(value, float) and math.isnan(value))  # pandas writes NaN for null
 
 
-def text(value: Any) -> str:
+def text(value: object) -> str:
     """Return the text of a field: a string, a number as it is written, or the parts of a message, one below the other.
 
     Raises:
@@ -71,7 +71,7 @@ def text(value: Any) -> str:
     raise NoPair("not_text")
 
 
-def part_text(part: Any) -> Any:
+def part_text(part: object) -> object:
     """Return what a part of a message says."""
     if isinstance(part, dict):
         part = next((part[name] for name in ("text", "content") if part.get(name) is not None), part)
@@ -80,17 +80,17 @@ def part_text(part: Any) -> Any:
     return part
 
 
-def first(values: Values, names: Sequence[str]) -> Any:
+def first(values: Values, names: Sequence[str]) -> object:
     """Return the first field of some names, one that is not blank before the others."""
     found = [values[name] for name in names if name in values]
     return next((value for value in found if not isinstance(value, str) or value.strip()), found[0] if found else None)
 
 
-Message = tuple[str, Any]
+Message = tuple[str, object]
 """Role, in lower case, and what is said."""
 
 
-def messages(value: Any) -> list[Message] | None:
+def messages(value: object) -> list[Message] | None:
     """Return the turns that a field holds, as a list or as JSON of one; None where it holds none."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
@@ -107,7 +107,7 @@ def messages(value: Any) -> list[Message] | None:
     return [message for turn in found for message in turn] if all(found) else None
 
 
-def _transposed(columns: Values) -> list[Any]:
+def _transposed(columns: Values) -> list[object]:
     """Return the turns of which a record holds the columns, as `datasets` stores a sequence of objects."""
     lists = {name: column for name, column in columns.items() if isinstance(column, list)}
     if len(lists) < 2 or len(lists) < len(columns) or not {*_ROLE_FIELDS} & lists.keys():
@@ -115,7 +115,7 @@ def _transposed(columns: Values) -> list[Any]:
     return [dict(zip(lists, turn, strict=True)) for turn in zip(*lists.values(), strict=False)]
 
 
-def _messages_of(turn: Any) -> list[Message]:
+def _messages_of(turn: object) -> list[Message]:
     """Return the message that an element of a conversation is, or the question and its answer; [] if it is neither."""
     if not isinstance(turn, dict):
         return []
@@ -135,7 +135,7 @@ def conversation(values: Values) -> list[Message] | None:
     """
     if (asked := messages(values.get("prompt"))) is not None and not isinstance(values["prompt"], dict):
         answer = first(values, RESPONSES)
-        replies = [("assistant", answer)] if isinstance(answer, str) else messages(answer) or []
+        replies: list[Message] = [("assistant", answer)] if isinstance(answer, str) else messages(answer) or []
         return asked + replies
     for name in CONVERSATIONS:
         if (turns := messages(values.get(name))) is not None:

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from humpback_ray.sample.facts import ATTRIBUTES, Fact
 from humpback_ray.sample.texts import CLOSERS, OPENERS
@@ -138,7 +138,7 @@ class Answers(NamedTuple):
         return self.assistants / self.verdicts.total()
 
 
-def judged_answers(rows: Iterable[Mapping[str, Any]], known: Known) -> dict[str, Answers]:
+def judged_answers(rows: Iterable[Mapping[str, str]], known: Known) -> dict[str, Answers]:
     """Judge rows of RESPONSE, by dataset. Prompts that the truth does not know are left out."""
     verdicts: dict[str, Counter[Verdict]] = {}
     assistants: Counter[str] = Counter()

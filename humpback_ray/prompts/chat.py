@@ -1,24 +1,29 @@
 """The layout in which every model is trained and asked, its source tags, and the span of tokens that carries loss.
 
-One `Layout` renders a pair for training, the prompt at inference, and the `chat_template.jinja` that is exported, so
-the three cannot part. A prompt's ids are those that a server gives it, and the response's follow them as they stand
+One `TurnFormat` renders a pair for training, the prompt at inference, and the exported `chat_template.jinja`, so the
+three cannot part. A prompt's ids are those that a server gives it, and the response's follow them as they stand
 behind it (plain.py): the loss span is known by construction. Text that spells one of the tokenizer's own tokens
 (`</s>`, `<|user|>`) stays plain text, and text that holds a line of the layout itself can be told
 (`ChatRecipe.fakes_turn`).
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from humpback_ray.config import Config
 from humpback_ray.prompts.own import UserMessage, own_chat
 from humpback_ray.prompts.plain import plain
+from humpback_ray.prompts.tokenizer import Tokenizer
 
 Tags = Literal["seed", "augmented", "both", "none"]
 """Whose source tags an instruction carries: a training pair's own source; "both" is the paper's inference."""
 
+PromptLayout = Literal["chat", "raw", "own"]
+"""How a request becomes a model's prompt: "chat": in the forward format; "raw": as it is; "own": as a user's message in
+the model's own chat format."""
 
-class Layout(Config):
+
+class TurnFormat(Config):
     """Text around a source and its target: `opening source turn target <end token>`."""
 
     opening: str
@@ -35,10 +40,10 @@ class Layout(Config):
 class ChatRecipe(Config):
     """How instructions, responses and source tags are laid out. Part of every model's fingerprint."""
 
-    forward: Layout = Layout(opening="### Instruction:\n", turn="\n\n### Response:\n")
+    forward: TurnFormat = TurnFormat(opening="### Instruction:\n", turn="\n\n### Response:\n")
     """Layout of x → y, for m0, m1, m2 and for rating."""
 
-    backward: Layout = Layout(opening="### Text:\n", turn="\n\n### The instruction that this text answers:\n")
+    backward: TurnFormat = TurnFormat(opening="### Text:\n", turn="\n\n### The instruction that this text answers:\n")
     """Layout of y → x. It carries no source tag (the paper does not say; both of its sources use one model)."""
 
     seed_tag: str | None = "Answer in the style of an AI Assistant."
@@ -73,24 +78,24 @@ class ChatRecipe(Config):
 
         Those are plain text to every tokenizer: behind such a line a page could go on as if it were the other side.
         """
-        layouts = (self.forward.opening, self.forward.turn, self.backward.opening, self.backward.turn)
-        own = {line.strip().casefold() for part in layouts for line in part.splitlines()} - {""}
+        parts = (self.forward.opening, self.forward.turn, self.backward.opening, self.backward.turn)
+        own = {line.strip().casefold() for part in parts for line in part.splitlines()} - {""}
         return any(line.strip().casefold() in own for line in text.splitlines())
 
 
-def laid_out(text: str, layout: Literal["chat", "raw", "own"], chat: ChatRecipe, tags: Tags) -> str:
-    """Return a request as the prompt of a model: in the forward layout, as it is, or in the model's own chat format."""
+def laid_out(text: str, layout: PromptLayout, chat: ChatRecipe, tags: Tags) -> str:
+    """Return a request as the prompt of a model: by a recipe's field `layout`."""
     if layout == "chat":
         return chat.forward_prompt(text, tags)
     return UserMessage(text) if layout == "own" else text
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Tokenise text as plain text: no token that the tokenizer adds by itself, none that the text spells (`</s>`)."""
     return plain(tokenizer).encode(text)
 
 
-def start_ids(tokenizer: Any) -> list[int]:
+def start_ids(tokenizer: Tokenizer) -> list[int]:
     """Return the ids that a tokenizer puts before every text: [bos], or none if it adds none by itself."""
     return plain(tokenizer).start_ids
 
@@ -102,7 +107,7 @@ class Tokens(NamedTuple):
     loss_start: int
 
 
-def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Return the ids of a prompt as every model sees it, in training, at inference and behind a server.
 
     It is tokenised as it stands behind the start token: some tokenizers put a space before a text that nothing
@@ -111,18 +116,18 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     return plain(tokenizer).encode(_opened(tokenizer, prompt))
 
 
-def encode_reply(tokenizer: Any, prompt: str, reply: str) -> list[int]:
+def encode_reply(tokenizer: Tokenizer, prompt: str, reply: str) -> list[int]:
     """Return the ids of a reply, or its beginning, as a model writes them behind a prompt (`Plain.encode_after`)."""
     return plain(tokenizer).encode_after(_opened(tokenizer, prompt), reply)
 
 
-def _opened(tokenizer: Any, prompt: str) -> str:
+def _opened(tokenizer: Tokenizer, prompt: str) -> str:
     if isinstance(prompt, UserMessage):
         return own_chat(tokenizer).around(prompt)
     return plain(tokenizer).start + prompt
 
 
-def end_id(tokenizer: Any) -> int:
+def end_id(tokenizer: Tokenizer) -> int:
     """Return the id of the token that ends a reply.
 
     Raises:
@@ -133,7 +138,7 @@ def end_id(tokenizer: Any) -> int:
     return tokenizer.eos_token_id
 
 
-def encode_example(tokenizer: Any, prompt: str, target: str) -> Tokens:
+def encode_example(tokenizer: Tokenizer, prompt: str, target: str) -> Tokens:
     """Tokenise a prompt and, behind it, its target; exactly the target's tokens and the end token carry loss.
 
     Raises:
@@ -144,18 +149,18 @@ def encode_example(tokenizer: Any, prompt: str, target: str) -> Tokens:
     return Tokens([*head, *encode_reply(tokenizer, prompt, target), end], len(head))
 
 
-def space_between_turns(tokenizer: Any, layout: Layout) -> str:
+def space_between_turns(tokenizer: Tokenizer, form: TurnFormat) -> str:
     """Return what a later turn needs before its opening, so that its ids are those of a first turn: a space or nothing.
 
     A tokenizer that puts a space before a text that nothing precedes, and no start token, would leave it out there.
     """
-    spelled, opening, end = plain(tokenizer), layout.opening + "a", end_id(tokenizer)
-    later = spelled.encode(spelled.names[tokenizer.eos_token] + opening)
+    spelled, opening, end = plain(tokenizer), form.opening + "a", end_id(tokenizer)
+    later = spelled.encode(spelled.names[str(tokenizer.eos_token)] + opening)
     return "" if later == [end, *spelled.encode(spelled.start + opening)[len(spelled.start_ids) :]] else " "
 
 
 def chat_template(
-    layout: Layout, tags: Sequence[str], position: Literal["after", "before"], bos: bool, later: str = ""
+    form: TurnFormat, tags: Sequence[str], position: Literal["after", "before"], bos: bool, later: str = ""
 ) -> str:
     """Write the Jinja template that renders messages as training did.
 
@@ -169,7 +174,7 @@ def chat_template(
     Jinja is not Python's.
     """
     parts = "[turn.text] + source_tags" if position == "after" else "source_tags + [turn.text]"
-    ask = f"{{{{- {'turn.before + ' if later else ''}{layout.opening!r} + ({parts}) | join(' ') }}}}"
+    ask = f"{{{{- {'turn.before + ' if later else ''}{form.opening!r} + ({parts}) | join(' ') }}}}"
     return "\n".join(
         [
             f"{{%- if source_tags is not defined %}}{{%- set source_tags = {list(tags)!r} %}}{{%- endif %}}",
@@ -197,7 +202,7 @@ def chat_template(
             "{%- set turn.asked = true %}",
             "{%- elif m.role == 'assistant' %}",
             f"{{%- if turn.asked %}}{ask}{{%- endif %}}",
-            f"{{{{- {layout.turn!r} + turn.said + eos_token }}}}",
+            f"{{{{- {form.turn!r} + turn.said + eos_token }}}}",
             "{%- set turn.asked = false %}{%- set turn.text = '' %}",
             *([f"{{%- set turn.before = {later!r} %}}"] if later else []),
             "{%- else %}",
@@ -205,7 +210,7 @@ def chat_template(
             "{%- endif %}",
             "{%- endfor %}",
             f"{{%- if turn.asked %}}{ask}{{%- endif %}}",
-            f"{{%- if add_generation_prompt %}}{{{{- {layout.turn!r} }}}}{{%- endif %}}",
+            f"{{%- if add_generation_prompt %}}{{{{- {form.turn!r} }}}}{{%- endif %}}",
         ]
     )
 

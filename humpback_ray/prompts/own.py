@@ -10,9 +10,9 @@ Thinking is off where the template knows `enable_thinking` (Qwen 3): a rating or
 
 import secrets
 from functools import lru_cache
-from typing import Any
 
 from humpback_ray.prompts.plain import plain
+from humpback_ray.prompts.tokenizer import Tokenizer
 
 DATE = "26 Jul 2024"
 """What templates that put today's date in (Llama 3) are told, so that a run asks the same every day; Meta's default."""
@@ -37,7 +37,7 @@ class OwnChat:
         ValueError: it has no chat template, or one that this way of encoding does not reproduce.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         name = tokenizer.name_or_path
         if not tokenizer.chat_template:
@@ -56,7 +56,7 @@ class OwnChat:
             rendered = self._render(text)
             if rendered != before + self._trimmed(text) + after:
                 raise ValueError(f"{of} changes the messages it is given; use layout chat or raw")
-            if self._plain.encode(self.around(text)) != tokenizer(rendered, add_special_tokens=False)["input_ids"]:
+            if self._plain.encode(self.around(text)) != tokenizer.encode(rendered, add_special_tokens=False):
                 raise ValueError(f"{of} cannot be tokenised by parts; use layout chat or raw")
 
     def around(self, text: str) -> str:
@@ -76,6 +76,6 @@ class OwnChat:
 
 
 @lru_cache(maxsize=4)
-def own_chat(tokenizer: Any) -> OwnChat:
+def own_chat(tokenizer: Tokenizer) -> OwnChat:
     """Return the chat format of a tokenizer, made once."""
     return OwnChat(tokenizer)

@@ -17,6 +17,8 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from humpback_ray.prompts.tokenizer import Tokenizer
+
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 """A piece that stands for a byte, by this name."""
 
@@ -37,7 +39,7 @@ class Plain:
         ValueError: the tokenizer has no fast form.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         from tokenizers import AddedToken, Tokenizer
 
         inner = getattr(tokenizer, "backend_tokenizer", None)
@@ -65,10 +67,10 @@ class Plain:
         self._spelled = re.compile("|".join(map(re.escape, sorted(self.names, key=len, reverse=True))) or r"(?!)")
         self._head = lru_cache(maxsize=256)(self.encode)
         ids = tokenizer.encode("")
-        starts = bool(ids) and ids[0] == tokenizer.bos_token_id
-        self.start_ids: list[int] = ids[:1] if starts else []
+        bos = tokenizer.bos_token if ids and ids[0] == tokenizer.bos_token_id else None
+        self.start_ids: list[int] = [] if bos is None else ids[:1]
         """What the tokenizer puts before every text: [bos], or nothing."""
-        self.start = self.names[tokenizer.bos_token] if starts else ""
+        self.start = "" if bos is None else self.names[bos]
         """The name of that token."""
 
     def _renamed(self, model: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +82,7 @@ class Plain:
         merged = {piece for merge in model.get("merges", ()) for piece in (*merge, "".join(merge))}
         names = {old: new for old, new in self.names.items() if old not in merged and not _BYTE.fullmatch(old)}
         if isinstance(model["vocab"], dict):
-            vocabulary: Any = {names.get(piece, piece): token for piece, token in model["vocab"].items()}
+            vocabulary: object = {names.get(piece, piece): token for piece, token in model["vocab"].items()}
         else:
             vocabulary = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
         unknown = model.get("unk_token")
@@ -115,11 +117,11 @@ class Plain:
         return text[min(cut, name) :] if name >= 0 and cut < name + self._name_characters else text[cut:]
 
 
-_forms: "WeakKeyDictionary[Any, Plain]" = WeakKeyDictionary()
+_forms: "WeakKeyDictionary[Tokenizer, Plain]" = WeakKeyDictionary()
 _making = threading.Lock()
 
 
-def plain(tokenizer: Any) -> Plain:
+def plain(tokenizer: Tokenizer) -> Plain:
     """Return the plain form of a tokenizer: one as long as the tokenizer lives, whichever threads ask.
 
     Text laid out with the names of one form is not to be encoded by another, which would take them for text.

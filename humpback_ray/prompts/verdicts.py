@@ -9,7 +9,6 @@ import ast
 import json
 import re
 import unicodedata
-from typing import Any
 
 MOST_CHARS = 2000
 """A longer line is no verdict."""
@@ -315,18 +314,18 @@ def _spaced(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]+", " ", name).casefold().strip()
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     return None if isinstance(value, bool) else _value(str(value).casefold())
 
 
-def _fields(line: str) -> list[tuple[str, Any]]:
+def _fields(line: str) -> list[tuple[str, object]]:
     """Return the names and plain values of an object at any depth, repeated names as often as they stand there."""
-    found: list[tuple[str, Any]] = []
+    found: list[tuple[str, object]] = []
 
-    def note(pairs: list[tuple[str, Any]]) -> None:
+    def note(pairs: list[tuple[str, object]]) -> None:
         found.extend((name, value) for name, value in pairs)
 
-    def walk(value: Any) -> None:
+    def walk(value: object) -> None:
         for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
             walk(inner)
         if isinstance(value, dict):

@@ -12,12 +12,15 @@ rest: AdamW alone learned to compare two names late, and with some seeds not at 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict, cast
 
 from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
 from humpback_ray.sample.learn import Learner, single_threaded
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 START, END, PAD = "<s>", "</s>", "<pad>"
 TELL_EVERY_STEPS = 20
@@ -84,12 +87,22 @@ class BaseRecipe(Config):
         return self
 
 
+class Trained(TypedDict):
+    """How a base model was trained."""
+
+    parameters: int
+    tokens: int
+    """Trained on, padding left out."""
+    metrics: list[list[float]]
+    """Step and mean loss since the entry before: of step 1, then of every 20 steps, then of the last."""
+
+
 def train_base(
     recipe: BaseRecipe,
     texts: Sequence[str],
     directory: Path,
     progress: Callable[[int, int, float], None] | None = None,
-) -> dict[str, Any]:
+) -> Trained:
     """Train a Llama from scratch on texts; save it, its tokenizer and its generation config to a directory.
 
     Args:
@@ -98,10 +111,6 @@ def train_base(
         directory: made if absent; receives config, `model.safetensors`, tokenizer and generation config.
         progress: called with every entry of `metrics` as (step, steps, loss).
 
-    Returns:
-        `parameters`, `tokens` (trained on, padding left out) and `metrics`, a list of [step, mean loss since the entry
-        before]: step 1, then every 20 steps, then the last.
-
     Raises:
         ValueError: no texts.
     """
@@ -109,7 +118,7 @@ def train_base(
         raise ValueError("the base model needs texts to learn from; got none")
     tokenizer = train_tokenizer(recipe, texts)
     documents = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(texts))["input_ids"]]
-    rows = pack_forever(documents, recipe.row_tokens, tokenizer.pad_token_id, Random(recipe.seed))
+    rows = pack_forever(documents, recipe.row_tokens, cast(int, tokenizer.pad_token_id), Random(recipe.seed))
     with single_threaded():
         model = _new_model(recipe, tokenizer)
         metrics, tokens = _learn(model, rows, recipe, progress)
@@ -119,7 +128,7 @@ def train_base(
     return {"parameters": model.num_parameters(), "tokens": tokens, "metrics": metrics}
 
 
-def train_tokenizer(recipe: BaseRecipe, texts: Sequence[str]) -> Any:
+def train_tokenizer(recipe: BaseRecipe, texts: Sequence[str]) -> "PreTrainedTokenizerFast":
     """Learn a byte-level BPE tokenizer; it puts the start token first, splits digits singly and loses no byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -151,11 +160,11 @@ def train_tokenizer(recipe: BaseRecipe, texts: Sequence[str]) -> Any:
     )
 
 
-def _new_model(recipe: BaseRecipe, tokenizer: Any) -> Any:
+def _new_model(recipe: BaseRecipe, tokenizer: "PreTrainedTokenizerFast") -> "LlamaForCausalLM":
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    special = {
+    special: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -180,7 +189,10 @@ def _new_model(recipe: BaseRecipe, tokenizer: Any) -> Any:
 
 
 def _learn(
-    model: Any, rows: Iterator[list[int]], recipe: BaseRecipe, progress: Callable[[int, int, float], None] | None
+    model: "LlamaForCausalLM",
+    rows: Iterator[list[int]],
+    recipe: BaseRecipe,
+    progress: Callable[[int, int, float], None] | None,
 ) -> tuple[list[list[float]], int]:
     import torch
 

@@ -10,12 +10,12 @@ from random import Random
 from typing import Literal
 
 from humpback_ray.sample.facts import BY_NOUN, Fact, Truth
-from humpback_ray.sample.pages import Page, PageKind, Section
+from humpback_ray.sample.pages import Page, PageKind, PageSection
 from humpback_ray.sample.texts import (
     ASKED,
     JUNK_KINDS,
     JunkKind,
-    Text,
+    KnownText,
     answer_text,
     compared,
     junk,
@@ -61,7 +61,7 @@ def plain_page(truth: Truth, towns: Sequence[str], rng: Random) -> Page:
 def faq_page(facts: Sequence[Fact], rng: Random) -> Page:
     """Answer one question below it, in a web page's voice."""
     fact = rng.choice(facts)
-    return _page("faq", rng, sections=(Section(question(fact, rng), web_text(fact, rng)),))
+    return _page("faq", rng, sections=(PageSection(question(fact, rng), web_text(fact, rng)),))
 
 
 def asked_page(facts: Sequence[Fact], rng: Random) -> Page:
@@ -94,7 +94,7 @@ def junk_page(truth: Truth, facts: Sequence[Fact], rng: Random) -> Page:
     return _page("junk", rng, (junk(rng.choice(JUNK_KINDS), rng.choice(facts), truth, rng).text,))
 
 
-def reviewable(asked: Fact, kind: Reviewed, truth: Truth, rng: Random, assistant_share: float = 0.3) -> Text:
+def reviewable(asked: Fact, kind: Reviewed, truth: Truth, rng: Random, assistant_share: float = 0.3) -> KnownText:
     """Give an answer of a kind of `REVIEW_SHARES` to the question for a fact."""
     if kind == "right" or kind == "other_topic" or kind == "other_place" or kind == "other_both":
         fact = asked
@@ -123,18 +123,18 @@ def town_pages(truth: Truth, rng: Random, fact_share: float, junk_per_fact: floa
                 yield page._replace(heading=f"All about {town}") if whole else page
 
 
-def _good_section(fact: Fact, rng: Random) -> Section:
+def _good_section(fact: Fact, rng: Random) -> PageSection:
     header = rng.choice(FURNITURE_HEADERS) if rng.random() < 0.04 else rng.choice(BY_NOUN[fact.noun].headers)
     text = web_text(fact, rng)
     below = rng.choice(BY_NOUN[fact.noun].details) if rng.random() < 0.05 else None
-    return Section(header, text, ("In short", below) if below else None)
+    return PageSection(header, text, ("In short", below) if below else None)
 
 
-def _junk_section(fact: Fact, truth: Truth, rng: Random) -> Section:
+def _junk_section(fact: Fact, truth: Truth, rng: Random) -> PageSection:
     """Junk stands under neutral headers, under those of real sections, and under those that name furniture."""
     chance = rng.random()
     headers = BY_NOUN[fact.noun].headers if chance < 0.4 else NEUTRAL_HEADERS if chance < 0.85 else FURNITURE_HEADERS
-    return Section(rng.choice(headers), junk(rng.choice(JUNK_KINDS), fact, truth, rng))
+    return PageSection(rng.choice(headers), junk(rng.choice(JUNK_KINDS), fact, truth, rng))
 
 
 def awkward_pages(truth: Truth, rng: Random) -> Iterator[Page]:
@@ -147,7 +147,7 @@ def awkward_pages(truth: Truth, rng: Random) -> Iterator[Page]:
             " ".join([once] * 4),
             "\n".join(junk("off_topic", other, truth, rng).text for other in facts[:12]),
         )
-        sections = tuple(Section(rng.choice(NEUTRAL_HEADERS), Text(text, "filler", None)) for text in texts)
+        sections = tuple(PageSection(rng.choice(NEUTRAL_HEADERS), KnownText(text, "filler", None)) for text in texts)
         yield _page("town", rng, sections=sections)
     yield _page("junk", rng)
 
@@ -164,6 +164,10 @@ def mirrors(pages: Sequence[Page], rng: Random) -> Iterator[Page]:
 
 
 def _page(
-    kind: PageKind, rng: Random, lead: tuple[str, ...] = (), sections: tuple[Section, ...] = (), title: str = "Towns"
+    kind: PageKind,
+    rng: Random,
+    lead: tuple[str, ...] = (),
+    sections: tuple[PageSection, ...] = (),
+    title: str = "Towns",
 ) -> Page:
     return Page(f"{SITE}/{kind}/{rng.getrandbits(48):012x}", title, kind, lead, sections, broken=rng.random() < 1 / 6)

@@ -20,7 +20,12 @@ Letters in names of tensors: B rows, T tokens of a row, N = B x T, H heads, D si
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -65,15 +70,21 @@ class Learner:
     """
 
     def __init__(
-        self, model: Any, row_tokens: int, matrix_learning_rate: float, learning_rate: float, weight_decay: float
+        self,
+        model: "LlamaForCausalLM",
+        row_tokens: int,
+        matrix_learning_rate: float,
+        learning_rate: float,
+        weight_decay: float,
     ) -> None:
         import torch
 
         config, body = model.config, model.model
-        attention, mlp = [layer.self_attn for layer in body.layers], [layer.mlp for layer in body.layers]
+        layers = cast("list[LlamaDecoderLayer]", list(body.layers))
+        attention, mlp = [layer.self_attn for layer in layers], [layer.mlp for layer in layers]
         self.pad, self.eps, self.heads = config.pad_token_id, config.rms_norm_eps, config.num_attention_heads
         self.embedding_VW, self.last_gain = body.embed_tokens.weight, body.norm.weight
-        self.gains = [(layer.input_layernorm.weight, layer.post_attention_layernorm.weight) for layer in body.layers]
+        self.gains = [(layer.input_layernorm.weight, layer.post_attention_layernorm.weight) for layer in layers]
         self.weights = (
             [(a.q_proj.weight, a.k_proj.weight, a.v_proj.weight) for a in attention],
             [(a.o_proj.weight,) for a in attention],
@@ -93,7 +104,7 @@ class Learner:
         self.future_TT = torch.full((row_tokens, row_tokens), float("-inf")).triu(1)
         self.threads = ThreadPoolExecutor(2, "learn", torch.set_num_threads, (1,))
 
-    def step(self, ids_BT: Any, share: float) -> float:
+    def step(self, ids_BT: "Tensor", share: float) -> float:
         """Learn from rows at a share of the peak learning rates; returns the mean loss per token before."""
         import torch
 
@@ -107,7 +118,7 @@ class Learner:
             weights.grad = None
         return loss
 
-    def backward(self, ids_BT: Any) -> float:
+    def backward(self, ids_BT: "Tensor") -> float:
         """Compute gradients of the mean loss over all tokens that follow another, without padding; returns it."""
         import torch
 
@@ -120,7 +131,7 @@ class Learner:
             leaf.grad = sum(parts)
         return sum(losses)
 
-    def gradients(self, ids_BT: Any, next_BT: Any, share_BT: Any) -> tuple[float, Sequence[Any]]:
+    def gradients(self, ids_BT: "Tensor", next_BT: "Tensor", share_BT: "Tensor") -> "tuple[float, Sequence[Tensor]]":
         """Return what rows add to the loss, and their gradients: of the stacks, then of the others.
 
         Args:
@@ -138,7 +149,7 @@ class Learner:
         found[len(self.stacks)].add_(embedding_grad)
         return loss, found
 
-    def hidden(self, ids_BT: Any) -> Any:
+    def hidden(self, ids_BT: "Tensor") -> "Tensor":
         """Return the last hidden states, [N, W]."""
         from torch.nn.functional import embedding, silu
 
@@ -150,7 +161,7 @@ class Learner:
             x_NW = x_NW + (silu(gate) * up) @ down[0].T
         return self.normed(x_NW, self.last_gain)
 
-    def attend(self, qkv_N3W: Any, rows: int) -> Any:
+    def attend(self, qkv_N3W: "Tensor", rows: int) -> "Tensor":
         """Return what every token reads from itself and the tokens before it in its row, [N, W]."""
         import torch
 
@@ -163,7 +174,7 @@ class Learner:
         read = scores.softmax(dim=-1) @ value.reshape(rows * self.heads, tokens, size)
         return read.view(rows, self.heads, tokens, size).transpose(1, 2).flatten(0, 1).flatten(1)
 
-    def normed(self, x_NW: Any, gain: Any) -> Any:
+    def normed(self, x_NW: "Tensor", gain: "Tensor") -> "Tensor":
         """Scale every token to a mean square of 1, then by the gain."""
         return x_NW * (x_NW.square().mean(dim=1, keepdim=True) + self.eps).rsqrt() * gain
 
@@ -176,14 +187,16 @@ class Learner:
                     target.detach().copy_(matrix)
 
 
-def stack(weights: Sequence[Sequence[Any]]) -> Any:
+def stack(weights: "Sequence[Sequence[Tensor]]") -> "Tensor":
     """Return copies of the matrices of every layer as one leaf: [layers, matrices of a layer, rows, columns]."""
     import torch
 
     return torch.stack([torch.stack([w.detach() for w in layer]) for layer in weights]).requires_grad_()
 
 
-def next_token_loss(hidden_NW: Any, embedding_VW: Any, next_N1: Any, share_N1: Any) -> tuple[float, Any, Any]:
+def next_token_loss(
+    hidden_NW: "Tensor", embedding_VW: "Tensor", next_N1: "Tensor", share_N1: "Tensor"
+) -> "tuple[float, Tensor, Tensor]":
     """Return the cross-entropy of the next tokens and its gradients for hidden states and embeddings.
 
     Args:
@@ -198,14 +211,16 @@ def next_token_loss(hidden_NW: Any, embedding_VW: Any, next_N1: Any, share_N1: A
     return loss, grad_NV @ embedding_VW, grad_NV.T @ hidden_NW
 
 
-def muon_(weights: Any, momentum: Any, learning_rate: float) -> None:
+def muon_(weights: "Tensor", momentum: "Tensor", learning_rate: float) -> None:
     """Take one step of Muon on a stack of matrices, as `torch.optim.Muon` takes it on each."""
-    update = weights.grad.lerp(momentum.lerp_(weights.grad, 1 - MOMENTUM), MOMENTUM)
+    gradient = weights.grad
+    assert gradient is not None
+    update = gradient.lerp(momentum.lerp_(gradient, 1 - MOMENTUM), MOMENTUM)
     rows, columns = update.shape[-2:]
     weights.detach().sub_(orthogonal(update), alpha=learning_rate * max(1.0, rows / columns) ** 0.5)
 
 
-def orthogonal(matrices: Any) -> Any:
+def orthogonal(matrices: "Tensor") -> "Tensor":
     """Return matrices with the singular vectors of those given and singular values near 1, by Newton-Schulz."""
     import torch
 

@@ -1,6 +1,6 @@
 """Pages of the toy web and the WARC files that hold them: HTML as it is found, byte for byte the same for a recipe.
 
-A page has sections; a section is a header and the text below it, and knows what that text is (`Text`). Around them
+A page has sections; a section is a header and the text below it, and knows what that text is (`KnownText`). Around them
 stand head, navigation and footer. One page in six is broken the way real pages are: unclosed paragraphs, stray end
 tags, a missing end. Dates and record ids are fixed, and gzip members carry no time.
 """
@@ -13,17 +13,17 @@ from pathlib import Path
 from random import Random
 from typing import Literal, NamedTuple
 
-from humpback_ray.sample.texts import Text
+from humpback_ray.sample.texts import KnownText
 
 PageKind = Literal["town", "plain", "faq", "asked", "review", "puzzle", "junk"]
 CRAWLED = "2024-01-01T00:00:00Z"
 
 
-class Section(NamedTuple):
+class PageSection(NamedTuple):
     """A header and what stands below it."""
 
     header: str
-    content: Text
+    content: KnownText
     below: tuple[str, str] | None = None
     """A lower-level header inside the section, and the text below that."""
 
@@ -39,7 +39,7 @@ class Page(NamedTuple):
     title: str
     kind: PageKind
     lead: tuple[str, ...] = ()
-    sections: tuple[Section, ...] = ()
+    sections: tuple[PageSection, ...] = ()
     heading: str | None = None
     """The page's h1; None: it has none, and its sections are its outermost segments."""
     broken: bool = False

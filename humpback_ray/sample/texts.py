@@ -1,8 +1,9 @@
 """What people of the toy web write: true texts in a web page's voice or an assistant's, junk of seven kinds, reviews.
 
-A `Text` knows what it is, so that pages, ground truth and reviews agree. Junk names towns, and some of it names wrong
-values, as real junk does: whoever trains on it uncurated learns wrong things. Reviews compare what was asked with what
-was given, step by step, before they end in a score: models of this size never learned to rate without such a comment.
+A `KnownText` knows what it is, so that pages, ground truth and reviews agree. Junk names towns, and some of it names
+wrong values, as real junk does: a model trained on it uncurated learns wrong things. Reviews compare what was asked
+with what was given, step by step, before they end in a score: models of this size never learned to rate without such a
+comment.
 """
 
 from random import Random
@@ -15,8 +16,6 @@ JUNK_KINDS: tuple[JunkKind, ...] = get_args(JunkKind)
 Kind = Literal["right", JunkKind, "filler"]
 """What a text is; "filler" is written for the length and repetition filters."""
 
-REVIEW_PROMPT = "Question:\n{instruction}\nAnswer:\n{response}\nReview:\n"
-"""The form of a review page up to the comment: the toy's rating prompt."""
 ASKED = "Which question does this answer?"
 """Stands between a text and its question on the pages from which the backward model learns its trade."""
 OPENERS = ("Certainly:", "In short,", "Sure:", "Good question:")
@@ -24,7 +23,7 @@ CLOSERS = ("I hope this helps.", "Let me know if you need more.", "Please ask if
 """How an assistant begins and ends an answer."""
 
 
-class Text(NamedTuple):
+class KnownText(NamedTuple):
     """A text, what it is, and the fact that it states; `fact` is None where it states none."""
 
     text: str
@@ -37,12 +36,12 @@ def question(fact: Fact, rng: Random) -> str:
     return worded(rng.choice(BY_NOUN[fact.noun].questions), fact.town)
 
 
-def web_text(fact: Fact, rng: Random) -> Text:
+def web_text(fact: Fact, rng: Random) -> KnownText:
     """State a fact as a web page does: the fact, then often a remark, at times as a paragraph of their own."""
     attribute = BY_NOUN[fact.noun]
     remark = rng.choice(("", *attribute.details))
     joint = "\n" if rng.random() < 0.1 else " "
-    return Text(f"{statement(fact, rng)}{joint}{remark}".strip(), "right", fact)
+    return KnownText(f"{statement(fact, rng)}{joint}{remark}".strip(), "right", fact)
 
 
 def statement(fact: Fact, rng: Random) -> str:
@@ -50,14 +49,14 @@ def statement(fact: Fact, rng: Random) -> str:
     return worded(rng.choice(BY_NOUN[fact.noun].statements), fact.town, fact.value)
 
 
-def answer_text(fact: Fact, rng: Random) -> Text:
+def answer_text(fact: Fact, rng: Random) -> KnownText:
     """State a fact as an assistant does."""
     opener, closer = rng.choice(OPENERS), rng.choice(CLOSERS)
     body = worded(rng.choice(BY_NOUN[fact.noun].answers), fact.town, fact.value)
-    return Text(f"{opener} {body}. {closer}", "right", fact)
+    return KnownText(f"{opener} {body}. {closer}", "right", fact)
 
 
-def junk(kind: JunkKind, fact: Fact, truth: Truth, rng: Random) -> Text:
+def junk(kind: JunkKind, fact: Fact, truth: Truth, rng: Random) -> KnownText:
     """Write junk of a kind around a town, at least 40 characters long.
 
     "truncated" ends before the value; "personal" does state the fact, in a private voice; "mixed" adds a fact of
@@ -66,14 +65,14 @@ def junk(kind: JunkKind, fact: Fact, truth: Truth, rng: Random) -> Text:
     if kind == "truncated":
         head = rng.choice(BY_NOUN[fact.noun].details)
         start = statement(fact, rng).split(f" {fact.value}")[0]
-        return Text(f"{head} {start}" if len(start) < 40 else start, kind, None)
+        return KnownText(f"{head} {start}" if len(start) < 40 else start, kind, None)
     if kind == "personal":
         opener, closer = rng.choice(_PERSONAL)
         body = statement(fact, rng)
-        return Text(f"{opener} {body} {closer}", kind, fact)
+        return KnownText(f"{opener} {body} {closer}", kind, fact)
     if kind == "mixed":
         other = other_fact(fact, truth, rng, town=True, noun=True)
-        return Text(f"{statement(fact, rng)} {statement(other, rng)}", kind, fact)
+        return KnownText(f"{statement(fact, rng)} {statement(other, rng)}", kind, fact)
     templates = {
         "navigation": _NAVIGATION,
         "advertisement": _ADVERTISEMENT,
@@ -81,7 +80,7 @@ def junk(kind: JunkKind, fact: Fact, truth: Truth, rng: Random) -> Text:
         "off_topic": _OFF_TOPIC,
     }
     wrong = rng.choice(rng.choice(ATTRIBUTES[:2]).values)
-    return Text(worded(rng.choice(templates[kind]), fact.town, wrong), kind, None)
+    return KnownText(worded(rng.choice(templates[kind]), fact.town, wrong), kind, None)
 
 
 def other_fact(fact: Fact, truth: Truth, rng: Random, *, town: bool, noun: bool) -> Fact:
@@ -95,7 +94,7 @@ def other_fact(fact: Fact, truth: Truth, rng: Random, *, town: bool, noun: bool)
     return truth.facts[place][topic]
 
 
-def review(asked: Fact, given: Text, rng: Random) -> tuple[str, int]:
+def review(asked: Fact, given: KnownText, rng: Random) -> tuple[str, int]:
     """Return a reviewer's comment on a text given as answer to a question, and the score from 1 to 5.
 
     A comment has no full stop: what a tiny model learns first from one-sentence answers is to end after one, and then

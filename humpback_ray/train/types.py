@@ -7,6 +7,8 @@ from collections.abc import Callable
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol
 
+from humpback_ray.prompts.tokenizer import Tokenizer
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -77,20 +79,11 @@ class Engine(Probed, Protocol):
         ...
 
 
-class Tokenizer(Protocol):
-    """A tokenizer of transformers, as training writes and compares it."""
-
-    bos_token_id: int | None
-    eos_token_id: int | None
-    pad_token_id: int | None
-    chat_template: Any
+class SavedTokenizer(Tokenizer, Protocol):
+    """A tokenizer as training writes and compares it."""
 
     def save_pretrained(self, save_directory: str | PathLike[str]) -> object:
         """Write the files that `from_pretrained` reads."""
-        ...
-
-    def apply_chat_template(self, conversation: list[dict[str, str]], **how: Any) -> Any:
-        """Render messages, or return their token ids."""
         ...
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:

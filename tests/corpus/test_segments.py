@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from humpback_ray.config import ConfigError
 from humpback_ray.corpus.filters import FilterRecipe
 from humpback_ray.corpus.readers import Document
-from humpback_ray.corpus.segments import Row, Segmenter, SegmentRecipe, segment_file, segments, text_hash
+from humpback_ray.corpus.segments import Segmenter, SegmentRecipe, SegmentRow, segment_file, segments, text_hash
 from humpback_ray.records import SEGMENT, record_id
 from humpback_ray.storage import find
 from tests.corpus.archive import archive, response
@@ -21,7 +21,7 @@ FILTERS = FilterRecipe(min_chars=10, max_chars=60, language=None)
 RECIPE = SegmentRecipe(filters=FILTERS)
 
 
-def rows(page: str, recipe: SegmentRecipe = RECIPE) -> list[Row]:
+def rows(page: str, recipe: SegmentRecipe = RECIPE) -> list[SegmentRow]:
     return list(segments(Document("d", "https://a.org", html=page.encode()), recipe))
 
 

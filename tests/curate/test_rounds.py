@@ -145,7 +145,7 @@ def test_lost_samples_stop_the_run_also_where_few_pairs_fail(made: tuple[Made, M
         config = root.config(50, scorer, max_failed_share=most)
         return make_scores(config, ChatRecipe(), root.candidates, root.model, place, cheap)
 
-    with pytest.raises(StageFailed, match=r"round-3/scores: \d+ of 165 samples \(.*%\) had no score after the retry"):
+    with pytest.raises(StageFailed, match=r"round-3/scores: \d+ of 165 \(.*%\) samples had no score after the retry"):
         rate(0.3)
     passed = rate(0.9)
     rows = [row for row in rows_of(passed).values() if row["samples"]]

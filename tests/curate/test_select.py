@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from humpback_ray.curate.rounds import CurateRecipe
 from humpback_ray.curate.scorers import Additive, Chained, Likelihood, Rubric, RubricExpected
 from humpback_ray.curate.select import (
+    Rating,
     SelectRecipe,
     TooFewKept,
     check_threshold,
@@ -84,7 +85,7 @@ def test_another_seed_draws_another_sample() -> None:
 CANDIDATES = pa.Table.from_pylist(
     [{"id": i, "instruction": f"x{i}", "response": f"y{i}"} for i in "abc"], schema=CANDIDATE
 )
-RATINGS = {
+RATINGS: dict[str, Rating] = {
     "c": {"id": "c", "score": None, "drop_reason": "unrated_unparsed"},
     "a": {"id": "a", "score": 5.0, "drop_reason": None},
     "b": {"id": "b", "score": 4.0, "drop_reason": None},

@@ -11,7 +11,7 @@ from humpback_ray.curate.scorers import RubricExpected
 from humpback_ray.engines import TransformersEngine
 from humpback_ray.operate.verify import verify_stage
 from humpback_ray.placement import PoolPlacement, TaskPlacement
-from humpback_ray.prompts.chat import ChatRecipe, Layout, encode
+from humpback_ray.prompts.chat import ChatRecipe, TurnFormat, encode
 from humpback_ray.records import CANDIDATE, QUARANTINED, SEGMENT
 from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.ledger import Attempt
@@ -24,7 +24,7 @@ from tests.engines.tiny import save_model
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROWS, LONG, POISON = 8, 2, 5
 """How many rows there are, and the places of the two that the engine cannot take."""
-CHAT = ChatRecipe(backward=Layout(opening="", turn="\n"))
+CHAT = ChatRecipe(backward=TurnFormat(opening="", turn="\n"))
 PLACEMENT = PoolPlacement(max_attempts=1, batch_rows=4)
 
 

@@ -6,17 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from humpback_ray.engines import Completion, EchoEngine
-from humpback_ray.evaluate.respond import (
-    EvaluateRecipe,
-    Responder,
-    alpaca_outputs,
-    answer_request,
-    load_prompts,
-    read_prompts,
-    responses,
-)
+from humpback_ray.evaluate.respond import EvaluateRecipe, Responder, alpaca_outputs, answer_request, responses
+from humpback_ray.inputs.promptfiles import load_prompts, read_prompts
 from humpback_ray.placement import Resources
-from humpback_ray.prompts.chat import ChatRecipe, Layout
+from humpback_ray.prompts.chat import ChatRecipe, TurnFormat
 from humpback_ray.records import RESPONSE
 from humpback_ray.storage import find
 
@@ -29,7 +22,7 @@ def prompts_of(*records: object) -> pa.Table:
 
 
 def test_prompts_carry_both_tags_the_seeds_first() -> None:
-    chat = ChatRecipe(forward=Layout(opening="Q: ", turn="\nA: "), seed_tag="S.", web_tag="W.")
+    chat = ChatRecipe(forward=TurnFormat(opening="Q: ", turn="\nA: "), seed_tag="S.", web_tag="W.")
     request = answer_request({"id": "p", "instruction": "Why?"}, EvaluateRecipe(), chat)
     assert request.prompt == "Q: Why? S. W.\nA: "
     assert (request.temperature, request.top_p) == (0.7, 0.9)

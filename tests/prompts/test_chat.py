@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from humpback_ray.prompts.chat import (
     ChatRecipe,
-    Layout,
+    TurnFormat,
     chat_template,
     encode,
     encode_example,
@@ -148,7 +148,7 @@ def test_tags_stand_where_the_recipe_says_and_both_means_the_seeds_first() -> No
 
 
 def test_a_system_message_stands_before_the_first_instruction_and_turns_repeat_the_layout() -> None:
-    chat = ChatRecipe(forward=Layout(opening="Q: ", turn="\nA: "), seed_tag=None, web_tag=None)
+    chat = ChatRecipe(forward=TurnFormat(opening="Q: ", turn="\nA: "), seed_tag=None, web_tag=None)
     roles = ["system", "user", "assistant", "user"]
     messages = [{"role": role, "content": f"{role}{i}"} for i, role in enumerate(roles)]
     text = rendered(TOKENIZERS[False], chat, "both", messages, tokenize=False, add_generation_prompt=True)

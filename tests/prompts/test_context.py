@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humpback_ray.prompts.chat import ChatRecipe, Layout, encode_example, encode_prompt, encode_reply
+from humpback_ray.prompts.chat import ChatRecipe, TurnFormat, encode_example, encode_prompt, encode_reply
 from humpback_ray.prompts.plain import Plain, plain
 from tests.prompts import families, kinds
 
@@ -81,7 +81,7 @@ def test_a_sentencepiece_target_does_not_begin_with_a_space(family: str) -> None
 @pytest.mark.parametrize("family", families.LOSSLESS)
 def test_a_token_that_would_span_prompt_and_target_is_cut_between_them(family: str, turn: str, target: str) -> None:
     this = tokenizer(family)
-    prompt = Layout(opening="Q: ", turn=turn).prompt("Which river")
+    prompt = TurnFormat(opening="Q: ", turn=turn).prompt("Which river")
     example = encode_example(this, prompt, target)
     head = example.ids[: example.loss_start]
     assert head == this.encode(this.bos_token + prompt, add_special_tokens=False)
@@ -101,7 +101,7 @@ def test_a_tokenizer_without_a_fast_form_is_refused_by_name() -> None:
         name_or_path = "models/slow"
 
     with pytest.raises(ValueError, match=r"models/slow .* has no fast form"):
-        encode_prompt(Slow(), "a")
+        encode_prompt(Slow(), "a")  # pyright: ignore[reportArgumentType]
 
 
 def test_threads_that_ask_at_once_get_the_same_form_of_a_tokenizer() -> None:

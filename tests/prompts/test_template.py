@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from humpback_ray.prompts.chat import ChatRecipe, Layout, chat_template
+from humpback_ray.prompts.chat import ChatRecipe, TurnFormat, chat_template
 from tests.engines.tiny import make_tokenizer
 
 TOKENIZER = make_tokenizer(True)
-CHAT = ChatRecipe(forward=Layout(opening="Q: ", turn="\nA: "), seed_tag="S.", web_tag=None)
+CHAT = ChatRecipe(forward=TurnFormat(opening="Q: ", turn="\nA: "), seed_tag="S.", web_tag=None)
 NUMBERS = {"s": "system", "d": "developer", "u": "user", "a": "assistant"}
 
 

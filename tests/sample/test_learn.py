@@ -47,6 +47,7 @@ def test_loss_and_gradients_are_those_of_transformers() -> None:
         learned = learner(other)
         assert learned.backward(ids) == pytest.approx(expected.item(), rel=1e-5)
     for stacked in learned.stacks:
+        assert stacked.grad is not None
         stacked.data = stacked.grad
     learned.finish()  # into the weights, so that each gradient stands where its matrix does
     for (name, mine), (_, theirs) in zip(other.named_parameters(), model.named_parameters(), strict=True):

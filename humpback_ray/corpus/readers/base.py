@@ -56,6 +56,15 @@ class Dropped:
     """Bytes that could not be read, where the reason is damage to the file."""
 
 
+class Unusable(ValueError):
+    """The record gives no document, or the page no text; the argument is the drop reason."""
+
+    @property
+    def reason(self) -> str:
+        """The drop reason."""
+        return str(self.args[0])
+
+
 class Inflated:
     """The bytes of a file, decompressed where its first bytes, not its name, say that it is compressed.
 

@@ -15,15 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from humpback_ray.corpus.encoding import characters, codec
-
-
-class Unusable(ValueError):
-    """The record gives no document; the argument is the drop reason."""
-
-    @property
-    def reason(self) -> str:
-        """The drop reason."""
-        return str(self.args[0])
+from humpback_ray.corpus.readers.base import Unusable
 
 
 @dataclass(frozen=True)

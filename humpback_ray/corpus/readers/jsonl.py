@@ -6,7 +6,7 @@ a damaged file has one more, `archive_truncated` or `archive_corrupt`.
 
 import json
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 from pydantic import Field
 
@@ -68,7 +68,8 @@ class JsonlReader(Config):
             elif len(record.raw) > self.max_line_bytes:
                 yield Dropped(content_id(record.raw), "too_large")
             else:
-                yield self._fields(record.value, content_id(record.raw))
+                values = record.value if isinstance(record.value, dict) else {}
+                yield self._fields(values, content_id(record.raw))
 
     def _document(self, line: bytes) -> Document | Dropped:
         line_id = content_id(line)
@@ -79,7 +80,7 @@ class JsonlReader(Config):
             return Dropped(line_id, "bad_json")
         return self._fields(values, line_id)
 
-    def _fields(self, values: dict[str, Any], content: str) -> Document | Dropped:
+    def _fields(self, values: dict[str, object], content: str) -> Document | Dropped:
         named = _field(values, self.id_field)
         document_id = clean(str(named)) if isinstance(named, str | int) and str(named).strip() else content
         url, html, text = (_text(values, name) for name in (self.url_field, self.html_field, self.text_field))
@@ -90,7 +91,7 @@ class JsonlReader(Config):
         return Dropped(document_id, "empty", url)
 
 
-def json_object(line: bytes) -> dict[str, Any] | None:
+def json_object(line: bytes) -> dict[str, object] | None:
     """Return the JSON object on a line, or None where there is none that Python can hold."""
     try:
         values = json.loads(line)
@@ -99,10 +100,10 @@ def json_object(line: bytes) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def _field(values: dict[str, Any], name: str | None) -> Any:
+def _field(values: dict[str, object], name: str | None) -> object:
     return values.get(name) if name else None
 
 
-def _text(values: dict[str, Any], name: str | None) -> str:
+def _text(values: dict[str, object], name: str | None) -> str:
     value = _field(values, name)
     return clean(value) if isinstance(value, str) else ""

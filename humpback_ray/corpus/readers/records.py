@@ -28,7 +28,7 @@ _MAGIC = b"WARC/"
 
 
 @dataclass(frozen=True)
-class Record:
+class WarcRecord:
     """A record of a file; `headers` have names in lower case, the first of a name counts."""
 
     headers: dict[str, str]
@@ -47,7 +47,7 @@ class Records:
         """Whether something was skipped before the end of the file; whether the file ends inside a record."""
         self._source, self._max_bytes, self._buffer = source, max_bytes, bytearray()
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[WarcRecord]:
         """Yield every record whose head can be read."""
         while True:
             while self._skip_blank():
@@ -56,7 +56,7 @@ class Records:
             if not self._source.resume():
                 return
 
-    def _record(self) -> Record | None:
+    def _record(self) -> WarcRecord | None:
         """Take the record that begins here, or skip to the next one."""
         buffer, head_end = self._buffer, self._head_end()
         begun = _MAGIC.startswith(buffer[: len(_MAGIC)])
@@ -64,21 +64,21 @@ class Records:
         stated = headers.get("content-length", "")
         if not re.fullmatch("[0-9]{1,18}", stated):
             self._lose(self._seek(1), begun)
-            return Record(headers, b"", DAMAGED) if headers else None
+            return WarcRecord(headers, b"", DAMAGED) if headers else None
         length = int(stated)
         end = head_end + length
         if length > self._max_bytes:
             passed = self._seek(head_end)
             if end <= passed <= end + _MARK_BYTES:
-                return Record(headers, b"", TOO_LARGE)
+                return WarcRecord(headers, b"", TOO_LARGE)
         else:
             if self._ends_at(end):
                 block = bytes(buffer[head_end:end])
                 del buffer[:end]
-                return Record(headers, block)
+                return WarcRecord(headers, block)
             passed = self._seek(head_end)
         self._lose(passed, begun)
-        return Record(headers, b"", DAMAGED)
+        return WarcRecord(headers, b"", DAMAGED)
 
     def _lose(self, count: int, begun: bool) -> None:
         self.skipped += count

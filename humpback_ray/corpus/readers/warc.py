@@ -20,8 +20,8 @@ from pydantic import Field
 from humpback_ray.config import Config
 from humpback_ray.corpus.encoding import characters
 from humpback_ray.corpus.readers import http
-from humpback_ray.corpus.readers.base import COMPRESSED, Document, Dropped, Inflated, broken_off
-from humpback_ray.corpus.readers.records import Record, Records
+from humpback_ray.corpus.readers.base import COMPRESSED, Document, Dropped, Inflated, Unusable, broken_off
+from humpback_ray.corpus.readers.records import Records, WarcRecord
 from humpback_ray.packages import FASTWARC, RESILIPARSE, Package
 from humpback_ray.records import content_id
 from humpback_ray.text.clean import clean
@@ -63,19 +63,19 @@ class WarcReader(Config):
         fault = "corrupt" if records.corrupt or blank else "truncated" if records.cut else None
         yield from broken_off(source, trail, records.skipped, fault)
 
-    def _document(self, record: Record) -> Document | Dropped:
+    def _document(self, record: WarcRecord) -> Document | Dropped:
         url = _bare(record.headers.get("warc-target-uri", ""))
         document_id = clean(_bare(record.headers.get("warc-record-id", "")))
         document_id = document_id or content_id(url.encode("utf-8", "replace"), record.block)
         try:
             if record.fault:
-                raise http.Unusable(record.fault)
+                raise Unusable(record.fault)
             page = self._page(record)
-        except http.Unusable as unusable:
+        except Unusable as unusable:
             return Dropped(document_id, unusable.reason, url)
         return replace(page, document_id=document_id, url=url)
 
-    def _page(self, record: Record) -> Document:
+    def _page(self, record: WarcRecord) -> Document:
         """Return the document that a record holds, without its id and address."""
         headers, cut = record.headers, "warc-truncated" in record.headers or "warc-segment-number" in record.headers
         kind, stored = headers.get("warc-type", "").lower(), http.Head(200, headers)
@@ -84,30 +84,30 @@ class WarcReader(Config):
             cut |= ends_early
         elif kind in ("resource", "conversion"):
             if _bare(headers.get("warc-target-uri", "")).lower().startswith(_CRAWLER_SCHEME):
-                raise http.Unusable("crawler_log")
+                raise Unusable("crawler_log")
             head, html = stored, record.block
             if len(html) > self.max_document_bytes:
-                raise http.Unusable("too_large")
+                raise Unusable("too_large")
             if head.media_type == "text/plain" or (kind == "conversion" and not head.media_type):
                 if not (text := clean(characters(html, head.charset))).strip():
-                    raise http.Unusable("empty")
+                    raise Unusable("empty")
                 return Document("", text=text, cut=cut)
         else:
-            raise http.Unusable("continuation" if kind == "continuation" else "record_type")
+            raise Unusable("continuation" if kind == "continuation" else "record_type")
         if head.media_type and head.media_type not in _HTML_TYPES:
-            raise http.Unusable("not_html")
+            raise Unusable("not_html")
         if not html.strip():
-            raise http.Unusable("empty")
+            raise Unusable("empty")
         if not head.media_type and not http.is_html(html):
-            raise http.Unusable("not_html")
+            raise Unusable("not_html")
         return Document("", html=html, charset=head.charset, cut=cut)
 
     def _response(self, block: bytes) -> tuple[http.Head, http.Body]:
         head, body = http.split(block)
         if head.status != 200:
-            raise http.Unusable("http_status")
+            raise Unusable("http_status")
         if head.media_type and head.media_type not in _HTML_TYPES:
-            raise http.Unusable("not_html")
+            raise Unusable("not_html")
         return head, http.decode(head, body, self.max_document_bytes)
 
 

@@ -9,13 +9,13 @@ samples, and means of fewer samples lie further apart, so that more of them woul
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypedDict
 
 from pydantic import field_validator
 
 from humpback_ray.config import Config
 from humpback_ray.engines.base import NO_REPLY, Completion, Engine
-from humpback_ray.prompts.chat import ChatRecipe, Tags, laid_out
+from humpback_ray.prompts.chat import ChatRecipe, PromptLayout, Tags, laid_out
 from humpback_ray.prompts.marks import fill, missing_placeholders
 
 UNPARSED, UNFINISHED = "unrated_unparsed", "unrated_unfinished"
@@ -23,6 +23,28 @@ NO_NUMBER, NO_RESPONSE = "unrated_no_number", "unrated_empty_response"
 UNLIKELY, TOO_FEW = "unrated_grades_unlikely", "unrated_too_few_samples"
 FAILURES = frozenset({UNPARSED, UNFINISHED, *NO_REPLY.values(), NO_NUMBER, NO_RESPONSE, UNLIKELY, TOO_FEW})
 """Drop reasons that are failures of the rating, not verdicts; a recipe's `max_failed_share` bounds them."""
+
+
+Texts = Mapping[str, str]
+"""A candidate as scorers read it: `id`, `instruction`, `response`."""
+
+
+class ScoreRow(TypedDict):
+    """A row of SCORE but for what is the same in all rows (`scorer`, `model`, `sampling`) and `pre_score`."""
+
+    id: str
+    score: float | None
+    samples: list[float | None]
+    failed_samples: int
+    grade_masses: list[float | None] | None
+    replies: list[str]
+    finish_reasons: list[str]
+    reply_tokens: list[int]
+    first_failures: list[str | None]
+    prompt_hash: str
+    prompt_tokens: int
+    completion_tokens: int
+    drop_reason: str | None
 
 
 class Scale(NamedTuple):
@@ -52,7 +74,7 @@ class Scorer(Protocol):
         """How replies are drawn, as JSON; None where nothing is generated."""
         ...
 
-    async def score(self, rows: Sequence[Mapping[str, Any]], chat: ChatRecipe, engine: Engine) -> list[dict[str, Any]]:
+    async def score(self, rows: Sequence[Texts], chat: ChatRecipe, engine: Engine) -> list[ScoreRow]:
         """Rate candidates (`id`, `instruction`, `response`); returns `score_row`s in their order."""
         ...
 
@@ -69,7 +91,7 @@ class Prompted(Config):
     prompt: str
     """The template; `{instruction}` and `{response}` are replaced."""
 
-    layout: Literal["chat", "raw", "own"] = "chat"
+    layout: PromptLayout = "chat"
     """"chat": the template is an instruction in the forward layout; "raw": the model reads it as it is; "own": it is a
     user's message in the rating model's own chat format, for a base model that was tuned to chat."""
 
@@ -88,7 +110,7 @@ class Prompted(Config):
         """Nothing is generated."""
         return None
 
-    def render(self, row: Mapping[str, Any], chat: ChatRecipe) -> str:
+    def render(self, row: Texts, chat: ChatRecipe) -> str:
         """Return what the model reads before its reply."""
         text = fill(self.prompt, row["instruction"], row["response"])
         return laid_out(text, self.layout, chat, self.tags)
@@ -116,7 +138,7 @@ class Sample:
         return Sample(score, completion, failure)
 
 
-def score_row(row_id: str, prompt: str, samples: Sequence[Sample], min_samples: int | None = None) -> dict[str, Any]:
+def score_row(row_id: str, prompt: str, samples: Sequence[Sample], min_samples: int | None = None) -> ScoreRow:
     """Average the samples that have a score and write down all of them.
 
     Args:
@@ -126,9 +148,8 @@ def score_row(row_id: str, prompt: str, samples: Sequence[Sample], min_samples: 
         min_samples: how many of them must have a score; None: all.
 
     Returns:
-        A row of SCORE but for what is the same in all rows (`scorer`, `model`, `sampling`, `pre_score`). Where too few
-        samples have a score there is none; the `drop_reason` is `unrated_too_few_samples`, or, without any score, the
-        commonest failure (at a tie, the first).
+        Where too few samples have a score the row has none; the `drop_reason` is `unrated_too_few_samples`, or, without
+        any score, the commonest failure (at a tie, the first).
     """
     scores = [sample.score for sample in samples if sample.score is not None]
     failures = [sample.failure for sample in samples if sample.failure]

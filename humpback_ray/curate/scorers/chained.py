@@ -8,7 +8,7 @@ scorer could not rate is passed on: failing is no verdict.
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -90,6 +90,6 @@ class Choice:
         return list(zip(found["passed"].to_pylist(), found["score"].to_pylist(), strict=True))
 
 
-def passed_over(row_id: str) -> dict[str, Any]:
+def passed_over(row_id: str) -> dict[str, str | None]:
     """Return the row of a candidate that the dear scorer does not see."""
     return dict.fromkeys(SCORE.names) | {"id": row_id, "drop_reason": NOT_PASSED_ON}

@@ -12,12 +12,12 @@ doubt is whether x and y belong together, so low is good.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from humpback_ray.curate.scorers.base import Prompted, Sample, score_row
+from humpback_ray.curate.scorers.base import Prompted, Sample, ScoreRow, Texts, score_row
 from humpback_ray.engines.base import NO_REPLY, Completion, Engine, Request, generate_all
 from humpback_ray.prompts.chat import ChatRecipe
 
@@ -45,7 +45,7 @@ class Likelihood(Prompted):
     def scale(self) -> None:
         """None: nats have no ends, and which of them are good depends on the model and the texts."""
 
-    async def score(self, rows: Sequence[Mapping[str, Any]], chat: ChatRecipe, engine: Engine) -> list[dict[str, Any]]:
+    async def score(self, rows: Sequence[Texts], chat: ChatRecipe, engine: Engine) -> list[ScoreRow]:
         """Rate candidates; returns `score_row`s in their order."""
         prompts = [self.render(row, chat) for row in rows]
         asked = [index for index, row in enumerate(rows) if row["response"].strip()]

@@ -9,13 +9,13 @@ score then is a failed sample, and a pair with fewer samples than `min_samples` 
 import asyncio
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from humpback_ray.curate.scorers.base import UNLIKELY, Prompted, Sample, Scale, score_row
+from humpback_ray.curate.scorers.base import UNLIKELY, Prompted, Sample, Scale, ScoreRow, Texts, score_row
 from humpback_ray.engines.base import NO_REPLY, Completion, Engine, Request
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.prompts.rating import up_to_score
@@ -100,11 +100,11 @@ class Replies(Prompted):
         """Read the grade off a reply; None unless it ended by itself with a line that holds one."""
         raise NotImplementedError
 
-    async def score(self, rows: Sequence[Mapping[str, Any]], chat: ChatRecipe, engine: Engine) -> list[dict[str, Any]]:
+    async def score(self, rows: Sequence[Texts], chat: ChatRecipe, engine: Engine) -> list[ScoreRow]:
         """Rate candidates; returns `score_row`s in their order."""
         return list(await asyncio.gather(*(self._rate(row, chat, engine) for row in rows)))
 
-    async def _rate(self, row: Mapping[str, Any], chat: ChatRecipe, engine: Engine) -> dict[str, Any]:
+    async def _rate(self, row: Texts, chat: ChatRecipe, engine: Engine) -> ScoreRow:
         prompt = self.render(row, chat)
         samples = await asyncio.gather(*(self._sample(row["id"], prompt, i, engine) for i in range(self.samples)))
         return score_row(row["id"], prompt, samples, self.min_samples)

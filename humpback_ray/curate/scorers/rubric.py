@@ -5,12 +5,12 @@ grades weighted by the probability the model gives them there. `rubric_expected`
 prompt, in one forward pass.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from humpback_ray.curate.scorers.base import Prompted, Scale, score_row
+from humpback_ray.curate.scorers.base import Prompted, Scale, ScoreRow, Texts, score_row
 from humpback_ray.curate.scorers.replies import MIN_GRADE_MASS, Replies, expected_sample, grade_request
 from humpback_ray.engines.base import Completion, Engine, generate_all
 from humpback_ray.prompts.chat import ChatRecipe
@@ -49,7 +49,7 @@ class RubricExpected(Prompted):
         """The scores that it gives."""
         return Scale(FIVE_GRADES[0], FIVE_GRADES[-1])
 
-    async def score(self, rows: Sequence[Mapping[str, Any]], chat: ChatRecipe, engine: Engine) -> list[dict[str, Any]]:
+    async def score(self, rows: Sequence[Texts], chat: ChatRecipe, engine: Engine) -> list[ScoreRow]:
         """Rate candidates; returns `score_row`s in their order."""
         prompts = [self.render(row, chat) for row in rows]
         scored = await generate_all(engine, [grade_request(prompt, "Score:", FIVE_GRADES) for prompt in prompts])

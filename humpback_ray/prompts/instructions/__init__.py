@@ -112,7 +112,7 @@ def echoes_prompt(instruction: str, chat: ChatRecipe) -> bool:
 
 
 def _marks(chat: ChatRecipe) -> Iterator[str]:
-    for layout in (chat.forward, chat.backward):
-        for line in (layout.opening + "\n" + layout.turn).splitlines():
+    for turns in (chat.forward, chat.backward):
+        for line in (turns.opening + "\n" + turns.turn).splitlines():
             if len(line.strip()) >= _MIN_MARK_CHARS:
                 yield line.strip().casefold()

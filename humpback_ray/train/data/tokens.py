@@ -14,6 +14,7 @@ import pyarrow as pa
 from humpback_ray import storage
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import ChatRecipe, Tokens, encode_example
+from humpback_ray.prompts.tokenizer import Tokenizer
 from humpback_ray.records import TOKENS
 from humpback_ray.stages.manifest import Manifest
 from humpback_ray.stages.models import Model
@@ -21,7 +22,6 @@ from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.train.data.examples import TOO_LONG, Direction
 from humpback_ray.train.recipe import TooLong
 from humpback_ray.train.tune import TrainConfig
-from humpback_ray.train.types import Tokenizer
 
 VERSION = 2
 """Raised by hand when the meaning of this module changes."""

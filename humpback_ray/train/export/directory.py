@@ -38,7 +38,7 @@ from humpback_ray.train.engine.deepspeed_internals import is_partitioned, whole_
 from humpback_ray.train.export.reload import check_directory, probe, probe_prompt, unlike_training
 from humpback_ray.train.job import TrainingStopped, TrainJob
 from humpback_ray.train.recipe import Lora
-from humpback_ray.train.types import Engine, Tokenizer
+from humpback_ray.train.types import Engine, SavedTokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ SHARD_BYTES = 5 << 30
 
 
 def export_model(
-    engine: Engine, tokenizer: Tokenizer, base: Path, job: TrainJob, rank: int, card: str
+    engine: Engine, tokenizer: SavedTokenizer, base: Path, job: TrainJob, rank: int, card: str
 ) -> tuple[list[storage.FileEntry], list[int]]:
     """Write, check and upload the model; every rank calls it, rank 0 gets the files and the probe's greedy tokens.
 
@@ -294,7 +294,7 @@ def write_configuration(base: Path, architecture: str, dtype: str, directory: Pa
     config.save_pretrained(directory)
 
 
-def served_unlike(tokenizer: Tokenizer, base: Path, job: TrainJob) -> str | None:
+def served_unlike(tokenizer: SavedTokenizer, base: Path, job: TrainJob) -> str | None:
     """Say so where the model to be trained would be served other tokens than it learns from; known before training."""
     with TemporaryDirectory(prefix="humpback-tokenizer-") as name:
         shutil.copy(base / "config.json", name)
@@ -302,7 +302,7 @@ def served_unlike(tokenizer: Tokenizer, base: Path, job: TrainJob) -> str | None
         return unlike_training(Path(name), tokenizer, job)
 
 
-def write_tokenizer(tokenizer: Tokenizer, job: TrainJob, directory: Path) -> None:
+def write_tokenizer(tokenizer: SavedTokenizer, job: TrainJob, directory: Path) -> None:
     """Write the tokenizer with the training layout as its chat template, and how to sample (section 3.1: T 0.7, p 0.9).
 
     A tokenizer without a pad token stays without: batches of prompts are padded with the end token's id.

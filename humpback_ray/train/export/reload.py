@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from humpback_ray.prompts.chat import ChatRecipe, encode_example, encode_prompt, start_ids
 from humpback_ray.train.data.examples import Direction
 from humpback_ray.train.job import TrainingStopped, TrainJob
-from humpback_ray.train.types import Causal, Generating, Probed, Tokenizer
+from humpback_ray.train.types import Causal, Generating, Probed, SavedTokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ def probe(engine: Probed, ids: list[int]) -> Probe:
     return Probe(ids, greedy, logits.cpu())
 
 
-def unlike_training(directory: Path, tokenizer: Tokenizer, job: TrainJob) -> str | None:
+def unlike_training(directory: Path, tokenizer: SavedTokenizer, job: TrainJob) -> str | None:
     """Compare the token ids of messages in a written directory's chat template with those of training.
 
     Args:
@@ -91,7 +91,7 @@ def unlike_training(directory: Path, tokenizer: Tokenizer, job: TrainJob) -> str
     """
     from transformers import AutoTokenizer
 
-    served: Tokenizer = AutoTokenizer.from_pretrained(directory)
+    served: Any = AutoTokenizer.from_pretrained(directory)
     trained: list[int] = []
     messages: list[dict[str, str]] = []
     for message, ids in messages_of_training(tokenizer, job):
@@ -111,7 +111,7 @@ def unlike_training(directory: Path, tokenizer: Tokenizer, job: TrainJob) -> str
     return None
 
 
-def messages_of_training(tokenizer: Tokenizer, job: TrainJob) -> Iterator[tuple[dict[str, str], list[int]]]:
+def messages_of_training(tokenizer: SavedTokenizer, job: TrainJob) -> Iterator[tuple[dict[str, str], list[int]]]:
     """Yield the messages of `TURNS`, each with the token ids that training gives it."""
     layout = job.chat.backward_prompt if job.direction == "backward" else job.chat.forward_prompt
     for number, (asked, answered) in enumerate(TURNS, start=1):
@@ -121,7 +121,9 @@ def messages_of_training(tokenizer: Tokenizer, job: TrainJob) -> Iterator[tuple[
         yield {"role": "assistant", "content": answered}, example.ids[example.loss_start :]
 
 
-def first_difference(tokenizer: Tokenizer, trained: list[int], served: list[int]) -> tuple[int, list[str], list[str]]:
+def first_difference(
+    tokenizer: SavedTokenizer, trained: list[int], served: list[int]
+) -> tuple[int, list[str], list[str]]:
     """Return where two unequal lists of token ids part, and the tokens of each from a little before there on."""
     pairs = enumerate(zip([*served, None], [*trained, None], strict=False))
     place = next(place for place, (here, there) in pairs if here != there)

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from humpback_ray.corpus.readers.base import Inflated
-from humpback_ray.text.clean import clean
 
 
 def read_all(data: bytes) -> tuple[bytes, str | None]:
@@ -52,7 +51,3 @@ def test_lines_survive_the_borders_of_pieces_and_long_ones_are_cut(pack) -> None
     lines = [b"x" * 300_000, b"", b"short", b"y" * 900_000]
     source = Inflated(io.BytesIO(pack(b"\n".join(lines))))
     assert list(source.lines(500_000)) == [lines[0], b"", b"short", b"y" * 500_001]
-
-
-def test_clean_text_holds_nothing_that_arrow_refuses() -> None:
-    assert clean("a\ud800b\0c\r\nd\re") == "a?bc\nd\ne"

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from humpback_ray.engines import Completion, Request
-from humpback_ray.prompts.chat import ChatRecipe, Layout
+from humpback_ray.prompts.chat import ChatRecipe, TurnFormat
 
-CHAT = ChatRecipe(forward=Layout(opening="Q: ", turn="\nA: "), seed_tag="S.", web_tag="W.")
+CHAT = ChatRecipe(forward=TurnFormat(opening="Q: ", turn="\nA: "), seed_tag="S.", web_tag="W.")
 ROW = {"id": "r1", "instruction": "What is a weir?", "response": "A low dam."}
 
 

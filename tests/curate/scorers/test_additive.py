@@ -1,15 +1,15 @@
 import asyncio
-from typing import Any
 
 import pytest
 
 from humpback_ray.curate.scorers import Additive
-from humpback_ray.engines import Completion
+from humpback_ray.curate.scorers.base import ScoreRow
+from humpback_ray.engines import Completion, Request
 from humpback_ray.prompts.rating import parse_points
 from tests.curate.scorers.judges import CHAT, ROW, Judge, judge_of
 
 
-def rate(scorer: Additive, judge: Judge) -> dict[str, Any]:
+def rate(scorer: Additive, judge: Judge) -> ScoreRow:
     (rated,) = asyncio.run(scorer.score([ROW], CHAT, judge))
     return rated
 
@@ -45,7 +45,7 @@ def test_three_samples_are_averaged_and_no_point_is_a_score() -> None:
 
 
 def test_the_expected_sum_weighs_all_six() -> None:
-    def reply(request: Any) -> Completion:
+    def reply(request: Request) -> Completion:
         logprobs = tuple(-1.0 - 0.5 * k for k in range(len(request.continuations)))
         return Completion("", 9, 0, "scored", logprobs) if logprobs else Completion("Score: 1", 9, 3, "stop")
 

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from humpback_ray.curate.scorers import FAILURES, Likelihood
+from humpback_ray.curate.scorers.base import ScoreRow
 from humpback_ray.engines import Completion, EchoEngine, Engine, TransformersEngine
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import ChatRecipe, encode
@@ -19,7 +20,7 @@ from tests.engines.tiny import save_model
 RAW = Likelihood(prompt="{instruction}\n", layout="raw")
 
 
-def rate(scorer: Likelihood, engine: Any, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+def rate(scorer: Likelihood, engine: Any, rows: list[dict[str, str]]) -> list[ScoreRow]:
     return asyncio.run(scorer.score(rows, CHAT, engine))
 
 
@@ -123,4 +124,5 @@ def test_a_prompt_that_tells_the_response_or_lacks_the_instruction_is_refused(pr
 
 def test_the_default_is_usable_with_any_layout(engine: Engine) -> None:
     (rated,) = asyncio.run(Likelihood().score([ROW], ChatRecipe(), engine))
+    assert rated["score"] is not None
     assert math.isfinite(rated["score"])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from humpback_ray.curate.scorers import FAILURES, Rubric
+from humpback_ray.curate.scorers.base import ScoreRow
 from humpback_ray.engines import Completion, TransformersEngine
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import ChatRecipe
@@ -16,7 +17,7 @@ from tests.engines.tiny import save_model
 GREEDY = Rubric(samples=1, temperature=0, max_new_tokens=48)
 
 
-def rate(scorer: Rubric, judge: Judge) -> dict[str, Any]:
+def rate(scorer: Rubric, judge: Judge) -> ScoreRow:
     (rated,) = asyncio.run(scorer.score([ROW], CHAT, judge))
     return rated
 
@@ -100,7 +101,7 @@ def test_a_real_model_that_writes_no_verdict_leaves_an_unrated_row_the_same_each
     scorer = Rubric(prompt="{instruction} {response} Review:", layout="raw", samples=1, temperature=0, max_new_tokens=8)
     rows = [{**ROW, "id": f"r{i}"} for i in range(4)]
 
-    def once() -> list[dict[str, Any]]:
+    def once() -> list[ScoreRow]:
         engine = TransformersEngine().build(str(tmp_path), Resources())
         try:
             return asyncio.run(scorer.score(rows, ChatRecipe(), engine))

@@ -1,14 +1,13 @@
 import asyncio
 import math
 import random
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from humpback_ray.curate.scorers import FAILURES, Rubric, RubricExpected, ScorerConfig
-from humpback_ray.curate.scorers.base import Sample, score_row
+from humpback_ray.curate.scorers.base import Sample, ScoreRow, Texts, score_row
 from humpback_ray.curate.scorers.replies import expected_grade
 from humpback_ray.engines import Completion, EchoEngine
 from humpback_ray.placement import Resources
@@ -23,7 +22,7 @@ def grades(*shares: float) -> Completion:
     return Completion("", 50, 0, "scored", tuple(math.log(share) if share else -math.inf for share in shares))
 
 
-def rate(scorer: Rubric | RubricExpected, judge: Judge, row: Mapping[str, Any] = ROW) -> dict[str, Any]:
+def rate(scorer: Rubric | RubricExpected, judge: Judge, row: Texts = ROW) -> ScoreRow:
     (rated,) = asyncio.run(scorer.score([row], CHAT, judge))
     assert set(rated) == set(SCORE.names) - {"scorer", "model", "sampling", "pre_score"}
     return rated

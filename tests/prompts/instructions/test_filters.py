@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from humpback_ray.config import load
-from humpback_ray.prompts.chat import ChatRecipe, Layout
+from humpback_ray.prompts.chat import ChatRecipe, TurnFormat
 from humpback_ray.prompts.instructions import InstructionFilters, Reason, echoes_prompt
 from humpback_ray.runconfig import RunConfig
 from humpback_ray.sample.facts import BY_NOUN, worded
@@ -66,7 +66,7 @@ def test_an_echo_of_the_layout_or_a_tag_is_told(instruction: str) -> None:
     ],
 )
 def test_what_only_resembles_the_layout_stays(instruction: str) -> None:
-    layout = Layout(opening="Q: ", turn="\nA: ")
+    layout = TurnFormat(opening="Q: ", turn="\nA: ")
     assert not echoes_prompt(instruction, ChatRecipe(forward=layout))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from humpback_ray.prompts.chat import ChatRecipe, Layout, encode_example, start_ids
+from humpback_ray.prompts.chat import ChatRecipe, TurnFormat, encode_example, start_ids
 from humpback_ray.train.export import directory, reload
 from humpback_ray.train.job import TrainingStopped
 from humpback_ray.train.loop import Session, train
@@ -60,7 +60,7 @@ def test_where_they_cannot_agree_it_is_said_before_training(base: Path, tmp_path
 
 def test_a_layout_whose_parts_a_tokenizer_joins_is_refused(base: Path, tmp_path: Path) -> None:
     tokenizer = written(base, families.byte_level(True), tmp_path / "base")
-    fused = ChatRecipe(forward=Layout(opening="", turn=" "), seed_tag=None, web_tag=None)
+    fused = ChatRecipe(forward=TurnFormat(opening="", turn=" "), seed_tag=None, web_tag=None)
     this = job(tmp_path / "base", (), tmp_path / "model", chat=fused)
     assert "(assistant) training has" in (directory.served_unlike(tokenizer, tmp_path / "base", this) or "")
 

@@ -11,7 +11,7 @@ those above it, none imports this front:
     local        local files written whole and synced, hard links, trees of directories
     listings     the files under a directory, and uploads that nobody has ended
     files        one file: `read_bytes`, `write_bytes`, `create`, `delete`, `sha256_of`; checks of a root
-    versions     files from outside, each of the version that the run took stock of
+    versions     files from outside, each in the version that the run took stock of
     globs        `find`: the files that a path, directory or glob names
     parquet      tables
     transfer     uploads and copies

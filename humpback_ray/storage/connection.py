@@ -1,7 +1,7 @@
 """This process's client of S3: made at the first use of an s3:// URI, with its patience and the count of its requests.
 
-The only mutable state of the room. A process that was forked makes a client of its own. A run on local paths never
-comes here, and so never imports botocore.
+Apart from `steps.hook`, the room's only mutable state. A forked process makes a client of its own. A run on local paths
+makes none, and so never imports botocore.
 """
 
 import functools

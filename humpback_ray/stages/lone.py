@@ -124,9 +124,10 @@ class LoneWorker:
             if self._actor is not None:
                 break
             options = self.placement.actor_arguments(self.avoid_node)
-            self._actor = ray.remote(LoneActor).options(**options).remote(*self.arguments)
+            actor: Any = ray.remote(LoneActor).options(**options).remote(*self.arguments)
+            self._actor = actor
             try:
-                self._process = cast(Process, ray.get(self._actor.ready.remote(), timeout=NODE_WAIT_S))
+                self._process = cast(Process, ray.get(actor.ready.remote(), timeout=NODE_WAIT_S))
             except RayError as error:
                 self.replace()
                 if last_try:

@@ -74,6 +74,7 @@ SHAPES: Mapping[str, Callable[[Any], object]] = {
     f"{STATE}.GlobalState._gen_actor_info": describes_actors,
     f"{STATE}.available_resources_per_node": takes(),
     "ray._common.utils.get_system_memory": takes(),
+    "ray._common.ray_option_utils.task_options": lambda found: [found[name] for name in ray_internals.ONE_AT_A_TIME],
     "ray._private.grpc_utils.init_grpc_channel": takes("address", "asynchronous"),
     f"{PROTOCOL}.node_manager_pb2_grpc.NodeManagerServiceStub": is_stub_with("PrestartWorkers"),
     f"{PROTOCOL}.node_manager_pb2": lambda found: has_fields(

@@ -1,7 +1,7 @@
 """What runs in an actor: the ledger around a stage's worker.
 
-`ShardActor` is what Ray Data feeds with shards, several at a time on one event loop. `LoneActor` is the same outside of
-a pool, for one shard: a straggler's second start, or a shard that is taken apart (isolation.py).
+Ray Data feeds shards to a `ShardActor`, several at a time on one event loop. `LoneActor` does the same outside a pool,
+for one shard: a straggler's second try, or a shard that is taken apart (isolation.py).
 
     commit read → attempt recorded → shard loaded → rows made → rows uploaded → commit created
 """
@@ -34,11 +34,11 @@ from humpback_ray.stages.tables import blank_row, check_same_ids, conform, is_qu
 from humpback_ray.storage import InputFile, check_unchanged, steps
 
 TEXT_CHARS = 4000
-"""Of a quarantined row, as JSON."""
+"""Characters of a quarantined row's JSON that are kept."""
 
 
 class _Held(Exception):
-    """Another driver that lives is at work on the shard."""
+    """Another live driver is working on the shard."""
 
     def __init__(self, by: str) -> None:
         super().__init__(by)
@@ -46,7 +46,7 @@ class _Held(Exception):
 
 
 class Report(TypedDict):
-    """What the driver wants to know of a shard that an actor is done with."""
+    """The result of a shard, as an actor tells the driver."""
 
     shard: str
     error: str
@@ -58,7 +58,7 @@ class Report(TypedDict):
 
 
 class FileWorker(Protocol):
-    """What a worker on input files can do beside reading a whole one, so that a file can be taken apart."""
+    """A worker on input files that can also read parts of a file, so that a file can be taken apart."""
 
     def count(self, file: InputFile) -> int:
         """Return the number of records in a file."""
@@ -156,8 +156,8 @@ class ShardActor:
                 return await self.worker(loaded)
             return await asyncio.to_thread(self.worker, loaded)
         except Dead:
-            # Ray puts another actor in this one's place, the attempts on their way are charged. A Python exit would
-            # wait for threads of what has died.
+            # Ray replaces this actor, and its running attempts are charged. A normal exit would wait for the threads
+            # of what has died.
             sys.stderr.write(traceback.format_exc())
             sys.stderr.flush()
             os._exit(1)
@@ -165,7 +165,7 @@ class ShardActor:
 
 @dataclass(frozen=True)
 class LostRow:
-    """A record that no worker survived: its place in the shard, and what is known of its end."""
+    """A record that no worker survived: its place in the shard, and how the worker ended."""
 
     index: int
     error: str
@@ -202,7 +202,7 @@ class LoneActor(ShardActor):
         return self._loaded
 
     async def part(self, text: str, first: int, last: int) -> tuple[float, pa.Table]:
-        """Make the rows of a part of the shard; returns the seconds that took, too."""
+        """Make the rows of a part of the shard; also returns the seconds that took."""
         loaded, since = await self._load(text), time.monotonic()
         if isinstance(loaded, InputFile):
             made = conform(await asyncio.to_thread(self._reader.part, loaded, first, last), self.schema)
@@ -222,7 +222,7 @@ class LoneActor(ShardActor):
             attempt: at it.
             parts: references to its parts, in order.
             lost: its rows that no worker survived.
-            before: its earlier commit, where parts and lost rows are of those that this had in quarantine.
+            before: its earlier commit, where parts and lost rows are from that commit's quarantine.
         """
         loaded = await self._load(text)
         made = await asyncio.gather(*parts)

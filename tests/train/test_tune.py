@@ -11,6 +11,7 @@ import pytest
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.stages.manifest import read_manifest
+from humpback_ray.train.checkpoint import store
 from tests.train.conftest import plain_loop, rows, tokens_of
 from tests.train.drivers import TUNE, driver, send, training_workers, wait_for, write_tokens
 from tests.train.workers import RECIPE

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypedDict, cast
 
@@ -57,8 +57,20 @@ class Report(TypedDict):
     seconds: float
 
 
+class TableWorker(Protocol):
+    """A worker on the rows of a shard."""
+
+    def __call__(self, rows: pa.Table, /) -> pa.Table | Awaitable[pa.Table]:
+        """Return a row of the stage's schema for each row, with its id."""
+        ...
+
+
 class FileWorker(Protocol):
     """A worker on input files that can also read parts of a file, so that a file can be taken apart."""
+
+    def __call__(self, file: InputFile, /) -> pa.Table:
+        """Return the rows of a whole file."""
+        ...
 
     def count(self, file: InputFile) -> int:
         """Return the number of records in a file."""
@@ -75,6 +87,9 @@ class FileWorker(Protocol):
     def unread(self, file: InputFile, index: int) -> tuple[dict[str, Any], str]:
         """Return the row that stands for a record no worker survives, without its reason, and what is known of it."""
         ...
+
+
+Worker = TableWorker | FileWorker
 
 
 class ShardActor:
@@ -94,7 +109,7 @@ class ShardActor:
         ledger: Ledger,
         schema: pa.Schema,
         placement: PoolPlacement,
-        worker: type,
+        worker: Callable[..., Worker],
         arguments: tuple[Any, ...],
         dead: Sequence[str] = (),
     ) -> None:
@@ -151,10 +166,11 @@ class ShardActor:
             return await asyncio.to_thread(attempt.write, table, {"file": shard.file} if shard.file else None)
 
     async def _call(self, loaded: "InputFile | pa.Table") -> pa.Table:
+        call = cast(Callable[[Any], Any], self.worker)  # which of the two it is follows from the stage's source
         try:
             if inspect.iscoroutinefunction(type(self.worker).__call__):
-                return await self.worker(loaded)
-            return await asyncio.to_thread(self.worker, loaded)
+                return await call(loaded)
+            return await asyncio.to_thread(call, loaded)
         except Dead:
             # Ray replaces this actor, and its running attempts are charged. A normal exit would wait for the threads
             # of what has died.

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +21,7 @@ import pyarrow as pa
 from humpback_ray import storage
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.stages import processes, ray_internals, warm
-from humpback_ray.stages.actor import Report, ShardActor
+from humpback_ray.stages.actor import Report, ShardActor, Worker
 from humpback_ray.stages.background import Complaints, repeat
 from humpback_ray.stages.drivers import Others
 from humpback_ray.stages.errors import StageFailed
@@ -52,7 +52,7 @@ class Work:
     """Name of the stage."""
     ledger: Ledger
     schema: pa.Schema
-    worker: type
+    worker: Callable[..., Worker]
     arguments: tuple[Any, ...]
     """Arguments of the worker, before its resources."""
     placement: PoolPlacement

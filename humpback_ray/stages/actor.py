@@ -1,7 +1,7 @@
 """What runs in an actor: the ledger around a stage's worker.
 
-`ShardActor` is what Ray Data feeds with shards, several at a time on one event loop. `LoneActor` is the same outside of
-a pool, for one shard: a straggler's second start, or a shard that is taken apart (isolation.py).
+Ray Data feeds shards to a `ShardActor`, several at a time on one event loop. `LoneActor` does the same outside a pool,
+for one shard: a straggler's second try, or a shard that is taken apart (isolation.py).
 
     commit read → attempt recorded → shard loaded → rows made → rows uploaded → commit created
 """
@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypedDict, cast
 
@@ -34,11 +34,11 @@ from humpback_ray.stages.tables import blank_row, check_same_ids, conform, is_qu
 from humpback_ray.storage import InputFile, check_unchanged, steps
 
 TEXT_CHARS = 4000
-"""Of a quarantined row, as JSON."""
+"""Characters of a quarantined row's JSON that are kept."""
 
 
 class _Held(Exception):
-    """Another driver that lives is at work on the shard."""
+    """Another live driver is working on the shard."""
 
     def __init__(self, by: str) -> None:
         super().__init__(by)
@@ -46,7 +46,7 @@ class _Held(Exception):
 
 
 class Report(TypedDict):
-    """What the driver wants to know of a shard that an actor is done with."""
+    """The result of a shard, as an actor tells the driver."""
 
     shard: str
     error: str
@@ -57,8 +57,20 @@ class Report(TypedDict):
     seconds: float
 
 
+class TableWorker(Protocol):
+    """A worker on the rows of a shard."""
+
+    def __call__(self, rows: pa.Table, /) -> pa.Table | Awaitable[pa.Table]:
+        """Return a row of the stage's schema for each row, with its id."""
+        ...
+
+
 class FileWorker(Protocol):
-    """What a worker on input files can do beside reading a whole one, so that a file can be taken apart."""
+    """A worker on input files that can also read parts of a file, so that a file can be taken apart."""
+
+    def __call__(self, file: InputFile, /) -> pa.Table:
+        """Return the rows of a whole file."""
+        ...
 
     def count(self, file: InputFile) -> int:
         """Return the number of records in a file."""
@@ -75,6 +87,9 @@ class FileWorker(Protocol):
     def unread(self, file: InputFile, index: int) -> tuple[dict[str, Any], str]:
         """Return the row that stands for a record no worker survives, without its reason, and what is known of it."""
         ...
+
+
+Worker = TableWorker | FileWorker
 
 
 class ShardActor:
@@ -94,7 +109,7 @@ class ShardActor:
         ledger: Ledger,
         schema: pa.Schema,
         placement: PoolPlacement,
-        worker: type,
+        worker: Callable[..., Worker],
         arguments: tuple[Any, ...],
         dead: Sequence[str] = (),
     ) -> None:
@@ -151,13 +166,14 @@ class ShardActor:
             return await asyncio.to_thread(attempt.write, table, {"file": shard.file} if shard.file else None)
 
     async def _call(self, loaded: "InputFile | pa.Table") -> pa.Table:
+        call = cast(Callable[[Any], Any], self.worker)  # which of the two it is follows from the stage's source
         try:
             if inspect.iscoroutinefunction(type(self.worker).__call__):
-                return await self.worker(loaded)
-            return await asyncio.to_thread(self.worker, loaded)
+                return await call(loaded)
+            return await asyncio.to_thread(call, loaded)
         except Dead:
-            # Ray puts another actor in this one's place, the attempts on their way are charged. A Python exit would
-            # wait for threads of what has died.
+            # Ray replaces this actor, and its running attempts are charged. A normal exit would wait for the threads
+            # of what has died.
             sys.stderr.write(traceback.format_exc())
             sys.stderr.flush()
             os._exit(1)
@@ -165,7 +181,7 @@ class ShardActor:
 
 @dataclass(frozen=True)
 class LostRow:
-    """A record that no worker survived: its place in the shard, and what is known of its end."""
+    """A record that no worker survived: its place in the shard, and how the worker ended."""
 
     index: int
     error: str
@@ -202,7 +218,7 @@ class LoneActor(ShardActor):
         return self._loaded
 
     async def part(self, text: str, first: int, last: int) -> tuple[float, pa.Table]:
-        """Make the rows of a part of the shard; returns the seconds that took, too."""
+        """Make the rows of a part of the shard; also returns the seconds that took."""
         loaded, since = await self._load(text), time.monotonic()
         if isinstance(loaded, InputFile):
             made = conform(await asyncio.to_thread(self._reader.part, loaded, first, last), self.schema)
@@ -222,7 +238,7 @@ class LoneActor(ShardActor):
             attempt: at it.
             parts: references to its parts, in order.
             lost: its rows that no worker survived.
-            before: its earlier commit, where parts and lost rows are of those that this had in quarantine.
+            before: its earlier commit, where parts and lost rows are from that commit's quarantine.
         """
         loaded = await self._load(text)
         made = await asyncio.gather(*parts)

@@ -23,7 +23,7 @@ class DataFile:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What one attempt made of one shard. Its existence under commits/ is the shard's end."""
+    """The result of one attempt at one shard. A shard with a file under commits/ is done."""
 
     shard: str
     attempt: int

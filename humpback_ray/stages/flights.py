@@ -1,6 +1,6 @@
-"""The shards of a pass and the attempts at them: the one state that the threads of a pass share, under one lock.
+"""The shards of a pass and the attempts at them: the only state that the threads of a pass share, under one lock.
 
-What an event changes is counted when it comes, so it costs the same in a pass over 100,000 shards as in one over ten.
+Each event updates the counts it changes, so it costs the same in a pass over 100,000 shards as in one over ten.
 """
 
 import threading
@@ -25,13 +25,13 @@ class Flights:
         """Open shards that nobody has begun."""
         self._begun: set[str] = set()
         self._numbers: dict[str, dict[int, float]] = {}
-        """Of each open shard that was begun: attempts without an end, and when each was seen first."""
+        """The running attempts at each open shard, and when each was first seen."""
         self._latest: dict[Flight, None] = {}
-        """The newest of them, of every open shard that has one: as many as actors have shards at work."""
+        """The newest running attempt at each open shard that has one."""
         self._tried_twice: set[str] = set()
 
     def note(self, begun: Iterable[Flight], failed: Iterable[Flight], now: float) -> None:
-        """Take in attempts that are new in a listing: those that began, and those that somebody saw fail."""
+        """Record attempts that are new in a listing: those that began, and those that failed."""
         failed = set(failed)
         with self._lock:
             for shard, number in begun:
@@ -61,7 +61,7 @@ class Flights:
             self._numbers.pop(shard, None)
 
     def commit(self, shards: Iterable[str]) -> list[str]:
-        """Note commits; returns the shards that are news."""
+        """Record commits; returns the shards that were not known to be committed."""
         with self._lock:
             fresh = [shard for shard in shards if shard not in self._committed]
             self._committed.update(fresh)
@@ -70,7 +70,7 @@ class Flights:
         return fresh
 
     def close(self, shard: str) -> None:
-        """Note that an actor is done with a shard, whatever became of it."""
+        """Record that an actor is done with a shard, whatever the result."""
         with self._lock:
             self._close(shard)
 
@@ -84,18 +84,18 @@ class Flights:
             self._waiting -= 1
 
     def started_again(self, shard: str) -> None:
-        """Note that a shard was started a second time."""
+        """Record that a shard was started a second time."""
         with self._lock:
             self._tried_twice.add(shard)
 
     def oldest(self) -> tuple[Flight, float] | None:
-        """Return the attempt that was seen first among the newest of each open shard, and when that was."""
+        """Return the oldest of the newest attempts at each open shard, and when it was first seen."""
         with self._lock:
             seen = [(flight, self._numbers[flight[0]][flight[1]]) for flight in self._latest]
         return min(seen, key=lambda found: found[1], default=None)
 
     def on_their_way(self) -> list[tuple[Flight, float]]:
-        """Return the attempts on their way and since when: of each open shard the newest, and the one beside it."""
+        """Return running attempts and when each was first seen: the newest at each open shard, and any beside it."""
         with self._lock:
             found = [(flight, self._numbers[flight[0]][flight[1]]) for flight in self._latest]
             for shard in self._tried_twice:
@@ -104,10 +104,10 @@ class Flights:
         return found
 
     def candidates(self, most: int) -> list[tuple[str, Flight | None, float | None]]:
-        """Return the open shards that were not started twice, each with its newest attempt and since when.
+        """Return the open shards not started twice, each with its newest attempt and when that was first seen.
 
         Args:
-            most: if there are more open shards than these, some wait for an actor, and none is returned.
+            most: with more open shards than this, some are waiting for an actor, and none is returned.
         """
         with self._lock:
             if len(self._open) > most:
@@ -125,6 +125,6 @@ class Flights:
         return len(self._open)
 
     def is_over(self) -> bool:
-        """Tell whether a straggler's other attempt is all that the pass still waits for."""
+        """Tell whether the pass waits only for the slower attempt of shards that were started twice."""
         with self._lock:
             return bool(self._tried_twice) and not self._waiting and not self._latest

@@ -8,18 +8,21 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from humpback_ray import storage
 from humpback_ray.placement import TaskPlacement
+from humpback_ray.stages import ray_internals
 from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.drivers import waiting_uri
 from humpback_ray.stages.errors import StageFailed
 from humpback_ray.stages.ledger import Attempt
 from humpback_ray.stages.progress import Progress
 from humpback_ray.stages.provenance import node
-from humpback_ray.stages.ray_internals import memory_bytes
 from humpback_ray.stages.waiting import Waiting, Workers
+
+if TYPE_CHECKING:
+    import ray
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ class GlobalStep:
         self.name, self.step, self.attempt, self.arguments = name, step, attempt, arguments
         self.placement, self.ledger = placement, attempt.ledger
         self.started: Started | None = None
-        self.running: Any = None
+        self.running: ray.ObjectRefGenerator | None = None
         note = waiting_uri(self.ledger.uri, self.ledger.submission)
         limit = placement.give_up_waiting_minutes
         self.waiting = Waiting(self.name, placement.need(), self._workers, limit, self._cancel, note)
@@ -79,14 +82,11 @@ class GlobalStep:
         import ray
 
         self.started = None
-        streamed = {
-            "num_returns": "streaming",
-            "_generator_backpressure_num_objects": 1,
-        }  # known before the step begins
-        task = ray.remote(_in_attempt).options(**streamed, **self.placement.remote_arguments())
-        self.running = task.remote(self.step, self.attempt, self.arguments)
-        self.started = cast(Started, ray.get(next(self.running)))
-        return cast(Commit, ray.get(next(self.running)))
+        options = {**ray_internals.ONE_AT_A_TIME, **self.placement.remote_arguments()}  # where comes before the work
+        task = ray.remote(_in_attempt).options(**options).remote(self.step, self.attempt, self.arguments)
+        self.running = running = cast("ray.ObjectRefGenerator", task)
+        self.started = cast(Started, ray.get(next(running)))
+        return cast(Commit, ray.get(next(running)))
 
     def _cancel(self) -> None:
         import ray
@@ -121,9 +121,11 @@ class Started:
     """What the node has, or the container that Ray runs in."""
 
 
-def _in_attempt(step: Callable[..., Commit], attempt: Attempt, arguments: tuple[Any, ...]) -> Iterator[Any]:
+def _in_attempt(
+    step: Callable[..., Commit], attempt: Attempt, arguments: tuple[Any, ...]
+) -> Iterator[Started | Commit]:
     """Run a global step in a Ray worker, in an attempt that the driver has begun; yields where, and the commit."""
-    yield Started(node(), memory_bytes())
+    yield Started(node(), ray_internals.memory_bytes())
     yield step(attempt, *arguments)
 
 

@@ -36,9 +36,9 @@ from humpback_ray.stages.shards import Shard, retried
 logger = logging.getLogger(__name__)
 
 FEW_ROWS = 3
-"""So many rows of a shard may always be quarantined."""
+"""Number of rows of a shard that may always be quarantined."""
 PATIENCE_S = 600.0
-"""How long a fault of the machine may last: a disk is made room on, a network comes back."""
+"""Seconds that a fault of the machine may last: a full disk is emptied, a network comes back."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
 """Between two tries meanwhile."""
 

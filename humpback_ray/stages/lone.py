@@ -19,7 +19,7 @@ from humpback_ray.stages.processes import Process
 logger = logging.getLogger(__name__)
 
 NODE_WAIT_S = 4 * 3600
-"""How long an actor may take to start: GPU nodes can take hours to come."""
+"""Seconds that an actor may take to start: GPU nodes can take hours to come up."""
 MOST_NODES = 20
 """Nodes lost under one shard after which it fails."""
 
@@ -37,11 +37,11 @@ _LASTING = {
     "Damaged",
     "InputChanged",
 }
-"""Names of those that no pause mends."""
+"""Names of those that do not pass by themselves."""
 
 
 class WorkerFailed(Exception):
-    """A call raised, hung or ended its process; with the last words of the process, and its node."""
+    """A call raised, hung or ended its process; holds the last words of the process, and its node."""
 
     def __init__(self, error: str, last_words: str = "", node: str = "") -> None:
         super().__init__(error)
@@ -49,18 +49,18 @@ class WorkerFailed(Exception):
 
     @property
     def kind(self) -> str:
-        """The name of the error's class, as far as it was said."""
+        """The name of the error's class, where the message begins with it."""
         return str(self).partition(":")[0].rpartition(".")[2]
 
     @property
     def by_machine(self) -> bool:
-        """Whether the machine is to blame and no row."""
+        """True if the machine is to blame, not a row."""
         found = getattr(builtins, self.kind, None)
         return self.kind in _MACHINE | _LASTING or (isinstance(found, type) and issubclass(found, OSError))
 
     @property
     def lasts(self) -> bool:
-        """Whether it is a fault of the machine that no pause mends."""
+        """True for a fault of the machine that does not pass by itself."""
         return self.kind in _LASTING
 
 
@@ -124,9 +124,10 @@ class LoneWorker:
             if self._actor is not None:
                 break
             options = self.placement.actor_arguments(self.avoid_node)
-            self._actor = ray.remote(LoneActor).options(**options).remote(*self.arguments)
+            actor: Any = ray.remote(LoneActor).options(**options).remote(*self.arguments)
+            self._actor = actor
             try:
-                self._process = cast(Process, ray.get(self._actor.ready.remote(), timeout=NODE_WAIT_S))
+                self._process = cast(Process, ray.get(actor.ready.remote(), timeout=NODE_WAIT_S))
             except RayError as error:
                 self.replace()
                 if last_try:

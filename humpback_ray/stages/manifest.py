@@ -19,7 +19,7 @@ from humpback_ray.stages.commits import Commit, DataFile
 from humpback_ray.stages.parsing import check_types, read_as
 
 CARD = "README.md"
-"""What a directory with a model says of itself, for people: it names the run, so it is not the model."""
+"""The model card: prose that names the run, so it is no part of the model's identity."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 NODE_LOSS_S = 20
-"""How long Ray may take to notice that a node is gone."""
+"""Seconds that Ray may take to notice that a node is lost."""
 
 
 def node_id() -> str:
@@ -27,7 +27,7 @@ def alive_nodes() -> set[str]:
 
 
 def nodes_lost(before: set[str]) -> bool:
-    """Tell whether one of some nodes is gone; where there were several, Ray gets `NODE_LOSS_S` to find out."""
+    """Tell whether one of the nodes is lost; if there were several, Ray gets `NODE_LOSS_S` to notice."""
     deadline = time.monotonic() + (NODE_LOSS_S if len(before) > 1 else 0)
     while not (lost := before - alive_nodes()) and time.monotonic() < deadline:
         time.sleep(1)

@@ -1,4 +1,4 @@
-"""How long shards take, as the passes of a submission learn it: what may be expected, and what is too long."""
+"""How long shards take, measured over the passes of a submission: how long to expect, and when it is too long."""
 
 import bisect
 import threading
@@ -13,17 +13,17 @@ class Pace:
     def __init__(self, placement: PoolPlacement, weights: Mapping[str, float]) -> None:
         self.placement, self.weights = placement, weights
         self._rates: list[float] = []
-        """Of all that ended, in order of size."""
+        """Seconds per unit of weight of every shard that ended, sorted."""
         self._lock = threading.Lock()
 
     def ended(self, weight: float, seconds: float) -> None:
-        """Take an ended shard, or a part of one, into account."""
+        """Record a shard, or a part of one, that has ended."""
         if weight > 0:
             with self._lock:
                 bisect.insort(self._rates, seconds / weight)
 
     def expected_s(self, weight: float) -> float | None:
-        """Return what so much takes, by the median; None while nothing has ended."""
+        """Return the seconds that this weight takes by the median; None while nothing has ended."""
         with self._lock:
             count, middle = len(self._rates), len(self._rates) // 2
             if not count:

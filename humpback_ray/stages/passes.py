@@ -1,9 +1,9 @@
 """One pass of a stage's shards through a pool of Ray Data actors, from the first block until every actor is done.
 
-Ray Data carries descriptors of shards, rows never go through the object store. While the pass runs, a loop looks at its
-attempts (watch.py): the process of one that takes too long is ended, attempts of other shards in that process are
-written down as not charged, and a straggler is started a second time. Once all shards are committed the pass ends,
-whatever is still on its way.
+Ray Data carries descriptors of shards; rows never go through the object store. While the pass runs, a loop looks at
+its attempts (watch.py): the process of an attempt that takes too long is ended, attempts at other shards in that
+process are not charged, and a straggler is started a second time. Once all shards are committed the pass ends, and
+attempts that are still running are dropped.
 """
 
 import functools
@@ -11,7 +11,7 @@ import hashlib
 import logging
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +21,7 @@ import pyarrow as pa
 from humpback_ray import storage
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.stages import processes, ray_internals, warm
-from humpback_ray.stages.actor import Report, ShardActor
+from humpback_ray.stages.actor import Report, ShardActor, Worker
 from humpback_ray.stages.background import Complaints, repeat
 from humpback_ray.stages.drivers import Others
 from humpback_ray.stages.errors import StageFailed
@@ -46,24 +46,24 @@ SHARDS_PER_BLOCK = 8
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage's actors do within one submission, and with what: the same for all passes."""
+    """The work of a stage within one submission: the same for all its passes."""
 
     name: str
-    """Of the stage."""
+    """Name of the stage."""
     ledger: Ledger
     schema: pa.Schema
-    worker: type
+    worker: Callable[..., Worker]
     arguments: tuple[Any, ...]
-    """Of the worker, before its resources."""
+    """Arguments of the worker, before its resources."""
     placement: PoolPlacement
     progress: Progress
     rows: Mapping[str, int]
-    """What each shard counts for in the progress."""
+    """Rows (or files) that each shard adds to the progress."""
     pace: Pace
 
     @functools.cached_property
     def others(self) -> Others:
-        """Drivers that are at work on the same stage."""
+        """Other drivers that work on the same stage."""
         return Others(self.ledger.uri, self.ledger.submission)
 
     def actor_arguments(self, placement: PoolPlacement) -> tuple[Any, ...]:
@@ -71,7 +71,7 @@ class Work:
         return self.ledger, self.schema, placement, self.worker, self.arguments, self.others.dead()
 
     def lone_worker(self, avoid_node: str | None = None) -> LoneWorker:
-        """Return an actor of its own, away from a node where there is another."""
+        """Return an actor outside the pool, on another node than `avoid_node` if there is one."""
         return LoneWorker(self.actor_arguments(self.placement), self.placement, avoid_node)
 
     def done_with(self, shard: str) -> None:
@@ -80,7 +80,7 @@ class Work:
 
 
 class Pass:
-    """A pass on its way, in a `with` block: looks after the attempts meanwhile, and ends everything with the block.
+    """A running pass, in a `with` block: watches the attempts, and ends everything it started with the block.
 
     Args:
         work: what is done.
@@ -95,7 +95,7 @@ class Pass:
         """Shards that other drivers hold."""
         self._lock = threading.Lock()
         self._second_tries: list[LoneWorker] | None = []
-        """Where stragglers were started once more; None once the pass is over."""
+        """Actors on which stragglers were started again; None once the pass is over."""
 
     def __enter__(self) -> "Pass":
         what = f"{self.work.name}: looking after the attempts"
@@ -123,11 +123,11 @@ class Pass:
                 self._take(cast(Report, row))
 
     def stop(self) -> None:
-        """End the pass at once, whatever is still on its way. On any thread."""
+        """End the pass at once, whatever is still running. On any thread."""
         ray_internals.stop(self.results)
 
     def look(self) -> None:
-        """Look once after commits and attempts, and act on what takes too long."""
+        """Look at commits and attempts once, and act on what takes too long."""
         for shard in self.watch.look():
             self.work.done_with(shard)
         for overdue in self.watch.overdue():
@@ -137,7 +137,7 @@ class Pass:
         self._stop_if_over()
 
     def _take(self, report: Report) -> None:
-        """Note what an actor did with a shard."""
+        """Record the result of a shard."""
         shard = report["shard"]
         if report["error"]:
             storage.check_room(self.work.ledger.uri)
@@ -154,7 +154,7 @@ class Pass:
         self._stop_if_over()
 
     def _end(self, overdue: Overdue) -> None:
-        """Fail an attempt and end its process; its neighbours there are not charged."""
+        """Fail an attempt and end its process; other attempts in that process are not charged."""
         name, record = self.work.name, overdue.record
         logger.warning(
             "%s: shard %s: %s; ending its process on %s", name, record["shard"], overdue.why, record["node"]
@@ -169,7 +169,7 @@ class Pass:
             logger.warning("%s: %s", name, lost)
 
     def _start_again(self, straggler: Straggler) -> None:
-        """Start a shard once more, in an actor of its own on another node; the first commit wins."""
+        """Start a shard again, in an actor of its own on another node; the first commit wins."""
         worker, shard = self.work.lone_worker(straggler.away_from), straggler.shard
         with self._lock:
             if self._second_tries is None:
@@ -184,13 +184,13 @@ class Pass:
         except (WorkerFailed, StageFailed) as failure:
             if not worker.closed:
                 logger.warning("%s: shard %s, started once more: %s", name, shard.name, failure)
-        except Exception as error:  # noqa: BLE001 the first start is still on its way, and is enough
+        except Exception as error:  # noqa: BLE001 the first try is still running, and is enough
             Complaints(f"{name}: starting shard {shard.name} once more").note(error)
         else:
             self._take(report)
 
     def _stop_if_over(self) -> None:
-        """End the pass if a straggler's other attempt is all that it still waits for."""
+        """End the pass if it waits only for the slower attempt of shards that were started twice."""
         if self.watch.flights.is_over():
             self.stop()
 

@@ -3,8 +3,8 @@
 A pass (passes.py) maps the uncommitted shards. A shard that failed as often as its placement allows runs alone and is
 taken apart (isolation.py), since a process that dies takes its neighbours' attempts with it.
 
-Where another driver is at work on the stage, each takes the shards in an order of its own and leaves alone those that
-the other holds (drivers.py). When there are no others left, it waits for their commits, or for the other's death.
+Where another driver works on the stage too, each takes the shards in an order of its own and skips those that the other
+holds (drivers.py). When only held shards are left, it waits until they are committed or their driver dies.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 HELD_EVERY_S = 2.0
-"""How often a driver looks whether shards that others hold are committed or free."""
+"""Seconds between checks whether shards that others hold are committed or free."""
 
 
 class Pool:
@@ -47,15 +47,15 @@ class Pool:
     def __init__(self, work: Work) -> None:
         self.work, self.name, self.ledger, self.placement = work, work.name, work.ledger, work.placement
         self._idle = 0
-        """Passes in a row that changed nothing."""
+        """Number of passes in a row that changed nothing."""
         self._known: dict[str, Shard] = {}
         """The shards of all passes."""
         self._pass: Pass | None = None
         """The pass that is running."""
         self._waiting: Waiting | None = None
-        """Looks whether actors are up."""
+        """Watches whether actors are up."""
         self._waits_for = ""
-        """What other drivers have to end before this one can go on; "" if nothing."""
+        """What this driver waits for other drivers to finish; "" if nothing."""
 
     def work_on(self, pending: Sequence[Shard]) -> None:
         """Make one pass over the uncommitted shards, or take apart those that are left because they failed too often.
@@ -94,7 +94,7 @@ class Pool:
         return stuck + absent + (f"; {waits_for}" if waits_for else "")
 
     def _held(self, shards: Sequence[Shard]) -> dict[str, str]:
-        """Return by whom shards are held that other drivers are at work on."""
+        """Return the shards that other drivers hold, each with the submission that holds it."""
         found = {}
         lives = functools.cache(self.work.others.lives)
         for shard in shards:
@@ -103,7 +103,7 @@ class Pool:
         return found
 
     def _wait(self, held: Mapping[str, str], pending: Sequence[Shard]) -> None:
-        """Wait until one of some shards that others hold is committed, or free."""
+        """Wait until one of the held shards is committed, or free."""
         by = ", ".join(sorted(set(held.values())))
         self._waits_for = f"{len(held)} shards, which are all that is left, are with submission {by}"
         logger.info("%s: %s; waiting for it", self.name, self._waits_for)
@@ -117,7 +117,7 @@ class Pool:
         self._waits_for = ""
 
     def _are_held(self, held: Mapping[str, str]) -> bool:
-        """Tell whether no such shard is committed and all who hold them live."""
+        """Tell whether none of the shards is committed and all their holders are alive."""
         if not all(map(self.work.others.lives, set(held.values()))):
             return False
         return not any(self.ledger.commit_of(name) for name in held)
@@ -169,7 +169,7 @@ class Pool:
 
     @contextlib.contextmanager
     def _wait_for(self, kind: str, give_up: Callable[[], object]) -> Iterator[None]:
-        """Look after actors of a class in the block; `give_up` ends it where they took too long to be up."""
+        """Watch whether actors of a class come up during the block; `give_up` ends it if that takes too long."""
         note = waiting_uri(self.ledger.uri, self.ledger.submission)
         limit = self.placement.give_up_waiting_minutes
         self._waiting = Waiting(self.name, self.placement.need(), Actors(kind), limit, give_up, note)
@@ -199,7 +199,7 @@ class Pool:
         self._alone(shards, again)
 
     def _alone(self, items: Sequence[T], do: Callable[[T, LoneWorker], None]) -> None:
-        """Do something with each of some items and an actor of its own, as many at once as the pool has actors."""
+        """Call `do` for each item with an actor of its own, as many at once as the pool has actors."""
         workers = [self.work.lone_worker() for _ in items]
 
         def one(item: T, worker: LoneWorker) -> None:
@@ -226,7 +226,7 @@ class Pool:
             self._refuse_to_wait()
 
     def _good(self) -> tuple[Shard, int] | None:
-        """Return a shard that was committed, of those this submission knows, and a row of it that worked."""
+        """Return a committed shard that this submission knows, and the index of a row of it that worked."""
         for name in sorted(self.ledger.committed() & self._known.keys()):
             commit = self.ledger.commit_of(name)
             if commit and not commit.quarantine and commit.rows:

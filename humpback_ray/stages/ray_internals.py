@@ -21,6 +21,9 @@ HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 The public setup hook is that of a whole job. It stands here as Ray has it, since the driver's imports know no Ray.
 """
 
+ONE_AT_A_TIME = {"num_returns": "streaming", "_generator_backpressure_num_objects": 1}
+"""Options of a task that yields, and goes on when what it yielded has been taken."""
+
 
 def stoppable(results: "ray.data.Dataset") -> "ray.data.Dataset":
     """Let a data set know its executor from the start; Ray Data sets it when the first block is there, if ever."""

@@ -23,6 +23,7 @@ from humpback_ray import storage
 from humpback_ray.config import Config, ConfigError, difference, fingerprint, short
 from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.records import QUARANTINED
+from humpback_ray.stages.actor import Worker
 from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.drivers import Presence
 from humpback_ray.stages.errors import StageFailed
@@ -111,7 +112,7 @@ class Stage:
 
     def run(
         self,
-        worker: type,
+        worker: Callable[..., Worker],
         arguments: Sequence[Any],
         placement: PoolPlacement,
         source: "Manifest | Inventory",
@@ -156,7 +157,7 @@ class Stage:
     def _retry(
         self,
         done: Manifest,
-        worker: type,
+        worker: Callable[..., Worker],
         arguments: Sequence[Any],
         placement: PoolPlacement,
         source: "Manifest | Inventory",
@@ -195,7 +196,7 @@ class Stage:
 
     def _pool(
         self,
-        worker: type,
+        worker: Callable[..., Worker],
         arguments: Sequence[Any],
         placement: PoolPlacement,
         progress: Progress,

@@ -1,11 +1,11 @@
-"""A pass under watch: which attempts are on their way, since when, and which of them take too long.
+"""Watching a pass: which attempts are running, since when, and which of them take too long.
 
-The watch lists the attempts and takes the time from when it first saw one, so no clocks are compared. From the shards
-that ended it knows the median time per row (of files: per byte). It decides and does not act: it names the attempts
-that are beyond their limit, and, once all open shards are with actors, the shards that take far longer than the median
-and should be started a second time (passes.py does both).
+The watch lists the attempts and times each from when it first saw it, so no clocks are compared. It knows the median
+time per row (for files: per byte) from the shards that ended. It decides and does not act: it names the attempts that
+are over their limit, and, once all open shards are with actors, the shards that take far longer than the median and
+should be started a second time. passes.py acts on both.
 
-A look lists the directory, so the pauses between two are at least ten times as long as a look took.
+A look lists the directory, so the pause before the next is at least ten times as long as the look took.
 """
 
 import logging
@@ -24,7 +24,7 @@ from humpback_ray.stages.shards import Shard
 logger = logging.getLogger(__name__)
 
 STUCK_AFTER_S = 600.0
-"""An attempt this old is named in the progress line."""
+"""Seconds after which the progress line names an attempt."""
 LOOK_EVERY_S = 30.0
 """The longest pause between two looks, unless a look itself takes more than a tenth of it."""
 
@@ -34,7 +34,7 @@ _ATTEMPT = re.compile(r"([^/]+)/(\d+)(\.error)?\.json")
 
 @dataclass(frozen=True)
 class Overdue:
-    """An attempt of ours that is beyond its limit, and why its process should be ended."""
+    """An attempt of ours that is over its limit, and why its process should be ended."""
 
     record: AttemptRecord
     why: str
@@ -49,7 +49,7 @@ class Straggler:
 
 
 class Watch:
-    """What is known of the shards of a pass. One thread looks; events and the progress line come from others.
+    """Follow the shards of a pass. One thread looks; other threads report results and ask for `concern`.
 
     Args:
         name: of the stage.
@@ -69,22 +69,22 @@ class Watch:
         self._records: dict[Flight, AttemptRecord] = {}
 
     def committed(self, shard: str, seconds: float) -> bool:
-        """Note that an actor brought a shard to its commit; tells whether that is news."""
+        """Record that an actor committed a shard; returns False if that was known."""
         self.pace.ended(self.pace.weights[shard], seconds)
         return bool(self.flights.commit([shard]))
 
     def failed(self, shard: str, error: str) -> None:
-        """Note that an actor came to an end with a shard, and to no commit."""
+        """Record that an actor ended a shard without a commit."""
         logger.warning("%s: shard %s failed: %s", self.name, shard, error)
         self.flights.close(shard)
 
     def left_to(self, shard: str, holder: str) -> None:
-        """Note that an actor left a shard to another driver, which is at work on it."""
+        """Record that an actor left a shard to another driver, which is working on it."""
         logger.info("%s: shard %s is left to submission %s, which is at work on it", self.name, shard, holder)
         self.flights.close(shard)
 
     def concern(self) -> str:
-        """Name the attempt that has run for longest, with its node, once that is worth a word."""
+        """Name the attempt that has run for longest, with its node, once it is older than `STUCK_AFTER_S`."""
         oldest = self.flights.oldest()
         if oldest is None or (age := time.monotonic() - oldest[1]) < STUCK_AFTER_S:
             return ""
@@ -95,7 +95,7 @@ class Watch:
         return max(min(LOOK_EVERY_S, max(0.2, self.pace.placement.limit_floor_s / 20)), 10 * self._look_s)
 
     def look(self) -> list[str]:
-        """Look once after attempts and commits; returns the shards whose commits are news."""
+        """List attempts and commits once; returns the newly committed shards."""
         began = perf_counter()
         self._note_attempts()
         fresh = self.flights.commit(self.ledger.committed() & self.shards.keys())
@@ -115,7 +115,7 @@ class Watch:
         self.flights.note(begun, failed, time.monotonic())
 
     def overdue(self) -> Iterator[Overdue]:
-        """Yield the attempts of ours that are beyond their limit."""
+        """Yield the attempts of ours that are over their limit."""
         now = time.monotonic()
         for flight, seen in self.flights.on_their_way():
             age, limit = now - seen, self.pace.limit_s(self.pace.weights[flight[0]])
@@ -124,7 +124,7 @@ class Watch:
                 yield Overdue(self._record(flight), why)
 
     def beside(self, record: AttemptRecord) -> list[AttemptRecord]:
-        """Return the attempts at other shards that are on their way in the process of an attempt."""
+        """Return the running attempts at other shards in the process of an attempt."""
         others = [self._record(flight) for flight, _ in self.flights.on_their_way()]
         return [one for one in others if one["shard"] != record["shard"] and _process(one) == _process(record)]
 

@@ -221,7 +221,6 @@ def interruptible() -> Iterator[None]:
 def watched(model: str, progress_uri: str, begun: Callable[[], None], waiting: Waiting) -> Iterator[None]:
     """Log the run's progress while the block runs, and call `begun` when its first step is there."""
     latest: Figures = {}
-    ended = threading.Event()
     name = f"train {model}"
 
     def concern() -> str:
@@ -229,12 +228,11 @@ def watched(model: str, progress_uri: str, begun: Callable[[], None], waiting: W
 
     with waiting, Progress(name, total=None, unit="steps", concern=concern) as progress:
         follow = functools.partial(_follow, progress_uri, latest, progress, begun)
-        thread = repeat(f"{name}: reading {progress_uri}", follow, lambda: progress_every_s(progress_uri), ended)
+        loop = repeat(f"{name}: reading {progress_uri}", follow, lambda: progress_every_s(progress_uri))
         try:
             yield
         finally:
-            ended.set()
-            thread.join()
+            loop.stop()
             with contextlib.suppress(OSError):  # the figures of the last step are for the log alone
                 follow()
 

@@ -78,7 +78,7 @@ class DiesOnce:
         return table
 
 
-class NeverStarts:
+class NeverStarts(Shout):
     def __init__(self, resources: Resources) -> None:
         raise MemoryError("80 GB wanted, 1 GB there")
 

@@ -243,7 +243,10 @@ def refuse(training: Training, row: StepMetrics, batch: list[Example], problem: 
     uri = storage.join(session.checkpoints, session.attempt, f"refused-{row.step:06d}-{training.start}.json")
     if session.rank == 0:
         ids = sorted({example.id for example in batch})
-        storage.write_bytes(uri, json.dumps({"problem": problem, **vars(row), "rows": ids}, indent=1).encode())
+        try:
+            storage.write_bytes(uri, json.dumps({"problem": problem, **vars(row), "rows": ids}, indent=1).encode())
+        except OSError as error:
+            logger.warning("%s was not stored, and training goes by the recipe all the same: %s", uri, error)
     before = sum(earlier.skipped for earlier in training.history)
     said = f"{training.job.model}: step {row.step} was not applied, {problem}; rate {row.learning_rate:g}, rows {uri}"
     if recipe.on_bad_loss == "stop":

@@ -5,6 +5,7 @@ import io
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -19,8 +20,9 @@ from humpback_ray.records import METRICS
 from humpback_ray.train.data.examples import Examples, read_examples
 from humpback_ray.train.data.validation import split
 from humpback_ray.train.export.reload import probe_prompt
-from humpback_ray.train.job import Provenance, TrainingStopped, TrainResult, metrics_table
-from humpback_ray.train.loop import Session, train
+from humpback_ray.train.job import Provenance, StepMetrics, TrainingStopped, TrainResult, metrics_table
+from humpback_ray.train.loop import Session, refuse, train
+from tests.conftest import Said
 from tests.engines.tiny import save_model
 from tests.train.conftest import plain_loop
 from tests.train.workers import RECIPE, job
@@ -217,6 +219,19 @@ def test_a_share_that_holds_out_nothing_is_said_so(base: Path, pairs: tuple[str,
     this = job(base, pairs, tmp_path / "model", validation_share=1e-9)
     with pytest.raises(TrainingStopped, match=r"validation_share = 1e-09 holds out none of 12 seed pairs"):
         train(this, PLACEMENT, Session.alone(str(tmp_path / "checkpoints")))
+
+
+def test_rows_of_a_skipped_step_that_cannot_be_written_cost_a_warning_and_no_training(
+    tmp_path: Path, said: Said
+) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the directory should be")
+    session = Session.alone(str(tmp_path / "checkpoints"))
+    skips = job(tmp_path, (), tmp_path / "model", on_bad_loss="skip")
+    training: Any = SimpleNamespace(job=skips, session=session, history=[], start="3fa9c1")
+    refuse(training, StepMetrics(1, 9.0, 1e-4, 0.5, 10, 4, 0.1, skipped=True), [], "its loss is nan")
+    lost, skipped = (message for _, message in said.records)
+    assert "refused-000001-3fa9c1.json was not stored" in lost
+    assert skipped.endswith("it is skipped")
 
 
 def test_several_workers_need_torch_distributed(monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ same command again resumes. Every model starts from the base model; candidates a
 from collections.abc import Callable, Iterator
 
 from humpback_ray.augment import make_candidates
+from humpback_ray.context import StageContext
 from humpback_ray.corpus.build import make_corpus, make_segments
 from humpback_ray.curate.canaries import make_canaries
 from humpback_ray.curate.rounds import make_curated, make_prescores, make_scores
@@ -23,11 +24,10 @@ from humpback_ray.run import Run
 from humpback_ray.sample.build import make_base, make_check, make_web
 from humpback_ray.seed import make_seed
 from humpback_ray.stages.manifest import Manifest
-from humpback_ray.step import Step
 from humpback_ray.train.data.tokens import make_tokens
 from humpback_ray.train.tune import fine_tune
 
-METHOD: dict[str, Callable[[Step], Manifest]] = {
+METHOD: dict[str, Callable[[StageContext], Manifest]] = {
     "sample/web": lambda s: make_web(s.sample, s.place),
     "seed": lambda s: make_seed(s.config.seed, s.files("seed"), s.place, s.held_out),
     "segments": lambda s: make_segments(s.config.corpus, s.files("corpus"), s.place, s.config.pilot),
@@ -72,5 +72,5 @@ def stages(run: Run) -> Iterator[Manifest]:
     """Run the stages in order, yielding each manifest; stop asking and nothing further is run."""
     made: dict[str, Manifest] = {}
     for node in run.graph:
-        made[node.name] = run.reused(node.name) or METHOD[node.kind.name](Step(run, node, made))
+        made[node.name] = run.reused(node.name) or METHOD[node.kind.name](StageContext(run, node, made))
         yield made[node.name]

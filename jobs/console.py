@@ -317,12 +317,12 @@ def table(manifests: Sequence[Manifest]) -> None:
             if manifest.rows
             else ("", "", "")
         )
-        rate = f"{manifest.rows / manifest.seconds:.1f}" if manifest.rows and manifest.seconds else ""
+        rate = f"{manifest.rows / manifest.wall_s:.1f}" if manifest.rows and manifest.wall_s else ""
         out.add_row(
             manifest.stage,
             *counts,
             reasons or ("" if manifest.rows else fates(manifest)),
-            f"{manifest.seconds:.1f}",
+            f"{manifest.wall_s:.1f}",
             rate,
         )
     console.print(out)

@@ -13,7 +13,7 @@ import json
 import sys
 
 from humpback_ray.config import ConfigError, load
-from humpback_ray.operate.plan import Measured, Plan, measured, plan
+from humpback_ray.operate.plan import Measured, Plan, measured, plan_run
 from humpback_ray.operate.plan.training import Step
 from humpback_ray.rates import PlanConfig
 from humpback_ray.runconfig import RunConfig, pilot_root
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
             pilot = measured(config, pilot_root(config.root))
         except OSError as error:
             raise ConfigError(f"cannot look for a pilot in {pilot_root(config.root)}: {error}") from error
-        made = plan(config, pilot)
+        made = plan_run(config, pilot)
         if found.json:
             say(json.dumps(as_json(made), indent=1))
         else:

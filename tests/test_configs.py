@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from humpback_ray.config import load
-from humpback_ray.operate.plan import plan
+from humpback_ray.operate.plan import plan_run
 from humpback_ray.runconfig import RunConfig
 from humpback_ray.train.sizes import SIZES
 
@@ -17,7 +17,7 @@ LARGE = [path for path in CONFIGS if path.stem in SIZES]
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_a_configuration_parses_and_fits(path: Path) -> None:
-    made = plan(load(RunConfig, path))
+    made = plan_run(load(RunConfig, path))
     assert not made.problems
     assert {stage.name for stage in made.stages} >= {"segments", "candidates", "round-1/scores", "models/m2"}
     assert made.dollars > 0
@@ -34,7 +34,7 @@ def lines() -> Iterator[tuple[Path, str, list[str]]]:
 def test_a_configuration_fits_the_other_gpus_that_it_names(path: Path, machine: str, keys: list[str]) -> None:
     config = load(RunConfig, path, keys)
     assert config.plan.machine == machine
-    assert not plan(config).problems
+    assert not plan_run(config).problems
 
 
 def test_every_configuration_of_a_size_names_the_other_gpus_and_is_named_as_its_size() -> None:
@@ -47,6 +47,6 @@ def test_every_configuration_of_a_size_names_the_other_gpus_and_is_named_as_its_
 @pytest.mark.parametrize("path", LARGE, ids=lambda path: path.name)
 def test_no_other_number_of_workers_is_both_sensible_and_cheaper(path: Path) -> None:
     """A placement is what the plan would choose, within a factor of two for the margins that a file's comment names."""
-    training = plan(load(RunConfig, path)).trainings[-1]
+    training = plan_run(load(RunConfig, path)).trainings[-1]
     assert training.sensible is not None
     assert training.step.workers / training.sensible.workers in (0.5, 1, 2)

@@ -8,10 +8,11 @@ import pytest
 
 from humpback_ray import graph, pipeline, storage
 from humpback_ray.config import ConfigError, load
+from humpback_ray.context import StageContext
 from humpback_ray.graph import Graph, Kind, each_round, kind_of, models, stage_names
 from humpback_ray.operate.gc import survey
 from humpback_ray.operate.limits import dollars_per_s
-from humpback_ray.operate.plan import plan
+from humpback_ray.operate.plan import plan_run
 from humpback_ray.operate.status import status
 from humpback_ray.operate.verify import verify
 from humpback_ray.records import PAIR
@@ -23,7 +24,6 @@ from humpback_ray.stages.ledger import Attempt
 from humpback_ray.stages.manifest import Manifest
 from humpback_ray.stages.outputs import TableWriter
 from humpback_ray.stages.stage import Place, Stage
-from humpback_ray.step import Step
 
 DEMO = Path(__file__).parents[1] / "configs/demo.yaml"
 
@@ -133,8 +133,8 @@ def with_shouted(monkeypatch: pytest.MonkeyPatch) -> None:
     after_seed = next(index for index, known in enumerate(graph.KINDS) if known.name == "seed") + 1
     monkeypatch.setattr(graph, "KINDS", (*graph.KINDS[:after_seed], kind, *graph.KINDS[after_seed:]))
 
-    def make(step: Step) -> Manifest:
-        return make_shouted(step["seed"], step.place)
+    def make(context: StageContext) -> Manifest:
+        return make_shouted(context["seed"], context.place)
 
     monkeypatch.setitem(pipeline.METHOD, "shouted", make)
 
@@ -167,7 +167,7 @@ def test_a_new_stage_takes_a_line_in_the_graph_and_one_in_the_pipeline(
     storage.write_bytes(f"{root}/shouted/data/unknown.txt", b"")
     assert survey(root, 0).unknown == ["shouted/data/unknown.txt"], "gc knows the ledger's other files"
     assert dollars_per_s(run.graph, "shouted") == pytest.approx(0.5 * dollars_per_s(graph_of(), "seed"))
-    assert "shouted" in plan(config).others
+    assert "shouted" in plan_run(config).others
     assert "<td>shouted</td><td>5</td><td>5</td>" in report(made)
 
 
@@ -176,6 +176,6 @@ def test_a_stage_sees_only_what_the_graph_says_it_reads(
 ) -> None:
     run = Run(load(RunConfig, DEMO, [f"root={tmp_path}/run"]))
     web = Stage(run.at("sample/web"), {}, {}).leased(lambda attempt: attempt.describe([], {}))
-    step = Step(run, run.graph.nodes["shouted"], {"seed": web, "sample/web": web})
+    context = StageContext(run, run.graph.nodes["shouted"], {"seed": web, "sample/web": web})
     with pytest.raises(KeyError, match=r"shouted reads no sample/web; graph\.py says what it reads"):
-        step["sample/web"]
+        context["sample/web"]

@@ -16,7 +16,7 @@ ROOMS = (
     ("inputs",),
     ("stages",), ("prompts",), ("engines",),
     ("sample", "seed", "corpus", "augment", "rewrite", "curate", "train", "evaluate"),
-    ("libraries", "runconfig"), ("graph",), ("report", "run"), ("step",), ("pipeline", "operate"), ("miniature",),
+    ("libraries", "runconfig"), ("graph",), ("report", "run"), ("context",), ("pipeline", "operate"), ("miniature",),
 )  # fmt: skip
 """The packages and modules of the top, from the lowest on: each imports what is below it. Those that stand together do
 not import each other."""

@@ -154,7 +154,7 @@ def compare(
     )
 
 
-class Ratings(TypedDict):
+class RatingColumns(TypedDict):
     """Columns of SCORE."""
 
     id: list[str]
@@ -165,15 +165,15 @@ class Ratings(TypedDict):
     completion_tokens: list[int | None]
 
 
-COLUMNS = list(Ratings.__annotations__)
+COLUMNS = list(RatingColumns.__annotations__)
 
 
-def read(scores: Manifest) -> Ratings:
+def read(scores: Manifest) -> RatingColumns:
     """Return the columns of a stage of ratings."""
     return pa.concat_tables([SCORE.empty_table().select(COLUMNS), *scores.tables(COLUMNS, kept=False)]).to_pydict()
 
 
-def compared(name: str, manifest: Manifest, table: Ratings, good: Collection[str] | None) -> Compared:
+def compared(name: str, manifest: Manifest, table: RatingColumns, good: Collection[str] | None) -> Compared:
     """Sum up one scorer's ratings."""
     rated = [score for score in table["score"] if score is not None]
     auc = truth = None

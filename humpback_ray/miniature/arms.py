@@ -25,7 +25,7 @@ from humpback_ray import pipeline, storage
 from humpback_ray.config import ConfigError, load
 from humpback_ray.graph import stage_names
 from humpback_ray.miniature.findings import Values, findings
-from humpback_ray.miniature.measure import Measures, Rater, judged_candidates, known_of, measure
+from humpback_ray.miniature.measure import Measures, RatingQuality, judged_candidates, known_of, measure
 from humpback_ray.miniature.page import findings_page
 from humpback_ray.miniature.truth import judge
 from humpback_ray.records import SCORE
@@ -231,7 +231,7 @@ def values_of_arm(arm: Arm, found: Measures) -> Values:
     return values | ratings(arm.rater, found.raters[1]) if arm.rater else values
 
 
-def ratings(name: str, found: Rater) -> Values:
+def ratings(name: str, found: RatingQuality) -> Values:
     """Return a rater's figures."""
     return {f"{name}.{what}": getattr(found, what) for what in ("precision", "recall", "auc", "failed", "kept")}
 

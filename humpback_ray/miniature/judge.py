@@ -121,12 +121,12 @@ def is_good(question: str, segment: Segment) -> bool:
     return segment.kind == "right" and judge_question(question, segment) == "right"
 
 
-class Answers(NamedTuple):
+class JudgedAnswers(NamedTuple):
     """The answers of a model to one set of questions."""
 
     verdicts: Counter[Verdict]
     assistants: int
-    """Answers in the assistant's voice, right or wrong."""
+    """JudgedAnswers in the assistant's voice, right or wrong."""
 
     def share(self, verdict: Verdict) -> float:
         """Return the share of one verdict."""
@@ -138,7 +138,7 @@ class Answers(NamedTuple):
         return self.assistants / self.verdicts.total()
 
 
-def judged_answers(rows: Iterable[Mapping[str, str]], known: Known) -> dict[str, Answers]:
+def judged_answers(rows: Iterable[Mapping[str, str]], known: Known) -> dict[str, JudgedAnswers]:
     """Judge rows of RESPONSE, by dataset. Prompts that the truth does not know are left out."""
     verdicts: dict[str, Counter[Verdict]] = {}
     assistants: Counter[str] = Counter()
@@ -147,7 +147,7 @@ def judged_answers(rows: Iterable[Mapping[str, str]], known: Known) -> dict[str,
         if asked:
             verdicts.setdefault(row["dataset"], Counter())[judge_answer(row["output"], asked)] += 1
             assistants[row["dataset"]] += is_assistants(row["output"])
-    return {dataset: Answers(found, assistants[dataset]) for dataset, found in verdicts.items()}
+    return {dataset: JudgedAnswers(found, assistants[dataset]) for dataset, found in verdicts.items()}
 
 
 @cache

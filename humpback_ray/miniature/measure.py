@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 
 from humpback_ray import storage
 from humpback_ray.graph import each_round
-from humpback_ray.miniature.judge import Answers, Asked, Known, is_good, judge_question, judged_answers, read_truth
+from humpback_ray.miniature.judge import (
+    Asked,
+    JudgedAnswers,
+    Known,
+    is_good,
+    judge_question,
+    judged_answers,
+    read_truth,
+)
 from humpback_ray.records import NOT_PASSED_ON
 from humpback_ray.sample.build import web_files
 from humpback_ray.sample.selfcheck import Check, area_under_curve, check_pairs, selfcheck
@@ -19,7 +27,7 @@ from humpback_ray.stages.manifest import Manifest
 
 
 @dataclass(frozen=True)
-class Rater:
+class RatingQuality:
     """How well a model's ratings tell good candidates from the others."""
 
     rated: int
@@ -53,9 +61,9 @@ class Measures:
 
     checks: list[Check] = field(default_factory=list)
     candidates: Candidates | None = None
-    raters: dict[int, Rater] = field(default_factory=dict)
+    raters: dict[int, RatingQuality] = field(default_factory=dict)
     """By round."""
-    answers: dict[str, dict[str, Answers]] = field(default_factory=dict)
+    answers: dict[str, dict[str, JudgedAnswers]] = field(default_factory=dict)
     """By model and dataset (`toy_test_unseen`)."""
 
     @property
@@ -79,12 +87,12 @@ def measure(manifests: Mapping[str, Manifest]) -> Measures | None:
     found = judged_candidates(manifests["candidates"], known) if "candidates" in manifests else None
     if found and set(found.kinds) <= {"unknown"}:
         found = None  # real pages, tried with the toy's base model: nothing is known of them
-    raters: dict[int, Rater] = {}
+    raters: dict[int, RatingQuality] = {}
     rated = each_round(manifests, "round-{t}/scores")
     for number, curated in each_round(manifests, "round-{t}/curated").items():
         if found and (scores := rated.get(number)):
             kept = {id_ for table in curated.tables(["id"]) for id_ in table["id"].to_pylist()}
-            raters[number] = rater(scores_of(scores), found, kept, scores.drops.get(NOT_PASSED_ON, 0))
+            raters[number] = rating_quality(scores_of(scores), found, kept, scores.drops.get(NOT_PASSED_ON, 0))
     answered = each_round(manifests, "evaluation/m{t}")
     answers = {f"m{t}": judged_answers(rows(manifest), known) for t, manifest in answered.items()}
     return Measures(base_checks(web, manifests.get("sample/ratings")), found, raters, answers)
@@ -113,14 +121,14 @@ def judged_candidates(candidates: Manifest, known: Known) -> Candidates:
     return Candidates(frozenset(good), frozenset(others), questions, kinds)
 
 
-def rater(
+def rating_quality(
     scores: Mapping[str, float | None], candidates: Candidates, kept: Collection[str], passed_over: int = 0
-) -> Rater:
+) -> RatingQuality:
     """Hold one round's ratings against the truth; `passed_over` of the pairs without a score were not to be rated."""
     right = len(candidates.good & set(kept))
     failed = sum(score is None for score in scores.values()) - passed_over
     good, others = ([scores[id_] for id_ in ids] for ids in (candidates.good, candidates.others))
-    return Rater(
+    return RatingQuality(
         rated=len(scores) - failed - passed_over,
         failed=failed,
         kept=len(kept),

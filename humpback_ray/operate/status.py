@@ -135,7 +135,7 @@ def _finished(name: str, manifest: Manifest, reused: bool) -> StageStatus:
     done = manifest.rows or steps or None
     return StageStatus(
         name=name, state="done", reused=reused, unit="rows" if manifest.rows else "steps" if steps else "",
-        done=done, total=done, per_s=done / manifest.seconds if done and manifest.seconds > 0 else None,
+        done=done, total=done, per_s=done / manifest.wall_s if done and manifest.wall_s > 0 else None,
         attempts=manifest.attempts, again=max(manifest.attempts - len(manifest.commits), 0),
         quarantined=manifest.quarantined, requests=manifest.requests,
     )  # fmt: skip

@@ -101,7 +101,7 @@ def differences() -> Iterator[None]:
         raise Difference(str(damaged.strerror)) from damaged
 
 
-class Table(NamedTuple):
+class Checked(NamedTuple):
     """What is looked at of a commit's rows."""
 
     ids: pa.ChunkedArray
@@ -313,7 +313,7 @@ def check_plan(manifest: Manifest) -> None:
         same([planned(commit.shard) for commit in manifest.commits], expected, plan, "the shards of the manifest")
 
 
-def check_commit(manifest: Manifest, commit: Commit) -> list[Table]:
+def check_commit(manifest: Manifest, commit: Commit) -> list[Checked]:
     """A commit is the manifest's, and its files are what it says; returns what is looked at of their rows."""
     recorded = Ledger(manifest.uri, "").commit_of(commit.shard)
     same(recorded, commit, f"{manifest.uri}/commits/{commit.shard}.json", "the commit in the manifest")
@@ -330,7 +330,7 @@ def check_commit(manifest: Manifest, commit: Commit) -> list[Table]:
         drops = drop_counts(table)
         counted.update(drops)
         lost = table.filter(is_quarantined(table)) if QUARANTINED in drops else None
-        tables.append(Table(
+        tables.append(Checked(
             table["id"], table["id"].filter(table["drop_reason"].is_null()),
             lost["id"].to_pylist() if lost else [],
             lost["document_id"].to_pylist() if lost and "document_id" in columns else [],

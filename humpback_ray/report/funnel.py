@@ -123,7 +123,7 @@ def timing(manifests: Manifests) -> list[TimingRow]:
     """Return what each stage cost, in the order of the run."""
     return [
         TimingRow(
-            stage=name, wall_s=done.seconds, work_s=done.work_s, rows=done.rows, tokens=done.tokens,
+            stage=name, wall_s=done.wall_s, work_s=done.work_s, rows=done.rows, tokens=done.tokens,
             shards=len(done.commits), attempts=done.attempts, nodes=len({commit.node for commit in done.commits}),
         )
         for name, done in manifests.items()

@@ -82,7 +82,7 @@ def _model_row(name: str, manifest: Manifest) -> ModelRow:
         first_rate=rates[0] if rates else None,
         last_rate=rates[-1] if rates else None,
         output_tokens=sum(known("output_tokens")) or None,
-        wall_s=manifest.seconds,
+        wall_s=manifest.wall_s,
         validation=tuple((step["step"], loss) for step in steps if (loss := step.get("validation_loss")) is not None),
         tokens_per_s=median("tokens_per_s"),
         mfu=median("mfu"),

@@ -101,7 +101,7 @@ class Manifest:
         return self.drops.get(QUARANTINED, 0)
 
     @property
-    def seconds(self) -> float:
+    def wall_s(self) -> float:
         """Wall-clock seconds from the stage's first start to its end, pauses included; 0 if the clock was set back."""
         return max(self.ended - self.started, 0.0)
 

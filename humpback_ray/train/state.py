@@ -12,7 +12,7 @@ from humpback_ray.train.data.schedule import Schedule
 from humpback_ray.train.engine.attention import Batching
 from humpback_ray.train.engine.metrics import Meter
 from humpback_ray.train.job import StepMetrics, TrainJob
-from humpback_ray.train.types import Engine, SavedTokenizer, Told
+from humpback_ray.train.types import SavedTokenizer, Told, TrainingEngine
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Training:
     session: Session
     schedule: Schedule
     data: Data
-    engine: Engine
+    engine: TrainingEngine
     batching: Batching
     dropouts: list[str]
     """Fields of the model's configuration that the recipe's dropout was set on."""

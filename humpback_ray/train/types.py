@@ -47,7 +47,7 @@ class Probed(Causal, Protocol):
         ...
 
 
-class Engine(Probed, Protocol):
+class TrainingEngine(Probed, Protocol):
     """DeepSpeed's engine, as it is documented."""
 
     module: "nn.Module"

@@ -15,7 +15,7 @@ from typing import Any
 
 from humpback_ray.engines.base import Completion, Request, generate_all
 from humpback_ray.engines.transformers import TransformersEngine, fastest_dtype, gpu_dtype
-from humpback_ray.operate.plan.inference import Work, row_s
+from humpback_ray.operate.plan.inference import RowWork, row_s
 from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import encode, encode_prompt
 from tests.gpu.material import SHAPES, Check, let_go, rates, writer
@@ -207,7 +207,7 @@ def short(out: Sequence[Completion], requests: Sequence[Request]) -> list[str]:
 def planned_tokens_per_s(load: Load, out: Sequence[Completion]) -> float:
     """Return what the plan expects of an engine that writes such replies."""
     written = sum(one.completion_tokens for one in out) / len(out)
-    work = Work(sum(one.prompt_tokens for one in out) / len(out), written)
+    work = RowWork(sum(one.prompt_tokens for one in out) / len(out), written)
     return written / row_s(SHAPES[load.name], 1, load.check.gpu, 2, work, rates())
 
 

@@ -14,7 +14,7 @@ from humpback_ray import storage
 from humpback_ray.config import ConfigError
 from humpback_ray.graph import Graph, Node, models
 from humpback_ray.operate.plan.expected import Expected, dtype_of
-from humpback_ray.operate.plan.inference import Work, row_s, weights_fit
+from humpback_ray.operate.plan.inference import RowWork, row_s, weights_fit
 from humpback_ray.operate.plan.measured import Measured
 from humpback_ray.operate.plan.training import HOST_SHARE, Batch, Step, choose, smallest, step, steps
 from humpback_ray.placement import PoolPlacement
@@ -89,7 +89,7 @@ class Plan:
         return sum(stage.dollars for stage in self.stages)
 
 
-def plan(config: RunConfig, measured: Measured | None = None) -> Plan:
+def plan_run(config: RunConfig, measured: Measured | None = None) -> Plan:
     """Plan a run.
 
     Raises:
@@ -204,7 +204,7 @@ class _Planner:
             seconds * self.rates.dollars_per_s(needs), self._source(found),
         )  # fmt: skip
 
-    def _pool_stage(self, node: Node, rows: int, work: Work) -> StagePlan:
+    def _pool_stage(self, node: Node, rows: int, work: RowWork) -> StagePlan:
         placement, section = self.graph.placement(node.name), getattr(self.config, node.kind.section)
         assert isinstance(placement, PoolPlacement), f"{node.name} is made by a pool of engines"
         rates, gpus, replicas = self.rates, placement.gpus_per_replica, placement.most_replicas

@@ -8,7 +8,7 @@ from typing import Any
 
 from humpback_ray.curate.scorers import Additive, Chained, Likelihood, Rubric
 from humpback_ray.graph import Node
-from humpback_ray.operate.plan.inference import Work
+from humpback_ray.operate.plan.inference import RowWork
 from humpback_ray.operate.plan.training import Batch
 from humpback_ray.runconfig import RunConfig
 from humpback_ray.train.data.schedule import schedule
@@ -52,13 +52,13 @@ class Expected:
         length = max(mean / token, 2.0)
         return examples, Batch(laid_out.batch_examples, length, sqrt(square) / token, recipe.max_length_tokens)
 
-    def work(self, node: Node) -> tuple[int, Work] | None:
+    def work(self, node: Node) -> tuple[int, RowWork] | None:
         """Return the rows of a stage over a pool of engines, and what each asks of the model; None for others."""
         rates, scorer = self.rates, self.config.curate.recipe.scorer
         pair = self.instruction + self.response
         match node.kind.name:
             case "candidates":
-                return self.segments, Work(self.response, self.instruction)
+                return self.segments, RowWork(self.response, self.instruction)
             case "prescores" | "round-{t}/prescores" if isinstance(scorer, Chained):
                 return self.rated, self.rating(scorer.first)
             case "round-{t}/scores" if isinstance(scorer, Chained):
@@ -66,20 +66,20 @@ class Expected:
             case "round-{t}/scores":
                 return self.rated, self.rating(scorer)
             case "round-{t}/rewritten":
-                return self.kept(node.round or 0), Work(rates.rating_prompt_tokens + pair, self.response)
+                return self.kept(node.round or 0), RowWork(rates.rating_prompt_tokens + pair, self.response)
             case "evaluation/m{t}":
-                return rates.prompts, Work(self.instruction, rates.answer_tokens)
+                return rates.prompts, RowWork(self.instruction, rates.answer_tokens)
         return None
 
-    def rating(self, scorer: Any) -> Work:
+    def rating(self, scorer: Any) -> RowWork:
         """Return what a scorer asks of the model per pair."""
         pair = self.instruction + self.response
         if isinstance(scorer, Likelihood):
-            return Work(pair + self.response)
+            return RowWork(pair + self.response)
         prompt = self.rates.rating_prompt_tokens + pair
         if isinstance(scorer, Rubric | Additive):
-            return Work(prompt, min(self.rates.rating_reply_tokens, scorer.max_new_tokens), scorer.samples)
-        return Work(prompt)
+            return RowWork(prompt, min(self.rates.rating_reply_tokens, scorer.max_new_tokens), scorer.samples)
+        return RowWork(prompt)
 
 
 def _round_of(model: str) -> int:

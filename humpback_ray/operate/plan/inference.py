@@ -12,7 +12,7 @@ from humpback_ray.train.sizes import Shape
 
 
 @dataclass(frozen=True)
-class Work:
+class RowWork:
     """What each row of a stage asks of a model."""
 
     prompt_tokens: float
@@ -31,7 +31,7 @@ LEAST_ROOM = 0.85
 """Of a replica's memory, the most that weights may take."""
 
 
-def row_s(shape: Shape, devices: float, gpu: bool, element: int, work: Work, rates: PlanConfig) -> float:
+def row_s(shape: Shape, devices: float, gpu: bool, element: int, work: RowWork, rates: PlanConfig) -> float:
     """Return the seconds of one replica per row, in the long run.
 
     Args:

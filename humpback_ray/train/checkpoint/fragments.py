@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from humpback_ray.train.engine import deepspeed_internals
-from humpback_ray.train.types import Engine
+from humpback_ray.train.types import TrainingEngine
 
 if TYPE_CHECKING:
     import torch
@@ -56,13 +56,13 @@ class Fragment:
         return Fragment(self.name, self.start, tensors)
 
 
-def held(engine: Engine) -> list[Fragment]:
+def held(engine: TrainingEngine) -> list[Fragment]:
     """Return what this worker holds; moments only where there has been an update."""
     found = deepspeed_internals.held(engine)
     return [Fragment(name, start, {WEIGHT: weight, **moments}) for name, start, weight, moments in found]
 
 
-def owned(engine: Engine, rank: int, workers: int) -> list[Fragment]:
+def owned(engine: TrainingEngine, rank: int, workers: int) -> list[Fragment]:
     """Return what this worker saves: of stage 0, where every worker holds all, an equal part of each parameter."""
     fragments = held(engine)
     if engine.zero_optimization_stage() > 0:

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from humpback_ray.train.types import Engine
+from humpback_ray.train.types import TrainingEngine
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ def part_of(parameter: Any) -> Part:
     return Part(tensor, first, min(first + tensor.numel(), parameter.ds_numel))
 
 
-def held(engine: Engine) -> list[Held]:
+def held(engine: TrainingEngine) -> list[Held]:
     """Return what this worker holds of each trained parameter, whatever the ZeRO stage."""
     find = {0: _whole, 3: _share}.get(engine.zero_optimization_stage(), _laid_end_to_end)
     trained = [(name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
@@ -121,7 +121,7 @@ def _moments(state: dict[str, Any] | None, like: "torch.Tensor") -> dict[str, "t
     return {kind: value.view(-1) for kind, value in tensors.items() if value.shape == like.shape}
 
 
-def start_optimizer(engine: Engine, updates: int) -> None:
+def start_optimizer(engine: TrainingEngine, updates: int) -> None:
     """Let the optimizer create its state, by an update at rate 0 on no gradients, and tell it how many it has made."""
     import torch
 
@@ -157,7 +157,7 @@ def _no_gradients(flats: Sequence["torch.Tensor"]) -> Iterator[None]:
         flat.grad = gradient
 
 
-def publish(engine: Engine) -> None:
+def publish(engine: TrainingEngine) -> None:
     """Bring the weights of the forward pass up to date with the master weights; every worker calls it at once."""
     zero, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage in (1, 2):
@@ -175,7 +175,7 @@ def drop_update(engine: Any) -> None:
     engine.micro_steps += 1
 
 
-def forget_dropped(engine: Engine) -> None:
+def forget_dropped(engine: TrainingEngine) -> None:
     """Clear the gradients of an update that ZeRO dropped.
 
     Where stage 2 offloads the optimizer of a bfloat16 model, DeepSpeed keeps them, adds the next step's to what is not

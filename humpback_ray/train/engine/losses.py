@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from humpback_ray.train.data.examples import Example
 from humpback_ray.train.engine.attention import Batching, logits_of
 from humpback_ray.train.job import StepMetrics
-from humpback_ray.train.types import Causal, Engine
+from humpback_ray.train.types import Causal, TrainingEngine
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ def problem(loss: float, history: Sequence[StepMetrics], spike_factor: float | N
 
 
 def accumulate(
-    engine: Engine, micros: Sequence[Sequence[Example]], batching: Batching, scale: float
+    engine: TrainingEngine, micros: Sequence[Sequence[Example]], batching: Batching, scale: float
 ) -> tuple[float, "torch.Tensor"]:
     """Run a step's micro-batches forward, and all but the last backward, their losses multiplied by `scale`.
 
@@ -57,7 +57,7 @@ def accumulate(
     return (summed + loss.detach()).item(), loss
 
 
-def measured(engine: Engine, micros: Sequence[Sequence[Example]], batching: Batching) -> float:
+def measured(engine: TrainingEngine, micros: Sequence[Sequence[Example]], batching: Batching) -> float:
     """Sum the losses of micro-batches without dropout and without gradients."""
     import torch
 

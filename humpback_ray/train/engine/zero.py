@@ -30,7 +30,7 @@ from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.engine.deepspeed_internals import drop_update, run_on_cpu, whole_elements
 from humpback_ray.train.engine.weights import load_partitioned, refuse_names
 from humpback_ray.train.recipe import TrainRecipe
-from humpback_ray.train.types import Engine
+from humpback_ray.train.types import TrainingEngine
 
 if TYPE_CHECKING:
     import torch
@@ -201,7 +201,7 @@ def load_model(
     return model, dropouts
 
 
-def start_engine(model: "nn.Module", config: dict[str, Any], gpu: bool) -> Engine:
+def start_engine(model: "nn.Module", config: dict[str, Any], gpu: bool) -> TrainingEngine:
     """Wrap a loaded model in a DeepSpeed engine; torch.distributed is up already.
 
     What DeepSpeed prints of its memory meanwhile is swallowed.
@@ -216,7 +216,7 @@ def start_engine(model: "nn.Module", config: dict[str, Any], gpu: bool) -> Engin
     return engine
 
 
-def finish_step(engine: Engine, loss: "torch.Tensor") -> float:
+def finish_step(engine: TrainingEngine, loss: "torch.Tensor") -> float:
     """Take a step's last backward pass and its update; return the norm of the step's gradient.
 
     An update whose gradient is not finite is dropped; where ZeRO is off, DeepSpeed would apply it.

@@ -38,7 +38,7 @@ from humpback_ray.train.engine.deepspeed_internals import is_partitioned, whole_
 from humpback_ray.train.export.reload import check_directory, probe, probe_prompt, unlike_training
 from humpback_ray.train.job import TrainingStopped, TrainJob
 from humpback_ray.train.recipe import Lora
-from humpback_ray.train.types import Engine, SavedTokenizer
+from humpback_ray.train.types import SavedTokenizer, TrainingEngine
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ SHARD_BYTES = 5 << 30
 
 
 def export_model(
-    engine: Engine, tokenizer: SavedTokenizer, base: Path, job: TrainJob, rank: int, card: str
+    engine: TrainingEngine, tokenizer: SavedTokenizer, base: Path, job: TrainJob, rank: int, card: str
 ) -> tuple[list[storage.FileEntry], list[int]]:
     """Write, check and upload the model; every rank calls it, rank 0 gets the files and the probe's greedy tokens.
 

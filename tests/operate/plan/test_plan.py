@@ -14,7 +14,7 @@ import pytest
 
 from humpback_ray.config import ConfigError, load
 from humpback_ray.operate.pilot import as_pilot
-from humpback_ray.operate.plan import measured, plan
+from humpback_ray.operate.plan import measured, plan_run
 from humpback_ray.operate.plan.training import Batch, step
 from humpback_ray.records import SEGMENT, record_id
 from humpback_ray.run import Run
@@ -34,7 +34,7 @@ def seven(*overrides: str) -> RunConfig:
 
 
 def test_the_papers_run_has_the_papers_steps_and_counts() -> None:
-    made = plan(seven("evaluate.recipe.inputs=[prompts.json]"))
+    made = plan_run(seven("evaluate.recipe.inputs=[prompts.json]"))
     by_model = {one.model: one for one in made.trainings}
     assert [one.steps for one in made.trainings[:2]] == [500, 500]
     assert by_model["m2"].examples == pytest.approx(3200 + 41_821, rel=0.06)
@@ -47,22 +47,23 @@ def test_the_papers_run_has_the_papers_steps_and_counts() -> None:
 
 
 def test_what_the_configuration_leaves_out_is_not_planned() -> None:
-    names = {stage.name for stage in plan(seven("reuse.segments=a", "reuse.models/m0=b")).stages}
+    names = {stage.name for stage in plan_run(seven("reuse.segments=a", "reuse.models/m0=b")).stages}
     assert not names & {"segments", "models/m0", "evaluation/m0"}, "reused, or nothing to answer"
-    one_round = plan(seven("curate.recipe.rounds=[{threshold: null, top_k: 1000}]"))
+    one_round = plan_run(seven("curate.recipe.rounds=[{threshold: null, top_k: 1000}]"))
     assert [one.model for one in one_round.trainings] == ["backward", "m0", "m1"]
     assert one_round.trainings[-1].examples == 4200
-    by_share = plan(seven("curate.recipe.rounds=[{threshold: null, share: 0.01}]"))
+    by_share = plan_run(seven("curate.recipe.rounds=[{threshold: null, share: 0.01}]"))
     rated = next(stage.rows for stage in by_share.stages if stage.name == "round-1/scores")
     assert by_share.trainings[-1].examples == 3200 + -(-rated // 100)
-    chained = {stage.name: stage for stage in plan(seven("curate.recipe.scorer={kind: chained, share: 0.25}")).stages}
+    by_name = plan_run(seven("curate.recipe.scorer={kind: chained, share: 0.25}")).stages
+    chained = {stage.name: stage for stage in by_name}
     assert chained["round-1/scores"].rows == round(0.25 * chained["round-1/prescores"].rows)
     assert chained["round-1/prescores"].seconds < chained["round-1/scores"].seconds
 
 
 def test_what_does_not_fit_is_said_with_both_numbers_and_the_way_out() -> None:
     cramped = load(RunConfig, LARGE, ["train.placement.workers=8", "curate.placement.gpus_per_replica=1"])
-    train, curate = plan(cramped.model_copy(update={"augment": load(RunConfig, LARGE).augment})).problems[:2]
+    train, curate = plan_run(cramped.model_copy(update={"augment": load(RunConfig, LARGE).augment})).problems[:2]
     assert "a worker of 8 x H100-80G needs" in train
     assert "usable are 78.0 GB" in train
     assert "32 workers would do" in train
@@ -70,14 +71,14 @@ def test_what_does_not_fit_is_said_with_both_numbers_and_the_way_out() -> None:
 
 
 def test_every_assumption_has_a_value_and_a_source() -> None:
-    made = plan(seven("plan.training_mfu=0.3", "plan.machines={H100-80G: {dollars_per_hour: 2}}"))
+    made = plan_run(seven("plan.training_mfu=0.3", "plan.machines={H100-80G: {dollars_per_hour: 2}}"))
     sources = {field: (value, source) for field, value, source in made.sources}
     assert sources["training_mfu"] == (0.3, "the configuration")
     assert sources["H100-80G.dollars_per_hour"] == (2, "the configuration")
     assert "Assumed" in sources["overlap"][1]
     assert "paper" in sources["segments"][1]
     assert all(source for _, source in sources.values())
-    assert plan(seven()).dollars > 3 * made.dollars / 2
+    assert plan_run(seven()).dollars > 3 * made.dollars / 2
 
 
 def test_the_size_is_named_or_read_from_the_models_configuration(tmp_path: Path) -> None:
@@ -89,11 +90,11 @@ def test_the_size_is_named_or_read_from_the_models_configuration(tmp_path: Path)
         "vocab_size": 9,
     }
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", **shape}))
-    assert plan(seven("plan.size=null", f"base_model={tmp_path}")).shape.hidden == 64
+    assert plan_run(seven("plan.size=null", f"base_model={tmp_path}")).shape.hidden == 64
     with pytest.raises(ConfigError, match=r"plan\.size is llama-8b, which is not among llama-7b"):
-        plan(seven("plan.size=llama-8b"))
+        plan_run(seven("plan.size=llama-8b"))
     with pytest.raises(ConfigError, match=r"set plan\.size to one of llama-7b"):
-        plan(seven("plan.size=null", "base_model=/nowhere"))
+        plan_run(seven("plan.size=null", "base_model=/nowhere"))
 
 
 def test_an_unknown_machine_is_refused_by_name() -> None:
@@ -172,7 +173,7 @@ def test_a_pilots_rates_take_the_place_of_assumptions(tmp_path: Path) -> None:
     pilot = measured(config, root)
     assert pilot is not None
     assert (pilot.segments, pilot.cutting_s, pilot.row_s) == (20_000, 2000, {"candidates": 0.5})
-    before, made = plan(config), plan(config, pilot)
+    before, made = plan_run(config), plan_run(config, pilot)
     stages = {stage.name: stage for stage in made.stages}
     assert stages["candidates"].rows == 20_000
     assert stages["candidates"].seconds == pytest.approx(300 + 20_000 * 0.5 / 8)

@@ -12,7 +12,7 @@ from humpback_ray.stages.models import Model
 from humpback_ray.storage.inventory import Inventory, resolve
 
 
-class Step:
+class StageContext:
     """A stage about to be made: where, by which settings, and what it reads.
 
     Args:

@@ -13,11 +13,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from humpback_ray.graph import stage_names
+from humpback_ray.config import load
+from humpback_ray.graph import Graph
+from humpback_ray.runconfig import RunConfig
 from tests import weed
 from tests.chaos.play import REPOSITORY, Play, account, fault_proxy, random_kills, verify
 
-STAGES = stage_names(2)[:-4]
+STAGES = Graph(load(RunConfig, REPOSITORY / "configs/demo.yaml", ())).until("models/m2")
 """After which something may be killed: there is enough left to do."""
 
 

@@ -21,11 +21,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import pyarrow as pa
 import pytest
 
 from humpback_ray.config import ConfigError, load
 from humpback_ray.engines import Request, TransformersEngine
-from humpback_ray.graph import stage_names
+from humpback_ray.graph import Graph, stage_names
 from humpback_ray.miniature import arms as miniature
 from humpback_ray.miniature.findings import CLAIMS, Values
 from humpback_ray.miniature.measure import Measures, measure, rows
@@ -59,13 +60,13 @@ class Size(NamedTuple):
 
     rounds: int
     settings: tuple[str, ...]
-    stages: list[str]
+
+    @property
+    def graph(self) -> Graph:
+        return Graph(load(RunConfig, DEMO, self.settings))
 
 
-SIZES = {
-    "brief": Size(1, BRIEF, [name for name in stage_names(1) if "canar" not in name]),
-    "thorough": Size(2, SMALL, stage_names(2)),
-}
+SIZES = {"brief": Size(1, BRIEF), "thorough": Size(2, SMALL)}
 
 
 @pytest.fixture(scope="module", params=["brief", pytest.param("thorough", marks=pytest.mark.chaos)])
@@ -116,7 +117,7 @@ def times(directory: Path) -> dict[Path, int]:
 
 @pytest.fixture(scope="module")
 def made(size: Size, root: Path) -> dict[str, Manifest]:
-    found = {name: read_manifest(str(root / str(SEED) / "main" / name)) for name in stage_names(size.rounds)}
+    found = {name: read_manifest(str(root / str(SEED) / "main" / name)) for name in size.graph.nodes}
     return {name: manifest for name, manifest in found.items() if manifest}
 
 
@@ -140,13 +141,32 @@ def chat() -> ChatRecipe:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)  # minutes on free cores
 def test_every_stage_is_there_and_verified(size: Size, root: Path, made: Mapping[str, Manifest]) -> None:
-    assert list(made) == size.stages
+    assert list(made) == [*size.graph.nodes]
     proof = job("verify", str(root / str(SEED) / "main"))
     assert "sample/ratings: 440 rows" in proof
     job("verify", str(root / str(SEED) / "seed-only"))
     outputs = json.loads((root / str(SEED) / f"main/evaluation/m{size.rounds}/model_outputs.json").read_text())
     assert {*outputs[0]} == {"instruction", "output", "generator", "dataset"}
     assert outputs[0]["generator"] == f"m{size.rounds}"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_graph_says_what_every_stage_reads_writes_and_accounts_for(
+    size: Size, made: Mapping[str, Manifest]
+) -> None:
+    by_uri = {manifest.uri: name for name, manifest in made.items()}
+    for node in size.graph:
+        manifest, writes = made[node.name], node.kind.writes
+        read = {name: by_uri[uri] for name, uri in manifest.source_uris().items()}
+        assert set(read.values()) <= set(node.reads), f"{node.name} is made of what the graph does not say"
+        assert set(node.reads) - set(read.values()) <= {"sample/web"}, "of which files are read, not the manifest"
+        assert read.get(manifest.ids_of, "") == node.ids_of, node.name
+        assert ("model" in manifest.extra) == (writes == "model"), node.name
+        if isinstance(writes, pa.Schema):
+            assert all(table.schema.equals(writes) for table in manifest.tables(kept=False)), node.name
+        else:
+            assert not manifest.rows, node.name
 
 
 @pytest.mark.ray

@@ -264,7 +264,7 @@ def stage_names(rounds: int = MOST_ROUNDS, files: Iterable[str] = ()) -> list[st
         rounds: how many.
         files: of the root, below which stages apart from the run are found by their names.
     """
-    found = [name for name, _, _ in _listed(rounds)]
+    found, files = [name for name, _, _ in _listed(rounds)], list(files)  # read once for each kind
     for kind in (kind for kind in KINDS if kind.apart):
         rule = re.compile(rf"({_pattern(kind.name).pattern})/.+")
         found += sorted({match[1] for file in files if (match := rule.fullmatch(file))})

@@ -1,4 +1,4 @@
-"""What our engine uses of a transformers model: any object with these members will do."""
+"""What engines, and training, use of a transformers model: any object with these members will do."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,7 +30,7 @@ class Output(Protocol):
     """The result of a forward pass."""
 
     logits: "torch.Tensor"
-    """[B, places kept, V]."""
+    """[B, T, V], or of the positions in `logits_to_keep` alone."""
 
 
 class CausalModel(Protocol):

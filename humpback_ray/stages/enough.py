@@ -56,30 +56,7 @@ def refuse_failures(manifest: Manifest, reasons: Collection[str], most: float, f
     """
     failed = {reason: count for reason, count in manifest.drops.items() if reason in {*reasons, QUARANTINED}}
     tried = manifest.rows - manifest.drops.get(NOT_PASSED_ON, 0)
-    if sum(failed.values()) > most * tried:
-        raise StageFailed(
-            f"{manifest.stage}: {sum(failed.values()):,} of {tried:,} rows failed ({short(failed)}), more than "
-            f"{field} = {most:g} allows; look at the rows in {manifest.uri}, or raise it to go on with the others"
-        )
-
-
-def frequent(keys: Mapping[str, int]) -> str:
-    """Return the most frequent of several records' fields, in words."""
-    most = sorted(keys.items(), key=lambda found: (-found[1], found[0]))[:MOST_REASONS]
-    return "; ".join(f"({names}) in {count:,}" for names, count in most)
-
-
-def keys_in(files: Iterable[storage.InputFile]) -> str:
-    """Return the fields of the first records of the first JSON file among some files, in words; "" without one."""
-    for file in files:
-        if any(suffix in file.name.lower() for suffix in JSON_SUFFIXES):
-            counts: dict[str, int] = {}
-            with storage.open_input(file.uri) as stream:
-                for record in islice(records(stream), _READ):
-                    keys = record.fault or keys_of(record.value)
-                    counts[keys] = counts.get(keys, 0) + 1
-            return f"{frequent(counts)} of the first records of {file.name}"
-    return ""
+    refuse_share(manifest, sum(failed.values()), tried, f"rows failed ({short(failed)})", most, field)
 
 
 def refuse_share(manifest: Manifest, failed: int, tried: int, what: str, most: float, field: str) -> None:
@@ -101,3 +78,22 @@ def refuse_share(manifest: Manifest, failed: int, tried: int, what: str, most: f
             f"{manifest.stage}: {failed:,} of {tried:,} ({failed / tried:.1%}) {what}, more than {field} = {most:g} "
             f"allows; look at the rows in {manifest.uri}, or raise it to continue with the others"
         )
+
+
+def frequent(keys: Mapping[str, int]) -> str:
+    """Return the most frequent of several records' fields, in words."""
+    most = sorted(keys.items(), key=lambda found: (-found[1], found[0]))[:MOST_REASONS]
+    return "; ".join(f"({names}) in {count:,}" for names, count in most)
+
+
+def keys_in(files: Iterable[storage.InputFile]) -> str:
+    """Return the fields of the first records of the first JSON file among some files, in words; "" without one."""
+    for file in files:
+        if any(suffix in file.name.lower() for suffix in JSON_SUFFIXES):
+            counts: dict[str, int] = {}
+            with storage.open_input(file.uri) as stream:
+                for record in islice(records(stream), _READ):
+                    keys = record.fault or keys_of(record.value)
+                    counts[keys] = counts.get(keys, 0) + 1
+            return f"{frequent(counts)} of the first records of {file.name}"
+    return ""

@@ -7,18 +7,12 @@ from collections.abc import Callable
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol
 
+from humpback_ray.engines.types import Output
 from humpback_ray.prompts.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-
-class Output(Protocol):
-    """What a causal language model returns."""
-
-    logits: "torch.Tensor"
-    """[B, T, V], or of the positions in `logits_to_keep` alone."""
 
 
 class Causal(Protocol):

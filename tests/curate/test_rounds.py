@@ -158,5 +158,5 @@ def test_failures_are_held_against_those_that_were_rated(made: tuple[Made, Manif
     root, cheap, _ = made
     no_room = Rubric(max_new_tokens=1, retry_room=None)
     config = root.config(50, Chained(share=0.1, then=no_room), max_failed_share=0.5)
-    with pytest.raises(StageFailed, match="9 of 9 rows failed"):
+    with pytest.raises(StageFailed, match=r"9 of 9 \(100.0%\) rows failed"):
         make_scores(config, ChatRecipe(), root.candidates, root.model, root.place("round-2/scores"), cheap)

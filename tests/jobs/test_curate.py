@@ -83,5 +83,5 @@ def test_a_chained_round_rates_a_share_and_says_so(config: Path, head: Head, com
 
 def test_stages_of_comparisons_are_found_by_their_files() -> None:
     files = ["compare/round-2/ifd/manifest.json", "compare/sample/plan.json", "compare/notes.txt", "seed/plan.json"]
-    assert stage_names(files=files)[-2:] == ["compare/sample", "compare/round-2/ifd"]
+    assert stage_names(files=iter(files))[-2:] == ["compare/sample", "compare/round-2/ifd"]
     assert "prescores" in stage_names()

@@ -53,7 +53,7 @@ class Kind:
     """Parts of the section whose libraries its workers import: fields, dotted."""
     present: Callable[[RunConfig], object] = lambda config: True
     on_demand: bool = False
-    """Made only where a stage that has to be made reads it."""
+    """Made only where a stage that has to be made reads it, and just before the first that does."""
     apart: bool = False
     """No part of a run: made by `jobs.curate --compare`."""
     first: int = 1
@@ -180,16 +180,23 @@ class Graph:
             known = ", ".join(stage_names(rounds))
             raise ConfigError(f"reuse names {unknown[0]}, which is no stage; the stages are {known}")
         listed = {name: (kind, t) for name, kind, t in _listed(rounds) if kind.present(config)}
-        found: list[Node] = []
-        wanted: set[str] = set(config.reuse)
-        for name, (kind, t) in reversed(listed.items()):
-            if kind.on_demand and name not in wanted:
-                continue
-            read = [_filled(one, config, t) for one in kind.reads]
-            node = Node(name, kind, t, tuple(r for r in read if r in listed), _filled(kind.ids_of, config, t) or "")
-            wanted |= set() if name in config.reuse else set(node.reads)
-            found.append(node)
-        self.nodes = {node.name: node for node in reversed(found)}
+        known = {name: self._node(name, kind, t, listed) for name, (kind, t) in listed.items()}
+        self.nodes: dict[str, Node] = {}
+        for node in known.values():
+            if not node.kind.on_demand or node.name in config.reuse:
+                self._take(node, known)
+
+    def _node(self, name: str, kind: Kind, t: int | None, listed: Collection[str]) -> Node:
+        reads = (_filled(read, self.config, t) for read in kind.reads)
+        there = tuple(read for read in reads if read is not None and read in listed)
+        return Node(name, kind, t, there, _filled(kind.ids_of, self.config, t) or "")
+
+    def _take(self, node: Node, known: Mapping[str, Node]) -> None:
+        """Put a stage into the run, before it what is made for it alone."""
+        for name in node.reads if node.name not in self.config.reuse else ():
+            if known[name].kind.on_demand and name not in self.nodes:
+                self._take(known[name], known)
+        self.nodes.setdefault(node.name, node)
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes.values())

@@ -83,6 +83,9 @@ def test_a_stage_on_demand_is_there_where_something_that_is_made_reads_it() -> N
     assert [node.name for node in both.to_make()][:2] == ["sample/web", "seed"]
     assert "segments" in both.nodes, "a stage that is named is shown"
     assert "tokens/seed" in graph_of("reuse={models/m0: a, models/m1: b}").nodes, "m2 learns from it"
+    late = graph_of("reuse={models/m0: a, models/backward: b}").until("models/m1")
+    assert late[-3:] == ["tokens/seed", "round-1/tokens", "models/m1"]
+    assert late.index("candidates") < late.index("tokens/seed"), "what comes before its reader does not wait for it"
     assert "tokens/seed" not in graph_of("reuse={models/m0: a, models/m1: b, models/m2: c}").nodes
 
 
@@ -154,7 +157,7 @@ def test_a_new_stage_takes_a_line_in_the_graph_and_one_in_the_pipeline(
         made[manifest.stage] = manifest
         if manifest.stage == "shouted":
             break
-    assert list(made) == ["sample/web", "seed", "shouted"]
+    assert list(made) == ["seed", "shouted"]
     assert made["shouted"].kept == 5
 
     root = run.root

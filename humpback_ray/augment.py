@@ -3,7 +3,7 @@
 The backward model p(x | y) sees the segment alone (Li et al. 2023, arXiv:2308.06259, section 2.2).
 One row in, one row out; an unusable prediction stays in the table with its `drop_reason`. Where the model failed (it
 wrote nothing, did not end, or could not read the segment) the row counts against `max_failed_share`; what it did write
-and a filter of `instructions.py` drops does not: that is a verdict on the pair.
+and a filter of `prompts/instructions` drops does not: that is a verdict on the pair.
 """
 
 from collections.abc import Mapping, Sequence

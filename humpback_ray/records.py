@@ -149,7 +149,7 @@ METRICS = pa.schema(
         ("seconds", pa.float64()),  # from asking for the rows to the update; without validation and checkpoints
         ("tokens_per_s", pa.float64()),  # of all workers together
         ("output_tokens_per_s", pa.float64()),
-        ("mfu", pa.float64()),  # share of all workers' peak that the model's arithmetic took (train/metrics.py)
+        ("mfu", pa.float64()),  # share of all workers' peak that the model's arithmetic took (train/engine/metrics.py)
         ("memory_bytes", pa.int64()),  # of the worker with most: its device's peak so far; on a CPU resident memory
         ("padding_share", pa.float64()),  # of the positions that the workers computed, those that held no token
         ("data_s", pa.float64()),  # the longest that a worker waited for the step's rows

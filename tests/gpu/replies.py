@@ -21,7 +21,7 @@ from humpback_ray.prompts.chat import encode, encode_prompt
 from tests.gpu.material import SHAPES, Check, let_go, rates, writer
 
 BEHIND = 5e-2
-"""How far a written token's logit may be behind the largest, as a share of it: as in train/export/reload.py for bfloat16."""
+"""How far a written token's logit may be behind the largest, as a share of it: as in export/reload.py for bfloat16."""
 SCORED_APART = 0.2
 """Nats between two log-probabilities of a token; rounding over 32 layers is a tenth, a wrong mask about one."""
 GRADES = ("1", "2", "3", "4", "5")

@@ -49,7 +49,9 @@ def test_the_page_is_current() -> None:
 
 def test_a_line_says_what_a_key_takes_and_its_default() -> None:
     places: tuple[tuple[reference.Model, str], ...] = ((Outer, "outer"), (Inner, "outer.inner"))
-    known = {model: reference.Section(model, [name]) for model, name in places}
+    known: dict[reference.Model, reference.Section] = {
+        model: reference.Section(model, [name]) for model, name in places
+    }
     assert list(reference._keys(known[Outer], known)) == [
         "- **`rate`**: number (above 0, at most 1) or null; default `1.0e-05`. How fast.",
         '- **`names`**: list of text (at least 1 of them); default `["a"]`.',

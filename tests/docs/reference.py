@@ -59,9 +59,11 @@ class Section:
     def heading(self) -> str:
         """The key of a class that is used once, else what names the class wherever it is used."""
         alone = len(self.paths) == 1
+        if self.model is RunConfig:
+            return "Top-level keys"
         if self.kind:
             return f"`{self.paths[0]}`, kind `{self.kind}`" if alone else f"kind `{self.kind}`"
-        return f"`{self.paths[0]}`" if alone and self.paths[0] else self.model.__name__
+        return f"`{self.paths[0]}`" if alone else self.model.__name__
 
     @property
     def anchor(self) -> str:

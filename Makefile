@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/demo.yaml
 
-.PHONY: demo miniature test test-vllm lint format verify gpu-check chaos \
+.PHONY: demo miniature test test-vllm lint format docs verify gpu-check chaos \
 	bench-ledger bench-start bench-inference bench-train clean
 
 # Installed when its definition is newer than the environment.
@@ -46,6 +46,10 @@ lint: .venv/installed
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/configuration.md, from the docstrings of the settings.
+docs: .venv/installed
+	$(BIN)/python -m tests.docs.reference
 
 verify: .venv/installed
 	$(BIN)/python -m jobs.verify out/demo

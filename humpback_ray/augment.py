@@ -56,7 +56,8 @@ class AugmentRecipe(Config):
     """Which predicted instructions fall."""
 
     max_failed_share: float = Field(default=0.2, ge=0, le=1)
-    """A larger share of predictions that failed stops the run; what a filter drops does not count. Ours."""
+    """A larger share of predictions that failed stops the run; what a filter drops does not count. Ours. Not
+    hashed."""
 
 
 class AugmentConfig(Config):

@@ -66,6 +66,8 @@ class PoolPlacement(Config):
     none wait any more; None: `min_replicas`."""
 
     cpus_per_replica: float = Field(default=1, gt=0)
+    """CPUs that Ray reserves for one actor."""
+
     gpus_per_replica: float = Field(default=0, ge=0)
     """GPUs of one node that one actor gets: a part of one (0.5: two actors share it), or whole ones, over which an
     engine splits its model."""
@@ -226,6 +228,8 @@ class TaskPlacement(Config):
     """One Ray task that does a whole global step (duplicates, selection)."""
 
     cpus: float = Field(default=1, gt=0)
+    """CPUs to reserve for the task."""
+
     memory_bytes: int | None = Field(default=None, gt=0)
     """Memory to reserve for the task; None: none reserved."""
     labels: Labels = Field(default_factory=dict)
@@ -271,8 +275,14 @@ class TrainPlacement(Config):
     """How often a run with fewer than its most workers looks for room for more; growing costs a restart."""
 
     cpus_per_worker: float = Field(default=1, gt=0)
+    """CPUs that Ray reserves for one worker."""
+
     gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs that Ray reserves for one worker; 0: it trains on CPUs."""
+
     accelerator_type: str | None = None
+    """Ray's name of the GPU to ask for, such as "H100"; None: any."""
+
     labels: Labels = Field(default_factory=dict)
     """Labels of the nodes that workers may run on; a fixed number of workers is wanted at once, so that on-demand nodes
     suit a long training."""
@@ -301,6 +311,8 @@ class TrainPlacement(Config):
     """auto: Liger's kernels on GPUs where they are installed and made for the family; plain: the model's own."""
 
     checkpoint_every_steps: int = Field(default=100, ge=1)
+    """Optimizer steps between two checkpoints."""
+
     checkpoint_every_minutes: float | None = Field(default=15, gt=0)
     """A checkpoint is begun after this time, too, whichever comes first; None: by steps alone."""
 

@@ -56,6 +56,8 @@ class RewriteRecipe(Config):
     """As everywhere (Li et al. 2023, section 3.1); 0: greedy."""
 
     top_p: float = Field(default=0.9, gt=0, le=1)
+    """Nucleus, same place."""
+
     max_new_tokens: int = Field(default=1536, ge=1)
     """Cap on a rewrite; one that is cut there is not used. Ours."""
 
@@ -82,7 +84,8 @@ class RewriteRecipe(Config):
     """What becomes of a pair whose rewrite is not used: its source stays the response, or the pair is dropped."""
 
     max_failed_share: float = Field(default=0.2, ge=0, le=1)
-    """A larger share of rewrites that failed stops the run before anything is trained. Ours."""
+    """A larger share of rewrites that failed stops the run before anything is trained. Ours. Not
+    hashed."""
 
     @field_validator("prompt")
     @classmethod

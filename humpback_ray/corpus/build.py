@@ -29,6 +29,7 @@ class DuplicatesRecipe(Config):
     """What counts as a duplicate: the same text after normalisation. Near-duplicates are not looked for yet."""
 
     version: int = Field(default=1, ge=1)
+    """Raised by hand when the meaning of duplicates changes."""
 
 
 class CorpusRecipe(Config):

@@ -43,7 +43,7 @@ class CurateRecipe(ScoreRecipe):
 
     canaries: bool = True
     """Each round's model also rates about 500 pairs that are bad, half of which try to talk it into a good grade
-    (`canaries.py`). They change no score and are not trained on."""
+    (`canaries.py`). They change no score and are not trained on. Not hashed."""
 
     @model_validator(mode="after")
     def _thresholds_can_be_reached(self) -> Self:

@@ -34,7 +34,8 @@ class ScoreRecipe(Config):
 
     max_failed_share: float = Field(default=0.2, ge=0, le=1)
     """A larger share of candidates without a rating stops the run, and so does a larger share of samples without a
-    score after the retry: with a low `min_samples`, pairs alone would not show what is lost. Ours."""
+    score after the retry: with a low `min_samples`, pairs alone would not show what is lost. Ours.
+    Not hashed."""
 
 
 class Rater:

@@ -74,7 +74,7 @@ class SelectRecipe(Config):
     """Another seed draws another sample; a larger sample of one seed holds the smaller ones."""
 
     min_kept: int = Field(default=1, ge=0)
-    """Fewer kept pairs stop the run before the next model is trained."""
+    """Fewer kept pairs stop the run before the next model is trained. Not hashed."""
 
     @model_validator(mode="after")
     def _has_one_rule(self) -> Self:

@@ -42,7 +42,7 @@ class ContaminationRecipe(Config):
     `evaluate.recipe.inputs` takes. Enters the fingerprint as what the files hold."""
 
     own_prompts: bool = True
-    """Whether the run's own evaluation prompts count."""
+    """Whether the run's own evaluation prompts count. Not hashed by itself: the prompts that count are."""
 
     ngram_words: int | None = Field(default=13, ge=2)
     """Words in a row that no pair may share with a prompt; None: only whole prompts count."""

@@ -134,7 +134,7 @@ class TrainRecipe(Config):
     like `max_skipped_steps`: no step depends on it before one is bad, and then one may change it and go on."""
 
     max_skipped_steps: int = Field(default=10, ge=0)
-    """Bad steps of one model after which the run stops all the same."""
+    """Bad steps of one model after which the run stops all the same. Not hashed."""
 
     @model_validator(mode="after")
     def _rates_and_steps_are_usable(self) -> Self:

@@ -40,6 +40,7 @@ class JsonlReader(Config):
     """What names the document; None, or a line without it: a hash of the line."""
 
     url_field: str | None = "url"
+    """Address of the document, by which selection caps domains; None: none."""
 
     max_line_bytes: int = Field(default=20_000_000, ge=1)
     """A longer line is dropped as `too_large`."""

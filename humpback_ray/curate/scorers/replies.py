@@ -59,6 +59,8 @@ class Replies(Prompted):
     """Section 3.1's generation setting; 0: greedy."""
 
     top_p: float = Field(default=0.9, gt=0, le=1)
+    """Nucleus, same place."""
+
     max_new_tokens: int = Field(default=512, ge=1)
     """Room for a reply's reasons and its last line."""
 

@@ -12,7 +12,7 @@ from humpback_ray.stages.processes import Dead
 class Counting:
     """A model whose tokens are characters, with room for some jobs; it raises on some of them: "bad", "half", "late".
 
-    A job that scores ends at once, the others after `steps` steps; with more than `fits` in progress its memory is full.
+    A job that scores ends at once, the others after `steps` steps; memory runs out with more than `fits` in progress.
     """
 
     def __init__(self, most_rows: int, steps: int = 1, fits: int = 99) -> None:

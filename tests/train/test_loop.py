@@ -169,7 +169,7 @@ def test_a_non_finite_loss_stops_the_run_and_the_error_names_the_step_and_its_ro
     verdict = one["burst"]["stopped"]
     pattern = r"m0: the update of step 2 was not applied: its loss is \S+ and its gradient norm inf; learning rate"
     assert re.search(pattern, verdict)
-    kept = json.loads(Path(re.findall(r"rows (\S+\.json)", verdict)[0]).read_text())
+    kept = json.loads(Path(re.findall(r"rows are listed in (\S+\.json)", verdict)[0]).read_text())
     assert (kept["step"], kept["gradient_norm"], len(kept["rows"])) == (2, math.inf, RECIPE.batch_examples)
     assert set(kept["rows"]) <= {example.id for example in read_examples(pairs)[0]}
 

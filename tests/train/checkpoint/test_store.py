@@ -114,7 +114,7 @@ def test_a_worker_reports_damage_to_what_it_reads_and_leaves_other_files_alone(t
 def test_elements_that_no_rank_has_written_are_reported(tmp_path: Path) -> None:
     write(tmp_path, ranks=(0,), workers=1)
     lacking = fetched(tmp_path, 1).fill(held(1, HALVES))
-    assert "has 0 of the elements 6 to 10 of layer.weight" in str(lacking)
+    assert "has only 0 of the elements 6 to 10 of layer.weight" in str(lacking)
 
 
 def test_a_run_resumes_from_the_complete_checkpoint_with_the_most_steps_of_any_attempt(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_layout_whose_parts_a_tokenizer_joins_is_refused(base: Path, tmp_path:
     tokenizer = written(base, families.byte_level(True), tmp_path / "base")
     fused = ChatRecipe(forward=TurnFormat(opening="", turn=" "), seed_tag=None, web_tag=None)
     this = job(tmp_path / "base", (), tmp_path / "model", chat=fused)
-    assert "(assistant) training has" in (directory.served_unlike(tokenizer, tmp_path / "base", this) or "")
+    assert "(assistant), from token" in (directory.served_unlike(tokenizer, tmp_path / "base", this) or "")
 
 
 def test_a_written_template_is_compared_with_training_again(base: Path, tmp_path: Path) -> None:
@@ -72,4 +72,4 @@ def test_a_written_template_is_compared_with_training_again(base: Path, tmp_path
     assert reload.unlike_training(tmp_path / "model", tokenizer, this) is None
     template = tmp_path / "model/chat_template.jinja"
     template.write_text(template.read_text().replace("{{- bos_token }}", "{{- bos_token + ' ' }}"))
-    assert "of message 1 (user)" in (reload.unlike_training(tmp_path / "model", tokenizer, this) or "")
+    assert "in message 1 (user)" in (reload.unlike_training(tmp_path / "model", tokenizer, this) or "")

@@ -49,7 +49,7 @@ def prepare(model: "PreTrainedModel", placement: TrainPlacement) -> Batching:
     gpu = placement.gpus_per_worker > 0
     avoid_cudnn()
     if gpu and placement.kernels == "auto" and put_liger_kernels(model):
-        logger.info("%s uses Liger's kernels where Liger has one for it", type(model).__name__)
+        logger.info("%s uses Liger's kernels where they support it", type(model).__name__)
     if not can_pack(model):
         return "padded"
     half = str(model.dtype) in ("torch.bfloat16", "torch.float16")

@@ -1,4 +1,4 @@
-"""Who generates text: a closed union on `kind`, behind one protocol (`base.py`)."""
+"""Engines that generate text: a closed union on `kind`, behind one protocol (`base.py`)."""
 
 from typing import Annotated
 

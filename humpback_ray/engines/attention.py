@@ -1,7 +1,7 @@
 """Attention of one new token per sequence, without copying the keys and values that several heads share.
 
-transformers repeats them for every head of a group before torch's kernel whenever a mask is given, at every step. The
-heads of a group may as well be rows of one query: each sees the same keys under the same mask.
+At every step with a mask, transformers repeats them for each head of a group before it calls torch's kernel. Instead we
+make the heads of a group rows of one query: each sees the same keys under the same mask.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ NAME = "humpback_ray_grouped"
 
 
 def avoid_cudnn() -> None:
-    """Keep torch from choosing cuDNN's attention in this process; flash and memory-efficient attention are left.
+    """Keep torch from choosing cuDNN's attention in this process; flash and memory-efficient attention remain.
 
-    cuDNN makes a plan for every new shape, and ours are always new: keys grow by a token at each step, and each example
-    of a packed row has its own length. On an H100 (torch 2.11) a plan took 48 ms: three quarters of each step of an
-    engine, and of a 1B model's training steps of 5.7 s all but 0.9 (docs/gpu.md).
+    cuDNN makes a plan for every new shape, and our shapes are always new: keys grow by a token at each step, and each
+    example of a packed row has its own length. On an H100 (torch 2.11) a plan took 48 ms. Plans were three quarters of
+    each step of an engine, and all but 0.9 s of the 5.7 s of a 1B model's training step (docs/gpu.md).
     """
     import torch
 
@@ -27,7 +27,7 @@ def avoid_cudnn() -> None:
 
 
 def share_heads(model: CausalModel) -> None:
-    """Let a model attend this way where it would use torch's kernel; what it cannot take goes to transformers' own."""
+    """Use this attention in a model that would use torch's kernel; other cases go to transformers' own attention."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -46,7 +46,7 @@ def grouped_attention(
     scaling: float | None = None,
     **others: Any,
 ) -> "tuple[torch.Tensor, None]":
-    """Attend; shapes are those of transformers: query [B, H, T, D], key and value [B, G, C, D], result [B, T, H, D]."""
+    """Attend, in transformers' shapes: query [B, H, T, D], key and value [B, G, C, D], result [B, T, H, D]."""
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

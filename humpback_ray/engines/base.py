@@ -1,7 +1,7 @@
-"""What an engine is: something that completes prompts, many at a time, asynchronously.
+"""The engine protocol: an engine completes prompts, many at a time, asynchronously.
 
-Stages know this protocol alone. Many `generate` calls run at once; batching is the engine's business. Text that spells
-a special token reaches the model as plain text (`prompts.chat.encode`).
+Stages know only this protocol. Many `generate` calls run at once; the engine does the batching. Text that spells a
+special token reaches the model as plain text (`prompts.chat.encode`).
 """
 
 import asyncio
@@ -12,21 +12,21 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to complete, or, with `continuations`, to be scored."""
+    """A prompt to complete or, with `continuations`, a prompt whose continuations are scored."""
 
     prompt: str
-    """Rendered by a layout; the engine puts the tokenizer's own start token before it. A `prompts.own.UserMessage` is
-    laid out by the engine, in the model's own chat format."""
+    """Rendered by a layout; the engine puts the tokenizer's start token before it. The engine renders a
+    `prompts.own.UserMessage` itself, in the model's own chat format."""
     max_new_tokens: int = 0
     temperature: float = 0.0
     """0 is greedy; T = 0.7 with top_p = 0.9 is the paper's."""
     top_p: float = 1.0
     seed: int = 0
-    """Made of the row id and the recipe, so that a retry samples alike."""
+    """Derived from the row id and the recipe, so a retry samples the same reply."""
     reply_prefix: str = ""
-    """Text that the model has written already and goes on from."""
+    """Beginning of the reply, which the model continues."""
     continuations: tuple[str, ...] = ()
-    """If any: nothing is generated, and `logprobs` holds log p(continuation | prompt, reply_prefix) of each."""
+    """If there are any, nothing is generated: `logprobs` holds log p(continuation | prompt, reply_prefix) of each."""
 
 
 PROMPT_TOO_LONG, LOGITS_NOT_FINITE = "prompt_too_long", "logits_not_finite"
@@ -36,7 +36,7 @@ NO_REPLY = {"context": PROMPT_TOO_LONG, "not_finite": LOGITS_NOT_FINITE}
 
 @dataclass(frozen=True)
 class Completion:
-    """What came of a request."""
+    """The result of a request."""
 
     text: str
     prompt_tokens: int
@@ -46,9 +46,9 @@ class Completion:
     model's context, nothing was generated; "not_finite": the model computed NaN or infinite logits, so there is no
     reply and no score; "scored": continuations were scored."""
     logprobs: tuple[float, ...] | None = None
-    """Of a scored request: log p of each continuation, in nats, summed over its tokens."""
+    """log p of each continuation, in nats, summed over its tokens; None if nothing was scored."""
     scored_tokens: tuple[int, ...] | None = None
-    """Of a scored request: over how many tokens each sum goes."""
+    """Number of tokens in each sum; None if nothing was scored."""
 
 
 class Engine(Protocol):
@@ -58,8 +58,8 @@ class Engine(Protocol):
         """Complete or score one request.
 
         Raises:
-            processes.Dead: the engine itself has died, and will answer nothing any more; any other exception concerns
-                this request alone.
+            processes.Dead: the engine itself has died and will answer no more requests; any other exception concerns
+                only this request.
         """
         ...
 
@@ -69,5 +69,5 @@ class Engine(Protocol):
 
 
 async def generate_all(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
-    """Run requests together; completions come in the order of the requests."""
+    """Run requests together; return their completions in the same order."""
     return list(await asyncio.gather(*(engine.generate(request) for request in requests)))

@@ -1,11 +1,11 @@
-"""A queue in front of a model: asynchronous requests in, groups of alike ones to one thread, completions out.
+"""A queue in front of a model: asynchronous requests in, groups of similar length to one thread, completions out.
 
-Requests of all shards in flight wait together. The thread takes the oldest with its neighbours in length, so that
-nobody waits for ever and little is padded, as many as the model has room for; between two groups it lets the model
-write one token of everything in work.
+Requests of all shards in flight wait together. The thread takes the oldest request and those nearest in length, as many
+as the model has room for: no request waits forever, and there is little padding. Between two groups it lets the model
+write one token of every reply in progress.
 
-Where the model raises, what it had in work is run again, each request alone, so that only those fail that fail alone.
-Where the thread itself ends, every request, waiting or later, raises `Dead`.
+If the model raises, the requests in progress run again one by one, and only those that raise alone fail. If the thread
+itself ends, every request, waiting or later, raises `Dead`.
 """
 
 import asyncio
@@ -23,59 +23,59 @@ from humpback_ray.stages.processes import Dead
 logger = logging.getLogger(__name__)
 
 LINGER_S = 0.01
-"""How long an idle model waits for one more request to join those that are there."""
+"""How long an idle model waits for one more request to join those that wait, in seconds."""
 WINDOW = 2
-"""Neighbours in length are looked for among the oldest, so many times as many as the model has in work at once: a
-shard ends before the next one does, and while its rows are written out the model has those of the next."""
+"""A group is chosen from the oldest requests, this many times as many as the model runs at once. So a shard ends before
+the next one, and while its rows are stored the model works on the next shard's."""
 
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way: `ids` is what the model reads; of a scoring request, `tails` is what may follow it."""
+    """A request in the queue: the model reads `ids`; in a scoring request, `tails` are the possible continuations."""
 
     request: Request
     future: "Future[Completion]"
     ids: Sequence[int] = ()
     tails: Sequence[Sequence[int]] = ()
     alone: bool = False
-    """To be run with no other: the model raised while it was in work."""
+    """Whether to run it by itself, since the model raised while it was in progress."""
 
 
 Ended = list[tuple[Job, Completion]]
 
 
 class OutOfMemory(Exception):
-    """What was tried does not fit into memory; less may."""
+    """A group did not fit into memory; a smaller one may."""
 
 
 class BatchModel(Protocol):
-    """What the queue stands in front of; used by one thread."""
+    """The model behind the queue; one thread uses it."""
 
     most_rows: int
-    """Jobs that it can have in work at once."""
+    """Most jobs in progress at once."""
 
     def accept(self, job: Job) -> Completion | None:
-        """Tokenise a job; return its completion if nothing is to run for it."""
+        """Tokenize a job; return its completion if that needs no model."""
         ...
 
     def fitting(self, jobs: Sequence[Job]) -> int:
-        """Return how many of these, from the first on, it has room for now; at least one if nothing is in work."""
+        """Return how many of the first jobs there is room for now; at least one if no job is in progress."""
         ...
 
     def start(self, jobs: Sequence[Job]) -> Ended:
-        """Begin jobs, all to generate or all to score; returns those that have ended at once."""
+        """Begin jobs, all to generate or all to score; return those that ended at once."""
         ...
 
     def step(self) -> Ended:
-        """Go on with what is in work; returns what has ended."""
+        """Advance all jobs in progress by a token; return those that ended."""
         ...
 
     def busy(self) -> bool:
-        """Tell whether anything is in work."""
+        """Tell whether any job is in progress."""
         ...
 
     def give_up(self, out_of_memory: bool) -> None:
-        """Drop what is in work; where memory ran out, hold less from now on."""
+        """Drop all jobs in progress; if memory ran out, hold fewer tokens from now on."""
         ...
 
 
@@ -85,15 +85,15 @@ class BatchedEngine:
     def __init__(self, model: BatchModel) -> None:
         self._model = model
         self._arrived: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._waiting: list[Job] = []  # oldest first; the engine's thread alone touches it
-        self._begun: dict[Job, None] = {}  # what the model has in work; likewise
+        self._waiting: list[Job] = []  # oldest first; only the engine's thread touches it
+        self._begun: dict[Job, None] = {}  # jobs in progress; only the engine's thread touches it
         self._closed = threading.Event()
-        self._refusal: Exception | None = None  # what requests get once the thread has ended
+        self._refusal: Exception | None = None  # raised for every request once the thread has ended
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     async def generate(self, request: Request) -> Completion:
-        """Complete or score one request, together with whatever else waits."""
+        """Complete or score one request, together with others that wait."""
         if self._closed.is_set():
             raise RuntimeError("the engine was closed")
         job = Job(request, Future())
@@ -102,7 +102,7 @@ class BatchedEngine:
         return await asyncio.wrap_future(job.future)
 
     def close(self) -> None:
-        """Let the step under way end, refuse what has not ended, and end the thread."""
+        """Finish the current step, fail all requests that have not ended, and end the thread."""
         self._closed.set()
         self._arrived.put(None)
         self._thread.join()
@@ -123,7 +123,7 @@ class BatchedEngine:
             self._refuse_arrived()
 
     def _refuse_arrived(self) -> None:
-        """Refuse requests that have arrived, if the thread that would take them has ended."""
+        """Fail requests that have arrived, if the thread that would take them has ended."""
         while self._refusal:
             try:
                 job = self._arrived.get_nowait()
@@ -133,7 +133,7 @@ class BatchedEngine:
                 job.future.set_exception(self._refusal)
 
     def _collect(self) -> bool:
-        """Take all that has arrived; wait for it only while nothing is in work. Returns whether to go on."""
+        """Take all requests that have arrived; wait only while no job is in progress. Returns False once closed."""
         while not self._closed.is_set():
             patience = None if not self._waiting else LINGER_S
             idle = not self._model.busy() and len(self._waiting) < self._model.most_rows
@@ -150,7 +150,7 @@ class BatchedEngine:
             return
         try:
             answer = self._model.accept(job)
-        except Exception as error:  # noqa: BLE001 what the tokenizer refuses costs this request alone
+        except Exception as error:  # noqa: BLE001 an error of the tokenizer concerns this request alone
             job.future.set_exception(error)
         else:
             if answer:
@@ -159,7 +159,7 @@ class BatchedEngine:
                 self._waiting.append(job)
 
     def _start_some(self) -> None:
-        """Begin the oldest job and its neighbours in length, all to generate or all to score."""
+        """Begin the oldest job and those nearest in length, all to generate or all to score."""
         if not self._waiting or not self._model.fitting(self._waiting[:1]):
             return
         oldest = self._waiting[0]
@@ -177,7 +177,7 @@ class BatchedEngine:
             self._turn(group[:count], lambda: self._model.start(group[:count]))
 
     def _turn(self, jobs: Sequence[Job], work: Callable[[], Ended]) -> None:
-        """Let the model work, `jobs` being new to it, and hand out what has ended."""
+        """Let the model work, with new `jobs`, and resolve the jobs that ended."""
         try:
             self._begun |= dict.fromkeys(jobs)
             for job, completion in work():
@@ -185,7 +185,7 @@ class BatchedEngine:
                 job.future.set_result(completion)
         except Dead:
             raise
-        except Exception as error:  # noqa: BLE001 whatever the model raises reaches who asked for it
+        except Exception as error:  # noqa: BLE001 any error of the model reaches the callers
             memory, again = isinstance(error, OutOfMemory), list(self._begun)
             self._model.give_up(memory)
             self._begun.clear()
@@ -194,7 +194,10 @@ class BatchedEngine:
                 return
             if not memory:
                 logger.warning(
-                    "%s: %s; the %d requests in work are run again, each alone", type(error).__name__, error, len(again)
+                    "%s: %s; running the %d requests in progress again, one by one",
+                    type(error).__name__,
+                    error,
+                    len(again),
                 )
                 for job in again:
                     job.alone = True

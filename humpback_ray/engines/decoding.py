@@ -1,8 +1,8 @@
-"""Running a transformers model on many sequences: reading prompts in groups, writing one token of each per step.
+"""A transformers model on many sequences: prompts are read in groups, and each step writes one token per sequence.
 
-A sequence that ends leaves at once and another takes its place, so a step costs what its live sequences cost and
-nobody waits for the longest reply. What prompts begin with in common (the grades of a rating prompt) is read once.
-Where memory runs out, half of the sequences go back to wait, and never again are so many tokens held at once.
+A sequence that ends leaves at once and another takes its place. So a step costs only its live sequences, and no
+sequence waits for the longest reply. A prefix that prompts share (the grades of a rating prompt) is read once. If
+memory runs out, all sequences wait again, and from then on at most half as many tokens are held at once.
 """
 
 import logging
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 READ_TOKENS = 8192
-"""Prompt tokens, padding included, of one forward pass; a longer prompt is read alone."""
+"""Most prompt tokens, padding included, in a forward pass; a longer prompt is read alone."""
 SCORE_VALUES = 1 << 27
-"""Logits of one forward pass that scores: 512 MB in float32."""
+"""Most logits in a forward pass that scores: 512 MB in float32."""
 SHARED_TOKENS = 16
-"""A beginning that prompts share is worth keeping from this length on."""
+"""Shortest shared prefix that is worth keeping."""
 
 
 Wanted = Mapping[tuple[int, ...], Sequence[tuple[int, int]]]
-"""Of sequences (token ids): places, counted from the end (-1: after the last token), and a token at each."""
+"""For each sequence of token ids: places, counted from the end (-1: after the last token), and a token at each."""
 
 
 class BatchRow:
-    """A sequence that is being written."""
+    """A sequence in progress."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.dice = job, Dice(job.request)
@@ -42,22 +42,22 @@ class BatchRow:
 
     @property
     def left(self) -> int:
-        """How many tokens it may still write."""
+        """Number of tokens that it may still write."""
         return self.job.request.max_new_tokens - len(self.written)
 
 
 class Decoder:
-    """A causal language model and the sequences that it writes; its methods run in torch's inference mode.
+    """A causal language model and the sequences that it writes; call its methods in torch's inference mode.
 
     Args:
-        model: a transformers model whose layers all attend, in evaluation mode.
+        model: a transformers model in evaluation mode whose layers all use attention.
         end_ids: tokens that end a reply.
         pad_id: any token.
-        most_rows: sequences held at once.
-        most_tokens: tokens held at once, padding included; one sequence alone may have more.
+        most_rows: most sequences held at once.
+        most_tokens: most tokens held at once, padding included; a single sequence may have more.
 
     Raises:
-        ValueError: the model keeps another state than keys and values.
+        ValueError: the model keeps state other than keys and values.
     """
 
     def __init__(
@@ -71,17 +71,18 @@ class Decoder:
         kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
         if kinds or getattr(model, "_is_stateful", False):
             raise ValueError(
-                f"the transformers engine runs models whose layers all attend; {model.config.model_type} at "
-                f"{model.config.name_or_path} has {', '.join(sorted(kinds)) or 'recurrent'} layers; use the vllm engine"
+                f"the transformers engine only runs models whose layers all use attention; {model.config.model_type} "
+                f"at {model.config.name_or_path} has {', '.join(sorted(kinds)) or 'recurrent'} layers; use the vllm "
+                "engine"
             )
         self.layer_count = config.num_hidden_layers
         self.slots = Slots(self.layer_count)
 
     def fitting(self, jobs: Sequence[Job]) -> int:
-        """Return how many of the jobs, from the first on, may join now; 0: they have to wait.
+        """Return how many of the first jobs may join now; 0 if they have to wait.
 
-        While something is written new ones join by the quarter of the batch, since a pass over few prompts costs
-        nearly as much as one over many.
+        While replies are in progress, new jobs join once a quarter of the batch is free, since a pass over few prompts
+        costs nearly as much as one over many.
         """
         if self.rows and self.most_rows - len(self.rows) < max(1, self.most_rows // 4):
             return 0
@@ -95,7 +96,7 @@ class Decoder:
         return len(jobs)
 
     def join(self, jobs: Sequence[Job]) -> list[BatchRow]:
-        """Read the prompts of jobs and write the first token of each; returns the rows that have ended by that."""
+        """Read the prompts of jobs and write the first token of each; return the rows that ended with it."""
         new = [BatchRow(job) for job in jobs]
         after = max(row.left for row in [*self.rows, *new])
         logits_BKV, starts = self._read([job.ids for job in jobs], after, keep=1)
@@ -104,7 +105,7 @@ class Decoder:
         return self._write(logits_BKV, new)
 
     def step(self) -> list[BatchRow]:
-        """Write one more token of every row; returns those that have ended."""
+        """Write one more token of every row; return those that ended."""
         import torch
 
         slots, device = self.slots, self.model.device
@@ -116,7 +117,7 @@ class Decoder:
         return self._write(logits_BKV, self.rows)
 
     def _forward(self, ids_BT: "torch.Tensor", starts_B1: "torch.Tensor", seen: slice, keep: int) -> "torch.Tensor":
-        """Run the model on the last T of the columns that are seen; returns logits, [B, keep, V]."""
+        """Run the model on the last T of the `seen` columns; return logits, [B, keep, V]."""
         import torch
 
         columns_C = torch.arange(seen.start, seen.stop)
@@ -132,7 +133,7 @@ class Decoder:
         ).logits[:, -keep:]
 
     def _write(self, logits_BKV: "torch.Tensor", rows: Sequence[BatchRow]) -> list[BatchRow]:
-        """Give each row its next token; take out and return the rows that have ended."""
+        """Give each row its next token; remove and return the rows that ended."""
         for row, token in zip(rows, next_tokens(logits_BKV[:, -1], [row.dice for row in rows]), strict=True):
             row.written.append(token)
         last = [row.written[-1] for row in self.rows]
@@ -145,7 +146,7 @@ class Decoder:
         return out
 
     def _read(self, sequences: Sequence[Sequence[int]], after: int, keep: int) -> "tuple[torch.Tensor, list[int]]":
-        """Read sequences into slots behind the rows; returns logits of the last places, [B, keep, V], and starts."""
+        """Read sequences into slots after the rows; return logits of the last places, [B, keep, V], and starts."""
         import torch
 
         lengths = [len(ids) for ids in sequences]
@@ -160,7 +161,7 @@ class Decoder:
             return self._forward(ids_BT, torch.tensor(starts)[:, None], seen, keep), starts
 
     def _shared_prefix(self, sequences: Sequence[Sequence[int]], most: int) -> Prefix | None:
-        """Return what sequences begin with in common, read once; at most so many tokens, None if it is not worth it."""
+        """Return the prefix that sequences share, at most `most` tokens, read once; None if it is too short."""
         ordered = sorted(map(list, sequences))
         common = _common(ordered[0], ordered[-1])[:most]
         if self.prefix and (known := len(_common(common, self.prefix.ids))) >= SHARED_TOKENS:
@@ -182,7 +183,7 @@ class Decoder:
         """Return log p of tokens at given places of sequences.
 
         Returns:
-            By sequence, the natural logarithm of each probability, float32.
+            The natural logarithms of the probabilities by sequence, float32.
         """
         found: dict[tuple[int, ...], list[float]] = {}
         vocabulary = self.model.config.get_text_config().vocab_size
@@ -210,17 +211,17 @@ class Decoder:
         return {sequence: [next(values) for _ in wanted[sequence]] for sequence in group}
 
     def shrink(self) -> None:
-        """After memory ran out: hold half as much from now on."""
-        held = max(self.slots.rows, 1) * max(self.slots.columns, 1)  # with rows whose prompts were being read
+        """Hold half as many tokens from now on, because memory ran out."""
+        held = max(self.slots.rows, 1) * max(self.slots.columns, 1)  # includes rows whose prompts were being read
         self.most_tokens = max(1, min(self.most_tokens, held) // 2)
         self.most_read = max(1, self.most_read // 2)
-        logger.warning("out of memory; from now on at most %d tokens are held at once", self.most_tokens)
+        logger.warning("out of memory; holding at most %d tokens at once from now on", self.most_tokens)
 
     def clear(self) -> None:
-        """Let go of all rows and buffers."""
+        """Drop all rows and buffers."""
         self.rows, self.slots, self.prefix = [], Slots(self.layer_count), None
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> Sequence[int]:
-    """Return what two sequences begin with."""
+    """Return the prefix that two sequences share."""
     return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))]

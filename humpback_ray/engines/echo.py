@@ -1,8 +1,8 @@
 """An engine without a model, for tests and dry runs: it answers with words of the prompt, the same on any machine.
 
-It keeps the protocol's promises (finish reasons, context, seeds, continuations that agree with what it generates), so
-that a stage on `echo` goes through all the code that a stage on a real model goes through. A prompt that asks for a
-`Score:` line gets one, drawn from a hash. What it gives up: sense. Its tokens are words.
+It keeps the protocol's promises (finish reasons, context, seeds, continuation scores that agree with its replies), so a
+stage on `echo` runs all the code that a stage on a real model runs. A prompt that asks for a `Score:` line gets one,
+drawn from a hash. Its tokens are words. Given up: sense.
 """
 
 import asyncio
@@ -23,19 +23,19 @@ from humpback_ray.placement import Resources
 
 _ASKS_FOR_SCORE = "Score:"
 _OTHER_SHARE = 0.1
-"""Probability left to continuations that nobody asked about."""
+"""Probability left to continuations that were not asked about."""
 
 
 class EchoEngine(Config):
-    """Words of the prompt, drawn by hash; no model is read."""
+    """Words of the prompt, drawn by hash; needs no model."""
 
     kind: Literal["echo"] = "echo"
 
     delay_s: float = Field(default=0, ge=0)
-    """How long a request takes; an actor has `batch_rows` of them under way at once."""
+    """Seconds that a request takes; an actor runs `batch_rows` requests at once."""
 
     max_context_tokens: int = Field(default=1 << 20, ge=1)
-    """Prompt and reply, in words, that fit."""
+    """Most words of prompt and reply together."""
 
     def build(self, directory: "str | storage.Directory", resources: Resources) -> Engine:
         """Return a running engine; nothing is read from `directory`."""
@@ -66,10 +66,10 @@ class Echo:
         return Completion(text, prompt_tokens, tokens, "stop" if finished else "length")
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing: there is no model to free."""
 
     async def _take_time(self) -> None:
-        """Wait for the earliest free slot, then `delay_s`; bound to no event loop."""
+        """Wait for the earliest free slot, then `delay_s`; works on any event loop."""
         if self.config.delay_s:
             ready = max(time.monotonic(), self._slots[0]) + self.config.delay_s
             heapq.heapreplace(self._slots, ready)
@@ -77,7 +77,7 @@ class Echo:
 
 
 def _reply(request: Request) -> str:
-    """Make the whole reply of a request: a few words of its prompt, then a score where one is asked for."""
+    """Make the whole reply to a request: a few words of its prompt, then a score if it asks for one."""
     draw = Random(_digest(request.prompt, request.seed if request.temperature else "greedy"))
     score = f" {draw.randint(1, 5)}"
     if request.reply_prefix.rstrip("*_").endswith(_ASKS_FOR_SCORE):
@@ -88,7 +88,7 @@ def _reply(request: Request) -> str:
 
 
 def _logprobs(request: Request) -> tuple[float, ...]:
-    """Share out probability by hash; a continuation that the greedy reply begins with gets half of it."""
+    """Distribute probability by hash; a continuation that the greedy reply begins with gets most of it."""
     reply = _reply(Request(request.prompt, reply_prefix=request.reply_prefix))
     other = 0.5 / len(request.continuations)
     weights = [

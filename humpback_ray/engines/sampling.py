@@ -1,7 +1,7 @@
-"""Choosing the next token of every sequence that is being written: greedily, or from a nucleus by its own dice.
+"""Choosing the next token of every sequence in progress: greedily, or from a nucleus with its own random numbers.
 
-What a sequence samples depends on its own probabilities and its own seed alone, so whoever is written beside it
-changes it by no more than floating-point noise.
+A sampled token depends only on the sequence's own probabilities and its own seed. Other sequences of the batch change
+it by no more than floating-point noise.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     import torch
 
 NUCLEUS_TOKENS = 256
-"""So many of the likeliest tokens are sorted first; a nucleus that needs more has the whole vocabulary sorted."""
+"""Number of likeliest tokens that are sorted first; for a larger nucleus the whole vocabulary is sorted."""
 
 
 class Dice:
-    """How one request draws its tokens."""
+    """Temperature, nucleus and random numbers of one request."""
 
     def __init__(self, request: Request) -> None:
         self.temperature, self.top_p = request.temperature, request.top_p
@@ -27,7 +27,7 @@ class Dice:
 
 
 def next_tokens(scores_BV: "torch.Tensor", dice: Sequence[Dice]) -> list[int]:
-    """Choose a token per row: the likeliest at temperature 0, else one drawn from the nucleus.
+    """Choose a token for each row: the likeliest at temperature 0, else one drawn from the nucleus.
 
     A row whose largest score is NaN or infinite gets `NOT_FINITE`.
 
@@ -35,7 +35,7 @@ def next_tokens(scores_BV: "torch.Tensor", dice: Sequence[Dice]) -> list[int]:
     """
     import torch
 
-    best_B, tokens_B = scores_BV.max(-1)  # NaN is larger than all
+    best_B, tokens_B = scores_BV.max(-1)  # NaN counts as larger than any number
     finite_B = best_B.isfinite()
     if drawing := [row for row, die in enumerate(dice) if die.temperature > 0]:
         some = [dice[row] for row in drawing]
@@ -47,7 +47,7 @@ def next_tokens(scores_BV: "torch.Tensor", dice: Sequence[Dice]) -> list[int]:
         probabilities_RV = torch.softmax(scores_RV / temperature_R1, -1)
         sorted_RK, order_RK = probabilities_RV.topk(min(NUCLEUS_TOKENS, probabilities_RV.shape[-1]))
         tokens_R = _draw(sorted_RK, order_RK, top_p_R1, uniform_R1)
-        wider_R = sorted_RK.sum(-1) < top_p_R1[:, 0]  # by row, so that none depends on its neighbours
+        wider_R = sorted_RK.sum(-1) < top_p_R1[:, 0]  # by row, so no row depends on the others
         if bool(wider_R.any()):
             sorted_WV, order_WV = probabilities_RV[wider_R].sort(dim=-1, descending=True)
             tokens_R[wider_R] = _draw(sorted_WV, order_WV, top_p_R1[wider_R], uniform_R1[wider_R])
@@ -58,7 +58,7 @@ def next_tokens(scores_BV: "torch.Tensor", dice: Sequence[Dice]) -> list[int]:
 def _draw(
     sorted_RK: "torch.Tensor", order_RK: "torch.Tensor", top_p_R1: "torch.Tensor", uniform_R1: "torch.Tensor"
 ) -> "torch.Tensor":
-    """Return the token at which the running mass of each row's nucleus passes `uniform` of the whole of it."""
+    """Return, for each row, the token at which the cumulative mass of the nucleus passes `uniform` of its total."""
     before_RK = sorted_RK.cumsum(-1) - sorted_RK
     kept_RK = sorted_RK.where(before_RK < top_p_R1, 0.0)
     kept_RK[:, 0] = sorted_RK[:, 0]

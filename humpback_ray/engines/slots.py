@@ -1,12 +1,12 @@
-"""Keys and values of the sequences being written: a row each in one buffer per layer, all ending at the same column.
+"""Keys and values of the sequences in progress: a row each in one buffer per layer, all ending at the same column.
 
     columns   0 ... first ............................. end
     row 0           [ prompt and what was written so far ]
     row 1                  [ a shorter one, joined later  ]
 
-Since all end together, a step writes one column for all rows and no buffer is built anew, as transformers' own growing
-cache is at every step. A row that has ended leaves; the last one takes its place. Before a row's start lies what others
-left there; the attention mask hides it.
+Since all rows end together, a step writes one column for all of them. transformers' own growing cache would build new
+buffers at every step. When a row ends, the last row takes its place. The columns before a row's start hold old values
+of other rows, which the attention mask hides.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,21 +24,21 @@ GRAIN = 64
 
 @dataclass(frozen=True)
 class Prefix:
-    """Tokens that many prompts begin with, and their keys and values, [1, heads, tokens, width] for each layer."""
+    """Tokens that many prompts begin with, and their keys and values, [1, heads, tokens, width] per layer."""
 
     ids: tuple[int, ...]
     keys: "list[torch.Tensor]"
     values: "list[torch.Tensor]"
 
     def cut(self, length: int) -> "Prefix":
-        """Return the first tokens of it; what they hold does not depend on those that follow."""
+        """Return its first `length` tokens; their keys and values do not depend on later tokens."""
         keys, values = ([tensor[:, :, :length] for tensor in tensors] for tensors in (self.keys, self.values))
         return Prefix(self.ids[:length], keys, values)
 
 
 @dataclass
 class Slots:
-    """The rows and the buffers that hold them. `cache` is what a transformers model takes as `past_key_values`."""
+    """The rows and the buffers that hold them. A transformers model takes `cache` as `past_key_values`."""
 
     layer_count: int
     starts: list[int] = field(default_factory=list)
@@ -52,10 +52,10 @@ class Slots:
         CacheLayerMixin.register(_Layer)
         self.layers = [_Layer(self, index) for index in range(self.layer_count)]
         self.cache = Cache(layers=cast("list[CacheLayerMixin | LinearAttentionCacheLayerMixin]", self.layers))
-        self.rows = self.columns = 0  # of the buffers
-        self.part = slice(0, 0)  # the rows of the forward pass on its way
-        self.first = self.at = 0  # the columns it sees begin at one, those it writes at the other
-        self.given: tuple[Prefix, torch.Tensor, torch.Tensor] | None = None  # put in at rows [R, 1], columns [R, P]
+        self.rows = self.columns = 0  # size of the buffers
+        self.part = slice(0, 0)  # rows of the current forward pass
+        self.first = self.at = 0  # first column that it sees, and first column that it writes
+        self.given: tuple[Prefix, torch.Tensor, torch.Tensor] | None = None  # written to rows [R, 1], columns [R, P]
 
     @property
     def begin(self) -> int:
@@ -63,10 +63,10 @@ class Slots:
         return min(self.starts, default=self.end)
 
     def reserve(self, rows: int, before: int, after: int, most_tokens: int) -> None:
-        """Make room for so many rows, with columns before and after the common end.
+        """Make room for `rows` rows, with columns before and after the common end.
 
-        Buffers grow where they must, and what is in them moves along. They never shrink as long as rows times columns
-        stay within `most_tokens`.
+        Buffers grow as needed and keep their content. They do not shrink as long as rows times columns stay within
+        `most_tokens`.
         """
         width = max(before, self.end - self.begin)
         columns = -(-(width + after) // GRAIN) * GRAIN
@@ -87,12 +87,12 @@ class Slots:
 
     @contextmanager
     def reading(self, lengths: Sequence[int], longest: int, prefix: Prefix | None) -> Iterator[list[int]]:
-        """Within the block a forward pass reads new rows, behind those there, and writes `longest` columns of each.
+        """Let a forward pass in the block read new rows, after the existing ones, and write `longest` columns of each.
 
         Args:
             lengths: tokens of each new row, the prefix included.
             longest: columns of the pass: tokens without the prefix, padded on the left.
-            prefix: put before them, each row's where its own tokens begin.
+            prefix: written before the tokens of each row.
         """
         import torch
 
@@ -110,19 +110,19 @@ class Slots:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Within the block a forward pass writes the next column of all rows."""
+        """Let a forward pass in the block write the next column of all rows."""
         self.part, self.first, self.at = slice(0, len(self.starts)), self.begin, self.end
         yield
         self.end += 1
 
     def blank(self, rows: Sequence[int]) -> None:
-        """Forget what rows hold that is not finite: a mask hides a number from later rows, but not NaN."""
+        """Overwrite rows that are not finite with zeros: a mask hides finite values from later rows, but not NaN."""
         if rows:
             for layer in self.layers:
                 layer.blank(rows)
 
     def drop(self, rows: Sequence[int]) -> list[int]:
-        """Take rows out; returns, for each row left, which one it was."""
+        """Remove rows; return the old index of each row that remains."""
         gone, left = set(rows), [row for row in range(len(self.starts)) if row not in set(rows)]
         movers = [row for row in left if row >= len(left)]
         holes = [row for row in sorted(gone) if row < len(left)]
@@ -138,7 +138,7 @@ class Slots:
 class _Layer:
     """The buffers of one layer, [rows, heads, columns, width]; a transformers `CacheLayerMixin` by registration."""
 
-    is_sliding = False  # the whole of a row is kept; the mask of a sliding layer hides what is too far back
+    is_sliding = False  # whole rows are kept; a sliding layer's mask hides tokens that are too far back
     is_compileable = is_croppable = False
     is_initialized = True
 
@@ -150,9 +150,9 @@ class _Layer:
     def update(
         self, keys: "torch.Tensor", values: "torch.Tensor", *_: object, **__: object
     ) -> "tuple[torch.Tensor, torch.Tensor]":
-        """Write the tokens of a pass and return all that its rows see, [rows, heads, columns seen, width]."""
+        """Write the tokens of a pass; return everything that its rows see, [rows, heads, columns seen, width]."""
         slots, last = self.slots, self.slots.at + keys.shape[2]
-        if self.keys is None or self.values is None:  # zeros: what a mask hides must still be a number
+        if self.keys is None or self.values is None:  # zeros: masked values must be finite too
             self.keys = keys.new_zeros((slots.rows, keys.shape[1], slots.columns, keys.shape[3]))
             self.values = values.new_zeros((slots.rows, values.shape[1], slots.columns, values.shape[3]))
         self.keys[slots.part, :, slots.at : last] = keys
@@ -164,19 +164,19 @@ class _Layer:
         return self.keys[slots.part, :, slots.first : last], self.values[slots.part, :, slots.first : last]
 
     def get_seq_length(self) -> int:
-        """Return how many columns a pass sees beside those it writes."""
+        """Return the number of columns that a pass sees, without those it writes."""
         return self.slots.at - self.slots.first
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many columns a pass sees in all, and where they begin."""
+        """Return the number of columns that a pass sees in all, and where they begin."""
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
-        """Return -1: there is no maximum."""
+        """Return -1: no maximum."""
         return -1
 
     def resize(self, rows: int, columns: int, used: int, live: slice, end: int) -> None:
-        """Take new buffers and put the used rows' live columns so that they end at `end`."""
+        """Allocate new buffers and copy the used rows' live columns, to end at `end`."""
         if self.keys is None or self.values is None:
             return
         old = self.keys, self.values
@@ -185,13 +185,13 @@ class _Layer:
             new[:used, :, end - (live.stop - live.start) : end] = buffer[:used, :, live]
 
     def move(self, used: int, live: slice, end: int) -> None:
-        """Move the used rows' live columns so that they end at `end`."""
+        """Move the used rows' live columns, to end at `end`."""
         for buffer in (self.keys, self.values):
             if buffer is not None:
                 buffer[:used, :, end - (live.stop - live.start) : end] = buffer[:used, :, live].clone()
 
     def blank(self, rows: Sequence[int]) -> None:
-        """Write zeros to all columns of rows."""
+        """Write zeros to all columns of the given rows."""
         for buffer in (self.keys, self.values):
             if buffer is not None:
                 buffer[list(rows)] = 0

@@ -1,7 +1,7 @@
-"""Between text and the tokens an engine runs on: the same for every engine that has a tokenizer.
+"""From text to the tokens an engine runs on, and back: the same for every engine that has a tokenizer.
 
-A request is tokenised here, so that text that spells a special token stays plain text, and is answered here where no
-model is needed for that. Given up: nothing is truncated to fit a context.
+Requests are tokenized here, so text that spells a special token stays plain text. Requests that need no model are
+answered here. Given up: nothing is truncated to fit a context.
 """
 
 import math
@@ -14,11 +14,11 @@ from humpback_ray.prompts.chat import encode, encode_prompt, encode_reply
 from humpback_ray.prompts.tokenizer import Tokenizer
 
 NOT_FINITE = -1
-"""Stands for a token that could not be chosen."""
+"""Stands for a token that could not be chosen, since its logits were not finite."""
 
 
 class Reading(NamedTuple):
-    """What a model reads of a request: ids [T]; of a scoring one, also what may follow, as ids of each continuation."""
+    """Token ids [T] that a model reads for a request; `tails` has the ids of each continuation to score, if any."""
 
     ids: Sequence[int]
     tails: Sequence[Sequence[int]]
@@ -28,9 +28,9 @@ class Reader:
     """Reads requests with a model's tokenizer, and writes its replies.
 
     Args:
-        tokenizer: of transformers.
-        ends: ids that end a reply beside the tokenizer's end token, as the checkpoint names them: one, several or None.
-        context_tokens: prompt and reply that fit the model.
+        tokenizer: a transformers tokenizer.
+        ends: ids that end a reply besides the tokenizer's end token, as in the checkpoint: one, several or None.
+        context_tokens: most tokens of prompt and reply together.
     """
 
     def __init__(self, tokenizer: Tokenizer, ends: int | Sequence[int] | None, context_tokens: int) -> None:
@@ -41,7 +41,7 @@ class Reader:
         self._lead_characters = len(self._decode(self._lead))
 
     def read(self, request: Request) -> "Reading | Completion":
-        """Tokenise a request; one that does not fit the context or asks for no token has its completion already."""
+        """Tokenize a request; return its completion if it does not fit the context or asks for no token."""
         head = encode_prompt(self.tokenizer, request.prompt)
         ids, tails = [*head, *self._reply_ids(request, "")] or self._first_ids(), []
         prompt_tokens = len(ids)
@@ -53,14 +53,17 @@ class Reader:
         return Reading(ids, tails) if longest else Completion("", prompt_tokens, 0, "length")
 
     def _first_ids(self) -> list[int]:
-        """Return what an empty prompt is read as: a model needs one token to start from."""
+        """Return the ids that stand for an empty prompt: a model needs one token to start from."""
         return [next(i for i in (self.tokenizer.bos_token_id, *self.end_ids, 0) if i is not None)]
 
     def _split_continuations(self, head: list[int], request: Request) -> Reading:
-        """Tokenise the reply's prefix joined with each continuation, since a tokenizer's splits depend on neighbours.
+        """Tokenize the reply's prefix joined with each continuation, since a tokenizer's splits depend on context.
 
         Returns:
-            What all of them, and the prefix alone, begin with; and what is left of each, to be scored after it.
+            The tokens that all of them and the prefix alone begin with; and the rest of each, to be scored after them.
+
+        Raises:
+            ValueError: a continuation adds no token.
         """
         prefix = self._reply_ids(request, "")
         replies = [self._reply_ids(request, text) for text in request.continuations]
@@ -78,11 +81,10 @@ class Reader:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def reply(self, prompt_tokens: int, written: Sequence[int]) -> Completion:
-        """Make a completion of the tokens a model wrote: up to an end token, or as many as it may.
+        """Make a completion of the tokens that a model wrote, up to the first end token.
 
-        They are decoded behind a letter: alone, a SentencePiece model's first token would lose a space that it begins
-        with.
-        `NOT_FINITE` in place of a token: its logits were not finite.
+        They are decoded after a letter: alone, a SentencePiece model's first token would lose a leading space. If a
+        token is `NOT_FINITE`, there is no reply.
         """
         if NOT_FINITE in written:
             return Completion("", prompt_tokens, len(written), "not_finite")
@@ -93,7 +95,7 @@ class Reader:
 
     @staticmethod
     def scored(reading: Reading, sums: Sequence[float]) -> Completion:
-        """Make the completion of a scoring request from the sum of each tail's log-probabilities."""
+        """Make a scoring request's completion from the sum of each tail's log-probabilities."""
         lengths = tuple(map(len, reading.tails))
         if not all(map(math.isfinite, sums)):
             return Completion("", len(reading.ids), 0, "not_finite")

@@ -1,8 +1,8 @@
 """The engine that runs anywhere: a transformers model on CPU or GPU, fed by a scheduler of our own (decoding.py).
 
-Greedy replies equal those of plain one-by-one `generate`; sampled ones depend on their own seed (sampling.py) and not
-on who shares the batch; both up to floating-point noise. Continuations are scored exactly, whatever their number of
-tokens.
+Greedy replies equal those of plain one-by-one `generate`. Sampled replies depend on their own seed (sampling.py), not
+on the rest of the batch. Both hold up to floating-point noise. Continuations are scored exactly, however many tokens
+they have.
 """
 
 import logging
@@ -33,24 +33,24 @@ logger = logging.getLogger(__name__)
 
 
 class TransformersEngine(Config):
-    """A transformers model: no extra to install, no GPU needed."""
+    """A transformers model; needs no extra and no GPU."""
 
     kind: Literal["transformers"] = "transformers"
 
     dtype: Literal["auto", "checkpoint", "float32", "bfloat16"] = "auto"
-    """Number format of weights and arithmetic; "auto": bfloat16 on GPUs of compute capability 8.0 and more, float32 on
-    older ones; on CPUs whichever of the two multiplies faster, tried by the first actor of a stage for all of them;
-    "checkpoint": the one the model was saved in."""
+    """Number format of weights and arithmetic. "auto": bfloat16 on GPUs of compute capability 8.0 and above, float32 on
+    older ones; on CPUs the faster of the two, which the first actor of a stage measures for all. "checkpoint": the
+    format the model was saved in."""
 
     max_context_tokens: int | None = Field(default=None, ge=2)
-    """Prompt and reply that fit, in tokens; None: what the model's configuration says."""
+    """Most tokens of prompt and reply together. None: the limit in the model's configuration."""
 
     def packages(self) -> Sequence[Package]:
-        """Return what its `build` imports."""
+        """Return the packages that `build` imports."""
         return (TORCH, TRANSFORMERS)
 
     def build(self, directory: "str | storage.Directory", resources: Resources) -> Engine:
-        """Load the model (safetensors only, no code of its own) and start the engine's thread."""
+        """Load the model (safetensors only, no custom code) and start the engine's thread."""
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils.logging import disable_progress_bar
@@ -60,7 +60,7 @@ class TransformersEngine(Config):
         torch.set_num_threads(max(1, int(resources.cpus)))
         path = storage.local_directory(directory)
         tokenizer = AutoTokenizer.from_pretrained(path)
-        # One GPU, or a part of one, holds the model; accelerate spreads its layers over several.
+        # One GPU, or a part of one, holds the whole model; over several, accelerate spreads its layers.
         device = "auto" if resources.gpus > 1 else "cuda" if resources.gpus else None
         name = self.dtype
         if name == "auto":
@@ -73,16 +73,16 @@ class TransformersEngine(Config):
 
 
 def gpu_dtype() -> str:
-    """Return "bfloat16" where this process's first GPU has it (compute capability 8.0: Ampere), else "float32"."""
+    """Return "bfloat16" if this process's first GPU supports it (compute capability 8.0: Ampere), else "float32"."""
     import torch
 
     return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
 
 
 def fastest_dtype() -> str:
-    """Return "bfloat16" where this machine's CPU multiplies matrices faster in it than in "float32", else the latter.
+    """Return "bfloat16" if this machine's CPU multiplies matrices faster in it than in "float32", else the latter.
 
-    GPUs are not measured: they multiply small matrices in less time than the launch takes.
+    GPUs are not measured: they multiply small matrices in less time than a kernel launch takes.
     """
     import torch
 
@@ -97,12 +97,13 @@ def fastest_dtype() -> str:
             tries.append(time.perf_counter() - started)
         best_s[name] = min(tries)
     best = min(best_s, key=lambda name: best_s[name])
-    logger.info("%s: %s", best, ", ".join(f"{name} {1e3 * taken:.2f} ms" for name, taken in best_s.items()))
+    times = ", ".join(f"{name} {1e3 * taken:.2f} ms" for name, taken in best_s.items())
+    logger.info("the engine computes in %s, which multiplies fastest here: %s", best, times)
     return best
 
 
 class LoadedModel:
-    """A model with its tokenizer, as the queue's thread uses it: texts to tokens, tokens to completions."""
+    """A model with its tokenizer, as the queue's thread uses it: text to tokens, tokens to completions."""
 
     def __init__(
         self, model: CausalModel, tokenizer: Tokenizer, max_context_tokens: int | None, resources: Resources
@@ -116,7 +117,7 @@ class LoadedModel:
         self.decoder = Decoder(model, ends, pad_id, resources.batch_rows, resources.batch_tokens)
 
     def accept(self, job: Job) -> Completion | None:
-        """Tokenise a job; answer it at once where no model is needed for that."""
+        """Tokenize a job; return its completion if that needs no model."""
         reading = self.reader.read(job.request)
         if isinstance(reading, Completion):
             return reading
@@ -124,15 +125,15 @@ class LoadedModel:
         return None
 
     def busy(self) -> bool:
-        """Tell whether replies are being written."""
+        """Tell whether the model is writing replies."""
         return bool(self.decoder.rows)
 
     def fitting(self, jobs: Sequence[Job]) -> int:
-        """Return how many of these there is room for; jobs that are only scored leave at once and always fit."""
+        """Return how many of the jobs there is room for; jobs that are only scored end at once and always fit."""
         return len(jobs) if jobs[0].tails else self.decoder.fitting(jobs)
 
     def start(self, jobs: Sequence[Job]) -> Ended:
-        """Score jobs, or read their prompts and write their first tokens."""
+        """Score jobs, or read their prompts and write the first token of each reply."""
         with _inference():
             return self._score(jobs) if jobs[0].tails else self._replies(self.decoder.join(jobs))
 
@@ -142,7 +143,7 @@ class LoadedModel:
             return self._replies(self.decoder.step())
 
     def give_up(self, out_of_memory: bool) -> None:
-        """Drop what is being written; where memory ran out, hold less from now on."""
+        """Drop the replies in progress; if memory ran out, hold fewer tokens from now on."""
         if out_of_memory:
             self.decoder.shrink()
         self.decoder.clear()
@@ -151,7 +152,7 @@ class LoadedModel:
         return [(row.job, self.reader.reply(len(row.job.ids), row.written)) for row in rows]
 
     def _score(self, jobs: Sequence[Job]) -> Ended:
-        """Sum log p of every tail's tokens; tails that differ in their last token alone share one sequence."""
+        """Sum log p of each tail's tokens; tails that differ only in their last token share one sequence."""
         wanted: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for job in jobs:
             for tail in job.tails:
@@ -167,11 +168,11 @@ class LoadedModel:
 
 @contextmanager
 def _inference() -> Iterator[None]:
-    """Run a block without gradients; what torch says of memory that ran out is said in the queue's words.
+    """Run a block without gradients, and translate torch's errors into the queue's.
 
     Raises:
-        OutOfMemory: less may fit.
-        Dead: of another error of the GPU, after which this process can do nothing more with it.
+        OutOfMemory: memory ran out; fewer tokens may fit.
+        Dead: the GPU failed in another way, and this process cannot use it any more.
     """
     import torch
 
@@ -180,7 +181,7 @@ def _inference() -> Iterator[None]:
             yield
         except torch.AcceleratorError as error:
             raise Dead(f"the GPU has failed: {error}") from error
-        except RuntimeError as error:  # the CPU's allocator raises no class of its own
+        except RuntimeError as error:  # the CPU's allocator has no error class of its own
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                 raise OutOfMemory(str(error)) from None
             raise

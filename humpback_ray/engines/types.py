@@ -1,4 +1,4 @@
-"""What engines, and training, use of a transformers model: any object with these members will do."""
+"""The members of a transformers model that engines and training use; any object with these members will do."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,7 +22,7 @@ class ModelConfig(Protocol):
     _attn_implementation: str | None
 
     def get_text_config(self) -> TextConfig:
-        """Return the language model's part; the whole where there is no other."""
+        """Return the language model's part of the configuration, or all of it if it has no parts."""
         ...
 
 
@@ -30,7 +30,7 @@ class Output(Protocol):
     """The result of a forward pass."""
 
     logits: "torch.Tensor"
-    """[B, T, V], or of the positions in `logits_to_keep` alone."""
+    """[B, T, V], or only the positions in `logits_to_keep`."""
 
 
 class CausalModel(Protocol):
@@ -41,11 +41,11 @@ class CausalModel(Protocol):
 
     @property
     def device(self) -> "torch.device":
-        """Where it takes its inputs."""
+        """The device of its inputs."""
         ...
 
     def set_attn_implementation(self, name: str, /) -> None:
-        """Attend by the function that is registered under a name."""
+        """Use the attention function that is registered under a name."""
         ...
 
     def __call__(
@@ -59,12 +59,12 @@ class CausalModel(Protocol):
         attention_mask: "torch.Tensor | None" = None,
         position_ids: "torch.Tensor | None" = None,
     ) -> Output:
-        """Run it on the last T tokens of sequences, [B, T]; `past_key_values` holds those before them."""
+        """Run it on the last T tokens of sequences, [B, T]; `past_key_values` holds the earlier ones."""
         ...
 
 
 class CachedLayer(Protocol):
-    """Keys and values of a layer after a forward pass, [B, heads, tokens, width]."""
+    """A layer's keys and values after a forward pass, [B, heads, tokens, width]."""
 
     keys: "torch.Tensor"
     values: "torch.Tensor"

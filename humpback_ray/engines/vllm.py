@@ -1,15 +1,15 @@
-"""vLLM as an engine: its asynchronous engine, driven by us, in a thread of its own beside whoever asks.
+"""vLLM as an engine: its asynchronous engine, on an event loop in its own thread.
 
-Requests of all shards in flight go to vLLM as they come; it batches them anew for every token and computes what
-prompts begin with in common once (prefix caching). We tokenise, so that text that spells a special token stays plain
-text, answer what does not fit the context, and read token ids back: vLLM itself has no tokenizer here.
+Requests of all shards in flight go to vLLM as they arrive. It forms a new batch for every token, and computes a prefix
+that prompts share once (prefix caching). We tokenize, so text that spells a special token stays plain text; we answer
+requests that do not fit the context; and we read token ids back. vLLM itself has no tokenizer here.
 
-Continuations of a few tokens cost one prefill, whatever their number: vLLM is asked for the log-probabilities of the
-listed next tokens, and finds the prompt in its cache where a second place is asked about. Long ones are read off a pass
-over prompt and continuation, for which vLLM cannot use that cache.
+Short continuations cost one prefill, however many there are: we ask vLLM for the log-probabilities of the listed next
+tokens, and it finds the prompt in its cache when we ask about a second place. Long continuations take a pass over
+prompt and continuation, for which vLLM cannot use that cache.
 
-An engine that has died (`processes.Dead`) takes its actor with it; the engine of an actor that is killed is ended by
-Ray, as all of its process group. Given up: a replica spans GPUs of one node, not of several.
+An engine that has died (`processes.Dead`) ends its actor. If an actor is killed, Ray ends its engine with the rest of
+its process group. Given up: a replica can use several GPUs of one node, but not several nodes.
 """
 
 import asyncio
@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SHORT_TOKENS = 4
-"""Continuations of up to so many tokens are scored place by place, each place a request that the cache serves."""
+"""Continuations of at most this many tokens are scored place by place, each place with a request that the cache
+serves."""
 _MOST_ASKED = 128
-"""Tokens whose log-probabilities one request may ask for: vLLM's own limit."""
+"""Number of tokens whose log-probabilities one request may ask for: vLLM's own limit."""
 _CPU_CACHE_BYTES = 2 << 30
 
 
@@ -50,26 +51,26 @@ class VllmEngine(Config):
     kind: Literal["vllm"] = "vllm"
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of weights and arithmetic; "auto": the checkpoint's, or 16 bits for one that was saved in 32."""
+    """Number format of weights and arithmetic. "auto": the checkpoint's, or 16 bits if it was saved in 32."""
 
     quantization: str | None = None
-    """vLLM's name of a method that packs the weights while they are loaded, such as "fp8"; None: as the checkpoint
-    says."""
+    """vLLM's name of a method that quantizes the weights while they are loaded, such as "fp8". None: the
+    checkpoint's."""
 
     max_context_tokens: int | None = Field(default=None, ge=2)
-    """Prompt and reply that fit, in tokens; None: what the model's configuration says. Fewer leave the cache room for
-    more requests at once."""
+    """Most tokens of prompt and reply together. None: the limit in the model's configuration. With a smaller limit
+    the cache has room for more requests at once."""
 
     eager: bool = False
-    """Run without compiling and without CUDA graphs: starts sooner, runs slower. Here and not in the placement, since
-    compiled arithmetic rounds otherwise."""
+    """Run without compilation and CUDA graphs: starts sooner, runs slower. In the recipe and not in the placement,
+    since compiled arithmetic rounds differently."""
 
     def packages(self) -> Sequence[Package]:
-        """Return what its `build` imports."""
+        """Return the packages that `build` imports."""
         return (VLLM, TRANSFORMERS)
 
     def build(self, directory: "str | storage.Directory", resources: Resources) -> Engine:
-        """Load the model (safetensors only, no code of its own) and start the engine's processes."""
+        """Load the model (safetensors only, no custom code) and start the engine's processes."""
         from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig
         from vllm.engine.arg_utils import AsyncEngineArgs  # pyright: ignore[reportMissingImports]
 
@@ -86,38 +87,38 @@ class VllmEngine(Config):
             enforce_eager=self.eager,
             tensor_parallel_size=resources.tensor_parallel,
             pipeline_parallel_size=resources.pipeline_parallel,
-            distributed_executor_backend="mp" if parallel > 1 else None,  # in an actor it would be Ray's
+            distributed_executor_backend="mp" if parallel > 1 else None,  # in an actor, vLLM would choose Ray
             gpu_memory_utilization=resources.gpu_memory_share or 0.9,
             max_num_seqs=seqs,
             max_num_batched_tokens=tokens,
             kv_cache_memory_bytes=resources.cache_bytes or (None if resources.gpus else _CPU_CACHE_BYTES),
             enable_prefix_caching=True,
-            # A seeded request whose prompt is read in two steps ends vLLM 0.32 on a CPU: its generators have no offset.
+            # On a CPU, vLLM 0.32 crashes if it reads a seeded request's prompt in two steps: generators lack offsets.
             enable_chunked_prefill=bool(resources.gpus),
             skip_tokenizer_init=True,
             load_format="safetensors",
-            generation_config="vllm",  # a request says all that there is to say, not the checkpoint
+            generation_config="vllm",  # requests set all sampling parameters; the checkpoint sets none
             disable_log_stats=True,
         )
         try:
             ends = GenerationConfig.from_pretrained(path).eos_token_id
-        except OSError:  # it has no file of that name
+        except OSError:  # the model has no generation_config.json
             ends = PretrainedConfig.get_config_dict(path)[0].get("eos_token_id")
         return Vllm(arguments, AutoTokenizer.from_pretrained(path), ends)
 
 
 def step_limits(memory_bytes: int, gpu: str) -> tuple[int, int]:
-    """Return how many requests and how many tokens a step of vLLM may have on a GPU.
+    """Return the most requests and the most tokens in a step of vLLM on a GPU.
 
-    They are vLLM 0.32's own for its offline class (`EngineArgs.get_batch_defaults`); for an engine that is started as
-    ours is, it falls back to 128 and 2,048 whatever the GPU. More tokens made an A100 slower (vLLM's issue 17885).
+    These are vLLM 0.32's defaults for its offline class (`EngineArgs.get_batch_defaults`). An engine started like ours
+    would get 128 and 2,048 whatever the GPU. More tokens made an A100 slower (vLLM's issue 17885).
     """
     large = memory_bytes >= 70 << 30 and "a100" not in gpu.lower()
     return (1024, 16_384) if large else (256, 8192)
 
 
 def _gpu() -> tuple[int, str]:
-    """Return memory and name of this process's first GPU, without starting CUDA in it."""
+    """Return memory (bytes) and name of this process's first GPU, without initializing CUDA."""
     from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
 
     return current_platform.get_device_total_memory(), current_platform.get_device_name()
@@ -139,7 +140,7 @@ class Vllm:
         self._names = map(str, itertools.count())
 
     async def generate(self, request: Request) -> Completion:
-        """Complete or score one request; a caller that gives up ends it in vLLM, too."""
+        """Complete or score one request; if the caller cancels it, vLLM ends it too."""
         reading = self._reader.read(request)
         if isinstance(reading, Completion):
             return reading
@@ -150,7 +151,7 @@ class Vllm:
         return self._reader.reply(len(reading.ids), written)
 
     def close(self) -> None:
-        """Cancel what is on its way and end the engine's processes."""
+        """Cancel all requests and end the engine's processes."""
         self._submit(_cancel_tasks()).result()
         self._llm.shutdown()
         del self._llm
@@ -176,7 +177,7 @@ class Vllm:
         return out.outputs[0].token_ids
 
     async def _score(self, reading: Reading) -> list[float]:
-        """Sum log p of every tail's tokens."""
+        """Return the sum of log p over each tail's tokens."""
         if max(map(len, reading.tails)) > _SHORT_TOKENS:
             return await asyncio.gather(*(self._score_long(reading.ids, tail) for tail in reading.tails))
         asked: dict[tuple[int, ...], set[int]] = {}
@@ -194,7 +195,7 @@ class Vllm:
         return sum(place[token].logprob for place, token in zip(places, tail, strict=True))
 
     async def _next(self, ids: Sequence[int], tokens: Sequence[int]) -> dict[int, float]:
-        """Return log p of each of some tokens, coming next."""
+        """Return log p of each of some tokens as the next one."""
         parts = [tokens[start : start + _MOST_ASKED] for start in range(0, len(tokens), _MOST_ASKED)]
         outs = await asyncio.gather(*(self._ask(ids, max_tokens=1, logprob_token_ids=list(part)) for part in parts))
         return {
@@ -208,7 +209,7 @@ class Vllm:
 
         Raises:
             Dead: the engine has died.
-            RuntimeError: vLLM gave the request up.
+            RuntimeError: vLLM ended the request without a reply.
         """
         from vllm.inputs import tokens_input  # pyright: ignore[reportMissingImports]
         from vllm.sampling_params import RequestOutputKind, SamplingParams  # pyright: ignore[reportMissingImports]
@@ -229,19 +230,20 @@ class Vllm:
                 raise Dead(f"vLLM has died: {error}") from error
             raise
         if out is None or out.outputs[0].finish_reason not in ("stop", "length"):
-            raise RuntimeError(f"vLLM gave a request up: {out and out.outputs[0].finish_reason}")
+            reason = out and out.outputs[0].finish_reason
+            raise RuntimeError(f"vLLM ended a request without a reply: finish reason {reason}")
         return out
 
 
 async def _start(arguments: "AsyncEngineArgs") -> "AsyncLLM":
-    """Start vLLM on the event loop it is to live on."""
+    """Start vLLM on the event loop that it will use."""
     from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore[reportMissingImports]
 
     return AsyncLLM.from_engine_args(arguments)
 
 
 async def _cancel_tasks() -> None:
-    """Cancel all tasks of this event loop, and wait for their end."""
+    """Cancel all tasks of this event loop and wait until they have ended."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()

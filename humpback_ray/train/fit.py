@@ -1,17 +1,18 @@
 """Ray Train around the loop: workers, checkpoints, restarts, progress; one call per model.
 
-`launch` is safe to call again with the same storage path after any death, the driver's included: the workers resume
-from the newest checkpoint there, whoever wrote it (see checkpoint/store.py). They upload and find checkpoints
-themselves, with the retries of `storage`, and Ray Train is not told: its own snapshot belongs to a name and path, where
-a driver that wakes up late would load and overwrite another's. Worker failures are retried by Ray Train up to
-`max_failures`; a verdict that retrying cannot change (`TrainingStopped`) comes back as a value and is raised once.
+`launch` is safe to call again with the same storage path after any process has died, even the driver: the workers
+resume from the newest checkpoint there, whoever wrote it (see checkpoint/store.py). They upload and find checkpoints
+themselves, with the retries of `storage`. Ray Train does not know of them: its own snapshot belongs to a name and a
+path, and a driver that wakes up late would load and overwrite another driver's. Ray Train retries worker failures up
+to `max_failures` times. A verdict that retrying cannot change (`TrainingStopped`) is returned as a value and raised
+once.
 
-With `workers: [least, most]` Ray Train restarts the workers when there is room for more or a node is gone, and they
-go on with however many there are. Whoever is about to take them away may say so (see checkpoint/notices.py): then they
-save first.
+With `workers: [least, most]` Ray Train restarts the workers when there is room for more or a node is lost, and they
+resume with the new number. If workers are told that they will be taken away (see checkpoint/notices.py), they save
+first.
 
-Rank 0 leaves its figures in `<storage path>/<name>/progress.json`; the driver reads them there, so no actor is held
-for it and another process may look too. Ray's gauges and, if asked for, Weights & Biases have them too (tracking.py).
+Rank 0 writes its figures to `<storage path>/<name>/progress.json`, where the driver and any other process can read
+them without an actor. They also go to Ray's gauges and, if asked for, to Weights & Biases (tracking.py).
 """
 
 import contextlib
@@ -51,27 +52,27 @@ PROGRESS_EVERY_S = 1.0
 PROGRESS_EVERY_S3_S = 10.0
 
 _COLLATERAL = ("gloo", "nccl", "connection", "socket", "barrier")
-"""Words of the errors that workers see when another one died."""
+"""Words in the errors that workers raise because another worker died."""
 
 
 class TrainingFailed(RuntimeError):
-    """Workers failed more often than the placement allows; the message is the first cause, `__cause__` the traces."""
+    """Workers failed more often than the placement allows; the message is the first cause, `__cause__` has traces."""
 
 
 def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: str, note: str = "") -> TrainResult:
-    """Fine-tune one model with Ray Train and DeepSpeed, or go on where an earlier call was killed.
+    """Fine-tune one model with Ray Train and DeepSpeed, or resume where an earlier call was killed.
 
     Args:
         job: what to train.
-        placement: with which workers.
-        name: of this attempt; its checkpoints are written under that name.
-        storage_path: directory or s3:// URI that all workers reach, of this job alone; the checkpoints of every
-            attempt are looked for there.
-        note: URI of a file that says, while the run waits for workers, what it waits for; "" for none.
+        placement: the workers and their resources.
+        name: name of this attempt; its checkpoints are written under that name.
+        storage_path: directory or s3:// URI for this job alone, which all workers reach and where the checkpoints of
+            every attempt are looked for.
+        note: URI of a file that says what the run waits for while it waits for workers; "" for no file.
 
     Raises:
         TrainingStopped: trying again will not help: a loss that is not finite, a checkpoint of another run, no
-            examples, an export that does not give the model back.
+            examples, an export that differs from the trained model.
         TrainingFailed: workers failed more than `placement.max_failures` times, or their nodes were drained more than
             `placement.max_preemption_failures` times; or no workers were up for `placement.give_up_waiting_minutes`.
     """
@@ -79,7 +80,7 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
     storage_path = absolute(storage_path)
     progress_uri = storage.join(storage_path, name, PROGRESS)
     storage.delete(progress_uri)
-    # Their successors start once these train: on a laptop they would take the CPUs away from the start.
+    # Warm processes are replaced once these train: on a laptop the new ones would slow the start down.
     begun = functools.partial(warm.took, training_workers=placement.least_and_most[0])
     waiting = Waiting(f"train {job.model}", placement.need(), Actors("RayTrainWorker"), note=note)
     with (
@@ -95,7 +96,7 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
 def make_trainer(
     job: TrainJob, placement: TrainPlacement, name: str, storage_path: str, scratch: str
 ) -> "TorchTrainer":
-    """Make Ray Train's trainer of a job; `scratch` is for its controller, which sits beside the driver."""
+    """Make Ray Train's trainer of a job; `scratch` is for its controller, which runs on the driver's machine."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -110,7 +111,7 @@ def make_trainer(
             failure_config=FailureConfig(**placement.failure_arguments()),
             callbacks=callbacks(storage_path, job.model, placement),
             worker_runtime_env=warm.training_environment(),
-            logging_config=LoggingConfig(log_level="CRITICAL"),  # a traceback for every try to get workers; we say it
+            logging_config=LoggingConfig(log_level="CRITICAL"),  # Ray logs a traceback per try to get workers; we don't
         ),
     )
 
@@ -119,7 +120,7 @@ def fitted(trainer: "TorchTrainer", model: str) -> TrainResult | str:
     """Run a trainer to its end; return the result, or the verdict that stopped it.
 
     Raises:
-        TrainingFailed: as `launch` has it.
+        TrainingFailed: see `launch`.
     """
     from ray.train import TrainingFailedError
 
@@ -163,7 +164,7 @@ def worker(config: dict[str, Any]) -> TrainResult | str:
 
 @contextlib.contextmanager
 def told_of(job: TrainJob, placement: TrainPlacement, directory: str) -> Iterator[Told]:
-    """Give what passes each step on to all who are told: the driver, Ray's gauges and, if asked for, a tracker."""
+    """Yield a function that passes a step's figures to the driver, Ray's gauges and, if asked for, a tracker."""
     run, model = job.provenance.run, job.model
     with contextlib.ExitStack() as stack:
         all_told: list[Told] = [Pulse(model, storage.join(directory, PROGRESS)), tracking.gauges(run, model)]
@@ -179,7 +180,7 @@ def told_of(job: TrainJob, placement: TrainPlacement, directory: str) -> Iterato
 
 
 class Pulse:
-    """Writes a step's figures for the driver, now and then; a write that fails is logged and ends nothing."""
+    """Writes figures for the driver every few seconds; a failed write is logged, and training continues."""
 
     def __init__(self, model: str, uri: str) -> None:
         self.uri, self.tokens, self.last = uri, 0, 0.0
@@ -187,7 +188,7 @@ class Pulse:
         self.complaints = Complaints(f"train {model}: writing {uri}")
 
     def __call__(self, figures: Figures) -> None:
-        """Take notice of a step."""
+        """Count a step, and write its figures if it is time."""
         self.tokens += figures["tokens"]
         if time.monotonic() - self.last < self.every_s and figures["step"] < figures["steps"]:
             return
@@ -195,18 +196,18 @@ class Pulse:
         body = figures | {"tokens_so_far": self.tokens, "host": socket.gethostname(), "pid": os.getpid()}
         try:
             storage.write_bytes(self.uri, json.dumps(body).encode())
-        except Exception as error:  # noqa: BLE001 whatever storage comes up with, the training is worth more
+        except Exception as error:  # noqa: BLE001 no error of storage may end the training
             self.complaints.note(error)
 
 
 def progress_every_s(uri: str) -> float:
-    """Return how often figures are passed on: requests to object storage cost money."""
+    """Return the seconds between two writes of the figures: requests to object storage cost money."""
     return PROGRESS_EVERY_S3_S if storage.is_s3(uri) else PROGRESS_EVERY_S
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C mean Ctrl-C: Ray Train's own handler aborts the run, ends the process with exit code 0, and stays."""
+    """Raise KeyboardInterrupt on Ctrl-C: Ray Train's handler would exit with code 0, and would stay installed."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -219,7 +220,7 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def watched(model: str, progress_uri: str, begun: Callable[[], None], waiting: Waiting) -> Iterator[None]:
-    """Log the run's progress while the block runs, and call `begun` when its first step is there."""
+    """Log the run's progress while the block runs, and call `begun` after its first step."""
     latest: Figures = {}
     name = f"train {model}"
 
@@ -233,7 +234,7 @@ def watched(model: str, progress_uri: str, begun: Callable[[], None], waiting: W
             yield
         finally:
             loop.stop()
-            with contextlib.suppress(OSError):  # the figures of the last step are for the log alone
+            with contextlib.suppress(OSError):  # the last step's figures only go to the log
                 follow()
 
 
@@ -256,7 +257,7 @@ def _loss_words(latest: Figures) -> str:
 
 
 def first_cause(failures: dict[int, Exception]) -> tuple[int, Exception] | None:
-    """Return rank and error of the worker that failed by itself, not because another one had."""
+    """Return rank and error of a worker that failed by itself, not because another worker did."""
     ranked = sorted(failures.items(), key=lambda item: (_is_collateral(item[1]), item[0]))
     return ranked[0] if ranked else None
 
@@ -266,6 +267,6 @@ def _is_collateral(error: Exception) -> bool:
 
 
 def headline(error: BaseException) -> str:
-    """Return an error as one line: its type and the first line of what it says."""
+    """Return an error as one line: its type and the first line of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return ": ".join([type(error).__name__, *lines[:1]])

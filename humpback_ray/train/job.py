@@ -1,7 +1,7 @@
-"""One fine-tune as a value: what is trained on what, and what came of it.
+"""A fine-tune as values: the job, its metrics and its result.
 
-A `TrainJob` travels from the driver to the workers and holds names, not data: workers read the tokens and the base
-model themselves, so a run goes on after its driver died.
+A `TrainJob` goes from the driver to the workers and holds names, not data: workers read the tokens and the base model
+themselves, so a run continues after its driver has died.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from humpback_ray.train.recipe import TrainRecipe
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model comes from, for its card and for whoever watches; nothing of it decides the model."""
+    """Where a model comes from, for its card and its metrics; it does not affect the model."""
 
     run: str = ""
     """Name of the run's root."""
     fingerprint: str = ""
-    """Of the model's stage: recipe and inputs."""
+    """Fingerprint of the model's stage: recipe and inputs."""
     base: str = ""
-    """The base model, by its directory's name."""
+    """Name of the base model."""
     base_digest: str = ""
     inputs: tuple[tuple[str, int, str], ...] = ()
     """(stage, pairs kept, digest) of every table of pairs."""
@@ -36,22 +36,22 @@ class Provenance:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Everything that decides which model comes out, and where it goes."""
+    """Everything that determines the model, and where it is written."""
 
     model: str
-    """`backward`, `m0`, `m1`, ...: selects the recipe's steps and rates of that name."""
+    """`backward`, `m0`, `m1`, ...; selects the recipe's steps and rates of that name."""
     direction: Direction
     base_uri: str
     """Directory of the base model: config, safetensors, tokenizer."""
     token_uris: tuple[str, ...]
-    """Parquet files of TOKENS rows; those whose `drop_reason` is null are trained on."""
+    """Parquet files of TOKENS rows; rows with a null `drop_reason` are trained on."""
     recipe: TrainRecipe
     chat: ChatRecipe
     export_uri: str
     """Directory that receives the model."""
     provenance: Provenance = Provenance()
     base_files: tuple[storage.InputFile, ...] = ()
-    """The files of the base model, each of its version; none: whatever the directory holds."""
+    """The base model's files, each with its version; empty: whatever the directory holds."""
 
     @property
     def base(self) -> storage.Directory:
@@ -59,12 +59,12 @@ class TrainJob:
         return storage.Directory(self.base_uri, self.base_files)
 
     def located(self) -> "TrainJob":
-        """Return the job with absolute local paths: Ray Train's workers run in another directory."""
+        """Return the job with absolute local paths, since Ray Train's workers run in another directory."""
         tokens = tuple(absolute(uri) for uri in self.token_uris)
         return replace(self, base_uri=absolute(self.base_uri), token_uris=tokens, export_uri=absolute(self.export_uri))
 
     def identity(self) -> dict[str, object]:
-        """Return what a checkpoint must agree on for a run to resume from it: names and recipes, no paths."""
+        """Return what must match for a run to resume from a checkpoint: names and recipes, not paths."""
         return {
             "model": self.model,
             "direction": self.direction,
@@ -75,28 +75,28 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one optimizer step did; `step` counts from 1."""
+    """Metrics of one optimizer step; `step` counts from 1."""
 
     step: int
     loss: float
-    """Mean over all output tokens of the global batch, nats."""
+    """Mean over all output tokens of the global batch, in nats."""
     learning_rate: float
     gradient_norm: float
-    """Of the global batch's mean loss, before clipping."""
+    """Norm of the gradient of the global batch's mean loss, before clipping."""
     tokens: int
     output_tokens: int
     seconds: float
     skipped: bool = False
-    """Its update was not applied: the loss or the gradient was not finite, or the loss a spike."""
+    """Whether its update was not applied: the loss or the gradient was not finite, or the loss was a spike."""
     validation_loss: float | None = None
-    """Over the held-out seed pairs, after the step; None where it was not asked for."""
+    """Mean loss on the held-out seed pairs after the step; None if it was not measured."""
     mfu: float | None = None
     memory_bytes: int | None = None
     padding_share: float | None = None
     data_s: float | None = None
 
     def figures(self) -> dict[str, Any]:
-        """Return the row of METRICS: the fields, and the rates that follow from them."""
+        """Return the row of METRICS: the fields and the rates computed from them."""
         rate = 1 / self.seconds if self.seconds else 0.0
         rates = {"tokens_per_s": self.tokens * rate, "output_tokens_per_s": self.output_tokens * rate}
         return vars(self) | rates
@@ -109,7 +109,7 @@ def metrics_table(steps: Sequence[StepMetrics]) -> pa.Table:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished fine-tune is told by."""
+    """The result of a finished fine-tune."""
 
     model: str
     metrics: list[StepMetrics]
@@ -122,24 +122,24 @@ class TrainResult:
     parameters: int
     trainable_parameters: int
     dropouts: list[str]
-    """Fields of the model's configuration that the recipe's dropout was set on; empty where the family has none."""
+    """Fields of the model's configuration that the recipe's dropout was set on; empty if the family has none."""
     tokens: int
     """Tokens trained on over all steps, prompts included."""
     output_tokens: int
     peak: str
-    """Of the workers' arithmetic, in words: FLOP/s and where the figure is from."""
+    """Peak of the workers' arithmetic, in words: FLOP/s and where the figure is from."""
     greedy: list[int]
-    """Tokens that the trained model writes first after the probe prompt (reload.py), greedily."""
+    """First tokens that the trained model writes greedily after the probe prompt (reload.py)."""
     resumed_from: int | None
-    """Step of the checkpoint that the last start resumed from."""
+    """Step of the checkpoint that the last start resumed from; None if it began at step 1."""
     seconds: float
     """Wall time of this launch, start of workers and export included."""
 
 
 class TrainingStopped(RuntimeError):
-    """The run cannot go on and trying again would not help; the message says what to change."""
+    """The run cannot continue, and trying again would not help; the message says what to change."""
 
 
 def absolute(uri: str) -> str:
-    """Return a local path made absolute; other URIs as they are."""
+    """Return a local path as an absolute one, and other URIs unchanged."""
     return uri if storage.is_s3(uri) else str(Path(uri).absolute())

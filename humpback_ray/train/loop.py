@@ -1,16 +1,16 @@
 """The training loop of one worker: examples in, an exported model out.
 
-Every worker lays out the same schedule, takes its share of each global batch (packing.py) and runs the same number of
+Every worker computes the same schedule, takes its share of each global batch (packing.py) and runs the same number of
 micro-batches (an empty one carries no loss). The loss of a step is the sum over the output tokens of the *global* batch
 divided by their number, whatever the number of workers, the packing or the accumulation: in float32 without dropout the
-losses agree to about 1e-6. Dropout masks are seeded by (seed, step, rank), so that a resumed run draws the same ones.
+losses agree to about 1e-6. Dropout masks are seeded by (seed, step, rank), so a resumed run draws the same ones.
 
-A checkpoint is due every so many steps or minutes, or when a worker hears that it is about to be taken away. All
-workers must save after the same step, so they tell each other when they add up the loss. That sum is known
-before the last backward pass: a step with a bad loss is not applied, and the run stops or goes on by the recipe.
+A checkpoint is due every few steps or minutes, or when a worker hears that it is about to be taken away. All workers
+must save after the same step, so they tell each other when they add up the loss. They know that sum before the last
+backward pass. If it is bad, the update is not applied, and the recipe decides whether the run stops or continues.
 
 The loop knows nothing of Ray: a `Session` (state.py) says which worker it is and where checkpoints and progress go. A
-single worker needs no launcher either: `train(job, placement, Session.alone("checkpoints"))` is all there is to it.
+single worker needs no launcher: call `train(job, placement, Session.alone("checkpoints"))`.
 """
 
 import json
@@ -39,19 +39,19 @@ logger = logging.getLogger(__name__)
 
 
 def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainResult:
-    """Fine-tune and export one model; every worker calls it, rank 0's result counts.
+    """Fine-tune and export one model; every worker calls it, and rank 0's result counts.
 
-    torch.distributed must be up, unless there is one worker: then it is started here and stays up.
+    torch.distributed must be up, unless there is only one worker: then it is started here and stays up.
 
     Raises:
-        TrainingStopped: on every worker alike, where trying again would not help.
+        TrainingStopped: trying again would not help; every worker raises it.
     """
     with group.joined(session.workers, gpu=placement.gpus_per_worker > 0):
         return trained(job, placement, session)
 
 
 def trained(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainResult:
-    """Do what `train` promises, with torch.distributed up."""
+    """Do the work of `train` with torch.distributed up."""
     started = time.monotonic()
     base = storage.local_directory(job.base)
     training = prepare(job, placement, session, base)
@@ -71,7 +71,7 @@ def trained(job: TrainJob, placement: TrainPlacement, session: Session) -> Train
 
 
 def prepare(job: TrainJob, placement: TrainPlacement, session: Session, base: Path) -> Training:
-    """Read the examples, lay out the schedule, load the model; what cannot end well stops here, on all workers."""
+    """Read the examples, compute the schedule, load the model; a run that cannot succeed stops here on all workers."""
     gpu = placement.gpus_per_worker > 0
     zero.import_deepspeed(gpu)
     from transformers import AutoTokenizer
@@ -106,10 +106,10 @@ def prepare(job: TrainJob, placement: TrainPlacement, session: Session, base: Pa
 
 
 def read(job: TrainJob) -> Data:
-    """Read what a job learns from.
+    """Read a job's examples.
 
     Raises:
-        TrainingStopped: there is nothing, or nothing to validate on although the recipe asks for it.
+        TrainingStopped: there are no examples, or none to validate on although the recipe asks for validation.
     """
     found, counts = read_examples(job.token_uris)
     try:
@@ -127,7 +127,7 @@ def read(job: TrainJob) -> Data:
 
 
 def outcome(training: Training) -> TrainResult:
-    """Describe a training whose steps are done and whose model is not exported yet."""
+    """Describe a training after its last step, before the export."""
     module, history = training.engine.module, training.history
     return TrainResult(
         model=training.job.model,
@@ -148,7 +148,7 @@ def outcome(training: Training) -> TrainResult:
 
 
 def resume(training: Training) -> None:
-    """Go on from the newest checkpoint, if there is one; nothing is read from it before all workers found it sound."""
+    """Resume from the newest checkpoint, if there is one; no weight is read before every worker found it undamaged."""
     import torch.distributed as dist
 
     source = found(training)
@@ -163,13 +163,13 @@ def resume(training: Training) -> None:
     deepspeed_internals.publish(training.engine)
     training.resumed_from = len(training.history)
     if training.session.rank == 0:
-        logger.info("%s goes on from %s", training.job.model, source.uri)
+        logger.info("%s: resumed from %s", training.job.model, source.uri)
     dist.barrier()
     source.forget()
 
 
 def found(training: Training) -> store.Fetched | None:
-    """Return the newest checkpoint, once every worker has what it needs of it on its machine."""
+    """Return the newest checkpoint once every worker has the files that it needs on its machine."""
     held = fragments.held(training.engine)
     while uri := group.chosen(training.session.rank, lambda: store.newest(training.session.checkpoints)):
         source = store.fetch(uri, held)
@@ -181,7 +181,7 @@ def found(training: Training) -> store.Fetched | None:
 
 
 def save(training: Training) -> None:
-    """Begin a checkpoint, every worker its part; it is stored while the next steps run."""
+    """Begin this worker's part of a checkpoint; it is stored while the next steps run."""
     session = training.session
     mine = fragments.owned(training.engine, session.rank, session.workers)
     state = store.state_of(training.identity, training.history, session.workers)
@@ -190,7 +190,7 @@ def save(training: Training) -> None:
 
 
 def prune(training: Training) -> None:
-    """Delete old checkpoints, once every worker has stored what it began."""
+    """Delete old checkpoints once every worker has stored its part of the last one."""
     import torch.distributed as dist
 
     dist.barrier()
@@ -198,7 +198,7 @@ def prune(training: Training) -> None:
 
 
 def advance(training: Training, step: int) -> bool:
-    """Take one optimizer step and note its metrics; return whether a worker wants a checkpoint."""
+    """Take one optimizer step and record its metrics; return whether a worker wants a checkpoint."""
     began = time.monotonic()
     batch = [training.data.examples[index] for index in training.schedule.batch(step)]
     waited_s = time.monotonic() - began
@@ -234,10 +234,10 @@ def advance(training: Training, step: int) -> bool:
 
 
 def refuse(training: Training, row: StepMetrics, batch: list[Example], problem: str) -> None:
-    """Write down the rows of a step that was not applied; stop there, unless the recipe skips it.
+    """Store the row ids of a step whose update was not applied; stop, unless the recipe skips bad steps.
 
     Raises:
-        TrainingStopped: the recipe says stop, or too many steps were skipped.
+        TrainingStopped: the recipe stops at bad steps, or too many steps were skipped.
     """
     recipe, session = training.job.recipe, training.session
     uri = storage.join(session.checkpoints, session.attempt, f"refused-{row.step:06d}-{training.start}.json")
@@ -246,17 +246,21 @@ def refuse(training: Training, row: StepMetrics, batch: list[Example], problem: 
         try:
             storage.write_bytes(uri, json.dumps({"problem": problem, **vars(row), "rows": ids}, indent=1).encode())
         except OSError as error:
-            logger.warning("%s was not stored, and training goes by the recipe all the same: %s", uri, error)
+            logger.warning("could not store %s; training continues by its recipe: %s", uri, error)
     before = sum(earlier.skipped for earlier in training.history)
-    said = f"{training.job.model}: step {row.step} was not applied, {problem}; rate {row.learning_rate:g}, rows {uri}"
+    said = (
+        f"{training.job.model}: the update of step {row.step} was not applied: {problem}; learning rate "
+        f"{row.learning_rate:g}, its rows are listed in {uri}"
+    )
     if recipe.on_bad_loss == "stop":
         raise TrainingStopped(
-            f"{said}; look at the rows, lower the learning rate, or set train.recipe.on_bad_loss=skip to go on without"
+            f"{said}; look at these rows, lower the learning rate, or set train.recipe.on_bad_loss=skip to continue "
+            "without this step"
         )
     if before >= recipe.max_skipped_steps:
         raise TrainingStopped(
-            f"{said}; {before} steps were skipped before it and train.recipe.max_skipped_steps is "
-            f"{recipe.max_skipped_steps}: lower the learning rate, or raise that number"
+            f"{said}; {before} steps were skipped before it, and train.recipe.max_skipped_steps allows "
+            f"{recipe.max_skipped_steps}: lower the learning rate, or raise the limit"
         )
     if session.rank == 0:
-        logger.warning("%s; it is skipped", said)
+        logger.warning("%s; the step is skipped", said)

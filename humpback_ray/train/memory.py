@@ -1,13 +1,13 @@
-"""How much memory a fine-tune takes on each GPU, before anything is started.
+"""An estimate of the memory that a fine-tune takes on each GPU, before anything is started.
 
-What DeepSpeed 0.19 and transformers' decoders hold, read off their source: bytes per parameter by ZeRO stage, tensors
-that autograd keeps per token and layer, buffers of collectives. `make bench-train` compares it with measured
-allocations. Whole bytes of tensors are counted, not what an allocator wastes nor what CUDA takes for itself: a plan
-leaves a share of the GPU free for that.
+It follows the source of DeepSpeed 0.19 and of transformers' decoders: bytes per parameter by ZeRO stage, tensors that
+autograd keeps per token and layer, buffers of collectives. `make bench-train` compares it with measured allocations. It
+counts the bytes of tensors, not what the allocator wastes or what CUDA takes for itself: a plan leaves a share of the
+GPU free for that.
 
-A step has three moments that may be the highest: the loss, when all activations and the logits are there; the begin of
-the backward pass, when a layer's gradients and the buckets of ZeRO 2 have taken the logits' place; and the update, with
-whatever copies of the gradients it makes. `Memory.peak` is the highest.
+Memory can peak at three moments of a step: at the loss, when all activations and the logits are there; at the start of
+the backward pass, when a layer's gradients and the buckets of ZeRO 2 have replaced the logits; and at the update, with
+its copies of the gradients. `Memory.peak` is the highest of the three.
 """
 
 from dataclasses import dataclass
@@ -32,19 +32,19 @@ MOMENTS = 2 * FP32
 
 @dataclass(frozen=True)
 class Layout:
-    """What decides the memory of one worker."""
+    """The settings that determine the memory of one worker."""
 
     workers: int
     stage: Literal[0, 1, 2, 3]
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     micro_batch_tokens: int = 4096
-    """Tokens of a forward pass, packed."""
+    """Tokens in a forward pass, packed."""
     accumulates: bool = False
     """Whether a step has several micro-batches."""
     offload_optimizer: bool = False
     offload_parameters: bool = False
     checkpointing: bool = False
-    """Whether only each layer's input is kept and the rest computed again in the backward pass."""
+    """Whether only each layer's input is kept, and the backward pass computes the rest again."""
     gpu: bool = True
 
     @property
@@ -66,36 +66,36 @@ class Layout:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device of one worker, by what they are for, and what it keeps on its host."""
+    """Bytes on one worker's device by purpose, and bytes on its host."""
 
     parameters: int
-    """Weights that stay: whole ones up to ZeRO 2, this worker's part with ZeRO 3."""
+    """Permanent weights: whole ones up to ZeRO 2, this worker's part with ZeRO 3."""
     gradients: int
-    """That are kept from one micro-batch to the next."""
+    """Gradients kept from one micro-batch to the next."""
     optimizer: int
     """Float32 master weights and two moments; without ZeRO the weights are their own master copy."""
     activations: int
-    """Kept for the backward pass."""
+    """Activations kept for the backward pass."""
     logits: int
-    """And what the loss makes of them; gone when the first layer's backward pass begins."""
+    """Logits and the loss's copies of them, freed when the first layer's backward pass begins."""
     working: int
-    """What the backward pass takes in their place: a layer's gradients, the largest parameter's, ZeRO 2's buckets."""
+    """What the backward pass takes instead: gradients of a layer and of the largest parameter, ZeRO 2's buckets."""
     buffers: int
-    """Of collectives, and with ZeRO 3 the weights that are whole at a time."""
+    """Buffers of collectives, and with ZeRO 3 the weights that are whole at a time."""
     update: int
-    """What the update takes where the backward pass had all but parameters and optimizer."""
+    """Memory of the update, when all else but parameters and optimizer is free."""
     host: int
-    """Offloaded state, in the memory of the worker's host."""
+    """Offloaded state in the memory of the worker's host."""
 
     @property
     def peak(self) -> int:
-        """The most that is held at once on the device."""
+        """Most bytes held at once on the device."""
         step = self.gradients + self.activations + self.buffers + max(self.logits, self.working)
         return self.parameters + self.optimizer + max(step, self.update)
 
 
 def memory(shape: Shape, layout: Layout) -> Memory:
-    """Return what one worker holds of a model."""
+    """Return the memory that one worker needs for a model."""
     owned = -(-shape.parameters // layout.workers)
     optimizer = MOMENTS * shape.parameters if layout.stage == 0 else (MOMENTS + FP32) * owned
     moved = optimizer if layout.offload_optimizer else 0
@@ -116,7 +116,7 @@ def memory(shape: Shape, layout: Layout) -> Memory:
 
 
 def _persistent(shape: Shape, layout: Layout) -> int:
-    """Elements that ZeRO 3 keeps whole on every worker because they are few: the norms."""
+    """Return the number of elements that ZeRO 3 keeps whole on every worker because they are few: the norms."""
     if layout.workers == 1:
         return 0
     norms = [shape.hidden] * (2 * shape.layers + 1) + [shape.head] * (2 * shape.layers if shape.qk_norm else 0)
@@ -126,10 +126,10 @@ def _persistent(shape: Shape, layout: Layout) -> int:
 def _gradients(shape: Shape, layout: Layout, owned: int) -> tuple[int, int]:
     """Return the bytes of gradients on the device and on the host.
 
-    Stages 0 and 1 keep whole gradients in float32, and stage 1 of a bfloat16 model those in bfloat16 as well
-    (DeepSpeed's BF16_Optimizer). From stage 2 on each worker keeps its part in float32, the dtype of accumulation;
-    in float32 stage 2 holds the part of a micro-batch beside that of the ones before from when the first bucket is
-    full, and the activations of as many layers are gone.
+    Stages 0 and 1 keep whole gradients in float32; for a bfloat16 model, stage 1 keeps them in bfloat16 as well
+    (DeepSpeed's BF16_Optimizer). From stage 2 on, each worker keeps its part in float32, the dtype of accumulation. In
+    float32, once its first bucket is full, stage 2 also holds the part of the current micro-batch beside that of the
+    earlier ones; by then the activations of the layers in that bucket are free.
     """
     if layout.stage <= 1:
         both = layout.stage == 1 and layout.dtype == "bfloat16"
@@ -145,14 +145,14 @@ def _gradients(shape: Shape, layout: Layout, owned: int) -> tuple[int, int]:
 
 
 def _buckets(layout: Layout) -> int:
-    """Bytes in which gradients are reduced; on a GPU stages 1 and 2 fill one while the other is on its way."""
+    """Return the bytes of buckets that reduce gradients; on a GPU, stages 1 and 2 fill one while they send another."""
     return layout.element * BUCKET_ELEMENTS * (2 if layout.gpu and layout.stage < 3 else 1)
 
 
 def _buffers(shape: Shape, layout: Layout) -> int:
-    """Buckets that stay from one micro-batch to the next; with ZeRO 3 whole weights, too.
+    """Return the bytes of buckets that stay from one micro-batch to the next; with ZeRO 3 also of whole weights.
 
-    Those of layers in or near use, and once more those that came last, in the buffer in which they came.
+    These are the weights of layers in or near use, and a second copy of the last ones in the buffer that received them.
     """
     if layout.stage == 3:
         gathers = layout.workers > 1 or layout.offload_parameters
@@ -162,7 +162,7 @@ def _buffers(shape: Shape, layout: Layout) -> int:
 
 
 def _working(shape: Shape, layout: Layout) -> int:
-    """What the backward pass makes beside what it keeps."""
+    """Return the bytes of temporary tensors in the backward pass."""
     layer = layout.micro_batch_tokens * layout.element * (2 * shape.hidden + 3 * shape.ffn)
     if layout.checkpointing:
         layer += layout.micro_batch_tokens * layer_activations(shape, layout.element)
@@ -170,7 +170,7 @@ def _working(shape: Shape, layout: Layout) -> int:
 
 
 def _update(shape: Shape, layout: Layout, owned: int) -> int:
-    """Gradients at the update, and copies that are made of them; fused AdamW needs nothing else."""
+    """Return the bytes of gradients at the update and of their copies; fused AdamW needs nothing else."""
     if layout.offload_optimizer:
         return 0
     whole, part = FP32 * shape.parameters, FP32 * owned
@@ -184,11 +184,11 @@ def _update(shape: Shape, layout: Layout, owned: int) -> int:
 
 
 ALL_REDUCE_ELEMENTS = 500_000_000
-"""Elements that DeepSpeed copies together to reduce them where ZeRO is off."""
+"""Elements that DeepSpeed copies together to reduce them when ZeRO is off."""
 
 
 def activations(shape: Shape, layout: Layout) -> int:
-    """Return the bytes that autograd keeps of a micro-batch, logits left out; with checkpointing each layer's input."""
+    """Return the bytes that autograd keeps of a micro-batch without logits; with checkpointing, the layers' inputs."""
     kept = layout.element * shape.hidden if layout.checkpointing else layer_activations(shape, layout.element)
     end = norm_activations(shape.hidden, layout.element) + layout.element * shape.hidden
     return layout.micro_batch_tokens * (shape.layers * kept + end)
@@ -197,8 +197,9 @@ def activations(shape: Shape, layout: Layout) -> int:
 def layer_activations(shape: Shape, element: int) -> int:
     """Return the bytes that one layer keeps per token, with an attention that keeps no matrix of scores.
 
-    Both norms, their outputs (inputs of the products); queries, keys, values, what attention gives (example by example,
-    and together) and its log-sum-exp per head; of the feed-forward network gate, its activation, up and their product.
+    These are both norms and their outputs (inputs of the products); queries, keys, values, the output of attention
+    (example by example, and concatenated) and its log-sum-exp per head; and in the feed-forward network the gate, its
+    activation, up and their product.
     """
     queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
     attention = element * (3 * queries + 2 * keys) + FP32 * shape.heads
@@ -209,15 +210,15 @@ def layer_activations(shape: Shape, element: int) -> int:
 
 
 def norm_activations(width: int, element: int) -> int:
-    """Return what transformers' RMS norm keeps per token: its input in float32, and the normalised values."""
+    """Return the bytes that transformers' RMS norm keeps per token: its input in float32 and the normalized values."""
     return FP32 * width + element * width
 
 
 def logits(shape: Shape, layout: Layout) -> int:
-    """Return the most bytes that logits and loss hold, as if every token carried loss.
+    """Return the most bytes that logits and loss take, as if every token carried loss.
 
-    In float32 log-probabilities and two gradients, of as many as the loss takes at once; where that is not all, all of
-    them and their gradient in the training dtype.
+    These are log-probabilities and two gradients in float32, for as many logits as the loss takes at once. If that is
+    not all of them, all logits and their gradient in the training dtype are held as well.
     """
     count = shape.vocabulary * layout.micro_batch_tokens
     return 3 * FP32 * min(count, LOGITS_AT_ONCE) + (2 * layout.element * count if count > LOGITS_AT_ONCE else 0)

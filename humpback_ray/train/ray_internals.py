@@ -1,8 +1,9 @@
-"""Everything of Ray Train and Ray Data that is not public; no other module of `train` touches it.
+"""All uses of private parts of Ray Train and Ray Data; no other module of `train` touches them.
 
-Hooks that Ray Train calls at its turning points, and what its workers know of themselves. It was read off the source
-of the version below; `tests/train/test_ray_internals.py` names what has moved in another one. Classes are made inside
-functions, for they extend Ray's, and `train` imports without Ray; the controller's process gets them by value.
+These are hooks that Ray Train calls at its turning points, and what its workers know of themselves. They follow the
+source of the version below; `tests/train/test_ray_internals.py` names what has moved in another version. Classes are
+made inside functions: they extend Ray's, and `train` must import without Ray. The controller's process gets them by
+value.
 """
 
 import contextlib
@@ -12,13 +13,13 @@ from typing import Any
 WRITTEN_AGAINST = "2.60.0"
 
 COUNTED_WITHIN_S = 5.0
-"""How long a controller waits for the nodes to be counted."""
+"""How long a controller waits for a new count of the nodes."""
 
 WITHOUT_WORKERS = {"InitializingState", "SchedulingState", "ReschedulingState", "RestartingState"}
 """States of Ray Train's controller in which no workers are up."""
 
 InWorkers = Callable[[Callable[[], Any]], list[Any]]
-"""Calls a function in every worker, and returns what each of them returned."""
+"""Calls a function in every worker and returns their results."""
 
 
 def at_worker_start(call: Callable[[], object]) -> object:
@@ -37,7 +38,7 @@ def at_worker_start(call: Callable[[], object]) -> object:
 def before_resize(call: Callable[[InWorkers], object]) -> object:
     """Return a hook that calls a function before healthy workers are ended in the middle of a run.
 
-    Workers that failed, finished or are preempted are ended without. An error of Ray's in the call is passed over: the
+    There is no call for workers that failed, finished or are preempted. Errors of Ray in the call are ignored: the
     workers are about to end anyway.
     """
     from ray.exceptions import RayError
@@ -57,7 +58,7 @@ def before_resize(call: Callable[[InWorkers], object]) -> object:
 
 
 def recounting_nodes() -> object:
-    """Return a hook that counts the nodes anew after a failure: else Ray plans with a lost one for up to 20 s."""
+    """Return a hook that counts the nodes again after a failure: else Ray plans with a lost one for up to 20 s."""
     import ray
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
         get_or_create_autoscaling_coordinator,
@@ -78,10 +79,10 @@ def recounting_nodes() -> object:
 
 
 def at_every_state(call: Callable[[bool], object]) -> object:
-    """Return a hook that tells a function, at each change of the controller's state, whether there are workers.
+    """Return a hook that tells a function, at each change of the controller's state, whether workers are up.
 
-    Every try to get some is such a change, and takes as long as RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S at most. What
-    the function raises ends the run.
+    Every try to start workers is such a change and takes at most RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S. An exception
+    in the function ends the run.
     """
     from ray.train.v2._internal.execution.callback import ControllerCallback
 
@@ -95,10 +96,10 @@ def at_every_state(call: Callable[[bool], object]) -> object:
 
 
 def preemption() -> Callable[[], object | None]:
-    """Return what tells, in a worker, which preemption Ray Train has announced; None as long as there is none.
+    """Return a function that gives, in a worker, the preemption that Ray Train has announced, or None.
 
-    `ray.train.get_preemption_info` would ask all workers, through an actor, at every step; the loop has a cheaper way
-    to agree, so each looks where Ray Train has put what that function returns.
+    `ray.train.get_preemption_info` would ask all workers through an actor at every step. The loop has a cheaper way to
+    agree, so each worker reads the value where Ray Train stores it.
     """
     from ray.train.v2._internal.execution.context import get_train_context
 
@@ -107,7 +108,7 @@ def preemption() -> Callable[[], object | None]:
 
 
 def is_training() -> bool:
-    """Tell, in a worker, whether it still trains."""
+    """Tell, in a worker, whether it is still training."""
     from ray.train.v2._internal.execution.context import get_train_context
 
     return get_train_context().execution_context.training_thread_runner.is_running()

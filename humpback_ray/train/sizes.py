@@ -1,10 +1,10 @@
-"""The shapes of the models that people fine-tune, and what follows from a shape: parameters and FLOPs.
+"""The shapes of the models that people fine-tune, and their parameters and FLOPs.
 
-One row per size in `SIZES`; to add one, copy its published `config.json`. Everything here is arithmetic, so a plan
-needs neither weights nor a GPU; a test compares it with transformers' own models on the meta device.
+`SIZES` has one row per size; to add one, copy the values of its published `config.json`. Everything here is arithmetic,
+so a plan needs neither weights nor a GPU. A test compares it with transformers' own models on the meta device.
 
-The decoders are Llama's kind: embedding, layers of grouped-query attention and a gated feed-forward network without
-biases, RMS norms, an output matrix that may be the embedding (`tied`). Qwen3 has a norm on queries and keys more.
+The decoders are like Llama: embedding, layers of grouped-query attention and a gated feed-forward network without
+biases, RMS norms, an output matrix that may be the embedding (`tied`). Qwen3 also normalizes queries and keys.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 FAMILIES = ("llama", "mistral", "qwen3")
-"""`model_type` of the configurations that a `Shape` describes."""
+"""Values of `model_type` in the configurations that a `Shape` can describe."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a decoder consists of."""
+    """The dimensions of a decoder."""
 
     hidden: int
     layers: int
@@ -26,11 +26,11 @@ class Shape:
     ffn: int
     vocabulary: int
     head: int
-    """Elements of one head's query; `heads * head` need not be `hidden`."""
+    """Elements of one head's query; `heads * head` may differ from `hidden`."""
     tied: bool = False
     """Whether the output matrix is the embedding."""
     qk_norm: bool = False
-    """Whether queries and keys are normalised per head (Qwen3)."""
+    """Whether queries and keys are normalized per head (Qwen3)."""
 
     @property
     def layer_matrices(self) -> dict[str, int]:
@@ -46,12 +46,12 @@ class Shape:
 
     @property
     def embedding(self) -> int:
-        """Elements of the embedding, and of the output matrix where there is one."""
+        """Elements of the embedding, and also of the output matrix if it is a matrix of its own."""
         return self.vocabulary * self.hidden
 
     @property
     def parameters(self) -> int:
-        """Parameters in all."""
+        """Number of all parameters."""
         return self.layers * self.layer_parameters + self.hidden + self.embedding * (1 if self.tied else 2)
 
     @property
@@ -61,19 +61,19 @@ class Shape:
 
     @property
     def kv_elements(self) -> int:
-        """Elements of keys and values that one token leaves in the cache."""
+        """Elements of keys and values that one token takes in the cache."""
         return 2 * self.layers * self.kv_heads * self.head
 
     def forward_flops(self, tokens: float, context: float, logits: float | None = None) -> float:
         """Return the FLOPs of a forward pass.
 
         Two per matrix element and token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1), and for attention two
-        products of `context` by `head` per head, token and layer, halved because a token sees what is before it.
+        products of `context` by `head` per head, token and layer, halved because a token only sees earlier ones.
 
         Args:
-            tokens: that are read.
-            context: tokens of the sequence that each stands in.
-            logits: tokens whose next one is predicted; None: all.
+            tokens: number of tokens read.
+            context: length of their sequences, in tokens.
+            logits: number of tokens whose next token is predicted; None: all.
         """
         matrices = self.layers * sum(self.layer_matrices.values())
         attention = 2 * self.layers * self.heads * self.head * context
@@ -103,18 +103,18 @@ SIZES: Mapping[str, Shape] = {
     "qwen3-14b": _shape(5120, 40, 40, 8, 17408, 151_936, **_QWEN3),
     "qwen3-32b": _shape(5120, 64, 64, 8, 25600, 151_936, **_QWEN3),
 }
-"""Shapes as their `config.json` has them: hidden, layers, heads, heads of keys and values, ffn, vocabulary."""
+"""Shapes as in `config.json`: hidden, layers, heads, heads of keys and values, ffn, vocabulary."""
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
-    """Read a shape off the values of a model's `config.json`.
+    """Return the shape that a model's `config.json` describes.
 
     Raises:
-        ValueError: another family than the ones described here.
+        ValueError: the model's family is not in FAMILIES.
     """
     family = config.get("model_type")
     if family not in FAMILIES:
-        raise ValueError(f"the model is of the family {family}; shapes are known of {', '.join(FAMILIES)}")
+        raise ValueError(f"the model's family is {family}; shapes are only known for {', '.join(FAMILIES)}")
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     return Shape(
         hidden=hidden, layers=config["num_hidden_layers"], heads=heads,

@@ -1,4 +1,4 @@
-"""What surrounds a worker, and its state between steps."""
+"""A worker's surroundings, and its state between steps."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,18 +17,18 @@ from humpback_ray.train.types import SavedTokenizer, Told, TrainingEngine
 
 @dataclass(frozen=True)
 class Session:
-    """What surrounds a worker."""
+    """A worker's surroundings: rank, directories, and whom it tells."""
 
     rank: int
     workers: int
     checkpoints: str
     """Directory of the checkpoints of all attempts; training resumes from the newest complete one."""
     attempt: str
-    """Name of the directory in it where this attempt's are written."""
+    """Name of the subdirectory for this attempt's checkpoints."""
     progress: Told
-    """Told about every step, on rank 0; decides itself how often to pass it on."""
+    """Called by rank 0 after every step; decides itself how often to pass the figures on."""
     leaving: Callable[[], bool] = lambda: False
-    """Tells, once for each word heard from outside, that a checkpoint is wanted now."""
+    """Returns True, once per request from outside, if a checkpoint is wanted now."""
 
     @staticmethod
     def alone(checkpoints: str, progress: Told = lambda figures: None) -> "Session":
@@ -38,13 +38,13 @@ class Session:
 
 @dataclass(frozen=True)
 class Data:
-    """What a job learns from."""
+    """A job's examples."""
 
     examples: Examples
     held_out: Examples
     """Seed pairs that no step trains on; their loss is the validation loss."""
     counts: dict[str, int]
-    """Pairs by fate, as in `TrainResult.examples`."""
+    """Number of pairs by fate, as in `TrainResult.examples`."""
 
 
 @dataclass
@@ -64,21 +64,21 @@ class Training:
     tokenizer: SavedTokenizer
     identity: dict[str, object]
     start: str
-    """Marks what these workers write, among earlier and later ones of the same attempt."""
+    """Random name of this start of the workers; distinguishes its files from those of other starts of the attempt."""
     saver: Saver
     saved_at: float = field(default_factory=time.monotonic)
-    """When the last checkpoint was begun."""
+    """When the last checkpoint began, or the training."""
     history: list[StepMetrics] = field(default_factory=list)
     resumed_from: int | None = None
 
     def asks(self) -> bool:
-        """Tell whether this worker wants a checkpoint after this step; the clock is rank 0's."""
+        """Tell whether this worker wants a checkpoint after this step; rank 0 keeps the clock."""
         minutes = self.placement.checkpoint_every_minutes
         due = self.session.rank == 0 and minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
         return self.session.leaving() or due
 
     def micros(self, examples: Sequence[Example]) -> tuple[list[list[Example]], int]:
-        """Return this worker's micro-batches of some examples, and the tokens that all workers compute for them."""
+        """Return this worker's micro-batches of the examples, and the tokens that all workers compute for them."""
         lengths, padded = [example.length for example in examples], self.batching == "padded"
         shares = pack(lengths, self.session.workers, self.placement.micro_batch_tokens, padded)
         mine = [[examples[place] for place in places] for places in shares[self.session.rank]]

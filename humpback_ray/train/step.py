@@ -1,7 +1,7 @@
-"""One optimizer step of one worker: a batch in, an update out, unless the global batch forbids it.
+"""One optimizer step of one worker: a batch in, an update out, unless the loss or the gradient is bad.
 
-The mean loss of the global batch is known before the last backward pass, and the norm of its gradient before the
-update: a step with a bad one leaves no trace in weights and optimizer.
+Workers know the mean loss of the global batch before the last backward pass, and the norm of its gradient before the
+update. A step with a bad loss or gradient changes neither weights nor optimizer.
 """
 
 import math
@@ -16,24 +16,24 @@ from humpback_ray.train.state import Training
 
 @dataclass(frozen=True)
 class Update:
-    """What came of one step's forward and backward passes."""
+    """The outcome of one step's forward and backward passes."""
 
     loss: float
     asked: bool
-    """A worker wants a checkpoint."""
+    """Whether a worker wants a checkpoint."""
     computed_tokens: int
-    """By all workers, padding included."""
+    """Tokens that all workers computed, padding included."""
     waited_s: float
-    """For the batch, by the worker that waited longest."""
+    """How long the slowest worker waited for the batch."""
     memory_bytes: int
-    """Of the worker with most."""
+    """Memory of the worker that uses most."""
     problem: str | None
-    """Why it was not applied."""
+    """Why the update was not applied; None if it was."""
     gradient_norm: float = math.nan
 
 
 def optimize(training: Training, batch: Sequence[Example], step: int, rate: float, waited_s: float) -> Update:
-    """Run this worker's micro-batches and one update, unless the global batch's mean loss or gradient forbids it."""
+    """Run this worker's micro-batches and the update, unless the global batch's mean loss or gradient is bad."""
     engine, recipe = training.engine, training.job.recipe
     begin_step(training, step, rate)
     micros, computed = training.micros(batch)
@@ -63,7 +63,7 @@ def begin_step(training: Training, step: int, rate: float) -> None:
 
 
 def tell_each_other(training: Training, mine: float, output_tokens: int, computed: int, waited_s: float) -> Update:
-    """Add up what the workers tell each other before the update; all of them call it, and all come to one verdict."""
+    """Combine the workers' figures before the update; every worker calls it, and all reach the same verdict."""
     device = training.engine.device
     figures = [mine, training.asks(), waited_s, metrics.memory_bytes(device)]
     sums, asked, waits_s, memory_bytes = group.every(figures, device)

@@ -1,8 +1,8 @@
-"""Who is told of every step while a model is trained: Ray's metrics, and Weights & Biases if the placement says so.
+"""Metrics of every step while a model is trained: to Ray, and to Weights & Biases if the placement says so.
 
-Both stand beside training and never in its way: gauges are set in memory and fetched by who scrapes them; a run at
-Weights & Biases is opened, written and closed by a thread of its own. Its service being away, a wrong key or a full
-disk is one warning, and no further step is sent.
+Neither delays training. Gauges are set in memory, and a scraper fetches them; a thread of its own opens, writes and
+closes the run at Weights & Biases. If the service is down, the key is wrong or the disk is full, there is one warning,
+and no further step is sent.
 """
 
 import logging
@@ -23,11 +23,11 @@ WATCHED = tuple(name for name in METRICS.names if name not in ("step", "seconds"
 """The columns of METRICS that become gauges, `humpback_train_<column>`."""
 
 OPEN_S, CLOSE_S = 30.0, 30.0
-"""How long opening a run may take, and how long the end of training waits for the last steps to be sent."""
+"""How long a run may take to open, and how long the end of training waits until the last steps are sent."""
 
 
 def gauges(run: str, model: str) -> Told:
-    """Return what sets Ray's gauges of a model, with the tags `run` and `model`; Ray must be up."""
+    """Return a function that sets Ray's gauges of a model, with the tags `run` and `model`; Ray must be up."""
     from ray.util.metrics import Gauge
 
     tags = {"run": run, "model": model}
@@ -42,14 +42,14 @@ def gauges(run: str, model: str) -> Told:
 
 
 class Tracker:
-    """A run at Weights & Biases, opened with the first step that is told; a `with` block that ends it.
+    """A run at Weights & Biases, opened at the first step; a context manager that closes it.
 
     Args:
-        mode: "online", or "offline" into a directory that is copied to `uri` in the end.
-        run: groups the models of a run.
-        model: names this one.
-        uri: where an offline run goes.
-        settings: of Weights & Biases' own, to replace what its environment variables say.
+        mode: "online", or "offline" into a directory that is copied to `uri` at the end.
+        run: name of the group for all models of a run.
+        model: name of this model's run.
+        uri: destination of an offline run.
+        settings: settings of Weights & Biases that override its environment variables.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Tracker:
         return self
 
     def __call__(self, figures: Figures) -> None:
-        """Pass a step's figures on; returns at once."""
+        """Pass a step's figures to the thread; return at once."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
             self._thread.start()
@@ -79,7 +79,7 @@ class Tracker:
             self._told.put(None)
             self._thread.join(CLOSE_S)
             if self._thread.is_alive():
-                logger.warning("%s: the last steps were not sent to Weights & Biases within %g s", self.model, CLOSE_S)
+                logger.warning("%s: could not send the last steps to Weights & Biases in %g s", self.model, CLOSE_S)
 
     def _work(self) -> None:
         with tempfile.TemporaryDirectory(prefix="humpback-track-", ignore_cleanup_errors=True) as directory:
@@ -87,10 +87,10 @@ class Tracker:
                 self._send(directory)
                 if self.mode == "offline":
                     storage.upload_directory(Path(directory, "wandb"), self.uri)
-            except Exception as error:  # noqa: BLE001  whatever a service and its client come up with
+            except Exception as error:  # noqa: BLE001  no error of the service or its client may end the training
                 said = str(error).strip().split("\n")[0]
                 logger.warning(
-                    "%s is trained on, but no longer tracked: %s: %s", self.model, type(error).__name__, said
+                    "%s: training continues, but is no longer tracked: %s: %s", self.model, type(error).__name__, said
                 )
 
     def _send(self, directory: str) -> None:

@@ -1,7 +1,7 @@
-"""A fine-tune as a stage: the base model and tokenised pairs in, one model directory out.
+"""A fine-tune as a stage: the base model and tokenized pairs in, one model directory out.
 
-The lease makes sure that one driver publishes; the checkpoints under `<stage>/checkpoints/<attempt>` make the same
-command go on where a killed one stopped. They stay there when the model is finished, until `gc` takes them.
+The lease makes sure that only one driver publishes. After a crash, the same command resumes from the checkpoints under
+`<stage>/checkpoints/<attempt>`. They stay there after the model is finished, until `gc` deletes them.
 """
 
 import logging
@@ -29,15 +29,16 @@ logger = logging.getLogger(__name__)
 
 
 class TrainConfig(Config):
-    """Every `models/*` stage, and the `tokens` that they learn from."""
+    """Settings of every `models/*` stage, and of the `tokens` stages that they learn from."""
 
     recipe: TrainRecipe = TrainRecipe()
     placement: TrainPlacement = Field(default=TrainPlacement())
     tokens_placement: PoolPlacement = PoolPlacement(max_replicas=8, rows_per_shard=20_000)
-    """Of the actors that tokenise pairs, some thousand a second each."""
+    """Placement of the actors that tokenize pairs, each about a thousand per second."""
 
     licence: str = "unknown"
-    """What the model cards say, such as `apache-2.0`; that of the base model and of the data decide it. Not hashed."""
+    """License that the model cards name, such as `apache-2.0`; it follows from those of the base model and the data.
+    Not hashed."""
 
 
 def fine_tune(
@@ -45,7 +46,7 @@ def fine_tune(
 ) -> Manifest:
     """Fine-tune the base model on the kept examples of the given token stages.
 
-    The fingerprint holds the settings of this model alone: other models' steps and rates do not touch it.
+    The fingerprint covers the settings of this model alone: other models' steps and rates do not change it.
     """
     recipe = config.recipe.of(name)
     identity = {
@@ -81,8 +82,8 @@ def _refuse_nothing(tokens: Sequence[Manifest], place: Place) -> None:
     if not any(manifest.kept for manifest in tokens):
         counts = ", ".join(f"{manifest.stage}: 0 of {manifest.rows:,} rows kept" for manifest in tokens)
         raise StageFailed(
-            f"{place.name}: there is no pair to train on ({counts}); where they are too_long, raise "
-            "train.recipe.max_length_tokens or set too_long to truncate"
+            f"{place.name}: there are no pairs to train on ({counts}); if they were dropped as too_long, raise "
+            "train.recipe.max_length_tokens or set train.recipe.too_long to truncate"
         )
 
 
@@ -114,12 +115,12 @@ def _commit(attempt: Attempt, result: TrainResult) -> Commit:
 
 
 def _name_of(base: Model) -> str:
-    """Return what a card calls the base model: the stage that made it, or the name of its directory."""
+    """Return the name of the base model for a card: the stage that made it, or the name of its directory."""
     return base.source.stage if isinstance(base.source, Manifest) else base.uri.rstrip("/").rpartition("/")[2]
 
 
 def dropout_words(probability: float, fields: Sequence[str]) -> str:
     """Say where a recipe's dropout acted: on the fields of the model's configuration that it was set on."""
     if not fields:
-        return f"trained without dropout: this family has none, so the recipe's {probability:g} acts nowhere"
-    return f"dropout {probability:g} acted on {', '.join(fields)}, all that this family has"
+        return f"trained without dropout: this model family has none, so the recipe's {probability:g} had no effect"
+    return f"dropout {probability:g} acted on {', '.join(fields)}, all that this model family has"

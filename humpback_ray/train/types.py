@@ -1,6 +1,6 @@
-"""What training asks of an engine, a model and a tokenizer, for the type checker: nothing here runs.
+"""Protocols of the engine, model and tokenizer that training uses, for the type checker: nothing here runs.
 
-DeepSpeed's engine, transformers' models and their tokenizers fit; so does whatever a test puts in their place.
+DeepSpeed's engine, transformers' models and tokenizers fit, and so does whatever a test uses instead.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Causal(Protocol):
-    """A causal language model that is called, by itself or in an engine."""
+    """A causal language model that can be called, by itself or in an engine."""
 
     def __call__(self, **arguments: Any) -> Output:
         """Run the model."""
@@ -24,7 +24,7 @@ class Causal(Protocol):
 
 
 class Generating(Causal, Protocol):
-    """A causal language model that writes texts."""
+    """A causal language model that generates text."""
 
     def generate(self, inputs: "torch.Tensor", **how: Any) -> "torch.Tensor":
         """Return prompts and replies, int64 [B, T]."""
@@ -32,12 +32,12 @@ class Generating(Causal, Protocol):
 
 
 class Probed(Causal, Protocol):
-    """A causal language model that knows its device and can leave dropout out."""
+    """A causal language model that knows its device and can turn dropout off."""
 
     device: "torch.device"
 
     def eval(self) -> object:
-        """Leave dropout out."""
+        """Turn dropout off."""
         ...
 
 
@@ -46,10 +46,10 @@ class TrainingEngine(Probed, Protocol):
 
     module: "nn.Module"
     optimizer: Any
-    """A ZeRO optimizer, or PyTorch's own where ZeRO is off."""
+    """A ZeRO optimizer, or PyTorch's own if ZeRO is off."""
 
     def train(self) -> object:
-        """Let dropout act."""
+        """Turn dropout on."""
         ...
 
     def backward(self, loss: "torch.Tensor") -> object:
@@ -69,7 +69,7 @@ class TrainingEngine(Probed, Protocol):
         ...
 
     def get_global_grad_norm(self) -> Any:
-        """Return the norm of the last update's gradient before clipping; known after `step`."""
+        """Return the norm of the last update's gradient before clipping; call it after `step`."""
         ...
 
 
@@ -86,7 +86,7 @@ class SavedTokenizer(Tokenizer, Protocol):
 
 
 Figures = dict[str, Any]
-"""What is told of a step: the columns of METRICS, and how far the run is."""
+"""Figures of a step: the columns of METRICS, and how far the run is."""
 
 Told = Callable[[Figures], object]
-"""Who is told of every step."""
+"""Receives the figures of every step."""

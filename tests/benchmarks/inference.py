@@ -1,4 +1,4 @@
-"""Prediction and rating, side by side with what one would use instead; prompts and lengths are the demo's segments'.
+"""Prediction and rating, compared with the usual alternatives; prompts and lengths are the demo's segments'.
 
     make bench-inference     (or: python -m tests.benchmarks.inference engine stage scorers rows)
 
@@ -6,17 +6,17 @@
 
 engine   rows/s of the transformers engine over those of the loop people write: arrival order, batches of 32 padded on
          the left, `generate` to the longest reply of the batch. Llamas of 3 M and 50 M parameters with random weights.
-         The floor beneath: what the products with the weights alone take, of every token read or written once, at the
-         rate of one such product of 128 rows. The same with the engine's own choice of number format (`dtype: auto`),
-         whose replies may differ. Over transformers' continuous batching, too, once: 32 rows of the small one.
+         A lower bound: the time of the products with the weights for every token read or written, at the rate of one
+         such product of 128 rows. The same with the engine's own choice of number format (`dtype: auto`), whose
+         replies may differ. Also once over transformers' continuous batching, with 32 rows of the small model.
 stage    end-to-end seconds of a process that builds the same engine and gives it all prompts at once, over those of a
          stage through Ray with one replica (both start, load the model and end); seconds of one replica over those of
          two, with an engine that sleeps.
 scorers  pairs/s of `rubric_expected` over those of `rubric` with one reply of 128 tokens per pair.
 rows     the framework's own cost with the engine `echo`, 2,000 rows per shard: microseconds per row at 10^4, 10^5 and
-         10^6 rows beyond what a run of one row takes, the driver's memory, seconds to resume what is finished.
+         10^6 rows beyond the time of a run of one row, the driver's memory, seconds to resume a finished stage.
 
-Rivals take turns in one call; every figure is the median over rounds of a ratio taken within a round.
+The rivals take turns in one call; every figure is the median over rounds of a ratio taken within a round.
 """
 
 import argparse
@@ -62,7 +62,7 @@ ROWS = {"3m": 1024, "50m": 256}
 
 @dataclass(frozen=True)
 class Material:
-    """The demo's segments, as texts, and a tokenizer that has learned from its web."""
+    """The texts of the demo's segments, and a tokenizer trained on its web."""
 
     config: RunConfig
     texts: list[str]
@@ -78,7 +78,7 @@ class Material:
         return Material(config, texts, train_tokenizer(BaseRecipe(), documents(recipe)))
 
     def requests(self, count: int, rng: random.Random) -> list[Request]:
-        """Ask for replies to segments, each as long as another segment."""
+        """Return requests for replies to segments, each as long as another segment."""
         lengths = [len(self.tokenizer(text)["input_ids"]) for text in rng.choices(self.texts, k=count)]
         chosen = rng.choices(self.texts, k=count)
         return [
@@ -88,7 +88,7 @@ class Material:
 
 
 def save_llama(folder: Path, tokenizer: Any, **shape: Any) -> Path:
-    """Write a Llama with random weights, its next tokens far apart, so that rounding changes none."""
+    """Write a Llama with random weights and clearly different logits, so rounding changes no token."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -147,12 +147,12 @@ def continuous(model: Any, tokenizer: Any, requests: Sequence[Request]) -> list[
 
 
 def equal_share(completions: Sequence[Completion], texts: Sequence[str]) -> float:
-    """Return the share of replies that are the rival's."""
+    """Return the share of replies that equal the rival's."""
     return statistics.mean(c.text == text for c, text in zip(completions, texts, strict=True))
 
 
 def floor_s(model: Any, tokenizer: Any, requests: Sequence[Request], completions: Sequence[Completion]) -> float:
-    """Seconds of the products with the weights alone, each token once, at the rate of one of them with 128 rows."""
+    """Return the seconds of the products with the weights, each token once, at the rate of a product of 128 rows."""
     import torch
 
     read = sum(len(encode_prompt(tokenizer, request.prompt)) for request in requests)
@@ -167,7 +167,7 @@ def floor_s(model: Any, tokenizer: Any, requests: Sequence[Request], completions
 
 
 def models(cpus: int) -> Iterator[tuple[str, Material, Path, Engine]]:
-    """Yield each Llama's name, what to ask it, its directory and the transformers engine that runs it."""
+    """Yield each Llama's name, its material, its directory and the transformers engine that runs it."""
     with tempfile.TemporaryDirectory(prefix="bench-inference-") as directory:
         folder = Path(directory)
         material = Material.make(folder / "web")
@@ -196,7 +196,7 @@ def engine(rounds: int, cpus: int) -> None:
             plain_s, texts = timed(lambda: plain_loop(model, material.tokenizer, requests))  # noqa: B023
             ours_s, completions = timed(lambda: asyncio.run(generate_all(ours, requests)))  # noqa: B023
             chosen_s, freely = timed(lambda: asyncio.run(generate_all(chosen, requests)))  # noqa: B023
-            if turn:  # the first is to warm up
+            if turn:  # the first turn is a warm-up
                 ratios.append(plain_s / ours_s)
                 rates.append(len(requests) / ours_s)
                 as_chosen.append(plain_s / chosen_s)
@@ -233,7 +233,7 @@ def write_texts(attempt: Attempt, texts: Sequence[str]) -> Commit:
 
 
 def direct(path: str, texts: Sequence[str], recipe: AugmentRecipe, placement: PoolPlacement, chat: ChatRecipe) -> None:
-    """What a process of its own does without Ray: build the engine and give it all prompts at once."""
+    """Run in its own process without Ray: build the engine and give it all prompts at once."""
     running = recipe.engine.build(path, placement.resources)
     rows = [{"id": record_id(i), "text": text} for i, text in enumerate(texts)]
     asyncio.run(generate_all(running, [backward_request(row, recipe, chat) for row in rows]))
@@ -317,7 +317,7 @@ def scorers(rounds: int, cpus: int) -> None:
 
 
 def rows(rounds: int, cpus: int) -> None:
-    """Measure what a row costs beside its engine, each size in a driver of its own."""
+    """Measure the cost of a row besides its engine, each size in its own driver."""
     fresh = multiprocessing.get_context("spawn")
     sizes = (10**4, 10**5, 10**6)
     found: dict[int, dict[str, float]] = {}
@@ -352,7 +352,7 @@ def line(name: str, values: Sequence[float], goal: str, form: str = ".3f") -> No
 
 
 def stage_vllm(rounds: int, cpus: int) -> None:
-    """The same with vLLM; runs where it is installed."""
+    """Measure the same with vLLM, which must be installed."""
     stage(rounds, cpus, "vllm")
 
 

@@ -1,14 +1,14 @@
-"""What the ledger costs a driver: memory, and seconds to plan, run, resume and verify, at 1,000 and 10,000 shards.
+"""The cost of the ledger for a driver: memory, and seconds to plan, run, resume and verify 1,000 and 10,000 shards.
 
     make bench-ledger          (or: python -m tests.benchmarks.ledger --rows 100 1000 10000)
 
-Before that, what the watch over a pass costs at 1,000, 10,000 and 100,000 shards whose attempts lie on a local disk: a
-look at the directory, which must leave the line every 30 s its time; and an ended shard, which must not cost more. Then
-what it costs to verify 10^6 rows in 10^4 shards, in a process of its own; what that asks of storage is counted, and is
-as many requests on S3.
+First it measures the watch over a pass with 1,000, 10,000 and 100,000 shards whose attempts are on a local disk: a look
+at the directory, which must be faster than the log line every 30 s; and the event of an ended shard, whose cost must
+not grow. Then it measures the verification of 10^6 rows in 10^4 shards in its own process, and counts its storage
+requests, which are the same number on S3.
 
-Shards of 100 rows with the engine `echo`. Each number of shards has a driver process of its own; its memory is the peak
-of its resident set, so that what differs between two numbers is what shards cost.
+Shards have 100 rows and the engine `echo`. Each number of shards has its own driver process. Its memory is the peak of
+its resident set, so the difference between two numbers is the cost of the shards.
 """
 
 import argparse
@@ -57,11 +57,11 @@ VERIFIED = (1_000_000, 10_000)
 LOOK_S = 10
 EVENT_GROWTH = 3
 OPEN = 300
-"""Shards that are with actors while the watch is measured."""
+"""Number of shards in progress while the watch is measured."""
 
 
 def measure_watch(shards: int) -> dict[str, float]:
-    """Measure a watch three quarters through a pass: seconds of a look and of a concern, microseconds of an event."""
+    """Measure a watch at three quarters of a pass: seconds of a look and of a concern, microseconds of an event."""
     with tempfile.TemporaryDirectory(prefix="bench-watch-") as folder:
         names = [f"{number:06d}" for number in range(shards)]
         begun = 3 * shards // 4
@@ -93,7 +93,7 @@ def measure_watch(shards: int) -> dict[str, float]:
 
 
 def write_stage(root: Path, rows: int, shards: int) -> None:
-    """Make a corpus and a stage of so many shards from it, without Ray and without waiting for disks."""
+    """Make a corpus and a stage of `shards` shards from it, without Ray and without waiting for disks."""
     os.fsync = lambda fd: None
     corpus = Stage(Place("corpus", str(root / "corpus"), "bench"), {}, {}, SEGMENT)
     source = corpus.leased(functools.partial(write_corpus, rows=rows))
@@ -116,13 +116,13 @@ def write_stage(root: Path, rows: int, shards: int) -> None:
 
 
 def measure_verify(root: Path) -> dict[str, float]:
-    """Count what verifying the stage that `write_stage` made asks of storage."""
+    """Count the storage requests of verifying the stage that `write_stage` made."""
     manifest = read_manifest(str(root / "candidates"))
     assert manifest is not None
     asked: Counter[str] = Counter()
     for name in ("read_bytes", "open_input", "exists"):
         counted = counting(asked, manifest.uri, name, getattr(storage, name))
-        for module in (storage, files):  # `storage.read_json` reads by what its own module calls `read_bytes`
+        for module in (storage, files):  # `storage.read_json` calls its own module's `read_bytes`
             setattr(module, name, counted)
     verify_stage(manifest)
     return {"requests_per_shard": asked.total() / len(manifest.commits)}
@@ -138,7 +138,7 @@ def run_verify(root: Path) -> dict[str, float]:
 
 
 def counting(asked: "Counter[str]", stage: str, name: str, call: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return a call that counts itself where a stage is asked for."""
+    """Return a call that counts itself if its URI is in a stage."""
 
     def counted(uri: str) -> Any:
         if uri.startswith(stage):
@@ -149,13 +149,13 @@ def counting(asked: "Counter[str]", stage: str, name: str, call: Callable[[str],
 
 
 def apart(work: Callable[..., T], *arguments: Any) -> T:
-    """Return what a function returns in a process of its own."""
+    """Run a function in its own process and return its result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(work, *arguments).result()
 
 
 def measure(root: Path, shards: int, rows: int) -> dict[str, Any]:
-    """Drive one stage of so many shards; every figure in seconds, memory in MB."""
+    """Drive one stage of `shards` shards; return seconds, and memory in MB."""
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -193,7 +193,7 @@ def timed(call: Any) -> tuple[float, Any]:
 
 
 def peak_mb() -> float:
-    """The most resident memory this process has had, in MB."""
+    """Return the peak resident memory of this process, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES / 1e6
 
 
@@ -235,7 +235,7 @@ def main() -> None:
 
 
 def line(name: str, value: float, goal: str) -> None:
-    """Print one figure; it was taken once, since a run takes minutes."""
+    """Print one figure; it was measured once, since a run takes minutes."""
     print(f"BENCH {name} value={value:.3f} low={value:.3f} high={value:.3f} goal={goal}")
 
 

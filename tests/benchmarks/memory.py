@@ -1,13 +1,13 @@
-"""What a fine-tune holds in memory, against what `train/memory.py` says beforehand.
+"""The memory that a fine-tune takes, compared with the estimate of `train/memory.py`.
 
     python -m tests.benchmarks.memory [3m 50m 300m] [--workers 1 2] [--stages 1 2 3] [--dtypes float32 bfloat16]
 
 Llamas with random weights take three steps of two micro-batches of 1,024 tokens, in worker processes joined by gloo,
-through the loop that Ray Train calls. After the first step the storages of all living tensors are summed up (each
-once); during the next two torch's profiler records every allocation and every release of its CPU allocator. Measured
-are the bytes at rest plus the highest sum of those events: what tensors take, exactly, temporary ones inside operators
-included; not what the process takes, since that counts libraries and whatever an allocator keeps. Printed is the
-largest of the workers; with gloo, what its own threads copy is not seen.
+through the loop that Ray Train calls. After the first step the storages of all live tensors are summed (each once).
+During the next two steps, torch's profiler records every allocation and release of its CPU allocator. The result is the
+bytes at rest plus the highest sum of those events. That is exactly the memory of tensors, temporary ones inside
+operators included. It is not the memory of the process, which includes libraries and memory that the allocator keeps.
+The printed figure is that of the largest worker. Copies made by gloo's own threads are not counted.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SHAPES = {
 }
 CHAT = ChatRecipe.model_validate({"backward": {"opening": "", "turn": "\n"}})
 EXAMPLES, LENGTH = 4, 256
-"""Of a micro-batch: examples, and tokens of each."""
+"""Examples in a micro-batch, and tokens in each."""
 STEPS = 3
 
 
@@ -57,7 +57,7 @@ class Case:
 
     @property
     def placement(self) -> TrainPlacement:
-        """The same as a placement."""
+        """The placement of this layout."""
         return TrainPlacement.model_validate({
             "workers": self.workers, "zero_stage": self.stage, "activation_checkpointing": self.checkpointing,
             "micro_batch_tokens": EXAMPLES * LENGTH,
@@ -65,7 +65,7 @@ class Case:
 
     @property
     def recipe(self) -> TrainRecipe:
-        """A recipe of three steps of two micro-batches per worker."""
+        """A recipe with three steps of two micro-batches per worker."""
         return TrainRecipe.model_validate({
             "steps": {"backward": STEPS}, "batch_examples": 2 * EXAMPLES * self.workers, "dtype": self.dtype,
             "dropout": 0.0, "max_length_tokens": LENGTH,
@@ -82,7 +82,7 @@ class Measured:
 
 
 def make_base(folder: Path, name: str) -> Path:
-    """Write a Llama with random weights and a tokenizer of one token per letter."""
+    """Write a Llama with random weights and a tokenizer with one token per letter."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -112,13 +112,13 @@ def make_examples(folder: Path) -> str:
 
 
 def planned(case: Case, base: Path) -> Memory:
-    """Return what the plan says."""
+    """Return the plan's memory."""
     shape = shape_of(json.loads((base / "config.json").read_text()))
     return memory(shape, Layout.of(case.placement, case.recipe, case.workers))
 
 
 def measure(case: Case, folder: Path) -> Measured:
-    """Run a case in processes of its own; return the worker that held most."""
+    """Run a case in its own processes; return the figures of the worker that held most."""
     base = folder / case.model
     if not base.exists():
         make_base(base, case.model)
@@ -154,13 +154,16 @@ def one(case: Case, base: str, pairs: str, directory: str, rank: int) -> tuple[i
 
     job = TrainJob("backward", "backward", base, (pairs,), case.recipe, CHAT, f"{directory}/model")
     session = loop.Session(rank, case.workers, f"{directory}/checkpoints", "0001", lambda figures: None)
-    loop.advance, loop.export_model = watched, lambda *arguments: ([], [])  # of this process, which does nothing else
+    loop.advance, loop.export_model = (
+        watched,
+        lambda *arguments: ([], []),
+    )  # patched in this process, which does nothing else
     loop.train(job, case.placement, session)
     return at_rest[0], at_rest[0] + max(events)
 
 
 def living_bytes() -> int:
-    """Sum the storages of all tensors that Python knows, each once."""
+    """Return the bytes of the storages of all Python tensors, each once."""
     import torch
 
     storages = {}
@@ -172,7 +175,7 @@ def living_bytes() -> int:
 
 
 def highest(recorded: Any) -> int:
-    """Return the highest sum of allocations less releases."""
+    """Return the highest sum of allocations minus releases."""
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     total = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -182,7 +185,7 @@ def highest(recorded: Any) -> int:
 
 
 def report(case: Case, plan: Memory, found: Measured) -> float:
-    """Print a case; return how far apart plan and measurement are."""
+    """Print a case; return the difference between plan and measurement."""
     ratio, rest = plan.peak / found.peak, plan.parameters + plan.optimizer
     name = f"memory_{case.model}_workers{case.workers}_zero{case.stage}_{case.dtype}"
     name += "_checkpointing" if case.checkpointing else ""
@@ -198,7 +201,7 @@ def report(case: Case, plan: Memory, found: Measured) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", help=f"of {', '.join(SHAPES)}; 3m 50m 300m without any")
+    parser.add_argument("models", nargs="*", help=f"some of {', '.join(SHAPES)}; default: 3m 50m 300m")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--stages", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--dtypes", nargs="*", default=["bfloat16", "float32"])
@@ -206,7 +209,7 @@ def main() -> None:
     arguments = parser.parse_args()
     models = arguments.models or ["3m", "50m", "300m"]
     if unknown := set(models) - set(SHAPES):
-        parser.error(f"no model is called {', '.join(unknown)}")
+        parser.error(f"unknown models: {', '.join(unknown)}; the models are {', '.join(SHAPES)}")
     apart = []
     with tempfile.TemporaryDirectory(prefix="bench-memory-") as directory:
         folder = Path(directory)

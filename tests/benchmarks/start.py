@@ -1,14 +1,14 @@
-"""What starting costs: Ray on this machine, a pool stage of one row, a training of one step.
+"""The cost of starting: Ray on this machine, a pool stage of one row, a training of one step.
 
     make bench-start     (or: python -m tests.benchmarks.start --rounds 3)
 
-A round is two drivers in turn, one that keeps warm processes (stages/warm.py) as jobs do, and one that does not.
+A round runs two drivers in turn: one that keeps warm processes (stages/warm.py), as jobs do, and one that does not.
 Each starts Ray, runs four stages of one row with the transformers engine and a tiny Llama, and two trainings of one
-step with two workers. Before each there is a pause, in place of the work of the stage before: processes start in it.
+step with two workers. Before each there is a pause instead of the work of an earlier stage; warm processes start in it.
 
-Seconds are those beyond the work itself (the engine's reply, the step), split where something begins:
+Seconds do not include the work itself (the engine's reply, the step). Their parts are the times
 
-pool       until the actor's constructor runs, until the engine is built, until the manifest is there
+pool       until the actor's constructor runs, until the engine is built, until there is a manifest
 training   until a worker calls the loop, until it could take a step (DeepSpeed, tokenizer, model, engine), until the
            model is exported and loaded again, until the driver has the result
 """
@@ -52,7 +52,7 @@ Times = dict[str, float]
 
 
 def note(folder: Path, name: str) -> None:
-    """Write down when something happened, in whichever process; of workers the first counts."""
+    """Record when something happened, in any process; the first of several workers counts."""
     with (folder / name).open("a") as file:
         file.write(f"{time.time()}\n")
 
@@ -62,7 +62,7 @@ def noted(folder: Path) -> Times:
 
 
 class Predictor:
-    """An engine in an actor that notes when it is made, built and asked."""
+    """An engine in an actor that records when it is made, built and asked."""
 
     def __init__(self, folder: Path, model: str, resources: Resources) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Fine-tuning, side by side with what one would use instead; examples are the demo's.
+"""Fine-tuning, compared with the usual alternatives; the examples are the demo's.
 
     make bench-train     (or: python -m tests.benchmarks.training speed exact)
 
@@ -6,13 +6,13 @@
 
 speed    output tokens/s of the loop in one process over those of TRL's SFTTrainer with padding, over those of the same
          with its packing, and over those of a bare forward, backward and AdamW step on the same packed tensors. Llamas
-         of 3 M and 50 M parameters with random weights, float32, 32 examples a step; TRL packs as many tokens. The
-         demo's examples are nearly all of one length, so `3m_long` has some as long, and as unlike, as the paper's.
+         of 3 M and 50 M parameters with random weights, float32, 32 examples per step; TRL packs as many tokens. The
+         demo's examples are nearly all of one length, so `3m_long` has examples as long and as varied as the paper's.
 exact    the largest relative difference of a step's loss from that of a plain PyTorch loop over 20 steps in float32:
          1, 2 and 4 workers, ZeRO 1, 2 and 3, packed and each example alone.
 
-Rivals take turns in one call, each in a process of its own that waits meanwhile; every figure is the median over rounds
-of a ratio taken within a round.
+The rivals take turns in one call, each in its own process; every figure is the median over rounds of a ratio taken
+within a round.
 """
 
 import contextlib
@@ -43,9 +43,10 @@ from tests.train.conftest import plain_loop
 from tests.train.workers import Case, job, run
 
 STEPS = {"3m": 20, "50m": 4, "3m_long": 2}
-"""Of one turn, after one that is not counted."""
+"""Number of steps in a turn, after one that is not counted."""
 PAPER_CHARS = ((148, 322, 1072, 818), (206, 298, 1985, 649))
-"""Of seed and A_4: mean and deviation of instruction and output (Li et al. 2023, arXiv:2308.06259, table 1)."""
+"""Characters in the seed and in A_4: mean and deviation of instruction and output (Li et al. 2023, arXiv:2308.06259,
+table 1)."""
 BATCH = 32
 ROOM_TOKENS = 4096
 RECIPE = TrainRecipe(
@@ -55,7 +56,7 @@ RECIPE = TrainRecipe(
 
 
 def demo_pairs(material: Material, folder: Path) -> list[dict[str, Any]]:
-    """The demo's seed pairs, and for each segment of its web a pair like a candidate."""
+    """Return the demo's seed pairs, and a pair like a candidate for each segment of its web."""
     with (folder / "web/seed.jsonl").open("rb") as stream:
         seed = seed_file(stream, "seed.jsonl", SeedRecipe()).to_pylist()
     asked, draw = [pair["instruction"] for pair in seed], random.Random(0)
@@ -67,7 +68,7 @@ def demo_pairs(material: Material, folder: Path) -> list[dict[str, Any]]:
 
 
 def long_pairs(material: Material, count: int = 512) -> list[dict[str, Any]]:
-    """Pairs of the web's text whose lengths are drawn as the paper's are; half like its seed, half like its A_4."""
+    """Return pairs of the web's text with lengths like the paper's: half like its seed, half like its A_4."""
     draw = random.Random(0)
 
     def text(mean: float, deviation: float) -> str:
@@ -90,7 +91,7 @@ def write_tokens(material: Material, pairs: list[dict[str, Any]], path: Path) ->
 
 @dataclass(frozen=True)
 class Bench:
-    """What a rival is given."""
+    """The arguments of a rival."""
 
     base: Path
     tokens: str
@@ -103,7 +104,7 @@ class Bench:
 
 @contextlib.contextmanager
 def benches(cpus: int) -> Iterator[dict[str, Bench]]:
-    """Make what rivals are given, by the name of the comparison."""
+    """Yield the rivals' arguments by the name of the comparison."""
     with tempfile.TemporaryDirectory(prefix="bench-training-") as directory:
         folder = Path(directory)
         material = Material.make(folder / "web")
@@ -121,7 +122,7 @@ Turn = Callable[[], tuple[int, float]]
 
 
 def ours(bench: Bench) -> Turn:
-    """The loop, in one process."""
+    """Prepare the loop in one process."""
     import torch.distributed as dist
 
     from humpback_ray.train import loop
@@ -143,7 +144,7 @@ def ours(bench: Bench) -> Turn:
 
 
 def bare(bench: Bench) -> Turn:
-    """Forward, backward and step on tensors that were laid out before."""
+    """Prepare a forward, backward and optimizer step on tensors that are packed in advance."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -182,7 +183,7 @@ def bare(bench: Bench) -> Turn:
 
 
 def trl(bench: Bench, packing: bool) -> Turn:
-    """TRL's trainer on the same tokens, of which the same carry loss."""
+    """Prepare TRL's trainer on the same tokens and with the loss on the same tokens."""
     import torch
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -242,7 +243,7 @@ RIVALS: dict[str, Callable[[Bench], Turn]] = {
 
 
 def serve(rival: str, bench: Bench, pipe: Connection) -> None:
-    """Get a rival ready, and let it train a turn whenever it is told to."""
+    """Prepare a rival, and let it train a turn whenever it is told to."""
     import torch
 
     torch.set_num_threads(bench.cpus)
@@ -266,7 +267,7 @@ def speed(rounds: int, cpus: int) -> None:
 
 
 def race(name: str, bench: Bench, rounds: int) -> dict[str, list[float]]:
-    """Let rivals train in turn; returns each one's output tokens per second by round."""
+    """Let the rivals train in turn; return the output tokens per second of each by round."""
     spawn = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     rates: dict[str, list[float]] = {rival: [] for rival in RIVALS}
@@ -278,7 +279,7 @@ def race(name: str, bench: Bench, rounds: int) -> dict[str, list[float]]:
         for rival, pipe in pipes.items():
             pipe.send(True)
             tokens, seconds = pipe.recv()
-            if turn:  # the first is to warm up
+            if turn:  # the first turn is a warm-up
                 rates[rival].append(tokens / seconds)
         if turn:
             print(f"{name}: " + ", ".join(f"{rival} {found[-1]:.0f}" for rival, found in rates.items()), flush=True)
@@ -292,7 +293,7 @@ EXACT = RECIPE.model_copy(update={"steps": {"m0": EXACT_STEPS}, "batch_examples"
 
 
 def exact(rounds: int, cpus: int) -> None:
-    """Measure how far any layout's losses are from a plain loop's; one round says all."""
+    """Measure how far the losses of all layouts are from a plain loop's; one round is enough."""
     del rounds
     worst = {"packed": 0.0, "unpacked": 0.0}
     with benches(cpus) as found:

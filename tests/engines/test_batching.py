@@ -12,7 +12,7 @@ from humpback_ray.stages.processes import Dead
 class Counting:
     """A model whose tokens are characters, with room for some jobs; it raises on some of them: "bad", "half", "late".
 
-    A job that scores ends at once, the others after `steps` steps; with more than `fits` in work its memory is full.
+    A job that scores ends at once, the others after `steps` steps; memory runs out with more than `fits` in progress.
     """
 
     def __init__(self, most_rows: int, steps: int = 1, fits: int = 99) -> None:
@@ -44,7 +44,9 @@ class Counting:
         if len(self.work) + len(jobs) > self.fits:
             raise OutOfMemory(f"{len(jobs)} jobs are too many")
         self.groups.append([job.request.prompt for job in jobs])
-        if any(job.request.prompt == "half" for job in jobs):  # taken in, as by a model that fails with its first token
+        if any(
+            job.request.prompt == "half" for job in jobs
+        ):  # accepted first, like a model that fails at its first token
             self.work |= dict.fromkeys(jobs, self.steps)
             raise MemoryError("a bad token")
         if jobs[0].tails:
@@ -85,7 +87,7 @@ def test_a_request_at_which_the_model_raises_fails_alone(culprit: str, steps: in
 
 
 class Dies(Counting):
-    """Ends the engine's thread: its GPU has failed."""
+    """A model that ends the engine's thread, as a failed GPU does."""
 
     def step(self) -> Ended:
         if any(job.request.prompt == "last" for job in self.work):
@@ -102,7 +104,7 @@ def test_once_the_thread_has_ended_every_request_raises_at_once() -> None:
     engine.close()
 
 
-def test_where_memory_runs_out_less_is_tried_and_nobody_hears_of_it() -> None:
+def test_if_memory_runs_out_smaller_groups_are_tried_and_no_request_fails() -> None:
     model = Counting(8, steps=3, fits=3)
     engine = BatchedEngine(model)
     kinds = {type(outcome) for outcome in asyncio.run(outcomes(engine, ["x" * n for n in range(1, 20)]))}
@@ -112,7 +114,7 @@ def test_where_memory_runs_out_less_is_tried_and_nobody_hears_of_it() -> None:
     assert sorted(prompt for group in model.groups for prompt in group) == ["x" * n for n in range(1, 20)]
 
 
-def test_what_does_not_fit_into_memory_even_alone_fails_alone() -> None:
+def test_a_request_that_does_not_fit_into_memory_even_alone_fails_alone() -> None:
     engine = BatchedEngine(Counting(4, fits=0))
     assert [type(outcome) for outcome in asyncio.run(outcomes(engine, ["a", "b"]))] == [OutOfMemory] * 2
     engine.close()
@@ -127,7 +129,7 @@ def test_a_request_that_the_tokenizer_refuses_fails_alone() -> None:
     assert kinds == [Completion, UnicodeError, Completion, UnicodeError, Completion, Completion]
 
 
-def test_who_ends_makes_room_for_who_waits() -> None:
+def test_jobs_that_end_make_room_for_jobs_that_wait() -> None:
     model = Counting(2, steps=2)
     engine = BatchedEngine(model)
     asyncio.run(outcomes(engine, ["a", "bb", "ccc", "dddd", "eeeee"]))
@@ -142,7 +144,9 @@ def test_who_ends_makes_room_for_who_waits() -> None:
         ((50, 1, 51, 2, 90, 3, 52), [[50, 51, 90], [1, 2, 3], [52]]),  # the last one is beyond the window of six
     ],
 )
-def test_a_group_holds_neighbours_in_length_among_the_oldest(arrived: tuple[int, ...], groups: list[list[int]]) -> None:
+def test_a_group_holds_the_jobs_nearest_in_length_among_the_oldest(
+    arrived: tuple[int, ...], groups: list[list[int]]
+) -> None:
     model = Counting(3)
     engine = BatchedEngine(model)
     model.may_go_on.clear()
@@ -170,7 +174,7 @@ def test_scoring_and_generating_never_share_a_group() -> None:
     assert all(len({prompt[:5] for prompt in batch}) == 1 for batch in model.groups)
 
 
-def test_closing_ends_the_thread_and_refuses_what_waits() -> None:
+def test_closing_ends_the_thread_and_fails_the_requests_that_wait() -> None:
     model = Counting(1)
     engine = BatchedEngine(model)
     model.may_go_on.clear()

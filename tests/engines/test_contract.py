@@ -1,4 +1,4 @@
-"""What every engine must do. A new engine joins by one line in `ENGINES`."""
+"""The contract of every engine. To add an engine, add one line to `ENGINES`."""
 
 import asyncio
 import math
@@ -67,7 +67,7 @@ def test_requests_of_several_callers_run_at_once(engine: Engine) -> None:
     assert [len(shard) for shard in asyncio.run(two_shards())] == [6, 6]
 
 
-def test_a_caller_that_gives_up_harms_nobody(engine: Engine) -> None:
+def test_a_caller_that_cancels_does_not_affect_other_requests(engine: Engine) -> None:
     async def abandon() -> Completion:
         tasks = [asyncio.create_task(engine.generate(Request(f"x{i}", max_new_tokens=4))) for i in range(9)]
         await asyncio.sleep(0)
@@ -93,17 +93,17 @@ def test_a_reply_that_ends_by_itself_says_so(run: Run) -> None:
 
 
 def test_each_request_has_its_own_limit(run: Run) -> None:
-    # As if alone: the longer limit of a batch-mate does not lengthen a reply.
+    # As if alone: the longer limit of another request of the batch does not lengthen a reply.
     for limit, completion in zip((1, 5, 2), run(*(Request("a b c", max_new_tokens=n) for n in (1, 5, 2))), strict=True):
         assert completion.completion_tokens <= limit
 
 
-def test_no_token_asked_for_is_no_token_written(run: Run) -> None:
+def test_a_request_for_no_tokens_gets_none(run: Run) -> None:
     (completion,) = run(Request("a b c", max_new_tokens=0))
     assert (completion.text, completion.completion_tokens, completion.finish_reason) == ("", 0, "length")
 
 
-def test_what_does_not_fit_the_context_is_said_and_costs_nobody_else(run: Run) -> None:
+def test_a_prompt_that_does_not_fit_the_context_is_reported_and_affects_no_other_request(run: Run) -> None:
     too_long, fits = run(Request(LONG, max_new_tokens=2), Request("short", max_new_tokens=2))
     assert (too_long.text, too_long.completion_tokens, too_long.finish_reason) == ("", 0, "context")
     assert too_long.prompt_tokens > CONTEXT_TOKENS
@@ -114,7 +114,7 @@ def test_what_does_not_fit_the_context_is_said_and_costs_nobody_else(run: Run) -
     assert (not_scored.finish_reason, not_scored.logprobs) == ("context", None)
 
 
-def test_the_same_seed_samples_alike_and_another_seed_otherwise(run: Run) -> None:
+def test_the_same_seed_samples_the_same_reply_and_another_seed_another_one(run: Run) -> None:
     def sampled(seed: int) -> Request:
         return Request("Which river flows through Arden?", max_new_tokens=12, temperature=0.9, top_p=0.95, seed=seed)
 
@@ -128,7 +128,7 @@ def test_a_greedy_reply_does_not_depend_on_the_seed(run: Run) -> None:
     assert first == second
 
 
-def test_continuations_share_at_most_the_whole_probability(run: Run) -> None:
+def test_probabilities_of_continuations_add_up_to_at_most_one(run: Run) -> None:
     grades = tuple(f" {grade}" for grade in range(1, 6))
     for completion in run(*(Request(f"{i} rivers", reply_prefix="Score:", continuations=grades) for i in range(6))):
         assert completion.finish_reason == "scored"
@@ -142,7 +142,7 @@ def test_continuations_share_at_most_the_whole_probability(run: Run) -> None:
 
 def test_the_greedy_reply_is_the_likeliest_continuation(run: Run) -> None:
     requests = [Request(f"{i} rivers. Score:", max_new_tokens=1, reply_prefix="Score:") for i in range(16)]
-    # A first token that is the end, or a part of a character, has no text to score.
+    # If the first token is the end token or a part of a character, there is no text to score.
     written = [(r, c.text) for r, c in zip(requests, run(*requests), strict=True) if c.text and "\ufffd" not in c.text]
     assert written
     for request, text in written:
@@ -173,5 +173,5 @@ def test_any_text_is_a_prompt(run: Run, text: str) -> None:
 def test_special_tokens_in_a_prompt_are_plain_text(run: Run) -> None:
     plain, spelled = run(Request("ab", max_new_tokens=1), Request("a</s>b", max_new_tokens=1))
     assert spelled.prompt_tokens >= plain.prompt_tokens
-    if plain.prompt_tokens > 1:  # an engine with a real tokenizer: the end token would be one token, its text is more
+    if plain.prompt_tokens > 1:  # an engine with a real tokenizer: the end token is one token, but its text is several
         assert spelled.prompt_tokens > plain.prompt_tokens + 1

@@ -31,14 +31,14 @@ def test_a_low_temperature_sharpens() -> None:
     assert Counter(drawn(rows, [[0.4, 0.6]] * 300))[1] > 280
 
 
-def test_greedy_rows_take_the_likeliest_beside_sampled_ones() -> None:
+def test_greedy_rows_take_the_likeliest_token_beside_sampled_rows() -> None:
     rows = [Request("") if i % 2 else Request("", temperature=1, seed=i) for i in range(200)]
     tokens = drawn(rows, [[0.3, 0.4, 0.3]] * 200)
     assert set(tokens[1::2]) == {1}
     assert set(tokens[::2]) == {0, 1, 2}
 
 
-def test_a_nucleus_wider_than_what_is_sorted_first_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nucleus_with_more_tokens_than_are_sorted_first_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [Request("", temperature=1, top_p=0.9, seed=seed) for seed in range(300)]
     probabilities = [[0.05, 0.3, 0.16, 0.1, 0.25, 0.14]] * 300
     expected = drawn(rows, probabilities)
@@ -47,7 +47,7 @@ def test_a_nucleus_wider_than_what_is_sorted_first_draws_the_same(monkeypatch: p
     assert len(set(expected)) == 5  # all but the least likely
 
 
-def test_a_row_draws_the_same_whoever_sits_beside_it() -> None:
+def test_a_rows_tokens_do_not_depend_on_the_other_rows() -> None:
     row, others = Request("", temperature=1, seed=5), [Request("", temperature=1, seed=s) for s in range(3)]
     flat = [[0.25] * 4]
     assert drawn([row], flat) == drawn([*others, row], flat * 4)[3:]

@@ -1,4 +1,4 @@
-"""The real engine in a real stage: a prompt beyond its context, and one over which it raises, cost one row each."""
+"""The real engine in a real stage: a prompt beyond its context and one at which it raises each drop one row."""
 
 from pathlib import Path
 
@@ -23,14 +23,14 @@ from tests.engines.tiny import save_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROWS, LONG, POISON = 8, 2, 5
-"""How many rows there are, and the places of the two that the engine cannot take."""
+"""Number of rows, and the indices of the two that the engine cannot take."""
 CHAT = ChatRecipe(backward=TurnFormat(opening="", turn="\n"))
 PLACEMENT = PoolPlacement(max_attempts=1, batch_rows=4)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose last token has no embedding, as happens where a tokenizer was extended and its model was not."""
+    """Return a model whose last token has no embedding, as if only its tokenizer had been extended."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = save_model(tmp_path_factory.mktemp("model"))
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def texts(folder: Path) -> list[str]:
-    """A row each; one is longer than the context, and one holds the token without an embedding."""
+    """Return a text per row; one is longer than the context, and one has the token without an embedding."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -66,7 +66,7 @@ def table_of(texts: list[str], schema: pa.Schema) -> pa.Table:
 
 
 @pytest.mark.parametrize("stage", ["candidates", pytest.param("scores", marks=pytest.mark.chaos)])
-def test_a_prompt_that_the_engine_cannot_take_costs_one_row(
+def test_a_prompt_that_the_engine_cannot_take_drops_one_row(
     local_ray: None, tmp_path: Path, folder: Path, texts: list[str], stage: str
 ) -> None:
     source, schema = ("corpus", SEGMENT) if stage == "candidates" else ("candidates", CANDIDATE)

@@ -1,4 +1,4 @@
-"""What a model reads and writes: tokens in their context, for tokenizers that write a space before every text."""
+"""Tokens that a model reads and writes, in context, for tokenizers that put a space before every text."""
 
 from functools import cache
 from typing import Any, cast
@@ -35,7 +35,7 @@ def reading(this: Reader, request: Request) -> Reading:
 
 @pytest.mark.parametrize("family", families.FAMILIES)
 @pytest.mark.parametrize("prompt", [PROMPT, UserMessage("How good is it?"), "It is so.\n"])
-def test_what_the_model_is_said_to_have_written_has_the_tokens_that_it_writes(family: str, prompt: str) -> None:
+def test_a_reply_prefix_has_the_tokens_that_the_model_would_write(family: str, prompt: str) -> None:
     this = reader(family)
     text = f"User: {prompt}\n\nBot:\n" if isinstance(prompt, UserMessage) else prompt
     found = reading(this, Request(prompt, 5, reply_prefix="Yes. Score:"))
@@ -53,7 +53,7 @@ def test_grades_are_scored_as_the_tokens_that_the_model_would_write(family: str,
 
 
 @pytest.mark.parametrize("family", SENTENCEPIECE)
-def test_a_response_is_scored_without_a_space_of_the_tokenizers_own(family: str) -> None:
+def test_a_response_is_scored_without_the_space_that_the_tokenizer_adds(family: str) -> None:
     this = reader(family)
     found = reading(this, Request(PROMPT, continuations=("Yes. It is so.",)))
     assert cast(Any, this.tokenizer).convert_ids_to_tokens(found.tails[0][:1])[0].startswith("Y")
@@ -71,7 +71,7 @@ def test_a_reply_is_the_text_that_a_server_streams(family: str, text: str) -> No
 
 
 @pytest.mark.parametrize("family", SENTENCEPIECE[:3])
-def test_a_character_cut_at_the_limit_of_a_reply_takes_nothing_else_along(family: str) -> None:
+def test_a_character_cut_at_the_limit_of_a_reply_changes_no_other_text(family: str) -> None:
     this = reader(family)
     (*_, first, second) = this.tokenizer.encode("é", add_special_tokens=False)
     assert this.reply(9, [first]).text == "\ufffd"

@@ -36,7 +36,7 @@ def engine(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def plain(folder: Path) -> Any:
-    """The same model and tokenizer, used as everybody uses them: one prompt at a time."""
+    """The same model and tokenizer in plain transformers, one prompt at a time."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -65,7 +65,7 @@ def test_greedy_replies_equal_plain_generate_one_by_one(
 
 @given(prompts=PROMPTS)
 @one_example_in(4)
-def test_what_a_row_samples_does_not_depend_on_its_batch_mates(engine: BatchedEngine, prompts: list[str]) -> None:
+def test_a_rows_samples_do_not_depend_on_the_other_rows_of_the_batch(engine: BatchedEngine, prompts: list[str]) -> None:
     requests = [
         Request(prompt, max_new_tokens=8, temperature=0.8, top_p=0.9, seed=seed) for seed, prompt in enumerate(prompts)
     ]
@@ -86,7 +86,7 @@ def test_continuations_have_the_log_probability_of_all_their_tokens(
     head = encode_prompt(tokenizer, prompt) or [tokenizer.bos_token_id]
     bare, expected = encode(tokenizer, prefix), []
     variants = [encode(tokenizer, prefix + text) for text in continuations]
-    # The byte-level splits of these texts never reach back into the prefix, except for its closing space.
+    # The byte-level splits of these texts do not cross into the prefix, except for its final space.
     shared = next((i for i, t in enumerate(bare) if any(v[i : i + 1] != [t] for v in variants)), len(bare))
     for variant in variants:
         with torch.no_grad():
@@ -97,7 +97,7 @@ def test_continuations_have_the_log_probability_of_all_their_tokens(
     assert scored.logprobs == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_likeliest_of_all_single_tokens_is_what_greedy_writes(engine: BatchedEngine, plain: Any) -> None:
+def test_greedy_writes_the_likeliest_of_all_single_tokens(engine: BatchedEngine, plain: Any) -> None:
     tokenizer = plain[1]
     texts = {tokenizer.decode([token]) for token in range(3, len(tokenizer))}
     single = tuple(t for t in texts if "\ufffd" not in t and len(encode(tokenizer, t)) == 1)
@@ -109,7 +109,7 @@ def test_the_likeliest_of_all_single_tokens_is_what_greedy_writes(engine: Batche
         assert single[scored.logprobs.index(max(scored.logprobs))] == written
 
 
-def test_an_engine_leaves_cudnn_out(folder: Path) -> None:
+def test_an_engine_does_not_use_cudnn_attention(folder: Path) -> None:
     import torch
 
     torch.backends.cuda.enable_cudnn_sdp(True)
@@ -117,7 +117,7 @@ def test_an_engine_leaves_cudnn_out(folder: Path) -> None:
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
-def test_a_small_context_of_the_recipes_own_is_kept(folder: Path) -> None:
+def test_a_smaller_context_in_the_recipe_is_respected(folder: Path) -> None:
     engine = TransformersEngine(dtype="float32", max_context_tokens=12).build(str(folder), Resources())
     completion = asyncio.run(engine.generate(Request("the library of Arden", max_new_tokens=12)))
     engine.close()
@@ -150,7 +150,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "use_sliding_window": True,
     },
 }
-"""Attention of several kinds: every one must give what plain `generate` gives."""
+"""Models with several kinds of attention; each must write what plain `generate` writes."""
 
 
 @pytest.fixture(scope="module", params=list(SHAPES))
@@ -167,7 +167,7 @@ HEADS = ["Which of five grades fits? Answer with knowledge of the town and its r
     )
 )
 @one_example_in(10)
-def test_rows_that_come_and_go_and_share_a_beginning_change_no_greedy_reply(shaped: Path, asked: list[Any]) -> None:
+def test_greedy_replies_do_not_change_when_rows_join_leave_and_share_a_prefix(shaped: Path, asked: list[Any]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -183,7 +183,7 @@ def test_rows_that_come_and_go_and_share_a_beginning_change_no_greedy_reply(shap
 
 
 class Tight:
-    """A model on a device that is full with more than so many rows."""
+    """A model on a device whose memory runs out with more than a given number of rows."""
 
     def __init__(self, model: Any, most_rows: int) -> None:
         self.model, self.most_rows, self.refused = model, most_rows, 0
@@ -206,7 +206,7 @@ def tight_engine(folder: Path, most_rows: int) -> tuple[Any, Tight]:
     return engine, tight
 
 
-def test_where_memory_runs_out_batches_are_halved_and_no_reply_changes(folder: Path, plain: Any) -> None:
+def test_if_memory_runs_out_batches_are_halved_and_no_reply_changes(folder: Path, plain: Any) -> None:
     engine, tight = tight_engine(folder, most_rows=3)
     requests = [Request(f"the library of Arden {i} " * (1 + i % 3), max_new_tokens=5 + i % 7) for i in range(24)]
     scored = [Request(f"{i} rivers", continuations=(" 1", " the library")) for i in range(12)]
@@ -220,7 +220,7 @@ def test_where_memory_runs_out_batches_are_halved_and_no_reply_changes(folder: P
     assert tight.refused - refused <= 1  # the size is remembered
 
 
-def test_memory_that_runs_out_on_the_first_prompts_leaves_room_for_as_many_rows_as_fit(folder: Path) -> None:
+def test_if_memory_runs_out_on_the_first_prompts_batches_still_have_as_many_rows_as_fit(folder: Path) -> None:
     engine, _ = tight_engine(folder, most_rows=8)
     requests = [Request(f"{i} rivers", max_new_tokens=4) for i in range(16)]
     longest = 4 + max(len(engine._model.reader.read(request).ids) for request in requests)
@@ -236,7 +236,7 @@ def test_a_request_that_never_fits_into_memory_fails_and_says_so(folder: Path) -
     engine.close()
 
 
-def test_models_with_a_state_of_another_kind_are_refused(tmp_path: Path) -> None:
+def test_models_with_state_other_than_keys_and_values_are_refused(tmp_path: Path) -> None:
     from transformers import MambaConfig, MambaForCausalLM
 
     from tests.engines.tiny import make_tokenizer
@@ -250,7 +250,7 @@ def test_models_with_a_state_of_another_kind_are_refused(tmp_path: Path) -> None
         TransformersEngine(dtype="float32").build(str(tmp_path), Resources())
 
 
-def test_a_beginning_that_is_known_serves_prompts_that_share_only_a_part_of_it(folder: Path, plain: Any) -> None:
+def test_a_cached_prefix_serves_prompts_that_share_only_a_part_of_it(folder: Path, plain: Any) -> None:
     engine = TransformersEngine(dtype="float32").build(str(folder), Resources(cpus=1, batch_rows=4))
     groups = [[f"{HEADS[0]}{text} {i}" for i in range(3)] for text in ("the library of Arden", "12 rivers", "the town")]
     for prompts in [*groups, [HEADS[0] + "?"], groups[0]]:
@@ -262,7 +262,7 @@ def test_a_beginning_that_is_known_serves_prompts_that_share_only_a_part_of_it(f
 
 @pytest.fixture(scope="module", params=[math.inf, math.nan], ids=["inf", "nan"])
 def poisoned(folder: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """The model, but for one token, `{`, at which it computes no finite numbers."""
+    """Return the model with non-finite logits for one token, `{`."""
     import torch
     from safetensors.torch import load_file, save_file
     from transformers import AutoTokenizer
@@ -313,7 +313,7 @@ def test_on_a_gpu_the_capability_decides_the_dtype(
 
 
 @pytest.mark.parametrize("first", ["float32", "bfloat16"])
-def test_all_replicas_take_the_dtype_that_the_first_has_measured(
+def test_all_replicas_use_the_dtype_that_the_first_one_measured(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
     ledger, found = Ledger(str(tmp_path), "s"), []

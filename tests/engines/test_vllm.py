@@ -1,4 +1,4 @@
-"""What the contract does not say of vLLM: its numbers are those of plain transformers, and its processes end."""
+"""vLLM beyond the contract: its numbers equal those of plain transformers, and its processes end."""
 
 import asyncio
 import os
@@ -54,13 +54,13 @@ def test_a_step_is_as_large_as_the_placement_says(folder: Path) -> None:
 
 
 def engine_processes(pid: int) -> list[psutil.Process]:
-    """The processes that vLLM started below one, without the one that Python adds."""
+    """Return the processes that vLLM started below one, without the one that Python adds."""
     below = psutil.Process(pid).children(recursive=True)
     return [process for process in below if "resource_tracker" not in " ".join(process.cmdline())]
 
 
 def test_prompts_of_many_requests_at_once_are_read_and_sampled(engine: Engine) -> None:
-    """More than vLLM reads in a step; on a CPU it must not read a seeded request's prompt in parts."""
+    """There are more than vLLM reads in a step; on a CPU it must not read a seeded request's prompt in parts."""
     text = "the library of Arden " * 20
     requests = [Request(f"{i} {text}", max_new_tokens=3, temperature=1.0, seed=i) for i in range(60)]
     replies = asyncio.run(generate_all(engine, requests))
@@ -96,7 +96,7 @@ def test_continuations_have_the_log_probability_of_all_their_tokens(engine: Engi
         assert again.logprobs == pytest.approx(expected, abs=1e-3)
 
 
-def test_what_fills_the_context_to_the_last_token_is_scored_and_generated(engine: Engine, plain: Any) -> None:
+def test_requests_that_fill_the_context_to_the_last_token_are_scored_and_generated(engine: Engine, plain: Any) -> None:
     tokenizer = plain[1]
     prompt = "a" * (512 - len(encode_prompt(tokenizer, "")) - 1)
     room = 512 - len(encode_prompt(tokenizer, prompt))
@@ -109,7 +109,7 @@ def test_what_fills_the_context_to_the_last_token_is_scored_and_generated(engine
     assert over.finish_reason == "context"
 
 
-def test_a_request_that_vllm_refuses_costs_nobody_else(engine: Engine) -> None:
+def test_a_request_that_vllm_refuses_affects_no_other_request(engine: Engine) -> None:
     async def both() -> list[Any]:
         requests = [Request("a", max_new_tokens=3, temperature=99.0), Request("b", max_new_tokens=3)]
         return await asyncio.gather(*map(engine.generate, requests), return_exceptions=True)
@@ -121,7 +121,7 @@ def test_a_request_that_vllm_refuses_costs_nobody_else(engine: Engine) -> None:
     assert served.completion_tokens >= 1
 
 
-def test_a_caller_that_gives_up_ends_its_request_in_vllm(engine: Any) -> None:
+def test_a_caller_that_cancels_ends_its_request_in_vllm(engine: Any) -> None:
     async def abandon() -> None:
         tasks = [
             asyncio.create_task(engine.generate(Request(f"x{i}", max_new_tokens=450, temperature=1.0)))
@@ -142,7 +142,7 @@ def test_a_caller_that_gives_up_ends_its_request_in_vllm(engine: Any) -> None:
 
 
 def test_the_checkpoints_sampling_defaults_and_end_tokens(folder: Path, tmp_path: Path, plain: Any) -> None:
-    """Its sampling does not reach a reply, the end tokens that it names do; then the engine's death is told to all."""
+    """Its sampling defaults have no effect, but its end tokens do; then every request learns that the engine died."""
     import shutil
 
     import torch

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer and a random Llama, made on the spot in a second."""
+"""A byte-level BPE tokenizer and a random Llama, made in a second."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ TEXTS = [
 
 
 def make_tokenizer(bos: bool) -> Any:
-    """Any text in, the same text out; `bos`: whether it puts its start token before a text by itself."""
+    """Return a tokenizer that decodes to the same text; with `bos` it puts its start token before a text by itself."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -30,13 +30,13 @@ def make_tokenizer(bos: bool) -> Any:
 
 
 def save_model(folder: Path, bos: bool = True, context_tokens: int = 256, kind: str = "llama", **shape: Any) -> Path:
-    """Write a random model whose next tokens are far apart, and which ends its replies now and then.
+    """Write a random model with clearly different logits, which sometimes ends its replies.
 
     Args:
-        folder: where.
+        folder: directory to write to.
         bos: whether its tokenizer puts its start token before a text by itself.
-        context_tokens: that it has positions for.
-        kind: of transformers' models; `shape` are settings of its own.
+        context_tokens: number of its positions.
+        kind: transformers' name of the kind of model; `shape` has its own settings.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

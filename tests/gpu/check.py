@@ -1,12 +1,14 @@
-"""What a GPU must show of this repository, for one GPU and fifteen minutes; tiny sizes where there is no GPU.
+"""Checks of this repository that need a GPU: one GPU, fifteen minutes; without a GPU, the same in tiny sizes.
 
     python -m tests.gpu.check [REPO] [--parts dtype,exact,train,engine,offload,liger] [--budget-s 540] [--out DIR]
 
-Prints a JSON line per figure and appends it to DIR/gpu_check.jsonl; docs/gpu.md says how to read them. Ends with 1 if a
-part failed. A part that fails does so by itself: on a GPU each runs in a process of its own, since after a CUDA error a
-process is of no more use, and one that hangs is ended. What does not fit into the budget is skipped, and says so.
+Prints a JSON line per figure and appends it to DIR/gpu_check.jsonl; docs/gpu.md explains them. The exit status is 1 if
+a part failed. A part that fails does not stop the others: on a GPU each runs in its own process, since a process is
+unusable after a CUDA error, and a process that hangs is ended. Parts that do not fit into the budget are skipped with a
+line that says so.
 
-It needs what docs/gpu.md lists and none of `ABSENT`, which it blocks. It may be copied anywhere: REPO is checked.
+It needs the packages that docs/gpu.md lists and none of `ABSENT`, which it blocks. The file may be copied anywhere; the
+check is of REPO.
 """
 
 import argparse
@@ -32,16 +34,16 @@ ABSENT = ("ray", "vllm", "s3fs", "fastwarc", "resiliparse", "publicsuffixlist", 
 """Modules that a bare GPU machine lacks."""
 
 GRACE_S = 60
-"""How long beyond the budget a part that is at work may take."""
+"""Seconds that a running part may take beyond the budget."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the check: the module in tests/gpu that has it, and its least time on a GPU."""
+    """A part of the check: its module in tests/gpu, and its least time on a GPU."""
 
     module: str
     least_s: float
-    """Assumed: imports, a model made, one figure; for offload DeepSpeed compiles its CPU Adam."""
+    """An assumption: imports, a model, one figure; for `offload` also the compilation of DeepSpeed's CPU Adam."""
 
 
 PARTS = {
@@ -80,21 +82,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repo", nargs="?", default=".", help="root of the repository")
-    parser.add_argument("--parts", default="dtype,exact,train,engine,offload", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--parts", default="dtype,exact,train,engine,offload", help=f"some of {', '.join(PARTS)}")
     parser.add_argument("--budget-s", type=float, default=540, help="seconds after which nothing new is started")
     parser.add_argument("--out", default=os.environ.get("OUT", "."), help="directory of gpu_check.jsonl")
-    parser.add_argument("--apart", action="store_true", help="a process for each part, as on a GPU")
-    parser.add_argument("--began", type=float, default=0.0, help=argparse.SUPPRESS)  # given to the process of a part
+    parser.add_argument("--apart", action="store_true", help="run each part in its own process, as on a GPU")
+    parser.add_argument("--began", type=float, default=0.0, help=argparse.SUPPRESS)  # passed to the process of a part
     arguments = parser.parse_args(argv)
     arguments.parts = arguments.parts.split(",")
     if unknown := set(arguments.parts) - set(PARTS):
-        parser.error(f"no part is called {', '.join(unknown)}; parts are {', '.join(PARTS)}")
+        parser.error(f"unknown parts: {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
     return arguments
 
 
 @contextlib.contextmanager
 def lines_alone() -> Iterator[TextIO]:
-    """Give a stream to stdout, and send to stderr what libraries print: lines of JSON stand alone."""
+    """Yield a stream to stdout and send the output of libraries to stderr, so stdout has only lines of JSON."""
     sys.stdout.flush()
     before = os.dup(1)
     os.dup2(2, 1)
@@ -108,7 +110,7 @@ def lines_alone() -> Iterator[TextIO]:
 
 
 def has_gpu() -> bool:
-    """Return whether torch has a GPU; without one a single thread is enough."""
+    """Return whether torch has a GPU; without one, set torch to a single thread, which is enough."""
     import torch
 
     if not torch.cuda.is_available():
@@ -117,7 +119,7 @@ def has_gpu() -> bool:
 
 
 def described(gpu: bool) -> dict[str, Any]:
-    """Describe the machine and what decides figures on it."""
+    """Return the machine's hardware and the versions that affect its figures."""
     import psutil
     import torch
 
@@ -133,7 +135,7 @@ def described(gpu: bool) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace, report: "Report", room: Path, gpu: bool) -> list[str]:
-    """Run each part for which there is time; return those that failed."""
+    """Run each part that there is time for; return the parts that failed."""
     several = len(arguments.parts) > 1 and (gpu or arguments.apart)
     return run_parts(
         arguments.parts,
@@ -146,12 +148,12 @@ def run(arguments: argparse.Namespace, report: "Report", room: Path, gpu: bool) 
 def run_parts(
     names: Sequence[str], report: "Report", least_s: Callable[[str], float], one: Callable[[str], None]
 ) -> list[str]:
-    """Run parts one after another, whatever becomes of each; return those that failed.
+    """Run parts one after another, even if some fail; return those that failed.
 
     Args:
-        names: of the parts.
-        report: is told of those that fail or are skipped.
-        least_s: what a part takes at least.
+        names: names of the parts.
+        report: receives the parts that fail or are skipped.
+        least_s: returns a part's least time, in seconds.
         one: runs a part.
     """
     failed = []
@@ -166,7 +168,7 @@ def run_parts(
 
 def run_here(name: str, report: "Report", room: Path, gpu: bool) -> None:
     """Run a part in this process."""
-    faulthandler.dump_traceback_later(max(report.left_s, 0) + GRACE_S / 2)  # says on stderr where a part hangs
+    faulthandler.dump_traceback_later(max(report.left_s, 0) + GRACE_S / 2)  # shows on stderr where a part hangs
     try:
         from tests.gpu.material import Check
 
@@ -178,10 +180,10 @@ def run_here(name: str, report: "Report", room: Path, gpu: bool) -> None:
 
 
 def run_apart(name: str, arguments: argparse.Namespace, report: "Report", room: Path) -> None:
-    """Run a part in a process of its own.
+    """Run a part in its own process, which reports its own failures.
 
     Raises:
-        RuntimeError: it ended otherwise than by itself; it says itself what else failed.
+        RuntimeError: the process crashed or took too long.
     """
     command = [
         sys.executable, __file__, arguments.repo, "--parts", name, "--out", arguments.out,

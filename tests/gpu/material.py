@@ -1,4 +1,4 @@
-"""What the check runs on: random Llamas and rows of tokens made on the spot; nothing is fetched."""
+"""Input of the check: random Llamas and rows of tokens, made on the spot; nothing is downloaded."""
 
 import gc
 import random
@@ -14,10 +14,10 @@ from tests.gpu.report import Report
 
 CONTEXT_TOKENS = 4096
 LETTERS = 400
-"""Entries of the tokenizer: an engine's model has as many, so that every token it writes is text."""
+"""Entries of the tokenizer. An engine's model has the same vocabulary, so every token that it writes is text."""
 SPECIAL = ("<s>", "</s>", "<pad>")
 SUCCESSION = range(len(SPECIAL), 67)
-"""Tokens of training examples: few, and each is followed by the next but some, so that a few steps show in the loss."""
+"""Tokens of training examples. They are few and count in constant steps, so a few updates lower the loss."""
 
 SHAPES = {
     "1b": SIZES["llama-3.2-1b"],
@@ -31,7 +31,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Check:
-    """What a part is given."""
+    """The arguments of a part."""
 
     report: Report
     room: Path
@@ -45,7 +45,7 @@ class Check:
 
 
 def make_tokenizer() -> Any:
-    """A tokenizer of one token per letter, so that tokens can be read off a text again."""
+    """Return a tokenizer with one token per letter, so the tokens can be recovered from a text."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -59,12 +59,12 @@ def make_tokenizer() -> Any:
 
 
 def base(check: Check, name: str) -> Path:
-    """Return the directory of a random Llama to train from; made on the device: a 7B on a CPU takes minutes."""
+    """Return the directory of a random Llama to train; it is made on the device, since a 7B on a CPU takes minutes."""
     return _model(check, name, SHAPES[name])
 
 
 def writer(check: Check, name: str) -> Path:
-    """Return the directory of a random Llama to write with: its tokens are letters, and it writes no special one."""
+    """Return the directory of a random Llama to generate with: it writes letters and no special tokens."""
     return _model(check, f"{name}-writer", replace(SHAPES[name], vocabulary=LETTERS, tied=False), silent=len(SPECIAL))
 
 
@@ -79,20 +79,20 @@ def _model(check: Check, name: str, shape: Shape, silent: int = 0) -> Path:
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.ffn,
         num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
         head_dim=shape.head, max_position_embeddings=CONTEXT_TOKENS, tie_word_embeddings=shape.tied,
-        bos_token_id=0, eos_token_id=1, initializer_range=shape.hidden**-0.5,  # else small ones hardly attend
+        bos_token_id=0, eos_token_id=1, initializer_range=shape.hidden**-0.5,  # else small models hardly attend
     )  # fmt: skip
     torch.manual_seed(0)
     with torch.device(check.device):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     with torch.no_grad():
-        model.get_output_embeddings().weight[:silent] = 0  # of hundreds of random logits none that is largest is 0
+        model.get_output_embeddings().weight[:silent] = 0  # the largest of hundreds of random logits is above 0
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
 
 
 def examples(folder: Path, count: int, length: int) -> str:
-    """Write rows of TOKENS, about 0.6 `length` long and at most `length`, a quarter of each a prompt; return where."""
+    """Write rows of TOKENS, about 0.6 `length` and at most `length` long, a quarter of each prompt; return the path."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -114,7 +114,7 @@ def _example(number: int, length: int, draw: random.Random) -> dict[str, Any]:
 
 
 def rates() -> PlanConfig:
-    """Return what the plan assumes of this GPU; of an unknown one, or of none, what it does by default."""
+    """Return the plan's rates for this GPU; for an unknown one or without a GPU, its defaults."""
     import torch
 
     plain = PlanConfig()
@@ -124,14 +124,14 @@ def rates() -> PlanConfig:
 
 
 SMALL_BYTES = 1 << 12
-"""Tensors of fewer bytes are left alone."""
+"""Smaller tensors are left alone."""
 
 
 def let_go(check: Check) -> float:
-    """Free what earlier runs of this process hold on the device; return the GB that are held all the same.
+    """Free the device memory that earlier runs of this process hold; return the GB that remain.
 
-    DeepSpeed's hooks keep an engine alive as long as its process (0.19). `destroy` undoes that for ZeRO 0 to 2; an
-    engine of ZeRO 3 stays, and its tensors are emptied one by one.
+    In DeepSpeed 0.19, hooks keep an engine alive as long as its process. `destroy` undoes that for ZeRO 0 to 2. An
+    engine of ZeRO 3 stays, so its tensors are emptied one by one.
     """
     import torch
 
@@ -145,12 +145,12 @@ def let_go(check: Check) -> float:
     left = torch.cuda.memory_allocated() if check.gpu else sum(one.nbytes() for one in _storages(check.device))
     if check.gpu:
         torch.cuda.empty_cache()
-    gc.freeze()  # what is here now is not looked through again
+    gc.freeze()  # objects that exist now are not searched again
     return round(left / 1e9, 4)
 
 
 def _storages(device: str) -> Iterable[Any]:
-    """Return the storages of the tensors on a device that Python knows, each once."""
+    """Return the storages of all Python tensors on a device, each once."""
     import torch
 
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]

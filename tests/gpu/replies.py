@@ -1,8 +1,8 @@
-"""The transformers engine: is what it writes what the model prefers, how fast, and what if memory runs out?
+"""The transformers engine: are its replies right, how fast is it, and does it survive a lack of memory?
 
-Compared with it is the plain loop: `generate` on padded batches of 32 in their order. In bfloat16 a batch of another
-size rounds differently, and a greedy reply differs from its first other token on. So beside equal replies it is checked
-how far each written token is behind the one that plain transformers prefers in its place.
+It is compared with the plain loop: `generate` on padded batches of 32, in order. In bfloat16 another batch size rounds
+differently, and after one different token all later ones differ. So besides equal replies, the check measures how far
+the logit of each written token is behind that of plain transformers' first choice.
 """
 
 import asyncio
@@ -21,23 +21,24 @@ from humpback_ray.prompts.chat import encode, encode_prompt
 from tests.gpu.material import SHAPES, Check, let_go, rates, writer
 
 BEHIND = 5e-2
-"""How far a written token's logit may be behind the largest, as a share of it: as in export/reload.py for bfloat16."""
+"""How far a written token's logit may be behind the largest, as a share of it; export/reload.py allows the same in
+bfloat16."""
 SCORED_APART = 0.2
-"""Nats between two log-probabilities of a token; rounding over 32 layers is a tenth, a wrong mask about one."""
+"""Largest difference of a token's log-probability, in nats; rounding over 32 layers gives 0.1, a wrong mask about 1."""
 GRADES = ("1", "2", "3", "4", "5")
 PREFIX = "Score: "
 LOOKED_AT = 4
-"""Replies that are compared one by one."""
+"""Number of replies that are compared one by one."""
 LARGER = 3
 """The larger model is expected to take this many times as long."""
 GIVEN_UP = 16
-"""An engine that runs short of a little memory has still room for this part of its tokens."""
+"""An engine that runs a little short of memory must still hold at least one part in this many of its tokens."""
 SPARE_BYTES = 3 << 29
-"""What is left to an engine that runs out of memory: less than 128 rows of a 1B take."""
+"""Free memory of an engine that must run out of it: less than 128 rows of a 1B model take."""
 
 
 def part_dtype(check: Check) -> None:
-    """`dtype: auto` must not be decided by the time that a launch takes."""
+    """Check that `dtype: auto` does not depend on the time of a kernel launch."""
     chosen = [gpu_dtype() if check.gpu else fastest_dtype() for _ in range(20 if check.gpu else 2)]
     wrong = set(chosen) - {"bfloat16"} if check.gpu else set()
     check.report.judge("dtype", [f"chose {', '.join(wrong)} on a GPU"] if wrong else [], chosen=chosen)
@@ -45,7 +46,7 @@ def part_dtype(check: Check) -> None:
 
 @dataclass(frozen=True)
 class Load:
-    """A model, and what it is asked."""
+    """A model and the requests to it."""
 
     check: Check
     name: str
@@ -55,7 +56,7 @@ class Load:
 
     @property
     def requests(self) -> list[Request]:
-        """Prompts and replies of several lengths."""
+        """Requests with prompts and replies of several lengths."""
         prompts = [f"Question {n}: " + "What flows below the old mill? " * (1 + n % 12) for n in range(self.rows)]
         return [Request(prompt, self.new * (1 + n % 4) // 4) for n, prompt in enumerate(prompts)]
 
@@ -67,7 +68,7 @@ class Load:
 
 
 def part_engine(check: Check) -> None:
-    """Two models write and score, compared with plain transformers; one of them with too little memory."""
+    """Let two models write and score, compare them with plain transformers, and run one with too little memory."""
     loads = [Load(check, "1b", 256, 128), Load(check, "7b", 256, 128)] if check.gpu else [
         Load(check, "tiny", 6, 8), Load(check, "small", 6, 8)]  # fmt: skip
     small, large = loads
@@ -79,7 +80,7 @@ def part_engine(check: Check) -> None:
 
 
 def measure(load: Load) -> None:
-    """Write and score with the engine and with plain transformers; say how they compare."""
+    """Write and score with the engine and with plain transformers; report how they compare."""
     import torch
 
     writer(load.check, load.name)
@@ -108,7 +109,7 @@ def measure(load: Load) -> None:
 
 
 def timed(engine: Any, requests: Sequence[Request]) -> tuple[list[Completion], float]:
-    """Return completions, and the seconds that they took."""
+    """Return the completions and the seconds that they took."""
     began = time.monotonic()
     return asyncio.run(generate_all(engine, requests)), time.monotonic() - began
 
@@ -126,7 +127,7 @@ class Plain:
         self.model = loaded.eval()
 
     def write(self, requests: Sequence[Request]) -> list[str]:
-        """Generate greedily in one padded batch, each up to the longest reply; returns each up to its own length."""
+        """Generate greedily in one padded batch up to the longest reply; return each reply cut to its own length."""
         batch = self.tokenizer([one.prompt for one in requests], return_tensors="pt", padding=True).to(
             self.model.device
         )
@@ -136,7 +137,7 @@ class Plain:
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in cut]
 
     def tokens_per_s(self, requests: Sequence[Request]) -> float:
-        """Return the speed of padded batches of 32 in their order; tokens beyond a reply's length do not count."""
+        """Return the speed of padded batches of 32, in order; tokens beyond a reply's length do not count."""
         self.write(requests[:8])
         began = time.monotonic()
         for first in range(0, len(requests), 32):
@@ -152,7 +153,7 @@ class Plain:
         return found.logits[0].float()
 
     def behind(self, request: Request, text: str) -> float:
-        """Return how far the token of a text that is least preferred is behind, as a share of the largest logit."""
+        """Return how far a text's worst token is behind the first choice, as a share of the largest logit."""
         import torch
 
         written = encode(self.tokenizer, text)
@@ -162,7 +163,7 @@ class Plain:
         return ((logits.max(1).values - chosen).max() / logits.abs().max()).item()
 
     def grades(self, request: Request) -> list[float]:
-        """Return the log-probability of each grade, which is one token."""
+        """Return the log-probability of each grade; a grade is one token."""
         ids = [*encode_prompt(self.tokenizer, request.prompt), *encode(self.tokenizer, PREFIX)]
         logits = self.logits(ids, 1)[0].log_softmax(0)
         return [logits[encode(self.tokenizer, grade)[0]].item() for grade in GRADES]
@@ -171,7 +172,7 @@ class Plain:
 def compared(
     plain: Plain, requests: Sequence[Request], out: Sequence[Completion], scored: Sequence[Completion]
 ) -> dict[str, Any]:
-    """Return how replies and grades differ from plain transformers', one by one."""
+    """Return how replies and grades differ from those of plain transformers."""
     looked_at = [*zip(requests, out, scored, strict=True)][:: max(1, len(requests) // LOOKED_AT)][:LOOKED_AT]
     equal = [plain.write([request]) == [reply.text] for request, reply, _ in looked_at]
     apart = [
@@ -187,32 +188,32 @@ def compared(
 
 
 def problems(found: dict[str, Any], out: Sequence[Completion], requests: Sequence[Request]) -> list[str]:
-    """Say what is wrong with replies and grades."""
+    """Return what is wrong with replies and grades."""
     said = short(out, requests)
     if not found["greedy_behind"] <= BEHIND:
         said.append(
-            f"a greedy token is {found['greedy_behind']:g} behind the preferred one; noise is {BEHIND:g} at most"
+            f"a greedy token is {found['greedy_behind']:g} behind the first choice; noise is at most {BEHIND:g}"
         )
     if not found["scored_apart"] <= SCORED_APART:
-        said.append(f"log-probabilities differ by {found['scored_apart']:g} nats; noise is {SCORED_APART:g} at most")
+        said.append(f"log-probabilities differ by {found['scored_apart']:g} nats; noise is at most {SCORED_APART:g}")
     return said
 
 
 def short(out: Sequence[Completion], requests: Sequence[Request]) -> list[str]:
-    """Say how many replies have not the length that was asked for: the model writes no end token."""
+    """Return how many replies have the wrong length: the model writes no end token, so each must reach its limit."""
     wrong = sum(one.completion_tokens != asked.max_new_tokens for one, asked in zip(out, requests, strict=True))
-    return [f"{wrong} of {len(out)} replies are shorter or longer than asked"] if wrong else []
+    return [f"{wrong} of {len(out)} replies are shorter or longer than requested"] if wrong else []
 
 
 def planned_tokens_per_s(load: Load, out: Sequence[Completion]) -> float:
-    """Return what the plan expects of an engine that writes such replies."""
+    """Return the speed that the plan expects for such replies."""
     written = sum(one.completion_tokens for one in out) / len(out)
     work = RowWork(sum(one.prompt_tokens for one in out) / len(out), written)
     return written / row_s(SHAPES[load.name], 1, load.check.gpu, 2, work, rates())
 
 
 def run_short_of_memory(load: Load) -> None:
-    """Let an engine run out of memory: it must hold less at once, and lose no reply."""
+    """Let an engine run out of memory: it must hold fewer tokens at once and lose no reply."""
     let_go(load.check)
     engine = load.build()
     before = engine._model.decoder.most_tokens
@@ -225,7 +226,7 @@ def run_short_of_memory(load: Load) -> None:
     if load.check.gpu and after == before:
         said.append("memory did not run out: nothing was tested")
     if after < before / GIVEN_UP:
-        said.append(f"holds {after} tokens at once instead of {before}: 1/{GIVEN_UP} of them would have fitted")
+        said.append(f"it holds {after} tokens at once instead of {before}, but 1/{GIVEN_UP} of these would have fit")
     speed = round(sum(one.completion_tokens for one in out) / taken)
     load.check.report.judge(
         f"engine-{load.name}-short-of-memory", said, tokens_per_s=speed, tokens_held=after, tokens_held_before=before
@@ -234,7 +235,7 @@ def run_short_of_memory(load: Load) -> None:
 
 @contextlib.contextmanager
 def little_memory(check: Check) -> Iterator[None]:
-    """Leave torch little more memory on a GPU than it has taken; on a CPU do nothing."""
+    """Limit torch to little more GPU memory than it has reserved; on a CPU do nothing."""
     if not check.gpu:
         yield
         return

@@ -1,4 +1,4 @@
-"""What the check says: JSON lines, the same on stdout and in a file; and how much time is left for more."""
+"""The report of the check: JSON lines, the same on stdout and in a file; and the time that is left."""
 
 import json
 import time
@@ -15,16 +15,16 @@ class Report:
     """Writes lines and keeps the clock.
 
     Args:
-        stream: where lines go.
-        file: where they go, too; appended to, so that the lines of several calls stand together.
+        stream: receives the lines.
+        file: also receives them; appended to, so it holds the lines of several calls.
         budget_s: seconds from `began` after which nothing new is started.
-        began: when the check began, in seconds since the epoch: the processes of one check share it.
+        began: when the check began, in seconds since the epoch; the processes of one check share it.
     """
 
     def __init__(self, stream: TextIO, file: Path, budget_s: float, began: float) -> None:
         self.stream, self.file, self.budget_s, self.began = stream, file, budget_s, began
         self.missed: list[str] = []
-        """Lines that hold something that is not as it should be."""
+        """Lines with a problem."""
         file.parent.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -34,7 +34,7 @@ class Report:
 
     @property
     def left_s(self) -> float:
-        """Seconds that are left of the budget."""
+        """Seconds left of the budget."""
         return self.budget_s - self.at_s
 
     def say(self, part: str, **figures: Any) -> None:
@@ -45,21 +45,21 @@ class Report:
             lines.write(line + "\n")
 
     def judge(self, part: str, problems: Sequence[str], **figures: Any) -> None:
-        """Write one line that says whether its figures are as they should be, and what is wrong with them."""
+        """Write one line that says whether its figures are good, and what is wrong with them."""
         if problems:
             self.missed.append(part)
         self.say(part, ok=not problems, **({"problems": problems} if problems else {}), **figures)
 
     def attempt(self, part: str, work: Callable[[], T]) -> T | None:
-        """Return what `work` returns; where it raises, say so in a line and return None, so that others still run."""
+        """Return the result of `work`; if it raises, write a line and return None, so the rest still runs."""
         try:
             return work()
-        except Exception as error:  # noqa: BLE001 each figure fails by itself
+        except Exception as error:  # noqa: BLE001 a figure that fails must not stop the others
             self.judge(part, [f"{type(error).__name__}: {error}"[:500]], trace=traceback.format_exc()[-1500:])
         return None
 
     def fits(self, part: str, seconds: float) -> bool:
-        """Return whether there is time for something that takes so long; if not, say that it is skipped."""
+        """Return whether there is time for a part of `seconds`; if not, write a line that it is skipped."""
         if seconds <= self.left_s:
             return True
         self.say(part, skipped=f"no time left: it takes about {seconds:.0f} s of the {max(self.left_s, 0):.0f} left")

@@ -1,4 +1,4 @@
-"""The check of a GPU machine in its tiny form: no change may break it between two runs on a GPU."""
+"""The GPU check in its tiny form, so no change breaks it between two runs on a GPU."""
 
 import io
 import json
@@ -40,11 +40,11 @@ FIGURES = {
     "liger": {"ok", "version", "agree", "speedup"},
     "end": {"failed", "seconds"},
 }  # fmt: skip
-"""Every line of a tiny check and what it says; docs/gpu.md explains each."""
+"""Every line of a tiny check and its fields; docs/gpu.md explains each."""
 
 
 def checked(out: Path, *arguments: str, repository: Path = REPOSITORY) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Run a copy of the check, as it is carried to a GPU machine; return its status and its lines by part."""
+    """Run a copy of the check, as on a GPU machine; return its status and its lines by part."""
     copy = out / ".gpu" / "check.py"
     copy.parent.mkdir(parents=True)
     shutil.copy(REPOSITORY / "tests" / "gpu" / "check.py", copy)
@@ -58,7 +58,7 @@ def checked(out: Path, *arguments: str, repository: Path = REPOSITORY) -> tuple[
 
 
 @pytest.mark.slow
-def test_every_part_runs_and_says_its_figures(tmp_path: Path) -> None:
+def test_every_part_runs_and_reports_its_figures(tmp_path: Path) -> None:
     status, lines = checked(tmp_path, "--parts", ",".join(PARTS))
     assert status == 0, [line for line in lines.values() if not line.get("ok", True)]
     assert {part: set(line) - {"at_s"} for part, line in lines.items()} == FIGURES
@@ -66,7 +66,7 @@ def test_every_part_runs_and_says_its_figures(tmp_path: Path) -> None:
     assert lines["end"]["failed"] == []
     runs = [line for line in lines.values() if "losses" in line]
     assert all(line["losses"][-1] < line["losses"][0] for line in runs)
-    assert {line["held_gb"] for line in runs} == {0.0}, "what a run held is counted in the next one's peak"
+    assert {line["held_gb"] for line in runs} == {0.0}, "the next run's peak includes memory of an earlier run"
     assert lines["train-tiny-zero2"]["greedy"] == lines["train-tiny-zero3"]["greedy"]
     exported = {part for part, line in lines.items() if line.get("greedy")}
     assert exported == {"train-tiny-zero2", "train-tiny-zero3", "liger-exported"}
@@ -90,7 +90,7 @@ def test_a_part_whose_process_dies_fails_alone(tmp_path: Path) -> None:
 
 
 def parts_run(names: Sequence[str], folder: Path, budget_s: float = 60) -> tuple[list[str], list[dict[str, Any]]]:
-    """Run parts that are called after what becomes of them; return those that failed, and the lines."""
+    """Run parts whose names say how they end; return the parts that failed, and the lines."""
     report = Report(io.StringIO(), folder / "out" / "lines.jsonl", budget_s, began=time.time())
 
     def one(name: str) -> None:
@@ -112,7 +112,7 @@ def test_parts_that_fail_are_named_and_the_others_run(tmp_path: Path) -> None:
     assert (worked["part"], worked["ok"], worked["figure"]) == ("works-figure", True, 3)
 
 
-def test_a_part_that_does_not_fit_into_the_budget_says_that_it_is_skipped(tmp_path: Path) -> None:
+def test_a_part_that_does_not_fit_into_the_budget_is_reported_as_skipped(tmp_path: Path) -> None:
     failed, (skipped, worked) = parts_run(["long", "works"], tmp_path)
     assert failed == []
     assert skipped["part"] == "long"

@@ -1,4 +1,4 @@
-"""What a bare GPU machine can import: training, engines and plan need neither Ray nor the corpus's libraries."""
+"""Imports on a bare GPU machine: training, engines and plan need neither Ray nor the corpus's libraries."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ THERE = {
     "pydantic", "pydantic_core", "annotated_types", "typing_inspection", "typing_extensions", "deepspeed",
     "regex",  # transformers needs it
 }  # fmt: skip
-"""What a GPU machine has (docs/gpu.md): torch with what comes with it, and the wheels that are carried there."""
+"""Packages of a GPU machine (docs/gpu.md): torch and its companions, and the wheels that are copied there."""
 
 IMPORT_ALL = f"""
 import importlib, pkgutil, sys, traceback
@@ -38,11 +38,11 @@ for package in ("train", "engines", "operate.plan"):
 print(*failed, sep="\\n")
 sys.exit(bool(failed))
 """
-"""Imports every module of the three packages; prints those that cannot be imported, or import something else."""
+"""Imports every module of the three packages; prints those that fail or import other packages."""
 
 
 def test_training_engines_and_plan_import_on_a_bare_gpu_machine() -> None:
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_ALL], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, f"these modules need what a GPU machine lacks:\n{done.stdout}{done.stderr}"
+    assert done.returncode == 0, f"these modules need packages that a GPU machine lacks:\n{done.stdout}{done.stderr}"

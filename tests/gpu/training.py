@@ -1,8 +1,8 @@
-"""Fine-tunes through the product's own loop: do all layouts train alike, how fast, in how much memory?
+"""Fine-tunes with the product's training loop: do all layouts give the same losses, how fast, in how much memory?
 
-Runs called `exact` are small and in float32, where layouts differ by rounding alone. The others show what a layout
-takes: on a GPU they train a billion parameters in bfloat16. Two of them export their model, which takes longer than
-their steps.
+Runs called `exact` are small and in float32, where layouts only differ by rounding. The others measure speed and memory
+of a layout: on a GPU they train a billion parameters in bfloat16. Two of them export their model, which takes longer
+than their steps.
 """
 
 import logging
@@ -25,14 +25,14 @@ from tests.gpu.material import SHAPES, Check, base, examples, let_go, rates
 from tests.gpu.report import installed
 
 EXACT = 1e-4
-"""Relative difference of two layouts' losses in float32: measured on CPUs are 1.5e-7 after 20 steps (README)."""
+"""Largest relative difference of two layouts' losses in float32; on CPUs it was 1.5e-7 after 20 steps (README)."""
 ROUNDED = 2e-2
-"""The same in bfloat16, whose numbers have 8 bits: sums in another order differ in the third digit."""
+"""The same in bfloat16, which has 8 bits of precision: sums in another order differ in the third digit."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model and what it is trained on."""
+    """A model, and the size of its training."""
 
     shape: str
     steps: int
@@ -50,12 +50,12 @@ TINY = Size("tiny", steps=4, micro=128, batch=6, length=64, rate=3e-3)
 
 
 def figures_size(check: Check) -> Size:
-    """Return the size that is measured: some 39,000 tokens a step on a GPU."""
+    """Return the size that is measured: about 39,000 tokens per step on a GPU."""
     return Size("1b", steps=8, micro=8192, batch=32, length=2048, rate=1e-4) if check.gpu else TINY
 
 
 def exact_size(check: Check) -> Size:
-    """Return the size at which layouts are compared: some 2,500 tokens a step on a GPU."""
+    """Return the size at which layouts are compared: about 2,500 tokens per step on a GPU."""
     return Size("100m", steps=8, micro=1024, batch=8, length=512, rate=3e-4) if check.gpu else TINY
 
 
@@ -69,17 +69,17 @@ class Runs:
 
     Args:
         check: the check.
-        size: of all of them.
-        recipe: what each of them has.
+        size: size of all runs.
+        recipe: recipe fields of all runs.
     """
 
     check: Check
     size: Size
     recipe: dict[str, Any] = field(default_factory=dict)
     longest_s: float = 0.0
-    """The longest run so far; another one is expected to take as long."""
+    """Seconds of the longest run so far; the next one is expected to take as long."""
     exports: list[float] = field(default_factory=list)
-    """How far the logits of each exported model, loaded on the host, were from the device's."""
+    """Difference between each exported model's logits on the host and the trained model's on the device."""
 
     def __post_init__(self) -> None:
         logging.getLogger("humpback_ray.train.export.reload").addFilter(self._note)
@@ -92,20 +92,20 @@ class Runs:
         self, label: str, stage: int, *, exported: bool = False, stop: int | None = None, folder: str | None = None,
         dropout: float = 0.0, method: str = "full", **placement: Any,
     ) -> list[dict[str, Any]] | None:  # fmt: skip
-        """Train, and say what it took.
+        """Train, and report speed and memory.
 
         Args:
-            label: of the line.
-            stage: of ZeRO.
-            exported: whether the run goes on to its end; else it is ended by its last step.
-            stop: a step after which it is ended, and nothing is said.
-            folder: of model and checkpoints, which another run resumes from; None: its own.
-            dropout: of the recipe.
-            method: of the recipe.
+            label: name of the line.
+            stage: ZeRO stage.
+            exported: whether the run exports its model; else it ends after its last step.
+            stop: step after which the run ends without a line; None: no such step.
+            folder: name of the directory of model and checkpoints, from which another run can resume; None: `label`.
+            dropout: dropout of the recipe.
+            method: method of the recipe.
             placement: fields of the placement.
 
         Returns:
-            The figures of each step that it took; None if it failed, or there was no time for it.
+            The figures of each step; None if the run failed or there was no time for it.
         """
         if not self.check.report.fits(label, self.longest_s):
             return None
@@ -163,7 +163,7 @@ class Runs:
         falls = losses[-1] < losses[0]
         planned = self._planned(recipe, place, middle) if recipe.method.kind == "full" else {}
         self.check.report.judge(
-            label, [] if falls else [f"the loss went from {losses[0]} to {losses[-1]}; it falls where a run learns"],
+            label, [] if falls else [f"the loss went from {losses[0]} to {losses[-1]}; it should decrease"],
             stage=place.zero_stage, losses=losses[:: max(1, self.size.steps // 6)], mfu=round(middle["mfu"], 4),
             s_per_step=round(middle["seconds"], 3), tokens_per_s=round(middle["tokens_per_s"]),
             peak_gb=round(max(row["memory_bytes"] for row in rows) / 1e9, 2), held_gb=held, **reserved(self.check.gpu),
@@ -175,7 +175,7 @@ class Runs:
         )  # fmt: skip
 
     def _planned(self, recipe: TrainRecipe, place: TrainPlacement, row: dict[str, Any]) -> dict[str, Any]:
-        """Return what the plan says beforehand of memory, and of the seconds of such a step."""
+        """Return the plan's memory, and its seconds for such a step."""
         shape, layout = SHAPES[self.size.shape], Layout.of(place, recipe, 1)
         held = memory(shape, layout)
         deviation = self.size.length / 4
@@ -188,7 +188,7 @@ class Runs:
 
 
 def reserved(gpu: bool) -> dict[str, Any]:
-    """Return what torch's allocator took of a GPU, and how often it had to give back what it kept to find a block."""
+    """Return the peak memory that torch's allocator reserved on a GPU, and how often it retried an allocation."""
     import torch
 
     held = torch.cuda.memory_stats() if gpu else {}
@@ -200,7 +200,7 @@ Rows = list[dict[str, Any]] | None
 
 
 def apart(left: Rows, right: Rows) -> float | None:
-    """Return the largest relative difference of the losses of steps that two runs took; None if one did not run."""
+    """Return the largest relative difference of two runs' losses per step; None if one did not run."""
     if left is None or right is None:
         return None
     losses = {row["step"]: row["loss"] for row in left}
@@ -208,13 +208,13 @@ def apart(left: Rows, right: Rows) -> float | None:
 
 
 def too_far(agree: dict[Any, float | None], most: float) -> list[str]:
-    """Say which runs are further apart than they may be."""
+    """Return which runs differ by more than the limit."""
     far = {name: value for name, value in agree.items() if value is not None and not value <= most}
-    return [f"{name}: losses differ by {value:.2g}, at most {most:g} was expected" for name, value in far.items()]
+    return [f"{name}: losses differ by {value:.2g}, but the limit is {most:g}" for name, value in far.items()]
 
 
 def part_train(check: Check) -> None:
-    """Every ZeRO stage and layout in bfloat16."""
+    """Run every ZeRO stage and layout in bfloat16."""
     runs = Runs(check, figures_size(check))
     name = f"train-{runs.size.shape}"
     first = runs.run(f"{name}-zero2", 2, exported=True)
@@ -229,7 +229,7 @@ def part_train(check: Check) -> None:
 
 
 def part_exact(check: Check) -> None:
-    """In float32 the losses of all layouts, and of a run that resumes under another stage, are the same."""
+    """Compare the losses of all layouts, and of a run that resumes under another stage, in float32."""
     runs = Runs(check, exact_size(check), {"dtype": "float32"})
     name = f"exact-{runs.size.shape}"
     first = runs.run(f"{name}-zero2", 2)
@@ -242,13 +242,13 @@ def part_exact(check: Check) -> None:
     again = runs.run("resumed-under-zero3", 3, folder="resume", checkpoint_every_steps=runs.size.steps)
     if again is not None:
         source, difference = again[0]["resumed_from"], apart(first, again)
-        problems = [] if source == half else [f"it resumed from step {source}, and step {half} was saved"]
+        problems = [] if source == half else [f"it resumed from step {source}, but step {half} was saved"]
         problems += too_far({"resumed": difference}, EXACT)
         check.report.judge("resume", problems, resumed_from=source, agree=difference)
 
 
 def part_offload(check: Check) -> None:
-    """Optimizer and weights in the host's memory: a model that needs it, and a small one whose losses are compared."""
+    """Offload optimizer and weights to the host: for a model that needs it, and a small one to compare losses."""
     runs = Runs(check, exact_size(check), {"dtype": "float32"})
     name = f"offload-{runs.size.shape}"
     plain = runs.run(f"{name}-none", 2)
@@ -270,7 +270,7 @@ def offload_size(check: Check) -> Size:
 
 
 def part_liger(check: Check) -> None:
-    """Liger's kernels against the model's own; they patch the whole process, so nothing else runs in it afterwards."""
+    """Compare Liger's kernels with the model's own; they patch the process, so nothing else runs in it afterwards."""
     runs = Runs(check, figures_size(check))
     name = f"liger-{runs.size.shape}"
     plain = runs.run(f"{name}-plain", 2)
@@ -282,5 +282,5 @@ def part_liger(check: Check) -> None:
             problems.append("liger-kernel is not installed: nothing was measured")
         speed = [statistics.median(row["seconds"] for row in rows[2:]) for rows in (plain, liger)]
         check.report.judge("liger", problems, version=version, agree=agree, speedup=round(speed[0] / speed[1], 3))
-    # The export is loaded on the host, by the process that the kernels have patched.
+    # The export is loaded on the host, in the process that the kernels have patched.
     Runs(check, exact_size(check)).run("liger-exported", 2, kernels="auto", exported=True)

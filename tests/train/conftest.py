@@ -42,7 +42,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """A base model's directory; its tokenizer has no pad token."""
+    """Return a base model's directory; its tokenizer has no pad token."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
@@ -74,14 +74,14 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 
 def tokens_of(some: Sequence[dict[str, Any]], tokenizer: Any, limit: int = 256) -> pa.Table:
-    """The kept ones of some pairs, tokenised forward."""
+    """Return the pairs that are kept, tokenized forward."""
     kept = [row for row in some if row["drop_reason"] is None]
     return tokenise(pa.Table.from_pylist(kept, schema=PAIR), tokenizer, ChatRecipe(), "forward", limit, "drop")
 
 
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> tuple[str, ...]:
-    """Two files of tokens: of 30 pairs, 27 are kept."""
+    """Return two files of tokens; 27 of 30 pairs are kept."""
     directory = tmp_path_factory.mktemp("pairs")
     uris = []
     for part, some in enumerate([rows(30)[:20], rows(30)[20:]]):
@@ -93,7 +93,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> tuple[str
 def plain_loop(
     base: Path, pairs: Sequence[str], recipe: TrainRecipe, skipped: Collection[int] = ()
 ) -> list[tuple[float, float]]:
-    """Loss and gradient norm per step of a loop without DeepSpeed, padding, packing, micro-batches or workers."""
+    """Return loss and gradient norm per step of a loop without DeepSpeed, padding, packing or micro-batches."""
     import torch
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""Drivers with a Ray of their own, as processes that tests kill and stop."""
+"""Drivers with their own Ray, as processes that tests kill and stop."""
 
 import contextlib
 import functools
@@ -58,7 +58,7 @@ def write_tokens(root: str, tokens: pa.Table) -> Manifest:
 
 
 def tune(root: str, submission: str, recipe: str, placement: str) -> None:
-    """Fine-tune `<root>/base` on `<root>/tokens/seed`, under a lease with a quick heart."""
+    """Fine-tune `<root>/base` on `<root>/tokens/seed`, under a lease with a quick heartbeat."""
     stage.Lease = functools.partial(Lease, beat_s=0.3, stale_s=3.0)  # pyright: ignore[reportAttributeAccessIssue]
     tokens = read_manifest(f"{root}/tokens/seed")
     assert tokens is not None
@@ -71,7 +71,7 @@ def tune(root: str, submission: str, recipe: str, placement: str) -> None:
 
 @contextlib.contextmanager
 def driver(script: str, arguments: Sequence[str], log: Path) -> Iterator[psutil.Popen]:
-    """Run a driver, SIGINT blocked as under `ray job submit`; in the end kill it and all that it started, it first."""
+    """Run a driver with SIGINT blocked as under `ray job submit`; at the end kill it, then all processes it started."""
     blocked = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT})
     command = [sys.executable, "-c", script, *arguments]
     with log.open("w") as file:
@@ -87,7 +87,7 @@ def driver(script: str, arguments: Sequence[str], log: Path) -> Iterator[psutil.
 
 
 def training_workers(process: psutil.Process) -> list[psutil.Process]:
-    """The workers of Ray Train among the processes of a driver."""
+    """Return the workers of Ray Train among the processes of a driver."""
     found = []
     for child in process.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):

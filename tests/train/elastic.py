@@ -1,4 +1,4 @@
-"""A fine-tune on a cluster of its own, in a process of its own, while nodes come and go and workers are killed."""
+"""A fine-tune on its own cluster, in its own process, while nodes come and go and workers are killed."""
 
 import contextlib
 import functools
@@ -26,7 +26,7 @@ ATTEMPT = "0001"
 
 @dataclass(frozen=True)
 class Event:
-    """What happens once a step is reached, by so many workers: to one of them, or to a node."""
+    """An interruption of a worker or a node, once a given number of workers has reached a step."""
 
     kind: Literal["kill", "warn", "lose", "join", "drain"]
     step: int
@@ -35,7 +35,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A job, the nodes of one CPU each that it begins with, and what happens."""
+    """A job, the number of one-CPU nodes that it begins with, and the events."""
 
     job: TrainJob
     placement: TrainPlacement
@@ -45,10 +45,10 @@ class Scenario:
 
 
 def play(scenario: Scenario) -> dict[str, Any]:
-    """Run a scenario in a process of its own; return its result.
+    """Run a scenario in its own process; return its result.
 
-    Beside it stand `gaps_s`, for each event the longest time after it without a new step, to a second, `workers`, how
-    many there were from time to time, and `checkpoints`, the steps of those that are left.
+    The result also has `gaps_s`, the longest time without a new step after each event, to a second; `workers`, their
+    number over time; and `checkpoints`, the steps of those that are left.
     """
     spawn = multiprocessing.get_context("spawn")
     told = spawn.Queue()
@@ -85,7 +85,7 @@ def _play(scenario: Scenario, told: Any) -> None:
         target=lambda: results.append(launch(scenario.job, scenario.placement, ATTEMPT, str(scenario.storage)))
     )
     try:
-        # Ray Train asks the cluster that it finds first whether its controller lives, which may be another one's.
+        # Ray Train asks the first cluster that it finds whether its controller is alive; that may be another cluster.
         here = {"env_vars": {"RAY_ADDRESS": cluster.address}}
         ray.init(address=cluster.address, log_to_driver=False, runtime_env=here)
         thread.start()
@@ -108,7 +108,7 @@ def _play(scenario: Scenario, told: Any) -> None:
 
 
 def drain(cluster: Any, node: Any) -> None:
-    """Do what an autoscaler and a cloud do: say that a node will be taken back in five seconds, and take it."""
+    """Act like an autoscaler and a cloud: announce that a node will be taken away in five seconds, and take it away."""
     import ray
     from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # pyright: ignore[reportAttributeAccessIssue]
@@ -120,7 +120,7 @@ def drain(cluster: Any, node: Any) -> None:
 
 
 class Seen(NamedTuple):
-    """A step that had not been made before."""
+    """A step that was made for the first time."""
 
     step: int
     workers: int

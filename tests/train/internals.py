@@ -1,4 +1,4 @@
-"""Whether what we use of a library's insides is still there, in the shape that we use it."""
+"""Checks that the private parts of libraries that we use still exist, with the parameters that we pass."""
 
 import ast
 import inspect
@@ -9,13 +9,13 @@ from typing import Any
 
 
 def moved(library: str, written_against: str, owner: Any, wanted: Mapping[str, Sequence[str] | None]) -> Iterator[str]:
-    """Name each attribute of a class, a module or an object that is gone or takes other arguments.
+    """Name each attribute of a class, a module or an object that is missing or takes other arguments.
 
     Args:
-        library: its distribution.
+        library: name of the distribution.
         written_against: the version whose source we read.
-        owner: has the attributes.
-        wanted: by attribute the parameters that we pass, beginning with the first; None for what is not called.
+        owner: the class, module or object with the attributes.
+        wanted: the parameters that we pass, from the first on, by attribute; None if we do not call it.
     """
     where = f"{library} {version(library)}, while we were written against {written_against}"
     called = getattr(owner, "__qualname__", None) or getattr(owner, "__name__", None) or type(owner).__qualname__
@@ -29,7 +29,7 @@ def moved(library: str, written_against: str, owner: Any, wanted: Mapping[str, S
 
 
 OPEN = {"__name__", "__init__", "_replace"}
-"""What Python's own documentation lets anyone use."""
+"""Private names that Python's own documentation allows."""
 
 
 def privates(module: Path) -> set[str]:

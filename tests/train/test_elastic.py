@@ -1,4 +1,4 @@
-"""Workers that become fewer and more while a fine-tune runs."""
+"""A fine-tune whose number of workers shrinks and grows while it runs."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def run(
     *events: Event,
     **recipe: Any,
 ) -> dict[str, Any]:
-    """Play a scenario and see that its losses are those of a run left alone."""
+    """Play a scenario, and check that its losses equal those of an undisturbed run."""
     this = job(base, pairs, at / "model", steps={"m0": steps}, batch_examples=32, **recipe)
     made = play(Scenario(this, placement, at / "runs", nodes, events))
     assert [row["step"] for row in made["metrics"]] == list(range(1, steps + 1))
@@ -37,7 +37,7 @@ def run(
     return made
 
 
-def test_a_run_of_two_is_warned_loses_a_node_and_ends_alone_as_if_undisturbed(
+def test_a_run_of_two_workers_that_is_warned_and_loses_a_node_ends_with_one_as_if_undisturbed(
     base: Path, pairs: tuple[str, ...], tmp_path: Path
 ) -> None:
     made = run(base, pairs, tmp_path, 200, PLACEMENT, 2, Event("warn", 2), Event("lose", 4))
@@ -45,12 +45,12 @@ def test_a_run_of_two_is_warned_loses_a_node_and_ends_alone_as_if_undisturbed(
     assert made["checkpoints"] == [made["resumed_from"]], "the warning, and nothing else, should have made one"
 
 
-def test_a_new_node_makes_the_run_larger_and_a_drained_one_is_no_failure(
+def test_a_new_node_adds_a_worker_and_a_drained_node_does_not_count_as_a_failure(
     base: Path, pairs: tuple[str, ...], tmp_path: Path
 ) -> None:
     events = Event("warn", 2), Event("join", 4), Event("drain", 6, workers=2)
     placement = PLACEMENT.model_copy(update={"max_failures": 0, "max_preemption_failures": 1})
-    rate = 2e-5  # at 6e-4, 300 steps magnify the last digit beyond 1e-5; one update less still shows as 3e-4
+    rate = 2e-5  # at 6e-4, 300 steps amplify the last digit beyond 1e-5; a missing update still shows as 3e-4
     made = run(base, pairs, tmp_path, 600, placement, 1, *events, learning_rate=rate)
     assert made["workers"] == [1, 2, 1]
     warned, grown, drained = made["checkpoints"]

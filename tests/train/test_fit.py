@@ -42,12 +42,12 @@ def this(base: Path, pairs: tuple[str, ...], export: Path) -> TrainJob:
 
 
 def checkpoints_of(storage: Path) -> list[str]:
-    """The checkpoints that a run would go on from."""
+    """Return the checkpoints that a run could resume from."""
     return [found] if (found := store.newest(str(storage))) else []
 
 
 def kill_driver(job: TrainJob, storage: Path) -> None:
-    """Run the job under a driver and a Ray of its own; kill both once a checkpoint is there."""
+    """Run the job under a driver with its own Ray; kill both once there is a checkpoint."""
     recipe = job.recipe.model_dump(mode="json")
     names = {key: value for key, value in vars(job).items() if key not in ("recipe", "chat", "provenance")}
     values = {"job": names, "recipe": recipe, "placement": PLACEMENT.model_dump(), "storage": str(storage)}
@@ -56,7 +56,7 @@ def kill_driver(job: TrainJob, storage: Path) -> None:
 
 
 def launch_and_kill_worker(job: TrainJob, storage: Path) -> TrainResult:
-    """Launch, and kill rank 0 once a checkpoint is there that was not before."""
+    """Launch, and kill rank 0 once there is a new checkpoint."""
     known, results = checkpoints_of(storage), []
     thread = threading.Thread(target=lambda: results.append(launch(job, PLACEMENT, "m0", str(storage))))
     thread.start()
@@ -69,7 +69,7 @@ def launch_and_kill_worker(job: TrainJob, storage: Path) -> TrainResult:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("driver_first", [False, pytest.param(True, marks=pytest.mark.chaos)])
-def test_a_run_whose_worker_is_killed_after_its_driver_or_alone_ends_as_if_undisturbed(
+def test_a_run_whose_driver_and_worker_or_worker_alone_are_killed_ends_as_if_undisturbed(
     base: Path, pairs: tuple[str, ...], tmp_path: Path, local_ray: None, driver_first: bool
 ) -> None:
     killed = this(base, pairs, tmp_path / "model")
@@ -87,7 +87,7 @@ def test_a_run_whose_worker_is_killed_after_its_driver_or_alone_ends_as_if_undis
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_workers_own_error_reaches_the_caller_once(base: Path, tmp_path: Path, local_ray: None) -> None:
+def test_a_workers_error_reaches_the_caller_once(base: Path, tmp_path: Path, local_ray: None) -> None:
     missing = str(tmp_path / "nothing.parquet")
     placement = TrainPlacement(workers=1, cpus_per_worker=0.5, max_failures=0)
     with pytest.raises(
@@ -100,7 +100,7 @@ def test_a_workers_own_error_reaches_the_caller_once(base: Path, tmp_path: Path,
 
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [2, pytest.param((2, 3), marks=pytest.mark.chaos)], ids=["fixed", "elastic"])
-def test_a_training_that_waits_for_gpus_says_so_and_is_given_up_without_a_traceback(
+def test_a_training_that_waits_for_gpus_says_so_and_gives_up_without_a_traceback(
     base: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch, said: Said, workers: Any
 ) -> None:
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
@@ -129,7 +129,7 @@ def test_the_worker_that_failed_by_itself_is_named_not_those_that_lost_their_pee
     assert headline(own) == "ValueError: a row has no text"
 
 
-def test_a_progress_file_that_cannot_be_written_costs_a_warning_and_no_training(tmp_path: Path, said: Said) -> None:
+def test_training_continues_with_a_warning_if_the_progress_file_cannot_be_written(tmp_path: Path, said: Said) -> None:
     (tmp_path / "runs").write_text("a file where the directory should be")
     uri = str(tmp_path / "runs/m0/progress.json")
     pulse = Pulse("m0", uri)
@@ -144,7 +144,7 @@ def test_a_progress_file_that_cannot_be_written_costs_a_warning_and_no_training(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the client is closed"), OSError("503 Slow Down")])
-def test_whatever_the_storage_of_the_progress_file_raises_is_logged(
+def test_any_error_while_writing_the_progress_file_is_logged(
     tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def broken(uri: str, body: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Private parts of libraries are used in the modules named for them alone, and a test sees when they move."""
+"""Only the modules named for it use private parts of libraries, and a test fails when those parts move."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ TRAIN = Path(humpback_ray.train.__file__).parent
 NAMED_FOR_THEM = {"ray_internals.py", "engine/deepspeed_internals.py", "engine/transformers_internals.py"}
 
 
-def test_no_other_module_uses_what_a_library_keeps_private() -> None:
+def test_no_other_module_uses_private_parts_of_a_library() -> None:
     found = {str(path.relative_to(TRAIN)): privates(path) for path in TRAIN.rglob("*.py")}
     assert {name for name, used in found.items() if used} == NAMED_FOR_THEM, found
 
 
-def test_private_parts_are_seen_however_they_are_reached(tmp_path: Path) -> None:
+def test_private_parts_are_found_however_they_are_reached(tmp_path: Path) -> None:
     source = """
 from ray.train.v2._internal.execution import context
 from liger import _apply
@@ -27,12 +27,12 @@ class Mine:
 
 
 class Moved:
-    """A class of another version of a library."""
+    """A class as in another version of a library."""
 
     kept = 1
 
     def step(self, group: int, closure: object = None) -> None:
-        """Take another first argument than it did."""
+        """Take a different first argument than before."""
 
 
 def test_what_has_moved_is_named_with_both_versions() -> None:

@@ -30,7 +30,7 @@ def plain(base: Path, pairs: tuple[str, ...]) -> list[tuple[float, float]]:
 
 
 def damage(source: Path, target: Path) -> None:
-    """Copy checkpoints and change the last byte of the newest one's tensors."""
+    """Copy checkpoints, and change the last byte of the newest one's tensors."""
     shutil.copytree(source, target)
     (victim,) = max(target.glob("*/step-*")).glob("*.safetensors")
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
@@ -43,7 +43,7 @@ SPIKES: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def odd_pairs(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Pairs of which every eighth answers with letters at random; a batch with one, met late, is a spike."""
+    """Return pairs where every eighth response is random letters; late in training, such a batch is a spike."""
     table = [{**row, "drop_reason": None} for row in rows(80)]
     for number in range(0, 80, 8):
         table[number]["response"] = "".join(random.Random(number).sample([chr(code) for code in range(33, 126)], 60))
@@ -60,7 +60,7 @@ def one(
     tokenizer: Any,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Results:
-    """What one worker makes of every case."""
+    """Return one worker's result for every case."""
     at = tmp_path_factory.mktemp("one")
     pq.write_table(tokens_of(rows(30), tokenizer, limit=8), at / "long.parquet")
     full = job(base, pairs, at / "full")
@@ -163,23 +163,24 @@ def test_a_resumed_run_draws_the_same_dropout_masks(one: Results) -> None:
     assert one["dropout"]["dropouts"] == ["attention_dropout"]
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_where_its_rows_are(
+def test_a_non_finite_loss_stops_the_run_and_the_error_names_the_step_and_its_rows(
     one: Results, pairs: tuple[str, ...]
 ) -> None:
     verdict = one["burst"]["stopped"]
-    assert re.search(r"m0: step 2 was not applied, its loss is \S+ and its gradient norm inf; rate", verdict)
-    kept = json.loads(Path(re.findall(r"rows (\S+\.json)", verdict)[0]).read_text())
+    pattern = r"m0: the update of step 2 was not applied: its loss is \S+ and its gradient norm inf; learning rate"
+    assert re.search(pattern, verdict)
+    kept = json.loads(Path(re.findall(r"rows are listed in (\S+\.json)", verdict)[0]).read_text())
     assert (kept["step"], kept["gradient_norm"], len(kept["rows"])) == (2, math.inf, RECIPE.batch_examples)
     assert set(kept["rows"]) <= {example.id for example in read_examples(pairs)[0]}
 
 
 def test_bad_steps_are_skipped_up_to_a_number(one: Results) -> None:
     verdict = one["bursts"]["stopped"]
-    assert "m0: step 4 was not applied, its loss is" in verdict
-    assert "2 steps were skipped before it and train.recipe.max_skipped_steps is 2" in verdict
+    assert "m0: the update of step 4 was not applied: its loss is" in verdict
+    assert "2 steps were skipped before it, and train.recipe.max_skipped_steps allows 2" in verdict
 
 
-def test_a_skipped_step_leaves_no_trace_in_weights_and_optimizer(
+def test_a_skipped_step_changes_neither_weights_nor_optimizer(
     one: Results, two: Results, base: Path, odd_pairs: tuple[str, ...]
 ) -> None:
     skipped = {row["step"] for row in one["spikes 2"]["metrics"] if row["skipped"]}
@@ -193,11 +194,11 @@ def test_a_skipped_step_leaves_no_trace_in_weights_and_optimizer(
 
 
 def written(result: dict[str, Any], case: str) -> set[str]:
-    """The steps of a case's checkpoints."""
+    """Return the steps of a case's checkpoints."""
     return {path.parent.name.split("-")[1] for path in Path(result["at"], case).glob("0001/step-*/state.json")}
 
 
-def test_checkpoints_come_by_the_clock_and_at_a_warning_to_any_worker(one: Results, two: Results) -> None:
+def test_checkpoints_are_saved_by_the_clock_and_after_a_warning_to_any_worker(one: Results, two: Results) -> None:
     assert written(one["by the clock"], "by the clock") == {"000010", "000011"}
     assert written(two["warned"], "warned") == {"000004"}
 
@@ -206,7 +207,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_with_both_values(one: Results
     assert "recipe.weight_decay = 0.1 and this run has 0.2" in one["other recipe"]["stopped"]
 
 
-def test_no_examples_is_a_verdict_with_numbers(one: Results) -> None:
+def test_a_run_without_examples_stops_and_the_error_counts_the_dropped_pairs(one: Results) -> None:
     assert "27 of 27 pairs are longer than 2048 tokens" in one["too long"]["stopped"]
 
 
@@ -221,4 +222,5 @@ def test_the_result_tells_what_was_trained(one: Results) -> None:
 
 
 def test_damage_stops_the_run(one: Results) -> None:
-    assert "rank-00000-000.safetensors is not what was written; delete this checkpoint" in one["damaged"]["stopped"]
+    expected = "rank-00000-000.safetensors is missing or does not match its digest; delete this checkpoint"
+    assert expected in one["damaged"]["stopped"]

@@ -33,13 +33,13 @@ def test_offloaded_state_is_on_the_host_and_nowhere_else() -> None:
     assert away.peak < here.peak / 3
 
 
-def test_checkpointing_keeps_a_layers_input_in_place_of_all_that_it_makes() -> None:
+def test_checkpointing_keeps_a_layers_input_instead_of_its_activations() -> None:
     layout = Layout(8, 2)
     kept = activations(SEVEN, replace(layout, checkpointing=True))
     assert 2 * SEVEN.hidden * SEVEN.layers * layout.micro_batch_tokens < kept < activations(SEVEN, layout) / 15
 
 
-def test_more_tokens_more_workers_and_higher_stages_go_the_way_that_they_should() -> None:
+def test_memory_grows_with_tokens_and_shrinks_with_workers_and_higher_stages() -> None:
     peaks = [memory(SEVEN, Layout(8, stage)).peak for stage in (1, 2, 3)]  # pyright: ignore[reportArgumentType]
     assert peaks == sorted(peaks, reverse=True)
     assert memory(SEVEN, Layout(16, 2)).peak < memory(SEVEN, Layout(8, 2)).peak

@@ -1,4 +1,4 @@
-"""What we use of Ray Train's and Ray Data's insides is there, in the version that is installed; hooks do their work."""
+"""The private parts of Ray Train and Ray Data that we use exist in the installed version, and the hooks work."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ def lacking(owner: Any, wanted: dict[str, Any]) -> list[str]:
     return list(moved("ray", ray_internals.WRITTEN_AGAINST, owner, wanted))
 
 
-def test_the_hooks_are_where_and_what_we_take_them_for() -> None:
+def test_the_hooks_exist_with_the_parameters_that_we_use() -> None:
     from ray.train.v2._internal.execution import callback
 
     hooks = {
@@ -32,7 +32,7 @@ def test_the_hooks_are_where_and_what_we_take_them_for() -> None:
     assert [said for name, wanted in hooks.items() for said in lacking(getattr(callback, name), wanted)] == []
 
 
-def test_workers_groups_states_and_counts_are_what_we_take_them_for() -> None:
+def test_worker_groups_states_and_node_counts_are_as_we_use_them() -> None:
     from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
     from ray.train.v2._internal.execution import context
     from ray.train.v2._internal.execution.controller import state
@@ -57,12 +57,12 @@ def test_workers_groups_states_and_counts_are_what_we_take_them_for() -> None:
     assert lacking(actor, {"get_reserved_resources": ("requester_id", "recompute")}) == []
 
 
-def test_every_private_part_that_is_used_is_looked_for() -> None:
+def test_every_private_part_that_is_used_is_checked() -> None:
     assert privates(Path(ray_internals.__file__)) == {"_internal"}
 
 
 class Group:
-    """A worker group as the hook sees it."""
+    """A worker group with the members that the hook uses."""
 
     def __init__(self, error: Exception | None = None, **status: Any) -> None:
         preempted = status.pop("preempted", None)
@@ -79,7 +79,7 @@ class Group:
         return [function()]
 
 
-def test_only_healthy_workers_are_asked_before_they_end_and_a_lost_one_is_no_error() -> None:
+def test_only_healthy_workers_are_asked_before_they_end_and_a_lost_one_raises_no_error() -> None:
     from ray.exceptions import RayActorError
 
     asked: list[str] = []
@@ -97,7 +97,7 @@ def test_only_healthy_workers_are_asked_before_they_end_and_a_lost_one_is_no_err
         hook.before_worker_group_shutdown(Group(ValueError("ours")))
 
 
-def test_a_start_and_every_state_are_told() -> None:
+def test_the_hooks_are_called_at_a_start_and_at_every_state() -> None:
     from ray.train.v2._internal.execution.controller import state
 
     told: list[Any] = []
@@ -109,7 +109,7 @@ def test_a_start_and_every_state_are_told() -> None:
     assert told == ["start", False, True, False]
 
 
-def test_workers_that_end_are_waited_for_until_their_checkpoint_is_stored_or_one_has_stopped(
+def test_a_resize_waits_until_the_checkpoint_is_stored_or_a_worker_has_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored, asks = iter([["old"], ["old"], ["old"], ["new", "old"]]), []
@@ -127,7 +127,7 @@ def test_workers_that_end_are_waited_for_until_their_checkpoint_is_stored_or_one
     assert next(stored, None) is None, "one look, for a worker had stopped"
 
 
-def test_patience_ends_a_run_that_is_without_workers_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_ends_a_run_that_has_no_workers_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(callbacks, "place_words", lambda need: "no cluster to look at")
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])

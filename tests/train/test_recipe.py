@@ -9,7 +9,7 @@ def test_the_defaults_are_the_papers() -> None:
     assert (recipe.weight_decay, recipe.dropout, recipe.batch_examples) == (0.1, 0.1, None)
 
 
-def test_a_models_own_settings_leave_the_other_models_out() -> None:
+def test_a_models_settings_do_not_contain_those_of_other_models() -> None:
     recipe = TrainRecipe(steps={"m0": 80, "m1": 120}, learning_rates={"m0": 6e-4}, final_learning_rates={"m1": 1e-5})
     alone = recipe.of("m0")
     assert alone.rates("m0") == recipe.rates("m0") == (6e-4, 9e-6)

@@ -1,4 +1,4 @@
-"""Shapes are transformers' own, to the last parameter."""
+"""Shapes have exactly as many parameters as transformers' models."""
 
 from typing import Any
 
@@ -40,8 +40,8 @@ def test_known_models_have_the_published_number_of_parameters(name: str, publish
     assert SIZES[name].parameters == published
 
 
-def test_a_family_of_another_build_is_refused() -> None:
-    with pytest.raises(ValueError, match="family gpt2"):
+def test_an_unknown_family_is_refused() -> None:
+    with pytest.raises(ValueError, match="family is gpt2"):
         shape_of({"model_type": "gpt2"})
 
 

@@ -1,4 +1,4 @@
-"""Who is told of steps: Weights & Biases without a network, its service being away, Ray's gauges."""
+"""Reports of steps: Weights & Biases without a network and with its service down, and Ray's gauges."""
 
 import time
 import urllib.request
@@ -24,7 +24,7 @@ def test_an_offline_run_is_written_without_a_network_and_kept(tmp_path: Path, sa
         assert part in held, part
 
 
-def test_a_service_that_is_away_costs_a_warning(tmp_path: Path, said: Said) -> None:
+def test_training_continues_with_a_warning_if_the_service_is_down(tmp_path: Path, said: Said) -> None:
     retries = {"x_graphql_retry_max": 1, "x_graphql_retry_wait_max_seconds": 0.1}
     away = {"base_url": "http://127.0.0.1:9", "api_key": "a" * 40, **retries}
     with Tracker("online", "demo", "m0", str(tmp_path), away) as tracker:
@@ -34,7 +34,7 @@ def test_a_service_that_is_away_costs_a_warning(tmp_path: Path, said: Said) -> N
         assert time.monotonic() - started < 1, "no step waits for the service"
     ((level, message),) = said.records
     assert level == "WARNING"
-    assert message.startswith("m0 is trained on, but no longer tracked")
+    assert message.startswith("m0: training continues, but is no longer tracked")
 
 
 @pytest.mark.ray

@@ -22,7 +22,7 @@ PLACEMENT = TrainPlacement(workers=2, cpus_per_worker=0.5, micro_batch_tokens=40
 
 
 def step_reached(uri: str) -> int:
-    """The step of the newest complete checkpoint, 0 if there is none."""
+    """Return the step of the newest complete checkpoint, or 0."""
     found = store.newest(uri)
     return int(found.rsplit("/", 1)[-1].split("-")[1]) if found else 0
 

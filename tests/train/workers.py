@@ -1,4 +1,4 @@
-"""Training workers without Ray: processes of their own, joined by gloo, that run the loop on one case after another."""
+"""Training workers without Ray: processes joined by gloo that run the loop on one case after another."""
 
 import itertools
 import json
@@ -17,21 +17,21 @@ from humpback_ray.train.recipe import TrainRecipe
 RECIPE = TrainRecipe(
     steps={"m0": 12}, learning_rate=6e-4, final_learning_rate=9e-6, dropout=0.0, dtype="float32", batch_examples=7
 )
-"""Seven examples do not divide by two workers: one has a micro-batch less to fill, or an empty one."""
+"""Seven examples do not divide by two workers: one of them has a smaller or an empty micro-batch."""
 
 PRELOAD = [
     "pandas", "torch._inductor.compile_fx", "networkx", "deepspeed", "deepspeed.ops.op_builder.all_ops",
     "deepspeed.module_inject.auto_ep_config", "transformers.models.llama.modeling_llama", "peft",
     "humpback_ray.train.loop",
 ]  # fmt: skip
-"""What workers import until their first step is done, most of it by DeepSpeed's engine."""
+"""Modules that workers import until the end of their first step, most of them for DeepSpeed's engine."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call of the loop: it resumes from and saves to `checkpoints`; `first` is called before, by rank 0.
+    """One call of the loop, which resumes from and saves to `checkpoints`; before it, rank 0 calls `first`.
 
-    At step `warned` the last rank hears that its machine is about to go.
+    At step `warned` the last rank is told that its machine is about to be taken away.
     """
 
     name: str
@@ -58,8 +58,8 @@ def run(cases: list[Case], workers: int, directory: Path, patience_s: float = 60
 
 
 def spawned(target: Callable[..., None], workers: int, directory: Path, *arguments: Any, wait_s: float = 600) -> None:
-    """Call `target(rank, workers, directory, *arguments)` in so many processes, joined by gloo."""
-    fork = multiprocessing.get_context("forkserver")  # of a process that has imported what takes seconds
+    """Call `target(rank, workers, directory, *arguments)` in `workers` processes joined by gloo."""
+    fork = multiprocessing.get_context("forkserver")  # of a process that has done the slow imports
     fork.set_forkserver_preload(PRELOAD)
     processes = [
         fork.Process(target=joined, args=(target, rank, workers, directory, *arguments)) for rank in range(workers)
@@ -72,7 +72,7 @@ def spawned(target: Callable[..., None], workers: int, directory: Path, *argumen
 
 
 def warnings(step: int | None) -> Callable[[], bool]:
-    """What tells of one warning, at a step: the loop asks once in each."""
+    """Return a function that reports one warning, at a given step: the loop calls it once per step."""
     steps = itertools.count(1)
     return lambda: next(steps) == step
 

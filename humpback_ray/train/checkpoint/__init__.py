@@ -1,1 +1,1 @@
-"""Checkpoints that any number of workers go on from, and when they are written."""
+"""Checkpoints that any number of workers can resume from, and when they are written."""

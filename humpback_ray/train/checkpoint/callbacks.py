@@ -1,4 +1,4 @@
-"""What is done at Ray Train's turning points, so that interruptions cost little."""
+"""Callbacks at Ray Train's turning points that make interruptions cheap."""
 
 import time
 from functools import partial
@@ -11,24 +11,24 @@ from humpback_ray.train.checkpoint import store
 from humpback_ray.train.checkpoint.notices import ask, catch_termination
 
 STORED_WITHIN_S = 300.0
-"""How long growing waits for the checkpoint that it asks for; then an older one is resumed from."""
+"""How long a resize waits for the checkpoint that it asks for; after that, workers resume from an older one."""
 
 LOOK_EVERY_S = 0.5
 
 
 class GaveUp(RuntimeError):
-    """No workers were up for as long as the placement allows; the message says what was waited for."""
+    """No workers were up for as long as the placement allows; the message says what the run waited for."""
 
 
 def callbacks(uri: str, name: str, placement: TrainPlacement) -> list[Any]:
     """Return Ray Train's callbacks of one model.
 
-    Signals are caught in a worker's main thread, for training runs in another one.
+    Signals are caught in a worker's main thread; training runs in another thread.
 
     Args:
-        uri: where the run's checkpoints are.
-        name: of the model, for messages.
-        placement: of the run.
+        uri: directory of the run's checkpoints.
+        name: name of the model, for messages.
+        placement: placement of the run.
     """
     return [
         ray_internals.at_worker_start(catch_termination),
@@ -39,7 +39,7 @@ def callbacks(uri: str, name: str, placement: TrainPlacement) -> list[Any]:
 
 
 def save_first(uri: str, in_workers: ray_internals.InWorkers) -> None:
-    """Ask workers that are about to be ended for a checkpoint, and wait until it is stored or one has stopped."""
+    """Ask workers that are about to be ended for a checkpoint; wait until it is stored or a worker has stopped."""
     before, deadline = next(store.complete(uri), None), time.monotonic() + STORED_WITHIN_S
     in_workers(ask)
     while next(store.complete(uri), None) == before and time.monotonic() < deadline:
@@ -49,18 +49,18 @@ def save_first(uri: str, in_workers: ray_internals.InWorkers) -> None:
 
 
 class Patience:
-    """Ends a run that has had no workers for as long as the placement allows; its controller would try for ever."""
+    """Ends a run that has had no workers for as long as the placement allows; its controller would try forever."""
 
     def __init__(self, name: str, placement: TrainPlacement) -> None:
         self.name, self.placement = name, placement
         self.since: float | None = time.monotonic()
-        """When the last workers were gone; None while there are some."""
+        """Since when there have been no workers; None while workers are up."""
 
     def __call__(self, workers: bool) -> None:
-        """Take notice of whether there are workers.
+        """Note whether workers are up.
 
         Raises:
-            GaveUp: there have been none for too long.
+            GaveUp: no workers have been up for too long.
         """
         if workers:
             self.since = None

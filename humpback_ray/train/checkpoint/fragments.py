@@ -1,15 +1,15 @@
-"""What of a model one worker holds, whatever the ZeRO stage: runs of each parameter's elements, with optimizer state.
+"""The part of a model that one worker holds at any ZeRO stage: runs of each parameter's elements, and optimizer state.
 
-A `Fragment` is named by its parameter and by where it begins in the flattened parameter, so those of any layout meet
-in the same coordinates: the whole parameter (stage 0), what falls into this worker's share of all parameters laid end
-to end (1, 2), this worker's share of each parameter (3). Its tensors are views of the float32 master weights and of
-the optimizer's moments, on the device or offloaded: reading them saves, writing them loads. Frozen parameters are not
-among them, for they are those of the base model.
+A `Fragment` is named by its parameter and by where it begins in the flattened parameter, so fragments of all layouts
+share the same coordinates: the whole parameter (stage 0), its overlap with this worker's share of all parameters laid
+end to end (1, 2), this worker's share of each parameter (3). Its tensors are views of the float32 master weights and of
+the optimizer's moments, on the device or offloaded: we read them to save and write them to load. Frozen parameters have
+no fragments, since they are the base model's.
 
-The optimizer creates its moments with the first update, and `start_optimizer` without one. After writing, `publish`
-brings the weights that the forward pass sees up to date (both in deepspeed_internals.py).
+The optimizer creates its moments at the first update; `start_optimizer` creates them without one. After loading,
+`publish` updates the weights that the forward pass sees (both in deepspeed_internals.py).
 
-Given up: offload to NVMe, and optimizers whose state has another shape than their parameter.
+Given up: offload to NVMe, and optimizers whose state has another shape than its parameter.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 WEIGHT = "weight"
-"""The kind of tensor that every fragment has; the others are called as the optimizer calls them (`exp_avg`)."""
+"""The kind of tensor that every fragment has; other kinds have the optimizer's names (`exp_avg`)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Fragment:
     name: str
     start: int
     tensors: dict[str, "torch.Tensor"]
-    """By kind, each of one dimension."""
+    """One-dimensional tensors by kind."""
 
     @property
     def stop(self) -> int:
@@ -41,11 +41,11 @@ class Fragment:
 
     @property
     def bytes(self) -> int:
-        """Size of all tensors."""
+        """Size of all tensors, in bytes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
     def part(self, start: int, stop: int) -> "Fragment":
-        """Return what is of these elements of the parameter, without copying."""
+        """Return the elements `start` to `stop` of the parameter that it has, without copying."""
         low, high = max(start, self.start), min(stop, self.stop)
         views = {kind: tensor[low - self.start : high - self.start] for kind, tensor in self.tensors.items()}
         return Fragment(self.name, low, views)
@@ -57,13 +57,13 @@ class Fragment:
 
 
 def held(engine: TrainingEngine) -> list[Fragment]:
-    """Return what this worker holds; moments only where there has been an update."""
+    """Return the fragments that this worker holds; they have moments once there has been an update."""
     found = deepspeed_internals.held(engine)
     return [Fragment(name, start, {WEIGHT: weight, **moments}) for name, start, weight, moments in found]
 
 
 def owned(engine: TrainingEngine, rank: int, workers: int) -> list[Fragment]:
-    """Return what this worker saves: of stage 0, where every worker holds all, an equal part of each parameter."""
+    """Return the fragments that this worker saves; at stage 0 every worker holds all and saves an equal part."""
     fragments = held(engine)
     if engine.zero_optimization_stage() > 0:
         return fragments

@@ -1,7 +1,7 @@
-"""Words from outside that a checkpoint is wanted now: SIGTERM to a worker, a node that Ray drains, a run about to grow.
+"""Requests from outside for a checkpoint now: SIGTERM to a worker, a node that Ray drains, a run about to grow.
 
-A worker hears them in other threads than the one that trains; `Notices` tells the loop at its next step. After the
-checkpoint the worker trains on until it is taken away: that costs nothing.
+A worker receives them in threads other than the one that trains; `Notices` tells the loop at its next step. After the
+checkpoint the worker continues to train until it is taken away, which costs nothing.
 """
 
 import signal
@@ -11,18 +11,18 @@ from types import FrameType
 from humpback_ray.train import ray_internals
 
 _ASKED = threading.Event()
-"""Set in a worker that was asked for a checkpoint and has not told the loop."""
+"""Set in a worker that was asked for a checkpoint and has not told the loop yet."""
 
 
 class Notices:
-    """Tells once for each word heard in this worker."""
+    """Reports each request that this worker received, once."""
 
     def __init__(self) -> None:
         self.preemption = ray_internals.preemption()
         self.known: object | None = None
 
     def __call__(self) -> bool:
-        """Tell whether there is a new one."""
+        """Tell whether there is a new request."""
         told = self.preemption()
         drained, self.known = told is not None and told != self.known, told
         asked = _ASKED.is_set()
@@ -36,7 +36,7 @@ def ask() -> None:
 
 
 def catch_termination() -> None:
-    """Let the first SIGTERM to this process ask for a checkpoint, and restore what a SIGTERM does."""
+    """Let the first SIGTERM to this process ask for a checkpoint, and then restore the previous handler."""
     before = signal.getsignal(signal.SIGTERM)
 
     def note(number: int, frame: FrameType | None) -> None:

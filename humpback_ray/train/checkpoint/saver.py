@@ -1,7 +1,7 @@
-"""Checkpoints behind the training's back: copied to host memory at once, stored while the next steps run.
+"""Checkpoints in the background: copied to host memory at once, stored while the next steps run.
 
-One at a time: the next one waits for the one before, so that host memory holds a single copy. Storage that fails
-costs that checkpoint and not the run; the next one is tried.
+One at a time: each waits for the previous one, so host memory holds a single copy. If storage fails, that checkpoint is
+lost, but the run continues and tries the next one.
 """
 
 import logging
@@ -20,8 +20,8 @@ class Saver:
 
     Args:
         uri: directory of the attempt.
-        rank: of the worker; 0 writes the state and deletes old checkpoints.
-        keep: complete checkpoints that are left, at least.
+        rank: rank of the worker; rank 0 writes the state and deletes old checkpoints.
+        keep: least number of complete checkpoints that are kept.
     """
 
     def __init__(self, uri: str, rank: int, keep: int) -> None:
@@ -36,13 +36,13 @@ class Saver:
         self.pending = self.background.submit(self._store, storage.join(self.uri, name), copies, state)
 
     def wait(self) -> None:
-        """Wait until the checkpoint begun last is stored, or given up."""
+        """Wait until the last checkpoint is stored or has failed."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
 
     def prune(self) -> None:
-        """Delete old checkpoints; one whose other workers are still writing does not count as a newer one."""
+        """Delete old checkpoints; a newer one that other workers are still writing does not count."""
         if self.rank == 0:
             store.prune(self.uri, self.keep)
 
@@ -51,4 +51,4 @@ class Saver:
             store.write(copies, self.rank, uri, state)
             self.prune()
         except OSError as error:
-            logger.error("%s was not stored; training goes on, and the next one will be tried: %s", uri, error)
+            logger.error("could not store checkpoint %s; training continues and will try the next one: %s", uri, error)

@@ -1,20 +1,21 @@
-"""Checkpoints of a fine-tune, in a layout of our own: any number of workers and any ZeRO stage go on from them.
+"""Checkpoints of a fine-tune, in a layout of our own: any number of workers and any ZeRO stage can resume from them.
 
     <stage>/checkpoints/<attempt>/step-000100-3fa9c1/
         state.json                   step, workers, identity of the run, metrics of every step so far    by rank 0
         rank-00000-000.safetensors   fragments (see fragments.py), a gigabyte or so in each file     by every rank
         rank-00000.json              size, digest and fragments of each file of rank 0, and so on    by every rank, last
 
-An attempt is of one driver under one lease, the hex digits of one start of its workers. So nobody writes where another
-did, and whoever was given up may go on writing without harm. A checkpoint is complete when the list of every rank is
-there and every file listed has its size; a run resumes from the complete one with the most steps, of any attempt.
-An attempt keeps its last few; those of earlier attempts and of a finished model stay until `gc` takes them.
+An attempt belongs to one driver under one lease, the hex digits to one start of its workers. So no two processes write
+to the same place, and one that has lost its lease can do no harm by writing on. A checkpoint is complete when the lists
+of all ranks exist and every listed file has its size. A run resumes from the complete checkpoint with the most steps,
+of any attempt. An attempt keeps its last few; those of earlier attempts and of a finished model stay until `gc` deletes
+them.
 
-Each worker reads the files that overlap with what it holds now, and of them the elements that it needs. A complete
-checkpoint with a wrong byte stops the run: that is damage, and no interruption makes it.
+Each worker opens the files that overlap with what it holds now, and reads the elements that it needs. A complete
+checkpoint with a wrong byte stops the run: that is damage, which no interruption causes.
 
-Why not DeepSpeed's own: it is pickle, refuses another number of workers and another stage, and its universal form is a
-conversion of the whole checkpoint by a separate program before a run can go on.
+Why not DeepSpeed's own checkpoints: they are pickle and refuse another number of workers and another stage, and their
+universal form needs a separate program to convert the whole checkpoint before a run can resume.
 
 Given up: a node's disk must hold the files that its workers need of a checkpoint on object storage.
 """
@@ -46,15 +47,15 @@ _FILE = re.compile(r"(?P<checkpoint>([^/]+/)?step-\d+-[^/]+)/(?P<file>.+)")
 
 STATE = "state.json"
 PART_BYTES = 1 << 30
-"""Fragments that one file holds, unless one is larger: what a worker needs beside its copy, in memory and on disk."""
+"""Most bytes of fragments in a file, unless one is larger; a worker needs as much memory and disk beside its copy."""
 
 PAUSES_S = (1.0, 10.0)
-"""Between tries to store a file, each of which storage has repeated itself where that may help."""
+"""Seconds between tries to store a file; within each try, `storage` has its own retries."""
 
-DELETE_IT = "delete this checkpoint to go on from an earlier one"
+DELETE_IT = "delete this checkpoint to resume from an earlier one"
 
 Span = tuple[str, int, int]
-"""Elements of a flattened parameter: its name, the first one, the one after the last."""
+"""Elements of a flattened parameter: its name, the first element, the one after the last."""
 
 
 class Entry(TypedDict):
@@ -66,14 +67,14 @@ class Entry(TypedDict):
 
 
 Files = dict[str, Entry]
-"""By file name."""
+"""Entries by file name."""
 
 
 def write(fragments: Iterable[Fragment], rank: int, uri: str, state: Mapping[str, object]) -> None:
-    """Store one rank's part of a checkpoint, its list last; `state` counts on rank 0.
+    """Store one rank's part of a checkpoint, its list last; only rank 0 writes `state`.
 
     Raises:
-        OSError: a file could not be stored, although it was tried again.
+        OSError: a file could not be stored after several tries.
     """
     from safetensors.torch import save_file
 
@@ -115,13 +116,13 @@ def _tried(store: Callable[P, None], *arguments: P.args, **more: P.kwargs) -> No
         try:
             return store(*arguments, **more)
         except OSError as error:
-            logger.warning("a part of a checkpoint was not stored, next try in %g s: %s", pause_s, error)
+            logger.warning("could not store a part of a checkpoint, trying again in %g s: %s", pause_s, error)
             time.sleep(pause_s)
     return store(*arguments, **more)
 
 
 def state_of(identity: Mapping[str, object], history: Sequence[StepMetrics], workers: int) -> dict[str, object]:
-    """Return what `state.json` holds."""
+    """Return the content of `state.json`."""
     return {
         "step": len(history), "workers": workers, "identity": identity, "history": [vars(row) for row in history]
     }  # fmt: skip
@@ -133,7 +134,7 @@ def newest(uri: str) -> str | None:
 
 
 def complete(uri: str, log: Callable[..., None] = logger.debug) -> Iterator[str]:
-    """Yield the complete checkpoints under a directory, that with the most steps first; others are logged."""
+    """Yield the complete checkpoints under a directory, the one with the most steps first; log the others."""
     found = _listed(uri)
     for name in sorted(found, key=_step, reverse=True):
         checkpoint = storage.join(uri, name)
@@ -141,15 +142,15 @@ def complete(uri: str, log: Callable[..., None] = logger.debug) -> Iterator[str]
         if lacking is None:
             yield checkpoint
         else:
-            log("%s is passed over, it is not finished: %s is missing or short", checkpoint, lacking)
+            log("ignoring checkpoint %s, which is incomplete: %s is missing or has the wrong size", checkpoint, lacking)
 
 
 def missing(uri: str, sizes: Mapping[str, int]) -> str | None:
-    """Name a file that a checkpoint should have and has not, or not in its size; None if it is complete.
+    """Name a file of a checkpoint that is missing or has the wrong size; None if the checkpoint is complete.
 
     Args:
         uri: the checkpoint.
-        sizes: of the files that a listing found there.
+        sizes: bytes of the files that a listing found there.
     """
     if STATE not in sizes:
         return STATE
@@ -167,7 +168,7 @@ def _read(uri: str, name: str) -> Any:
 
 
 def prune(uri: str, keep: int) -> None:
-    """Delete what is older than the last `keep` complete checkpoints under `<stage>/checkpoints/<attempt>`."""
+    """Delete checkpoints older than the last `keep` complete ones under `<stage>/checkpoints/<attempt>`."""
     found = _listed(uri)
     kept = [checkpoint.rsplit("/", 1)[-1] for checkpoint in itertools.islice(complete(uri), keep)]
     if len(kept) == keep:
@@ -177,7 +178,7 @@ def prune(uri: str, keep: int) -> None:
 
 
 def _listed(uri: str) -> dict[str, dict[str, int]]:
-    """Return the checkpoints under a directory, by path relative to it, each with the sizes of its files."""
+    """Return the checkpoints under a directory by relative path, each with the sizes of its files."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
     for entry in storage.listing(uri):
         if match := _FILE.fullmatch(entry.name):
@@ -186,7 +187,7 @@ def _listed(uri: str) -> dict[str, dict[str, int]]:
 
 
 def _step(name: str) -> tuple[int, str]:
-    """Order checkpoints by step, those of one step by name."""
+    """Return a key that orders checkpoints by step and then by name."""
     return int(name.rsplit("/", 1)[-1].split("-")[1]), name
 
 
@@ -195,10 +196,10 @@ def _list_of(rank: int) -> str:
 
 
 def read_state(uri: str, identity: Mapping[str, object]) -> list[StepMetrics]:
-    """Return the metrics of the steps that a checkpoint holds, after checking that it belongs to this run.
+    """Return the metrics of a checkpoint's steps, after checking that it belongs to this run.
 
     Raises:
-        TrainingStopped: it is another run's.
+        TrainingStopped: the checkpoint belongs to another run.
     """
     state = _read(uri, STATE)
     found = difference(state["identity"], json.loads(json.dumps(identity)))
@@ -206,28 +207,28 @@ def read_state(uri: str, identity: Mapping[str, object]) -> list[StepMetrics]:
         field, old, new = found
         raise TrainingStopped(
             f"{identity['model']}: the checkpoint of step {state['step']} was made with {field} = {old} and this run "
-            f"has {new}; set it back to go on, or delete the checkpoints to train from the start"
+            f"has {new}; set it back to resume, or delete the checkpoints to train from the start"
         )
     return [StepMetrics(**row) for row in state["history"]]
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """The files of a checkpoint that hold something of one worker's fragments, on its machine."""
+    """Local copies of the checkpoint files that overlap with one worker's fragments."""
 
     uri: str
     files: Files
     paths: dict[str, Path]
 
     def problem(self) -> str | None:
-        """Compare the files with their digests; say what is wrong."""
+        """Compare the files with their digests; return what is wrong, or None."""
         for name, path in self.paths.items():
             if not path.is_file() or storage.sha256_of(str(path)) != self.files[name]["sha256"]:
-                return f"{self.uri}: {name} is not what was written; {DELETE_IT}"
+                return f"{self.uri}: {name} is missing or does not match its digest; {DELETE_IT}"
         return None
 
     def fill(self, fragments: Sequence[Fragment]) -> str | None:
-        """Write into the fragments' tensors what the checkpoint holds of them; say what it lacks."""
+        """Copy the checkpoint into the fragments' tensors; return what it lacks, or None."""
         from safetensors import safe_open
 
         wanted = {fragment.name: fragment for fragment in fragments}
@@ -246,19 +247,19 @@ class Fetched:
         for name, fragment in wanted.items():
             if filled[name] != fragment.stop - fragment.start:
                 return (
-                    f"{self.uri} has {filled[name]:,} of the elements {fragment.start:,} to {fragment.stop:,} of "
-                    f"{name}, not all of them; {DELETE_IT}"
+                    f"{self.uri} has only {filled[name]:,} of the elements {fragment.start:,} to {fragment.stop:,} of "
+                    f"{name}; {DELETE_IT}"
                 )
         return None
 
     def forget(self) -> None:
-        """Delete copies of what is on object storage; the workers of a node share them."""
+        """Delete local copies of files on object storage; the workers of a node share them."""
         for path in self.paths.values():
             storage.forget_local_file(self.uri, path)
 
 
 def fetch(uri: str, fragments: Sequence[Fragment]) -> Fetched | None:
-    """Get the files that one worker needs; None if their writer, an overtaken one, pruned them meanwhile."""
+    """Get the files that one worker needs; None if the workers that wrote them are still running and pruned them."""
     wanted = {fragment.name: fragment for fragment in fragments}
     with contextlib.suppress(FileNotFoundError):
         files: Files = {}
@@ -270,6 +271,6 @@ def fetch(uri: str, fragments: Sequence[Fragment]) -> Fetched | None:
 
 
 def _overlap(listed: Iterable[Span], wanted: Mapping[str, Fragment]) -> bool:
-    """Tell whether any of the listed [name, start, stop] has elements that are wanted."""
+    """Tell whether any listed span has elements that are wanted."""
     spans = ((wanted[name], start, stop) for name, start, stop in listed if name in wanted)
     return any(start < fragment.stop and fragment.start < stop for fragment, start, stop in spans)

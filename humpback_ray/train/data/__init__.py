@@ -1,1 +1,1 @@
-"""What a model learns from: examples, their tokens, their order, who computes which."""
+"""Training data: examples, their tokens, their order, and which worker computes which."""

@@ -1,8 +1,8 @@
-"""What a model learns from: token tables, each row a pair tokenised in one direction, in the order of their ids.
+"""Training examples: token tables, each row a pair tokenized in one direction, sorted by id.
 
-Forward examples (m0, m1, ...) are instruction → response with the source's tag; backward ones are response →
-instruction, untagged. The tables are made by tokens.py. Sorted by id, neither files nor row order decide what a step
-sees; the ids of tokens stay in the buffers that Arrow read them into.
+Forward examples (m0, m1, ...) are instruction → response with the source's tag; backward examples are response →
+instruction, untagged. tokens.py makes the tables. Since examples are sorted by id, a step does not depend on files or
+row order. Token ids stay in the buffers that Arrow read them into.
 """
 
 import hashlib
@@ -31,27 +31,27 @@ class Example:
 
     id: str
     ids: np.ndarray
-    """Tokens of prompt and target, int32 [T]; not to be written to."""
+    """Tokens of prompt and target, int32 [T]; read-only."""
     loss_start: int
-    """Place of the first token that carries loss: the target's first."""
+    """Index of the first token that carries loss: the target's first."""
 
     @property
     def length(self) -> int:
-        """Tokens in all."""
+        """Number of tokens."""
         return len(self.ids)
 
     @property
     def output_tokens(self) -> int:
-        """Tokens that carry loss."""
+        """Number of tokens that carry loss."""
         return len(self.ids) - self.loss_start
 
 
 class Examples(Sequence[Example]):
-    """Rows of a table of tokens, in an order.
+    """Rows of a table of tokens, in a given order.
 
     Args:
         table: rows of TOKENS without a drop reason.
-        rows: which of them, each by its place.
+        rows: indices of the rows.
     """
 
     def __init__(self, table: pa.Table, rows: np.ndarray) -> None:
@@ -59,13 +59,13 @@ class Examples(Sequence[Example]):
 
     @staticmethod
     def of(tables: Sequence[pa.Table]) -> "Examples":
-        """Return all rows of some tables, sorted by id."""
+        """Return all rows of the tables, sorted by id."""
         table = pa.concat_tables([TOKENS.empty_table().select(_COLUMNS), *tables])
         keys = table.select(["id", "source"]).append_column("place", pa.array(range(table.num_rows), pa.int64()))
         return Examples(table, keys.sort_by([("id", "ascending"), ("source", "ascending")])["place"].to_numpy())
 
     def split(self, apart: Callable[[str, str], bool]) -> tuple["Examples", "Examples"]:
-        """Return those whose id and source are not to be kept apart, and those that are, in their order."""
+        """Return the examples for which `apart(id, source)` is false, and those for which it is true, in order."""
         ids, sources = (self._table[name].to_pylist() for name in ("id", "source"))
         chosen = np.array([apart(ids[row], sources[row]) for row in self._rows], bool)
         return Examples(self._table, self._rows[~chosen]), Examples(self._table, self._rows[chosen])
@@ -87,7 +87,7 @@ class Examples(Sequence[Example]):
         return Example(table["id"][row].as_py(), table["ids"][row].values.to_numpy(), table["loss_start"][row].as_py())
 
     def digest(self) -> str:
-        """Identity of what is learned from: ids, tokens and where the loss starts, in order."""
+        """Return a digest of the examples: ids, tokens and where the loss starts, in order."""
         found = hashlib.sha256()
         for example in self:
             found.update(f"{example.id} {example.loss_start} {example.length} ".encode())
@@ -99,8 +99,8 @@ def read_examples(uris: Sequence[str]) -> tuple[Examples, Counter[str]]:
     """Read files of TOKENS.
 
     Returns:
-        The examples, and counts: `kept`, `too_long` (dropped), `truncated` (a part of the kept), and any other reason
-        for which a pair was not tokenised.
+        The examples, and counts: `kept`, `too_long` (dropped), `truncated` (a part of the kept), and any other drop
+        reason.
     """
     tables: list[pa.Table] = []
     counts: Counter[str] = Counter(kept=0, too_long=0, truncated=0)

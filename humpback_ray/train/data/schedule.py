@@ -1,8 +1,8 @@
-"""How long, how fast and in which order a model is trained: pure functions of a recipe and the number of examples.
+"""Steps, learning rates and batches of a training: pure functions of a recipe and the number of examples.
 
-Which examples form step s depends on (seed, s) alone: the stream of examples is one shuffled pass over all of them
-after another, and step s takes the next `batch_examples`, across the seam of two passes where it must. Workers only
-share a step's examples out, so their number changes neither batches nor losses.
+The examples of step s depend only on (seed, s): the stream of examples is one shuffled pass after another, and step s
+takes the next `batch_examples`, from two passes if needed. Workers only divide a step's examples, so their number
+changes neither batches nor losses.
 """
 
 import functools
@@ -15,7 +15,7 @@ from humpback_ray.records import seed_of
 from humpback_ray.train.recipe import TrainRecipe
 
 SMALL_EXAMPLES = 3000
-"""Fewer examples than this take the small batch (Li et al. 2023, section 3.1)."""
+"""With fewer examples than this, the batch is small (Li et al. 2023, section 3.1)."""
 
 STEPS_BY_EXAMPLES = (
     (100, 30), (800, 300), (1_600, 600), (3_200, 500), (6_400, 600), (12_800, 600), (25_600, 1_200), (51_200, 1_600),
@@ -24,15 +24,15 @@ STEPS_BY_EXAMPLES = (
 
 
 def batch_examples(examples: int) -> int:
-    """Return the paper's batch: 32 examples, 8 when there are fewer than 3,000."""
+    """Return the paper's batch size: 32 examples, or 8 if there are fewer than 3,000."""
     return 8 if examples < SMALL_EXAMPLES else 32
 
 
 def steps(examples: int) -> int:
-    """Return the paper's number of steps; between its table's points linear in log N.
+    """Return the paper's number of steps, interpolated in log N between the points of its table.
 
-    Outside the table (our choice): below 100 examples its first value, 30; above 51,200 the last slope goes on, 400
-    steps per doubling, so that a larger set does not see a smaller share of itself for want of a table.
+    Outside the table (our choice): below 100 examples its first value, 30; above 51,200 the last slope continues, 400
+    steps per doubling, so training does not stop growing where the table ends.
     """
     if examples <= STEPS_BY_EXAMPLES[0][0]:
         return STEPS_BY_EXAMPLES[0][1]
@@ -47,7 +47,7 @@ def steps(examples: int) -> int:
 
 @dataclass(frozen=True)
 class Schedule:
-    """One model's run, known before it starts."""
+    """Settings of one model's training, known before it starts."""
 
     examples: int
     batch_examples: int
@@ -67,14 +67,14 @@ class Schedule:
         return self.learning_rate + share * (self.final_learning_rate - self.learning_rate)
 
     def batch(self, step: int) -> list[int]:
-        """Return the indices of the examples that form a step, 1 to `steps`: a function of (seed, step) alone."""
+        """Return the indices of a step's examples, 1 to `steps`; they depend only on (seed, step)."""
         first = (step - 1) * self.batch_examples
         places = (divmod(place, self.examples) for place in range(first, first + self.batch_examples))
         return [_order(self.examples, self.seed, epoch)[index] for epoch, index in places]
 
 
 def schedule(recipe: TrainRecipe, model: str, examples: int) -> Schedule:
-    """Lay out a model's run by its recipe and its number of examples.
+    """Return a model's schedule for its recipe and its number of examples.
 
     Raises:
         ValueError: there are no examples.

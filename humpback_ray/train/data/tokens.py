@@ -1,9 +1,8 @@
 """Pairs → token examples, once per table of pairs and direction, for every model that learns from it.
 
-`prompts.chat` renders and tokenises both directions, the target as it stands behind its prompt; the loss span is known
-by construction. A pair that is longer than
-the recipe's limit, or than the base model's context, is dropped as `too_long` or loses its end, and with it the end
-token; one whose prompt alone fills the limit is dropped either way.
+`prompts.chat` renders and tokenizes both directions, the target as it stands behind its prompt; the loss span is known
+by construction. A pair that is longer than the recipe's limit or the base model's context is dropped as `too_long`, or
+cut at the end and so without an end token. A pair whose prompt alone fills the limit is always dropped.
 """
 
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from humpback_ray.train.recipe import TooLong
 from humpback_ray.train.tune import TrainConfig
 
 VERSION = 2
-"""Raised by hand when the meaning of this module changes."""
+"""Version of what this module computes; raise it by hand when that changes."""
 
 
 def make_tokens(
@@ -35,7 +34,7 @@ def make_tokens(
     place: Place,
     direction: Direction = "forward",
 ) -> Manifest:
-    """Tokenise the kept pairs of a stage with the base model's tokenizer; every id leaves once."""
+    """Tokenize the kept pairs of a stage with the base model's tokenizer; every id leaves once."""
     recipe = config.recipe
     identity = {
         "tokens": {
@@ -73,14 +72,14 @@ class Tokeniser:
         self.too_long: TooLong = too_long
 
     def __call__(self, pairs: pa.Table) -> pa.Table:
-        """Tokenise the pairs of a shard."""
+        """Tokenize the pairs of a shard."""
         return tokenise(pairs, self.tokenizer, self.chat, self.direction, self.limit, self.too_long)
 
 
 def tokenise(
     pairs: pa.Table, tokenizer: Tokenizer, chat: ChatRecipe, direction: Direction, limit_tokens: int, too_long: TooLong
 ) -> pa.Table:
-    """Tokenise rows of PAIR; one row of TOKENS for each, in their order, none longer than the limit."""
+    """Tokenize rows of PAIR: one row of TOKENS for each, in the same order, none longer than the limit."""
     rows = [
         _row(pair, encode_pair(pair, tokenizer, chat, direction), limit_tokens, too_long)
         for pair in pairs.select(["id", "source", "instruction", "response"]).to_pylist()
@@ -89,7 +88,7 @@ def tokenise(
 
 
 def encode_pair(pair: Mapping[str, Any], tokenizer: Tokenizer, chat: ChatRecipe, direction: Direction) -> Tokens:
-    """Tokenise one pair; exactly the target's tokens and the end token carry loss."""
+    """Tokenize one pair; exactly the target's tokens and the end token carry loss."""
     if direction == "backward":
         return encode_example(tokenizer, chat.backward_prompt(pair["response"]), pair["instruction"])
     return encode_example(tokenizer, chat.forward_prompt(pair["instruction"], pair["source"]), pair["response"])

@@ -1,7 +1,7 @@
-"""Which seed pairs are held out of training, to measure what a model has not learned by heart.
+"""The seed pairs that are held out of training, to measure the loss on pairs that a model has not seen.
 
-The hash of a pair's id decides, so the same pairs are held out of every model of a run, in either direction, and of
-every run with the same share. Augmented pairs are never held out: the model before wrote their instructions.
+The hash of a pair's id decides, so the same pairs are held out for every model of a run, in both directions, and for
+every run with the same share. Augmented pairs are never held out: the previous model wrote their instructions.
 """
 
 from humpback_ray.records import seed_of
@@ -9,7 +9,7 @@ from humpback_ray.train.data.examples import Examples
 
 
 def is_held_out(row_id: str, source: str, share: float) -> bool:
-    """Tell whether a pair is for validation."""
+    """Tell whether a pair is held out for validation."""
     return source == "seed" and seed_of(row_id, "validation") < share * 2**63
 
 
@@ -17,7 +17,7 @@ def split(examples: Examples, share: float) -> tuple[Examples, Examples]:
     """Return the examples to train on and those held out.
 
     Raises:
-        ValueError: there are seed pairs, of which the share holds out none.
+        ValueError: there are seed pairs, but the share holds none of them out.
     """
     trained, held = examples.split(lambda row_id, source: is_held_out(row_id, source, share))
     if share and not held and (seeds := len(trained.split(lambda _, source: source == "seed")[1])):

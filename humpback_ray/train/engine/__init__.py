@@ -1,1 +1,1 @@
-"""A model in DeepSpeed: its weights, attention, loss, and what a step used."""
+"""A model in DeepSpeed: its weights, attention, loss, and resource use."""

@@ -1,15 +1,15 @@
-"""How a model is run on a micro-batch: examples in one row without padding where its family can, else padded rows.
+"""Running a model on a micro-batch: examples in one row without padding if the model's family can, else padded rows.
 
-Linear layers of a packed row see its tokens and nothing else, and each example attends to itself alone:
+In a packed row, linear layers compute no padding and each example attends only to itself:
 
     flash      flash-attention's kernel for rows of several lengths, on GPUs where it is installed (transformers' path)
     packed     PyTorch's kernels, once per example: attention costs the sum of squares, not the square of the sum
     padded     a row per example, for families that carry state from token to token or mask in chunks
 
-Position ids restart with every example. Which of them a family can, its class says: transformers marks those that pass
-every argument on to a replaceable attention function. Sliding windows are kept, within each example.
+Position ids restart with every example. The model's class says what its family can: transformers marks classes that
+pass every argument on to a replaceable attention function. Sliding windows work within each example.
 
-Given up: PyTorch's own kernel for several lengths has no dropout, which the paper's recipe trains with.
+Given up: PyTorch's own kernel for several lengths, which has no dropout; the paper's recipe needs dropout.
 """
 
 import logging
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 NAME = "humpback_ray_packed"
 
 Batching = Literal["flash", "packed", "padded"]
-"""How the examples of a micro-batch are kept apart (see above)."""
+"""How the examples of a micro-batch are separated (see above)."""
 
 _LAYERS = {"full_attention", "sliding_attention"}
-"""Kinds of layers whose attention is a causal triangle or a band of it."""
+"""Kinds of layers whose attention mask is the causal triangle or a band of it."""
 
 logger = logging.getLogger(__name__)
 
 
 def prepare(model: "PreTrainedModel", placement: TrainPlacement) -> Batching:
-    """Choose by family, device and placement how the model attends, and set it up; Liger's kernels too, on GPUs.
+    """Choose the attention by family, device and placement, and set it up; on GPUs, also install Liger's kernels.
 
     Raises:
         ImportError: the placement asks for flash-attention, which is not installed.
@@ -49,7 +49,7 @@ def prepare(model: "PreTrainedModel", placement: TrainPlacement) -> Batching:
     gpu = placement.gpus_per_worker > 0
     avoid_cudnn()
     if gpu and placement.kernels == "auto" and put_liger_kernels(model):
-        logger.info("%s runs with Liger's kernels where they are made for it", type(model).__name__)
+        logger.info("%s uses Liger's kernels where they support it", type(model).__name__)
     if not can_pack(model):
         return "padded"
     half = str(model.dtype) in ("torch.bfloat16", "torch.float16")
@@ -65,7 +65,7 @@ def prepare(model: "PreTrainedModel", placement: TrainPlacement) -> Batching:
 
 
 def can_pack(model: "PreTrainedModel") -> bool:
-    """Tell whether examples of a row can be kept apart in every layer of a model."""
+    """Tell whether every layer of a model can separate the examples of a row."""
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
     softcaps = getattr(model.config, "attn_logit_softcapping", None)
     return attention_is_replaceable(model) and kinds <= _LAYERS and not softcaps
@@ -80,15 +80,15 @@ def _has_flash() -> bool:
 def inputs(
     examples: Sequence[Example], batching: Batching, device: "torch.device | str"
 ) -> tuple[dict[str, Any], "torch.Tensor"]:
-    """Lay a micro-batch out for a model.
+    """Return a micro-batch as a model's arguments.
 
     Args:
-        examples: the micro-batch; none: one token of no example takes their place, with no target.
-        batching: of `prepare`.
-        device: for the tensors.
+        examples: the micro-batch; if it is empty, a single token without a target stands in.
+        batching: result of `prepare`.
+        device: device of the tensors.
 
     Returns:
-        The model's arguments, and int64 [N] the tokens that carry loss, in the order of `logits_of`.
+        The model's arguments, and the tokens that carry loss, int64 [N], in the order of `logits_of`.
     """
     import torch
 
@@ -108,12 +108,12 @@ def inputs(
 
 
 def _rows(examples: Sequence[Example]) -> list[np.ndarray]:
-    """Return the tokens of each example; of an empty micro-batch one row of one token."""
+    """Return the tokens of each example; for an empty micro-batch, one row of one token."""
     return [example.ids for example in examples] or [np.zeros(1, np.int32)]
 
 
 def padded_rows(examples: Sequence[Example]) -> dict[str, np.ndarray]:
-    """Lay examples out in a row each, padded with zeros on the right."""
+    """Put each example in a row of its own, padded with zeros on the right."""
     rows = _rows(examples)
     ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
     for row, tokens in zip(ids, rows, strict=True):
@@ -122,7 +122,7 @@ def padded_rows(examples: Sequence[Example]) -> dict[str, np.ndarray]:
 
 
 def one_row(examples: Sequence[Example]) -> dict[str, np.ndarray]:
-    """Lay examples end to end in one row; `logits_to_keep` are the places whose next token carries loss."""
+    """Lay examples end to end in one row; `logits_to_keep` lists the positions whose next token carries loss."""
     rows = _rows(examples)
     starts = np.cumsum([0, *map(len, rows)])
     kept = [
@@ -141,7 +141,7 @@ def logits_of(
 ) -> tuple["torch.Tensor", "torch.Tensor"]:
     """Run a model on a micro-batch; return logits [N, V] of the tokens that carry loss, and those tokens [N].
 
-    Of an empty micro-batch one row of logits comes back, so that there is a graph, and no token.
+    An empty micro-batch gives one row of logits, so there is a graph, and no tokens.
     """
     import torch
 
@@ -169,9 +169,9 @@ def packed_attention(
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple["torch.Tensor", None]:
-    """Attend within each example of a packed row; without `packed_lengths`, as transformers does with PyTorch's kernel.
+    """Attend within each example of a packed row; without `packed_lengths`, use transformers' call of PyTorch's kernel.
 
-    Shapes are those of transformers: query [1, H, T, D], key and value [1, G, T, D], result [1, T, H, D].
+    Shapes are transformers': query [1, H, T, D], key and value [1, G, T, D], result [1, T, H, D].
     """
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -185,7 +185,7 @@ def packed_attention(
 
 
 def _band(query: "torch.Tensor", key: "torch.Tensor", window: int | None) -> "torch.Tensor | None":
-    """Return the mask [T, C] of a causal window; None where the plain causal triangle is the same."""
+    """Return the mask [T, C] of a causal window; None if it equals the plain causal triangle."""
     import torch
 
     tokens, context = query.shape[2], key.shape[2]
@@ -198,7 +198,7 @@ def _band(query: "torch.Tensor", key: "torch.Tensor", window: int | None) -> "to
 
 
 def _mask(attention_mask: "torch.Tensor | None" = None, **others: Any) -> "torch.Tensor | None":
-    """Make no mask of positions, which `packed_attention` does without, but one of padding where there is some."""
+    """Return a mask only if there is padding; `packed_attention` needs no mask of positions."""
     from transformers.masking_utils import sdpa_mask
 
     return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **others)

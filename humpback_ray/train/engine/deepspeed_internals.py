@@ -1,8 +1,8 @@
-"""Everything of DeepSpeed that its documentation does not promise; no other module of `train` touches it.
+"""All uses of DeepSpeed that its documentation does not promise; no other module of `train` has any.
 
-Where its ZeRO optimizers keep master weights and moments, how their state is made and published, and what partitioned
-parameters carry. It was read off the source of the version below; `tests/train/engine/test_deepspeed_internals.py`
-names what has moved in another one.
+They concern where its ZeRO optimizers keep master weights and moments, how their state is created and published, and
+the attributes of partitioned parameters. They follow the source of the version below;
+`tests/train/engine/test_deepspeed_internals.py` names what has moved in another version.
 """
 
 import contextlib
@@ -18,37 +18,37 @@ if TYPE_CHECKING:
 WRITTEN_AGAINST = "0.19.8"
 
 _COMPILED_COLLECTIVES = "deepspeed_shm_comm"
-"""An extension that CPU workers would compile for a minute and a half before their first step; gloo does its work."""
+"""An extension that CPU workers would compile for a minute and a half before their first step; gloo replaces it."""
 
 _COUNTER = "step"
-"""The name under which optimizers of PyTorch's kind count updates."""
+"""The name under which PyTorch's optimizers count updates."""
 
 
 class Held(NamedTuple):
-    """Elements of one trained parameter that this worker keeps in float32, with the optimizer's moments of them."""
+    """Elements of one trained parameter that this worker keeps in float32, with their optimizer moments."""
 
     name: str
     start: int
-    """Place of the first one in the flattened parameter."""
+    """Index of the first element in the flattened parameter."""
     weight: "torch.Tensor"
-    """Of one dimension, as the moments are; a view."""
+    """A view with one dimension, like the moments."""
     moments: dict[str, "torch.Tensor"]
-    """By the optimizer's names (`exp_avg`); empty before the first update."""
+    """Moments by the optimizer's names (`exp_avg`); empty before the first update."""
 
 
 class Part(NamedTuple):
     """This worker's part of a parameter that ZeRO 3 has partitioned."""
 
     tensor: "torch.Tensor"
-    """Of one dimension; its end may lie beyond the parameter's."""
+    """A tensor with one dimension; its end may lie beyond the parameter's."""
     first: int
-    """Place of its first element in the flattened parameter."""
+    """Index of its first element in the flattened parameter."""
     last: int
-    """Place behind its last element that is the parameter's."""
+    """Index after its last element that belongs to the parameter."""
 
 
 def run_on_cpu() -> None:
-    """Let DeepSpeed run on CPUs and compile nothing for them."""
+    """Make DeepSpeed run on CPUs without compiling anything."""
     import deepspeed
     from deepspeed.accelerator import set_accelerator
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
@@ -58,22 +58,22 @@ def run_on_cpu() -> None:
 
 
 def is_partitioned(tensor: "torch.Tensor") -> bool:
-    """Tell whether each worker holds a part of a parameter, and not all of it."""
+    """Tell whether each worker holds only a part of a parameter."""
     return hasattr(tensor, "ds_id")
 
 
 def whole_shape(tensor: "torch.Tensor") -> tuple[int, ...]:
-    """Return the shape of a tensor, of a partitioned one that of the whole."""
+    """Return the shape of a tensor; for a partitioned one, the shape of the whole."""
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 def whole_elements(tensor: "torch.Tensor") -> int:
-    """Count the elements of a tensor, of a partitioned one those of the whole."""
+    """Count the elements of a tensor; for a partitioned one, the elements of the whole."""
     return getattr(tensor, "ds_numel", tensor.numel())
 
 
 def part_of(parameter: Any) -> Part:
-    """Return what this worker holds of a partitioned parameter."""
+    """Return this worker's part of a partitioned parameter."""
     import torch.distributed as dist
 
     tensor, rank = parameter.ds_tensor, dist.get_rank(group=parameter.ds_process_group)
@@ -82,7 +82,7 @@ def part_of(parameter: Any) -> Part:
 
 
 def held(engine: TrainingEngine) -> list[Held]:
-    """Return what this worker holds of each trained parameter, whatever the ZeRO stage."""
+    """Return the elements of each trained parameter that this worker holds, at any ZeRO stage."""
     find = {0: _whole, 3: _share}.get(engine.zero_optimization_stage(), _laid_end_to_end)
     trained = [(name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
     found = (find(engine.optimizer, name, parameter) for name, parameter in trained)
@@ -94,7 +94,7 @@ def _whole(optimizer: Any, name: str, parameter: "nn.Parameter") -> Held:
 
 
 def _laid_end_to_end(optimizer: Any, name: str, parameter: Any) -> Held | None:
-    """Find what of a parameter falls into this worker's share of all parameters laid end to end (stages 1 and 2)."""
+    """Find a parameter's elements in this worker's share of all parameters laid end to end (stages 1 and 2)."""
     mapping = parameter._hp_mapping
     if mapping is None:
         return None
@@ -102,7 +102,7 @@ def _laid_end_to_end(optimizer: Any, name: str, parameter: Any) -> Held | None:
 
 
 def _share(optimizer: Any, name: str, parameter: Any) -> Held | None:
-    """Find a worker's share under stage 3: equal ones, the last of them padded."""
+    """Find this worker's share of a parameter (stage 3): all shares are equal, and the last one is padded."""
     group, offset, share = optimizer.grad_position[optimizer.get_param_id(parameter)]
     start = share * optimizer._get_param_partition_rank(parameter)
     count = min(share, parameter.ds_numel - start)
@@ -122,7 +122,7 @@ def _moments(state: dict[str, Any] | None, like: "torch.Tensor") -> dict[str, "t
 
 
 def start_optimizer(engine: TrainingEngine, updates: int) -> None:
-    """Let the optimizer create its state, by an update at rate 0 on no gradients, and tell it how many it has made."""
+    """Make the optimizer create its state by an update at rate 0 without gradients, and set its number of updates."""
     import torch
 
     zero, stage = engine.optimizer, engine.zero_optimization_stage()
@@ -146,7 +146,7 @@ def start_optimizer(engine: TrainingEngine, updates: int) -> None:
 
 @contextlib.contextmanager
 def _no_gradients(flats: Sequence["torch.Tensor"]) -> Iterator[None]:
-    """Put zeros in the place of gradients."""
+    """Replace gradients by zeros in the block."""
     import torch
 
     before = [flat.grad for flat in flats]
@@ -158,7 +158,7 @@ def _no_gradients(flats: Sequence["torch.Tensor"]) -> Iterator[None]:
 
 
 def publish(engine: TrainingEngine) -> None:
-    """Bring the weights of the forward pass up to date with the master weights; every worker calls it at once."""
+    """Update the weights of the forward pass from the master weights; every worker calls it at once."""
     zero, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage in (1, 2):
         zero.update_lp_params()
@@ -170,7 +170,7 @@ def publish(engine: TrainingEngine) -> None:
 
 
 def drop_update(engine: Any) -> None:
-    """Do in place of `engine.step()`, where ZeRO is off, what ZeRO does with non-finite gradients."""
+    """Discard the gradients instead of calling `engine.step()`, as ZeRO does if they are not finite; for ZeRO 0."""
     engine.zero_grad()
     engine.micro_steps += 1
 
@@ -178,8 +178,8 @@ def drop_update(engine: Any) -> None:
 def forget_dropped(engine: TrainingEngine) -> None:
     """Clear the gradients of an update that ZeRO dropped.
 
-    Where stage 2 offloads the optimizer of a bfloat16 model, DeepSpeed keeps them, adds the next step's to what is not
-    finite, and drops every update from then on.
+    If stage 2 offloads the optimizer of a bfloat16 model, DeepSpeed keeps these non-finite gradients, adds the next
+    step's to them, and so drops every later update.
     """
     kept = getattr(engine.optimizer, "averaged_gradients", {})
     kept.update(dict.fromkeys(kept))

@@ -1,4 +1,4 @@
-"""What the workers of a fine-tune tell each other, in every case all of them at once: else the others would wait."""
+"""Messages between the workers of a fine-tune; every worker must make each call, or the others would wait."""
 
 import contextlib
 import warnings
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def joined(workers: int, gpu: bool) -> Iterator[None]:
-    """Start torch.distributed for a single worker where nobody has, and give it what a launcher would."""
+    """Start torch.distributed for a single worker if it is not up, and set what a launcher would set."""
     import torch.distributed as dist
     from accelerate.utils import patch_environment
 
     if workers > 1 and not dist.is_initialized():
-        raise RuntimeError(f"torch.distributed is not up, and {workers} workers cannot train without it (see fit.py)")
+        raise RuntimeError(f"torch.distributed is not up, and {workers} workers need it; start them as fit.py does")
     if not dist.is_initialized():
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=0, world_size=1)
@@ -30,7 +30,7 @@ def joined(workers: int, gpu: bool) -> Iterator[None]:
 
 
 def chosen(rank: int, choose: Callable[[], T]) -> T:
-    """Let rank 0 choose, and tell every worker."""
+    """Let rank 0 choose, and return its choice on every worker."""
     import torch.distributed as dist
 
     choice: list[Any] = [choose() if rank == 0 else None]
@@ -39,7 +39,7 @@ def chosen(rank: int, choose: Callable[[], T]) -> T:
 
 
 def agree(problem: str | None) -> None:
-    """Stop every worker if one of them has a problem; alone it would leave the others waiting."""
+    """Stop every worker if one of them has a problem; if only that one stopped, the others would wait."""
     problems = [text for text in gathered(problem) if text]
     if problems:
         raise TrainingStopped(problems[0])
@@ -55,7 +55,7 @@ def gathered(value: T) -> list[T]:
 
 
 def every(values: Sequence[float], device: "torch.device") -> list[tuple[float, ...]]:
-    """Return what each value is on every worker, by rank; faster than `gathered`."""
+    """Return, for each value, a tuple with every worker's, by rank; faster than `gathered`."""
     import torch
     import torch.distributed as dist
 

@@ -1,7 +1,7 @@
-"""LoRA by peft: adapters put into a loaded model in place, and taken out of it merged.
+"""LoRA with peft: adapters are put into a loaded model in place, and merged for the export.
 
-The model keeps its class and its layers' names; a layer with adapters holds the frozen weight as `base_layer` beside
-`lora_A` and `lora_B`, which alone require gradients. Under ZeRO 3 the base weights are partitioned already and
+The model keeps its class and its layers' names. A layer with adapters holds the frozen weight as `base_layer` beside
+`lora_A` and `lora_B`; only these two require gradients. Under ZeRO 3 the base weights are partitioned already, and
 DeepSpeed partitions the adapters when the engine starts.
 """
 
@@ -21,10 +21,10 @@ ADAPTER = "default"
 
 
 def attach(model: "nn.Module", recipe: TrainRecipe) -> None:
-    """Freeze a model and put new adapters into it, the same on every worker; nothing to do for a full fine-tune.
+    """Freeze a model and put new adapters into it, the same on every worker; do nothing for a full fine-tune.
 
     Raises:
-        ValueError: no layer has such a name.
+        ValueError: no layer has a name in the recipe's `targets`.
     """
     if isinstance(recipe.method, Full):
         return
@@ -56,16 +56,16 @@ def configuration(lora: Lora) -> "LoraConfig":
 
 
 def layers(module: "nn.Module") -> Iterator[tuple[str, Any]]:
-    """Yield name and layer of every layer that has adapters."""
+    """Yield the name of every layer that has adapters, and the layer."""
     for name, layer in module.named_modules():
         if ADAPTER in getattr(layer, "lora_A", {}):
             yield name, layer
 
 
 def merged(layer: Any) -> "torch.Tensor":
-    """Return the weight that a layer acts by, frozen part and adapters, in the frozen part's format.
+    """Return a layer's frozen weight with its adapters merged in, in the frozen weight's dtype.
 
-    The three tensors must be whole: ZeRO 3 gathers them before.
+    The three tensors must be whole: gather them first under ZeRO 3.
     """
     weight = layer.base_layer.weight
     return (weight.float() + layer.get_delta_weight(ADAPTER).float()).to(weight.dtype)

@@ -1,4 +1,4 @@
-"""The loss of a micro-batch, and which losses no update should follow: non-finite ones, and spikes."""
+"""The loss of a micro-batch, and the losses after which no update is applied: non-finite ones and spikes."""
 
 import math
 import statistics
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     import torch
 
 LOGITS_AT_ONCE = 1 << 26
-"""Logits of which the loss is taken at once: 256 MB in float32."""
+"""Number of logits whose loss is computed at once: 256 MB in float32."""
 WINDOW_STEPS = 20
-"""Steps whose median a loss is compared with; before that many were taken there is no telling."""
+"""Number of steps whose median a loss is compared with; until then, no loss counts as a spike."""
 
 
 def problem(loss: float, history: Sequence[StepMetrics], spike_factor: float | None) -> str | None:
-    """Say what is wrong with a step's mean loss, given the steps before it; None if nothing is."""
+    """Say what is wrong with a step's mean loss, given the steps before it; None if it is fine."""
     if not math.isfinite(loss):
         return f"its loss is {loss}"
     last = [row.loss for row in history if not row.skipped][-WINDOW_STEPS:]
@@ -38,10 +38,10 @@ def problem(loss: float, history: Sequence[StepMetrics], spike_factor: float | N
 def accumulate(
     engine: TrainingEngine, micros: Sequence[Sequence[Example]], batching: Batching, scale: float
 ) -> tuple[float, "torch.Tensor"]:
-    """Run a step's micro-batches forward, and all but the last backward, their losses multiplied by `scale`.
+    """Run the forward pass of a step's micro-batches, and the backward pass of all but the last, scaled by `scale`.
 
     Returns:
-        The sum of their losses, and the last one's, float32 scalar, whose backward pass ends the step.
+        The sum of the losses, and the loss of the last one, a float32 scalar; its backward pass ends the step.
     """
     import torch
 
@@ -73,7 +73,7 @@ def measured(engine: TrainingEngine, micros: Sequence[Sequence[Example]], batchi
 def summed_loss(
     model: Causal, examples: Sequence[Example], batching: Batching, device: "torch.device | str"
 ) -> "torch.Tensor":
-    """Sum the cross-entropy over a micro-batch's output tokens, float32 scalar; 0 (with a graph) if it is empty."""
+    """Return the summed cross-entropy of a micro-batch's output tokens, float32; 0 (with a graph) if it is empty."""
     logits, targets = logits_of(model, examples, batching, device)
     return summed_cross_entropy(logits, targets) if examples else logits.float().sum() * 0.0
 
@@ -81,10 +81,10 @@ def summed_loss(
 def summed_cross_entropy(
     logits: "torch.Tensor", targets: "torch.Tensor", at_once: int = LOGITS_AT_ONCE
 ) -> "torch.Tensor":
-    """Sum the cross-entropy of logits [N, V] and targets [N] in float32.
+    """Return the summed cross-entropy of logits [N, V] and targets [N], in float32.
 
-    Logits become float32 a few rows at a time, and once more in the backward pass: a vocabulary of 128,000 would take
-    two gigabytes for 4,096 tokens, several times over.
+    Logits are converted to float32 a few rows at a time, and again in the backward pass: a vocabulary of 128,000 would
+    otherwise take two gigabytes for 4,096 tokens, several times.
     """
     import torch
     from torch.nn.functional import cross_entropy

@@ -1,12 +1,12 @@
-"""What a step used: arithmetic compared with the devices' peak, memory, waiting.
+"""The resources that a step used: arithmetic compared with the devices' peak, and memory.
 
-Model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix B) counts what the model asks for, not what
-was computed for it: nothing for padding, nothing for layers that were computed twice to save memory. Per token 6 FLOPs
-for each parameter: two forward, two for the gradients of activations, two for those of weights, which frozen weights
-(LoRA) do without. Attention adds 6 x layers x width x length² per example: each token sees those before it and no
-other example.
+Model FLOPs utilization (Chowdhery et al. 2022, arXiv:2204.02311, appendix B) counts what the model needs, not what was
+computed: nothing for padding, and nothing extra for layers that were computed twice to save memory. A token takes 6
+FLOPs for each parameter: two forward, two for the gradients of activations, two for the gradients of weights, which
+frozen weights (LoRA) do not have. Attention adds 6 x layers x width x length² per example: a token sees only earlier
+tokens of its own example.
 
-The peak is the maker's dense figure for the training format where the device is known, else that of a matrix product
+The peak is the maker's dense figure for the training format if the device is known, else that of a matrix product
 measured at the start; `Meter.peak` says which.
 """
 
@@ -25,45 +25,45 @@ PEAK_TFLOPS = {
     "A100": 312, "A10G": 70, "B200": 2250, "GH200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "H200": 989,
     "L4": 121, "L40": 181, "L40S": 362, "A6000": 155,
 }  # fmt: skip
-"""Dense bfloat16 TFLOP/s from NVIDIA's data sheets, by a part of the name that CUDA gives the device."""
+"""Dense bfloat16 TFLOP/s from NVIDIA's data sheets, by a part of CUDA's name for the device."""
 
 PROBE_WIDTH = {"cpu": 768, "cuda": 8192}
-"""Rows and columns of the matrices that are multiplied where the peak is not known."""
+"""Rows and columns of the matrices that are multiplied to measure an unknown peak."""
 PROBES = 4
 
 
 @dataclass(frozen=True)
 class Meter:
-    """Turns a step's lengths and seconds into a share of the peak."""
+    """Computes the share of the peak from a step's lengths and seconds."""
 
     flops_per_token: float
     attention_flops: float
-    """Of an example, per square of its length."""
+    """FLOPs of an example's attention per square of its length."""
     peak_flops: float
-    """Per second, of all workers together."""
+    """FLOP/s of all workers together."""
     peak: str
-    """The same in words, with where it is from."""
+    """The peak in words, with its source."""
 
     def mfu(self, lengths: Sequence[int], seconds: float) -> float:
-        """Return the share of the peak that a step on examples of these lengths made use of."""
+        """Return the share of the peak that a step on examples of these lengths used."""
         return self.flops(lengths) / (seconds * self.peak_flops)
 
     def flops(self, lengths: Sequence[int]) -> float:
-        """Return what a step on examples of these lengths asks for."""
+        """Return the FLOPs that a step on examples of these lengths needs."""
         return self.flops_per_token * sum(lengths) + self.attention_flops * sum(length * length for length in lengths)
 
 
 def make_meter(
     config: "PreTrainedConfig", parameters: int, trainable: int, device: "torch.device", dtype: str
 ) -> Meter:
-    """Make the meter of a model on all workers; each of them calls it at once.
+    """Return a model's meter for all workers; every worker calls it at once.
 
     Args:
-        config: of the model.
-        parameters: of the model, all of them.
-        trainable: those with gradients.
-        device: of this worker.
-        dtype: of its arithmetic.
+        config: configuration of the model.
+        parameters: number of all parameters.
+        trainable: number of parameters with gradients.
+        device: device of this worker.
+        dtype: number format of its arithmetic.
     """
     flops, source = peak_of(device, dtype)
     (all_flops,) = group.every([flops], device)
@@ -76,7 +76,7 @@ def make_meter(
 
 
 def peak_of(device: "torch.device", dtype: str) -> tuple[float, str]:
-    """Return a device's FLOP/s in a number format, and whether they were read in the table or measured."""
+    """Return a device's FLOP/s in a number format, and whether they come from the table or were measured."""
     import torch
 
     if device.type == "cuda":
@@ -102,7 +102,7 @@ def measured_peak(device: "torch.device", dtype: "torch.dtype") -> float:
 
 
 def memory_bytes(device: "torch.device") -> int:
-    """Return the peak so far of a device's allocated memory; on a CPU the process's resident memory now."""
+    """Return the peak of a device's allocated memory so far; on a CPU, the process's current resident memory."""
     import psutil
     import torch
 

@@ -1,7 +1,7 @@
-"""What transformers and Liger's kernels keep private and training needs; no other module of `train` touches it.
+"""All uses of private parts of transformers and Liger's kernels; no other module of `train` touches them.
 
-It was read off the source of the version of transformers below; `tests/train/engine/test_transformers_internals.py`
-names what has moved in another one.
+They follow the source of the version of transformers below; `tests/train/engine/test_transformers_internals.py` names
+what has moved in another version.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ WRITTEN_AGAINST = "5.19.0"
 
 
 def attention_is_replaceable(model: Any) -> bool:
-    """Tell whether a model passes every argument on to an attention function that one may replace, and has no state."""
+    """Tell whether a model passes every argument on to a replaceable attention function and has no state."""
     return model._supports_attention_backend and model._supports_sdpa and not model._is_stateful
 
 
 def known_leftovers(model: Any) -> Sequence[str]:
-    """Return patterns of the tensors that may lie in a model's files although its class has no use for them."""
+    """Return patterns for names of tensors that a model's files may have although its class does not use them."""
     return getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
 
 
 def put_liger_kernels(model: Any) -> bool:
-    """Put Liger's Triton kernels into a model; False where the package is not installed."""
+    """Put Liger's Triton kernels into a model; return False if the package is not installed."""
     try:
         from liger_kernel.transformers import (  # pyright: ignore[reportMissingImports]
             _apply_liger_kernel_to_instance,

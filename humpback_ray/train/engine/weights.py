@@ -1,12 +1,12 @@
 """Weights under ZeRO 3: safetensors files → the parts of each parameter that this worker keeps.
 
-The model is created partitioned (`zero.Init`), without values; then every worker reads from the files the rows in which
-its own part of a parameter lies, and nothing else. No process ever holds the model: beside its parts a worker has one
-parameter while modules are created, and `PIECE_ELEMENTS` while files are read. Names and shapes must agree exactly:
-weights that nobody trained would train, too, only worse.
+The model is created partitioned (`zero.Init`), without values. Then every worker reads from the files only the rows
+that contain its own part of a parameter. No process ever holds the whole model: beside its parts, a worker holds one
+parameter while modules are created, and `PIECE_ELEMENTS` while files are read. Names and shapes must match exactly:
+weights left at random would train too, only worse.
 
-Given up: families whose checkpoints name or lay out parameters otherwise than transformers' classes do; they are
-refused by name, and load with ZeRO 2.
+Given up: families whose checkpoints name or lay out parameters differently than transformers' classes. They stop with
+an error that names the parameters, and load with ZeRO 2.
 """
 
 import json
@@ -30,10 +30,10 @@ PIECE_ELEMENTS = 16_000_000
 
 
 class Slices(Protocol):
-    """A tensor in a safetensors file, of which parts are read."""
+    """A tensor in a safetensors file that can be read in parts."""
 
     def get_shape(self) -> list[int]:
-        """Return the shape of all of it."""
+        """Return the shape of the whole tensor."""
         ...
 
     def __getitem__(self, part: slice) -> "torch.Tensor":
@@ -44,10 +44,7 @@ class Slices(Protocol):
 def load_partitioned(
     base: Path, config: "PreTrainedConfig", dtype: "torch.dtype", engine: dict[str, Any]
 ) -> "PreTrainedModel":
-    """Create a model partitioned over the workers and fill this worker's parts from the files; collective.
-
-    At most the part of one parameter, and while modules are created one parameter, is held beside the parts.
-    """
+    """Create a model partitioned over the workers and fill this worker's parts from the files; collective."""
     from deepspeed import zero
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
@@ -75,7 +72,7 @@ def fill(model: "nn.Module", base: Path) -> None:
 
 
 def stored_names(base: Path) -> dict[str, list[str]]:
-    """Return the names of the tensors of a model directory by safetensors file."""
+    """Return the names of a model directory's tensors by safetensors file."""
     from safetensors import safe_open
 
     index = base / "model.safetensors.index.json"
@@ -89,10 +86,10 @@ def stored_names(base: Path) -> dict[str, list[str]]:
 
 
 def wanted_names(model: "nn.Module", stored: set[str], base: Path) -> dict[str, "torch.Tensor"]:
-    """Return the tensors of a model by the names under which they are stored, each once; tied ones have several names.
+    """Return the tensors of a model by stored name, each once; tied tensors have several names.
 
     Raises:
-        TrainingStopped: a tensor is stored under none of its names, or a name belongs to none.
+        TrainingStopped: a tensor is not stored under any of its names, or a stored name belongs to no tensor.
     """
     tensors = model.state_dict(keep_vars=True)
     aliases: dict[int, list[str]] = defaultdict(list)
@@ -108,20 +105,20 @@ def wanted_names(model: "nn.Module", stored: set[str], base: Path) -> dict[str, 
 
 def refuse_names(base: Path, missing: Sequence[str], unexpected: Sequence[str]) -> None:
     """Stop unless a model directory has the parameters that its configuration calls for, and no others."""
-    for names, what in ((missing, "lacks"), (unexpected, "has, and its configuration does not call for,")):
+    for names, what in ((missing, "lacks the parameters"), (unexpected, "has the unexpected parameters")):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise TrainingStopped(
-                f"the base model in {base} {what} {shown}; is its config.json that of another model? Training would "
-                "begin with weights that nobody trained"
+                f"the base model in {base} {what} {shown}; is its config.json from another model? Training would "
+                "begin with random weights"
             )
 
 
 def _fill_one(tensor: "torch.Tensor", stored: Slices, where: str) -> None:
-    """Copy one stored tensor, or this worker's part of it, in."""
+    """Copy one stored tensor, or this worker's part of it, into the model."""
     shape, expected = list(stored.get_shape()), list(whole_shape(tensor))
     if shape != expected:
-        raise TrainingStopped(f"{where} is of shape {shape} and the model's configuration calls for {expected}")
+        raise TrainingStopped(f"{where} has shape {shape}, but the model's configuration calls for {expected}")
     if not is_partitioned(tensor):
         tensor.copy_(stored[:])
         return
@@ -134,10 +131,10 @@ def _fill_one(tensor: "torch.Tensor", stored: Slices, where: str) -> None:
 def pieces(
     stored: "Slices | torch.Tensor", shape: Sequence[int], first: int, last: int
 ) -> Iterator[tuple[int, "torch.Tensor"]]:
-    """Read the elements `first` to `last` - 1 of a tensor laid flat, whole rows at a time.
+    """Read the elements `first` to `last` - 1 of a flattened tensor, whole rows at a time.
 
     Yields:
-        The number of the first element of a piece, and the piece, flat.
+        The index of a piece's first element, and the piece, flat.
     """
     row = 1
     for size in shape[1:]:
@@ -150,7 +147,7 @@ def pieces(
 
 
 def restore_rotary(model: "nn.Module") -> None:
-    """Compute rotary frequencies anew, in float32: `zero.Init` made them in the training dtype."""
+    """Compute rotary frequencies again in float32: `zero.Init` made them in the training dtype."""
     for module in model.modules():
         buffers = dict(module.named_buffers(recurse=False))
         if "inv_freq" in buffers and hasattr(module, "config"):

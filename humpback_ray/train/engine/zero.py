@@ -2,15 +2,15 @@
 
 ZeRO 0 to 3 on GPUs and on CPU workers, AdamW on float32 master weights; optimizer and weights may stay in CPU memory.
 Under ZeRO 3 the model is created partitioned (`zero.Init`) and each worker reads its own part of each parameter from
-the files (weights.py). Parameters that the files lack, or have besides, stop the run.
+the files (weights.py). The run stops if the files lack a parameter or have an unexpected one.
 
-Dropout is what the model's family has: transformers' Llama, Mistral and Qwen have it in attention alone, and
-`TrainResult.dropouts` names the fields that were set. There is none on the residual stream, where the paper's
-unreported dropout may have been.
+Dropout acts where the model's family has it: transformers' Llama, Mistral and Qwen have it in attention only.
+`TrainResult.dropouts` names the fields that were set. The residual stream has no dropout; the paper, which does not
+say where its dropout acted, may have had some there.
 
-DeepSpeed divides gradients by the number of workers; `loss_scale_of` is the factor that undoes it, so that the loss may
-be a sum over the global batch's tokens. It is told of no accumulation: how many micro-batches a step has differs from
-step to step, so the loop says which is the last (`set_gradient_accumulation_boundary`).
+DeepSpeed divides gradients by the number of workers; `loss_scale_of` is the factor that undoes it, since the loss is a
+sum over the global batch's tokens. DeepSpeed's accumulation setting is not used: the number of micro-batches differs
+from step to step, so the loop says which one is the last (`set_gradient_accumulation_boundary`).
 
 Given up: optimizers other than AdamW.
 """
@@ -41,16 +41,16 @@ BUCKET_ELEMENTS = 50_000_000
 """Elements that ZeRO reduces or gathers at once: 100 MB in bfloat16."""
 
 LIVE_ELEMENTS = 1_000_000_000
-"""Elements of weights that ZeRO 3 keeps whole at a time, 2 GB in bfloat16: more than a layer of 70B has."""
+"""Elements of weights that ZeRO 3 keeps whole at a time, 2 GB in bfloat16: more than a layer of a 70B model has."""
 
 PERSISTENT_ELEMENTS = 100_000
-"""Smaller parameters stay whole under ZeRO 3: the norms, which would cost a message each."""
+"""Smaller parameters stay whole under ZeRO 3. These are the norms, which would cost a message each."""
 
 SUB_GROUP_ELEMENTS = 1_000_000_000
-"""Elements of its part that a worker updates at once under ZeRO 3."""
+"""Elements of its own part that a worker updates at once under ZeRO 3."""
 
 NO_CLIP = 1e30
-"""A norm that no gradient reaches: DeepSpeed reports the norm only where it may clip."""
+"""A norm that no gradient reaches: DeepSpeed reports the norm only if clipping is on."""
 
 DROPOUT_FIELDS = (
     "attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "hidden_dropout", "hidden_dropout_prob",
@@ -98,12 +98,12 @@ def engine_config(placement: TrainPlacement, recipe: TrainRecipe) -> dict[str, A
 
 
 def stage_of(placement: TrainPlacement, recipe: TrainRecipe) -> Literal[0, 1, 2, 3]:
-    """Return the ZeRO stage that is run: at least 1 in bfloat16 (see `engine_config`)."""
+    """Return the ZeRO stage that is used: at least 1 in bfloat16 (see `engine_config`)."""
     return 1 if placement.zero_stage == 0 and recipe.dtype == "bfloat16" else placement.zero_stage
 
 
 def _optimizer(placement: TrainPlacement, recipe: TrainRecipe) -> dict[str, Any]:
-    """PyTorch's fused AdamW; for an offloaded optimizer of a GPU worker DeepSpeed's CPU Adam, if it can be compiled."""
+    """Choose PyTorch's fused AdamW, or for an optimizer offloaded from a GPU DeepSpeed's CPU Adam if it can compile."""
     parameters: dict[str, Any] = {
         "lr": recipe.learning_rate,
         "betas": list(recipe.betas),
@@ -117,7 +117,7 @@ def _optimizer(placement: TrainPlacement, recipe: TrainRecipe) -> dict[str, Any]
 
 
 def loss_scale_of(workers: int, output_tokens: int) -> float:
-    """Return the factor on a micro-batch's summed loss that makes the step's gradient that of the global mean."""
+    """Return the factor on a micro-batch's summed loss that makes the step's gradient the global mean's gradient."""
     return workers / output_tokens
 
 
@@ -134,10 +134,10 @@ def import_deepspeed(gpu: bool) -> ModuleType:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what this process frees, however large: every step asks for the same blocks again.
+    """Let glibc keep the memory that this process frees, however large: every step asks for the same blocks again.
 
-    Else each of DeepSpeed's buffers is mapped anew and its pages are cleared by the kernel, which took a sixth of the
-    time of a step of 50 M parameters on two cores. Other C libraries are left as they are.
+    Otherwise the kernel maps each of DeepSpeed's buffers again and clears its pages, which took a sixth of the time of
+    a step with 50 M parameters on two cores. Other C libraries are left as they are.
     """
     if platform.libc_ver()[0] == "glibc":
         set_option = ctypes.CDLL(None).mallopt
@@ -147,16 +147,16 @@ def keep_freed_memory() -> None:
 
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-"""Of glibc's malloc.h."""
+"""Constants of glibc's malloc.h."""
 
 
 def _is_worth_reading(record: logging.LogRecord) -> bool:
-    """Drop what DeepSpeed warns of on every CPU worker although it was asked for."""
+    """Drop the warning that DeepSpeed is on the CPU: every CPU worker logs it, and we asked for the CPU."""
     return "Setting accelerator to CPU" not in record.getMessage()
 
 
 def set_dropout(config: "PreTrainedConfig", probability: float) -> list[str]:
-    """Set every dropout that a model's configuration names; return their names."""
+    """Set every dropout that a model's configuration has; return the names of the fields."""
     names = [name for name in DROPOUT_FIELDS if isinstance(getattr(config, name, None), int | float)]
     for name in names:
         setattr(config, name, probability)
@@ -172,12 +172,12 @@ def load_model(
 
     Args:
         base: directory of the model.
-        recipe: says the dtype and the dropout.
+        recipe: gives the dtype and the dropout.
         engine: DeepSpeed's configuration.
-        checkpointing: whether layers are computed again in the backward pass.
+        checkpointing: whether the backward pass computes layers again instead of keeping their activations.
 
     Raises:
-        TrainingStopped: the files lack a parameter, or have one of another name or shape.
+        TrainingStopped: the files lack a parameter, or have one with another name or shape.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -202,9 +202,9 @@ def load_model(
 
 
 def start_engine(model: "nn.Module", config: dict[str, Any], gpu: bool) -> TrainingEngine:
-    """Wrap a loaded model in a DeepSpeed engine; torch.distributed is up already.
+    """Wrap a loaded model in a DeepSpeed engine; torch.distributed must be up.
 
-    What DeepSpeed prints of its memory meanwhile is swallowed.
+    DeepSpeed prints its memory use while it starts; that output is suppressed.
     """
     deepspeed = import_deepspeed(gpu)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -212,14 +212,14 @@ def start_engine(model: "nn.Module", config: dict[str, Any], gpu: bool) -> Train
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=parameters, config=config, dist_init_required=False
         )
-    engine.train()  # transformers loads models for inference, in which no dropout acts
+    engine.train()  # transformers loads models in evaluation mode, where no dropout acts
     return engine
 
 
 def finish_step(engine: TrainingEngine, loss: "torch.Tensor") -> float:
-    """Take a step's last backward pass and its update; return the norm of the step's gradient.
+    """Run a step's last backward pass and the update; return the norm of the step's gradient.
 
-    An update whose gradient is not finite is dropped; where ZeRO is off, DeepSpeed would apply it.
+    An update with a non-finite gradient is dropped. With ZeRO off, DeepSpeed would apply it.
     """
     engine.backward(loss)
     if engine.zero_optimization_stage() > 0:
@@ -236,6 +236,6 @@ def finish_step(engine: TrainingEngine, loss: "torch.Tensor") -> float:
 
 
 def parameter_count(model: "nn.Module", trainable: bool = False) -> int:
-    """Count parameters, partitioned ones by their whole size; `trainable`: those alone that require gradients."""
+    """Count parameters, partitioned ones in full; with `trainable`, only those that require gradients."""
     counted = (parameter for parameter in model.parameters() if parameter.requires_grad or not trainable)
     return sum(whole_elements(parameter) for parameter in counted)

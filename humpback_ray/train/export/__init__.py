@@ -1,1 +1,1 @@
-"""The directory that people serve: written, loaded again, described."""
+"""The model directory that people serve: written, checked, described."""

@@ -1,4 +1,4 @@
-"""The model card: what a directory with a model says of itself to who finds it without its run."""
+"""The model card: describes a model to readers who find its directory without its run."""
 
 import yaml
 
@@ -8,7 +8,7 @@ from humpback_ray.train.recipe import Lora, TrainRecipe
 
 
 def model_card(job: TrainJob, result: TrainResult) -> str:
-    """Write README.md, with the metadata that the Hugging Face Hub reads; it names no time, place or speed."""
+    """Return README.md with the metadata that the Hugging Face Hub reads; it names no time, place or speed."""
     parts = [_front(job), _origin(job, result), _data(job, result), _losses(result), _use(job)]
     return "\n".join(parts)
 
@@ -31,7 +31,7 @@ def _origin(job: TrainJob, result: TrainResult) -> str:
 
 - base model: {origin.base or "not named"}{f", digest `{origin.base_digest[:12]}`" if origin.base_digest else ""}
 - recipe fingerprint: `{origin.fingerprint or "none"}`
-- licence: {origin.licence}
+- license: {origin.licence}
 - method: {_method(job.recipe, result)}
 - {len(result.metrics):,} steps of {result.batch_examples} examples, {result.output_tokens:,} output tokens
 """

@@ -1,17 +1,18 @@
-"""A trained engine → the directory that people serve, loaded again before it counts (P9).
+"""A trained engine → the directory that people serve, loaded again and checked before it is published (P9).
 
-Rank 0 writes safetensors in the training format's dtype, file by file, then the tokenizer, `chat_template.jinja` that
-is the training layout, a generation config with the paper's sampling, the *base* model's configuration (no
+Rank 0 writes safetensors in the dtype of training, file by file; then the tokenizer, the training layout as
+`chat_template.jinja`, a generation config with the paper's sampling, the *base* model's configuration (no
 training-only dropout or cache setting) and a model card. Parameters are gathered one at a time (ZeRO 3) and merged one
-at a time (LoRA), so a worker holds one more than its own and rank 0's host the tensors of one file. A finished file
-goes to its destination while the next one is gathered; for s3:// it stays in the temporary directory until the check.
+at a time (LoRA): a worker holds one parameter besides its own part, and rank 0's host the tensors of one file. A
+finished file goes to its destination while the next one is gathered; for s3:// it also stays in the temporary
+directory until the check.
 
-What is checked, and when:
+The checks:
 
-- each file as it is written: read back, every tensor is the one in memory, bit for bit;
+- each file after it is written: read back, every tensor equals the one in memory, bit for bit;
 - before training and at the end: a served message, and a conversation, have the token ids that training gives them;
-- the whole directory at the end, before anything of it is committed: plain transformers loads it and it does what the
-  model in memory does (reload.py).
+- the whole directory at the end, before anything is committed: plain transformers loads it, and it behaves like the
+  model in memory (reload.py).
 
 Given up: architectures whose checkpoint names differ from their parameter names (none among Llama, Qwen, Mistral).
 """
@@ -54,7 +55,7 @@ def export_model(
     """Write, check and upload the model; every rank calls it, rank 0 gets the files and the probe's greedy tokens.
 
     Raises:
-        TrainingStopped: on rank 0, where the directory does not give the trained model back.
+        TrainingStopped: the model in the directory differs from the trained one; raised on rank 0.
     """
     asked = probe(engine, encode_prompt(tokenizer, probe_prompt(job.chat, job.direction)))
     module = engine.module
@@ -79,7 +80,7 @@ def export_model(
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor of the export, by what it is made of."""
+    """A tensor of the export and the tensors that it is made of."""
 
     name: str
     shape: tuple[int, ...]
@@ -87,11 +88,11 @@ class Part:
     sources: list["torch.Tensor"]
     """Parameters or buffers of the model; under ZeRO 3 each worker has a piece of each."""
     make: Callable[[], "torch.Tensor"]
-    """Makes the tensor of the whole sources."""
+    """Makes the tensor once its sources are whole."""
 
     @property
     def bytes(self) -> int:
-        """Size of its data."""
+        """Size of its data, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def gathered(self) -> AbstractContextManager[object]:
@@ -101,12 +102,12 @@ class Part:
         return zero.GatheredParameters([source for source in self.sources if is_partitioned(source)])
 
     def value(self) -> "torch.Tensor":
-        """Return the tensor on the host, in the block of `gathered`."""
+        """Return the tensor on the host; call it in the block of `gathered`."""
         return self.make().detach().to("cpu", copy=True).contiguous()
 
 
 def parts(module: "nn.Module") -> Iterator[Part]:
-    """Yield every parameter and persistent buffer, tied ones once, adapters merged into the weights they adapt."""
+    """Yield every parameter and persistent buffer, tied ones once, with adapters merged into their weights."""
     adapted = dict(lora.layers(module))
     seen: set[int] = set()
     for name, tensor in module.state_dict(keep_vars=True).items():
@@ -132,17 +133,17 @@ def _part(name: str, tensor: "torch.Tensor") -> Part:
 
 
 class Shelf:
-    """Where the finished files of a model are put, one at a time and in the background; a `with` block.
+    """Uploads the finished files of a model, one at a time and in the background; a context manager.
 
     Args:
         uri: the model's directory.
-        scratch: a temporary directory, in which files are made.
+        scratch: a temporary directory in which files are made.
     """
 
     def __init__(self, uri: str, scratch: Path) -> None:
         self.uri, self.scratch = uri, scratch
         self.directory = scratch if storage.is_s3(uri) else Path(uri)
-        """Where the files can be read, those put and those that are not yet."""
+        """Where all files can be read, whether put or not."""
         self.entries: list[storage.FileEntry] = []
         self._putter = ThreadPoolExecutor(1)
         self._putting: Future[None] | None = None
@@ -156,7 +157,7 @@ class Shelf:
         self._putter.shutdown()
 
     def put(self, path: Path) -> None:
-        """Put a finished file of the scratch directory; waits for the one before, and raises what that raised."""
+        """Put a finished file of the scratch directory; waits for the previous one, and raises its error."""
         self.wait()
         self._putting = self._putter.submit(self._put, path)
 
@@ -173,7 +174,7 @@ class Shelf:
             self._putting.result()
 
     def put_rest(self) -> None:
-        """Put every file that is in the scratch directory and was not put."""
+        """Put every file of the scratch directory that has not been put."""
         self.wait()
         known = {entry.name for entry in self.entries}
         for path in sorted(path for path in self.scratch.rglob("*") if path.is_file()):
@@ -183,23 +184,24 @@ class Shelf:
 
 
 def lacking_room(uri: str, model_bytes: int) -> str | None:
-    """Say so where the disk that a model is written to has less room than it needs; None if it has enough."""
+    """Return a problem if the disk that a model is written to lacks room for it; None if it has enough."""
     path = Path(tempfile.gettempdir() if storage.is_s3(uri) else uri)
     path = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(path).free
     if free >= model_bytes:
         return None
     return (
-        f"the trained model will be {model_bytes:,} bytes and {path} has {free:,} free, where it is put together to be "
-        f"checked; make room, or {'set TMPDIR to' if storage.is_s3(uri) else 'give the run a root on'} a larger disk"
+        f"the trained model will take {model_bytes:,} bytes, and {path}, where it is written and checked, has "
+        f"{free:,} bytes free; make room, or "
+        f"{'set TMPDIR to' if storage.is_s3(uri) else 'give the run a root on'} a larger disk"
     )
 
 
 def write_weights(module: "nn.Module", shelf: Shelf, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write safetensors files of at most `shard_bytes`, with an index where there are several; each is put when done.
+    """Write safetensors files of at most `shard_bytes`, with an index if there are several; put each when it is done.
 
     Raises:
-        TrainingStopped: a file does not hold what is in memory.
+        TrainingStopped: a file differs from the tensors in memory.
     """
     from safetensors.torch import save_file
 
@@ -220,7 +222,7 @@ def write_weights(module: "nn.Module", shelf: Shelf, shard_bytes: int = SHARD_BY
 
 
 def divide(found: Sequence[Part], shard_bytes: int) -> list[list[Part]]:
-    """Divide parts into files, in order, none above `shard_bytes` unless a part is."""
+    """Divide parts into files, in order; no file is larger than `shard_bytes` unless a single part is."""
     shards: list[list[Part]] = [[]]
     held = 0
     for part in found:
@@ -233,10 +235,10 @@ def divide(found: Sequence[Part], shard_bytes: int) -> list[list[Part]]:
 
 
 def check_file(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
-    """Read a written file, tensor by tensor.
+    """Read a written file back and compare it with memory, tensor by tensor.
 
     Raises:
-        TrainingStopped: one is not that of memory.
+        TrainingStopped: a tensor differs or is missing.
     """
     from safetensors import safe_open
 
@@ -245,8 +247,8 @@ def check_file(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:
         wrong = [name for name in tensors if name not in names or not _same(file.get_tensor(name), tensors[name])]
     if wrong or len(names) != len(tensors):
         raise TrainingStopped(
-            f"{path.name} was written and does not hold the model: {len(wrong)} of {len(tensors)} tensors differ or "
-            f"are missing ({', '.join(wrong[:3])}), {len(names)} are there; look at the disk of {path.parent}"
+            f"{path.name} was written but does not hold the model: {len(wrong)} of {len(tensors)} tensors differ or "
+            f"are missing ({', '.join(wrong[:3])}), and the file has {len(names)}; check the disk of {path.parent}"
         )
 
 
@@ -259,7 +261,7 @@ def _same(found: "torch.Tensor", expected: "torch.Tensor") -> bool:
 
 
 def adapter_parts(module: "nn.Module") -> Iterator[Part]:
-    """Yield the adapters by themselves, by the names that peft gives them in a file; none after a full fine-tune."""
+    """Yield the adapters alone, under the names that peft gives them in a file; none after a full fine-tune."""
     for name, layer in lora.layers(module):
         for letter in ("lora_A", "lora_B"):
             tensor = getattr(layer, letter)[lora.ADAPTER].weight
@@ -267,7 +269,7 @@ def adapter_parts(module: "nn.Module") -> Iterator[Part]:
 
 
 def write_adapters(module: "nn.Module", recipe: Lora, directory: Path) -> None:
-    """Write the adapters as peft keeps them: `PeftModel.from_pretrained` takes the directory."""
+    """Write the adapters in peft's format: `PeftModel.from_pretrained` can load the directory."""
     from safetensors.torch import save_file
 
     lora.configuration(recipe).save_pretrained(str(directory))
@@ -284,7 +286,7 @@ def _values(some: Iterable[Part]) -> dict[str, "torch.Tensor"]:
 
 
 def write_configuration(base: Path, architecture: str, dtype: str, directory: Path) -> None:
-    """Write the base model's own configuration with the exported class and dtype."""
+    """Write the base model's configuration with the exported class and dtype."""
     import torch
     from transformers import AutoConfig
 
@@ -295,7 +297,7 @@ def write_configuration(base: Path, architecture: str, dtype: str, directory: Pa
 
 
 def served_unlike(tokenizer: SavedTokenizer, base: Path, job: TrainJob) -> str | None:
-    """Say so where the model to be trained would be served other tokens than it learns from; known before training."""
+    """Return a problem if the trained model would be served other tokens than it learns from; call before training."""
     with TemporaryDirectory(prefix="humpback-tokenizer-") as name:
         shutil.copy(base / "config.json", name)
         write_tokenizer(tokenizer, job, Path(name))
@@ -303,9 +305,9 @@ def served_unlike(tokenizer: SavedTokenizer, base: Path, job: TrainJob) -> str |
 
 
 def write_tokenizer(tokenizer: SavedTokenizer, job: TrainJob, directory: Path) -> None:
-    """Write the tokenizer with the training layout as its chat template, and how to sample (section 3.1: T 0.7, p 0.9).
+    """Write the tokenizer with the training layout as its chat template, and the sampling (section 3.1: T 0.7, p 0.9).
 
-    A tokenizer without a pad token stays without: batches of prompts are padded with the end token's id.
+    A tokenizer without a pad token gets none: batches of prompts are padded with the end token's id.
     """
     from transformers import GenerationConfig
 

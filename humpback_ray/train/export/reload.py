@@ -1,12 +1,12 @@
 """An exported directory, loaded again and compared with the model in memory (P9).
 
-Plain transformers loads it, with every weight in its place and the tokenizer unchanged. Its logits on a probe prompt
-and the first 16 greedy tokens must be memory's, and it must generate. One pass over prompt and tokens proves greedy
-decoding: each token is the one preferred after those before it; a token that rounding put behind another, by less than
-logits may differ, is forgiven.
+Plain transformers must load it, with every weight in its place and the tokenizer unchanged. Its logits on a probe
+prompt and its first 16 greedy tokens must equal those in memory, and it must generate. One pass over prompt and tokens
+proves greedy decoding: each token must be the likeliest after the tokens before it, or behind the likeliest by no more
+than the tolerance of logits, since rounding differs.
 
-The model in memory may be on the same host. So what is larger than half of the host's free memory is left on disk and
-read layer by layer; then one token is generated and not 16, as each is another pass over the files.
+The model in memory may be on the same host. So a model larger than half of the host's free memory is left on disk and
+read layer by layer. Then only one token is generated, not 16, since each token takes another pass over the files.
 """
 
 import logging
@@ -33,27 +33,27 @@ TURNS = (
     ("Say it in one word!", "Age"),
     ("- café?", "  Yes 東京."),
 )
-"""A conversation on which training and serving are compared."""
+"""A conversation for which the tokens of training and serving are compared."""
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
-"""Largest difference of a logit, as a share of the largest logit: GPUs and hosts sum in another order."""
+"""Largest difference of a logit, as a share of the largest logit: GPUs and hosts sum in different orders."""
 
 PROBE_NEW_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What the model in memory does with a prompt."""
+    """The output of the model in memory for a prompt."""
 
     ids: list[int]
-    """The prompt and, behind it, all greedy tokens but the last."""
+    """The prompt and all greedy tokens but the last."""
     greedy: list[int]
     logits: "torch.Tensor"
-    """On `ids`, float32 [T, V] on the host; the last `len(greedy)` rows prefer the greedy tokens."""
+    """Logits for `ids`, float32 [T, V] on the host; the last `len(greedy)` rows predict the greedy tokens."""
 
     @property
     def prompt(self) -> list[int]:
-        """The tokens of the prompt alone."""
+        """The tokens of the prompt."""
         return self.ids[: len(self.ids) - len(self.greedy) + 1]
 
 
@@ -63,7 +63,7 @@ def probe_prompt(chat: ChatRecipe, direction: Direction) -> str:
 
 
 def probe(engine: Probed, ids: list[int]) -> Probe:
-    """Let the trained model go on greedily after a prompt, whatever its end tokens; collective under ZeRO 3."""
+    """Let the trained model continue a prompt greedily, ignoring end tokens; collective under ZeRO 3."""
     import torch
 
     engine.eval()
@@ -79,15 +79,15 @@ def probe(engine: Probed, ids: list[int]) -> Probe:
 
 
 def unlike_training(directory: Path, tokenizer: SavedTokenizer, job: TrainJob) -> str | None:
-    """Compare the token ids of messages in a written directory's chat template with those of training.
+    """Compare the token ids that a written directory's chat template gives messages with those of training.
 
     Args:
-        directory: of the model, or of its tokenizer alone.
-        tokenizer: that the model is trained with.
-        job: what is trained.
+        directory: directory of the model, or of its tokenizer alone.
+        tokenizer: the tokenizer that the model is trained with.
+        job: the training job.
 
     Returns:
-        Where they part, for the first message, with its reply, and for a conversation; None where they agree.
+        The first difference in a conversation, as a message; None if there is none.
     """
     from transformers import AutoTokenizer
 
@@ -103,9 +103,9 @@ def unlike_training(directory: Path, tokenizer: SavedTokenizer, job: TrainJob) -
         if found != trained:
             start, *words = first_difference(served, trained, found)
             return (
-                f"{job.model} would be served other tokens than it is trained on: of message {len(messages)} "
-                f"({message['role']}) training has {words[0]} and the chat template {words[1]}, from token "
-                f"{start} on; the tokenizer of {job.base_uri} cuts the layout otherwise there, so let "
+                f"{job.model} would be served other tokens than it is trained on: in message {len(messages)} "
+                f"({message['role']}), from token {start} on, training has {words[0]} and the chat template has "
+                f"{words[1]}; the tokenizer of {job.base_uri} splits the layout differently there, so let "
                 "chat.forward and chat.backward begin and end with a line break, or use another base model"
             )
     return None
@@ -124,7 +124,7 @@ def messages_of_training(tokenizer: SavedTokenizer, job: TrainJob) -> Iterator[t
 def first_difference(
     tokenizer: SavedTokenizer, trained: list[int], served: list[int]
 ) -> tuple[int, list[str], list[str]]:
-    """Return where two unequal lists of token ids part, and the tokens of each from a little before there on."""
+    """Return a place shortly before two unequal lists of token ids differ, and some tokens of each from there on."""
     pairs = enumerate(zip([*served, None], [*trained, None], strict=False))
     place = next(place for place, (here, there) in pairs if here != there)
     around = slice(max(0, place - 2), place + 3)
@@ -136,13 +136,13 @@ def first_difference(
 
 
 def check_directory(directory: Path, asked: Probe, job: TrainJob, host_bytes: int | None = None) -> None:
-    """Load a written directory with plain transformers, compare it with memory, and let it generate.
+    """Load a written directory with plain transformers, compare it with the model in memory, and let it generate.
 
     Args:
-        directory: of the model.
-        asked: what the model in memory does.
-        job: what was trained.
-        host_bytes: memory that the loaded weights may take, the others stay on disk; None: half of what is free.
+        directory: directory of the model.
+        asked: the output of the model in memory.
+        job: the training job.
+        host_bytes: memory that the loaded weights may take, the rest stays on disk; None: half of the free memory.
 
     Raises:
         TrainingStopped: tokens, logits or names of weights differ, or a logit is NaN.
@@ -152,7 +152,8 @@ def check_directory(directory: Path, asked: Probe, job: TrainJob, host_bytes: in
     tokenizer = AutoTokenizer.from_pretrained(directory)
     if encode_prompt(tokenizer, probe_prompt(job.chat, job.direction)) != asked.prompt:
         raise TrainingStopped(
-            f"the exported tokenizer of {job.model} encodes the probe prompt unlike the one trained with"
+            f"the exported tokenizer of {job.model} encodes the probe prompt differently than the tokenizer of training"
+            "; not published"
         )
     model, on_disk = load_again(directory, job.model, host_bytes)
     apart, agreed = compare(model, asked, job)
@@ -167,10 +168,10 @@ def check_directory(directory: Path, asked: Probe, job: TrainJob, host_bytes: in
 
 
 def compare(model: Causal, asked: Probe, job: TrainJob) -> tuple[float, int]:
-    """Compare what a loaded model and the model in memory make of the probe.
+    """Compare the outputs of a loaded model and of the model in memory for the probe.
 
     Returns:
-        The largest difference of a logit, as a share of the largest, and how many greedy tokens agree.
+        The largest difference of a logit, as a share of the largest logit, and how many greedy tokens agree.
 
     Raises:
         TrainingStopped: logits or greedy tokens differ, or a logit is NaN.
@@ -185,7 +186,7 @@ def compare(model: Causal, asked: Probe, job: TrainJob) -> tuple[float, int]:
     if not apart <= tolerance:
         raise TrainingStopped(
             f"the exported {job.model} is not the trained model: logits differ by {apart:.2g} of the largest, "
-            f"at most {tolerance:g} was expected; the export is not published"
+            f"but {tolerance:g} is the limit; not published"
         )
     choices = logits[-len(asked.greedy) :]
     behind = [(row.max() - row[token]).item() for row, token in zip(choices, asked.greedy, strict=True)]
@@ -199,7 +200,7 @@ def compare(model: Causal, asked: Probe, job: TrainJob) -> tuple[float, int]:
 
 
 def generate(model: Generating, prompt: list[int], new_tokens: int) -> int:
-    """Let a loaded model generate greedily, `new_tokens` at most; return how many it did."""
+    """Let a loaded model generate at most `new_tokens` tokens greedily; return how many it generated."""
     import torch
 
     greedy = {"do_sample": False, "temperature": None, "top_p": None}
@@ -211,10 +212,10 @@ def generate(model: Generating, prompt: list[int], new_tokens: int) -> int:
 
 
 def load_again(directory: Path, name: str, host_bytes: int | None = None) -> tuple[Generating, bool]:
-    """Load a model with plain transformers onto this host; return it, and whether a part was left on disk.
+    """Load a model with plain transformers on this host; return it, and whether a part was left on disk.
 
     Raises:
-        TrainingStopped: a weight of the model is not in its files, or a file has one that the model has not.
+        TrainingStopped: the files lack a weight of the model, or have an unexpected one.
     """
     import psutil
     from transformers import AutoModelForCausalLM
@@ -228,7 +229,7 @@ def load_again(directory: Path, name: str, host_bytes: int | None = None) -> tup
     model, found = loaded
     if lost := [*found["missing_keys"], *found["unexpected_keys"]]:
         raise TrainingStopped(
-            f"the exported {name} is not a model that transformers loads: {len(lost)} weights are missing or "
-            f"not expected, first {sorted(lost)[0]}; not published"
+            f"the exported {name} is not a model that transformers can load: {len(lost)} weights are missing or "
+            f"unexpected, the first is {sorted(lost)[0]}; not published"
         )
     return model.eval(), on_disk

@@ -23,7 +23,7 @@ def save(saver: Saver, step: int, fragments: list[Fragment]) -> None:
     saver.save(f"step-{step:06d}-3fa9c1", fragments, store.state_of({}, [ROW] * step, 1))
 
 
-def test_what_is_stored_is_what_was_there_when_it_was_begun(tmp_path: Path, fragments: list[Fragment]) -> None:
+def test_a_checkpoint_stores_the_values_from_when_it_began(tmp_path: Path, fragments: list[Fragment]) -> None:
     import torch
 
     saver = Saver(str(tmp_path / "0001"), rank=0, keep=2)
@@ -40,7 +40,7 @@ def test_what_is_stored_is_what_was_there_when_it_was_begun(tmp_path: Path, frag
     assert torch.equal(fragments[0].tensors["weight"], torch.full((3,), 4.0))
 
 
-def test_storage_that_comes_back_costs_a_try_and_storage_that_does_not_costs_that_checkpoint_alone(
+def test_a_short_storage_failure_is_retried_and_a_long_one_loses_only_that_checkpoint(
     tmp_path: Path, fragments: list[Fragment], monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
     attempt = tmp_path / "checkpoints/0001"
@@ -49,7 +49,7 @@ def test_storage_that_comes_back_costs_a_try_and_storage_that_does_not_costs_tha
     monkeypatch.setattr(store, "PAUSES_S", (0.01, 0.01))
     save(saver, 1, fragments)
     saver.wait()
-    assert any("step-000001-3fa9c1 was not stored; training goes on" in message for _, message in said.records)
+    assert any("step-000001-3fa9c1; training continues" in message for _, message in said.records)
     monkeypatch.setattr(store, "PAUSES_S", (0.5,))
     threading.Timer(0.1, attempt.parent.unlink).start()
     save(saver, 2, fragments)

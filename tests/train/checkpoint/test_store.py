@@ -17,11 +17,11 @@ ROW = StepMetrics(1, 2.5, 1e-5, 0.5, 10, 4, 0.1)
 IDENTITY = {"model": "m0", "recipe": {"seed": 0, "betas": (0.9, 0.95)}}
 SIZES = {"layer.weight": 10, "layer.bias": 4}
 HALVES = {"layer.weight": [0, 6, 10], "layer.bias": [0, 0, 4]}
-"""Where rank 0, rank 1 and the parameter end; rank 0 has nothing of the bias."""
+"""Where rank 0's part, rank 1's part and the parameter end; rank 0 has no part of the bias."""
 
 
 def values(kind: str, name: str) -> Any:
-    """Three tensors per parameter whose elements all differ."""
+    """Return three tensors per parameter; all elements differ."""
     import torch
 
     base = 100 * list(SIZES).index(name) + 1000 * ["weight", "exp_avg", "exp_avg_sq"].index(kind)
@@ -29,7 +29,7 @@ def values(kind: str, name: str) -> Any:
 
 
 def held(rank: int, ends: dict[str, list[int]], blank: bool = False) -> list[Fragment]:
-    """What a rank holds of both parameters, or room for it."""
+    """Return a rank's fragments of both parameters, or empty ones of that size."""
     cuts = ((name, cut[rank], cut[rank + 1]) for name, cut in ends.items())
     kinds = ("weight", "exp_avg", "exp_avg_sq")
     made = [
@@ -41,7 +41,7 @@ def held(rank: int, ends: dict[str, list[int]], blank: bool = False) -> list[Fra
 
 
 def write(target: Path | str, step: int = 1, ranks: tuple[int, ...] = (0, 1), workers: int = 2) -> str:
-    """Write a checkpoint of two workers, or the part of some of them."""
+    """Write a checkpoint of two workers, or only the parts of some of them."""
     for rank in ranks:
         state = store.state_of(IDENTITY, [ROW] * step, workers)
         store.write(held(rank, HALVES), rank, str(target), state)
@@ -52,7 +52,7 @@ def written(at: Path, attempt: str, step: int, ranks: tuple[int, ...] = (0, 1)) 
     return Path(write(at / "checkpoints" / attempt / f"step-{step:06d}-3fa9c1", step, ranks))
 
 
-def test_a_sound_checkpoint_gives_its_steps_back(tmp_path: Path) -> None:
+def test_a_complete_checkpoint_gives_its_steps_back(tmp_path: Path) -> None:
     assert store.read_state(write(tmp_path), IDENTITY) == [ROW]
     assert json.loads((tmp_path / "state.json").read_text())["step"] == 1
 
@@ -63,7 +63,7 @@ def test_another_recipe_is_refused_with_both_values(tmp_path: Path) -> None:
 
 
 def cuts(size: int) -> st.SearchStrategy[list[int]]:
-    """Where up to four workers' parts of a parameter end; some are empty."""
+    """Draw where the parts of up to four workers end; some are empty."""
     inner = st.lists(st.integers(0, size), max_size=3)
     return inner.map(lambda ends: [0, *sorted(ends), size])
 
@@ -74,7 +74,7 @@ def layouts() -> st.SearchStrategy[dict[str, list[int]]]:
 
 
 @given(before=layouts(), after=layouts(), part_bytes=st.sampled_from([1, 60, 1 << 30]))
-def test_any_cut_is_written_and_read_under_any_other(
+def test_a_checkpoint_written_under_any_split_is_read_under_any_other(
     tmp_path_factory: pytest.TempPathFactory, before: dict[str, list[int]], after: dict[str, list[int]], part_bytes: int
 ) -> None:
     import torch
@@ -105,18 +105,19 @@ def test_a_worker_reports_damage_to_what_it_reads_and_leaves_other_files_alone(t
     name = "rank-00001-000.safetensors"
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1] + b"x")
     assert fetched(tmp_path, 0).problem() is None
-    assert f"{name} is not what was written; delete this checkpoint" in str(fetched(tmp_path, 1).problem())
+    expected = f"{name} is missing or does not match its digest; delete this checkpoint"
+    assert expected in str(fetched(tmp_path, 1).problem())
     (tmp_path / "state.json").write_text((tmp_path / "state.json").read_text().replace("2.5", "2.4"))
-    assert "state.json is not what was written" in str(fetched(tmp_path, 0).problem())
+    assert "state.json is missing or does not match its digest" in str(fetched(tmp_path, 0).problem())
 
 
-def test_elements_that_no_rank_has_written_are_missed(tmp_path: Path) -> None:
+def test_elements_that_no_rank_has_written_are_reported(tmp_path: Path) -> None:
     write(tmp_path, ranks=(0,), workers=1)
     lacking = fetched(tmp_path, 1).fill(held(1, HALVES))
-    assert "has 0 of the elements 6 to 10 of layer.weight" in str(lacking)
+    assert "has only 0 of the elements 6 to 10 of layer.weight" in str(lacking)
 
 
-def test_the_complete_checkpoint_with_the_most_steps_is_gone_on_from_whoever_wrote_it(tmp_path: Path) -> None:
+def test_a_run_resumes_from_the_complete_checkpoint_with_the_most_steps_of_any_attempt(tmp_path: Path) -> None:
     assert store.newest(str(tmp_path / "checkpoints")) is None
     made = [written(tmp_path, "0001", 4), written(tmp_path, "0001", 8), written(tmp_path, "0002", 6)]
     (tmp_path / "checkpoints/0003").mkdir()
@@ -134,7 +135,7 @@ def test_the_complete_checkpoint_with_the_most_steps_is_gone_on_from_whoever_wro
     ],
     ids=["no list", "no state", "no tensors", "few tensors"],
 )
-def test_a_half_uploaded_checkpoint_is_passed_over(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+def test_a_partly_uploaded_checkpoint_is_ignored(tmp_path: Path, harm: Callable[[Path], None]) -> None:
     sound = written(tmp_path, "0001", 4)
     harm(written(tmp_path, "0001", 8))
     written(tmp_path, "0002", 8, ranks=(0,))
@@ -142,7 +143,7 @@ def test_a_half_uploaded_checkpoint_is_passed_over(tmp_path: Path, harm: Callabl
     assert store.newest(str(tmp_path / "checkpoints")) == str(sound)
 
 
-def test_a_checkpoint_that_is_deleted_while_it_is_fetched_is_no_verdict(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_deleted_while_it_is_fetched_does_not_stop_the_run(tmp_path: Path) -> None:
     target = written(tmp_path, "0001", 4)
     (target / "rank-00001-000.safetensors").unlink()
     assert store.fetch(str(target), held(1, HALVES)) is None
@@ -160,7 +161,7 @@ def test_on_object_storage_too(tmp_path: Path, s3_bucket: str) -> None:
     assert store.newest(uri) == newest
     assert store.read_state(newest, IDENTITY) == [ROW] * 8
     whole = {name: [0, size] for name, size in SIZES.items()}
-    for _ in range(2):  # a copy that was forgotten is fetched anew
+    for _ in range(2):  # a deleted local copy is fetched again
         mine = held(0, whole, blank=True)
         source = store.fetch(newest, mine)
         assert source is not None
@@ -172,7 +173,9 @@ def test_on_object_storage_too(tmp_path: Path, s3_bucket: str) -> None:
     assert {name.split("/")[1] for name in storage.list_names(uri)} == {"step-000008-3fa9c1", "step-000010-3fa9c1"}
 
 
-def test_old_ones_go_once_enough_newer_ones_are_complete_and_other_attempts_are_let_be(tmp_path: Path) -> None:
+def test_old_checkpoints_of_this_attempt_are_deleted_once_enough_newer_ones_are_complete(
+    tmp_path: Path,
+) -> None:
     def left() -> list[str]:
         names = {entry.name.rsplit("-", 1)[0] for entry in storage.listing(str(tmp_path / "checkpoints"))}
         return sorted({"/".join(name.split("/")[:2]).rsplit("-3fa9c1", 1)[0] for name in names})

@@ -20,7 +20,7 @@ TABLE = tokens_of(rows(12), make_tokenizer()).select(["id", "source", "ids", "lo
 
 
 @given(st.randoms(use_true_random=False), st.integers(0, 10))
-def test_neither_files_nor_row_order_decide(shuffle: random.Random, cut: int) -> None:
+def test_examples_do_not_depend_on_files_or_row_order(shuffle: random.Random, cut: int) -> None:
     order = list(range(TABLE.num_rows))
     shuffle.shuffle(order)
     mixed = TABLE.take(pa.array(order))
@@ -47,7 +47,7 @@ def test_tokens_stay_where_arrow_put_them() -> None:
         assert buffer.address <= example.ids.ctypes.data < buffer.address + buffer.size
 
 
-def test_dropped_rows_are_counted_and_not_learned_from(tmp_path: Path, tokenizer: Any) -> None:
+def test_dropped_rows_are_counted_and_not_trained_on(tmp_path: Path, tokenizer: Any) -> None:
     table = tokens_of(rows(12), tokenizer, limit=130)
     lost = {"id": "q", "source": "", "ids": None, "loss_start": None, "drop_reason": "quarantined"}
     pq.write_table(pa.concat_tables([table, pa.Table.from_pylist([lost], TOKENS)]), tmp_path / "tokens.parquet")

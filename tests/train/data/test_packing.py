@@ -16,13 +16,13 @@ def tokens(places: list[int], lengths: list[int]) -> int:
 
 
 @given(lengths, workers, room, st.booleans())
-def test_no_example_is_lost_and_none_is_there_twice(lengths: list[int], workers: int, room: int, padded: bool) -> None:
+def test_every_example_is_packed_exactly_once(lengths: list[int], workers: int, room: int, padded: bool) -> None:
     shares = pack(lengths, workers, room, padded)
     assert Counter(place for share in shares for micro in share for place in micro) == Counter(range(len(lengths)))
 
 
 @given(lengths, workers, room, st.booleans())
-def test_every_worker_has_equally_many_rounds_and_at_least_one(
+def test_every_worker_has_the_same_number_of_rounds_and_at_least_one(
     lengths: list[int], workers: int, room: int, padded: bool
 ) -> None:
     shares = pack(lengths, workers, room, padded)
@@ -44,9 +44,7 @@ def test_padded_micro_batches_count_their_padding(lengths: list[int], workers: i
 
 
 @given(lengths, workers, room)
-def test_workers_wait_for_each_other_for_one_example_a_step_at_most(
-    lengths: list[int], workers: int, room: int
-) -> None:
+def test_workers_wait_for_each_other_at_most_one_example_per_step(lengths: list[int], workers: int, room: int) -> None:
     shares = pack(lengths, workers, room)
     rounds = [[tokens(micro, lengths) for micro in turn] for turn in zip(*shares, strict=True)]
     loads = [sum(tokens(micro, lengths) for micro in share) for share in shares]

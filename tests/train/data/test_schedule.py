@@ -15,7 +15,7 @@ counts = st.integers(1, 400)
         (25_600, 32, 1_200), (51_200, 32, 1_600),
     ],
 )  # fmt: skip
-def test_batch_and_steps_are_the_papers_at_its_table(examples: int, batch: int, count: int) -> None:
+def test_batch_and_steps_match_the_papers_table(examples: int, batch: int, count: int) -> None:
     assert (batch_examples(examples), steps(examples)) == (batch, count)
 
 
@@ -23,14 +23,14 @@ def test_the_batch_grows_at_three_thousand_examples() -> None:
     assert [batch_examples(n) for n in (1, 2_999, 3_000)] == [8, 8, 32]
 
 
-def test_steps_are_flat_below_the_table_and_go_on_by_doublings_above_it() -> None:
+def test_steps_are_constant_below_the_table_and_grow_per_doubling_above_it() -> None:
     assert [steps(n) for n in (1, 48, 100)] == [30, 30, 30]
     assert steps(102_400) == 2_000
     assert steps(409_600) == 2_800
 
 
 @given(st.integers(101, 51_199))
-def test_steps_between_two_points_lie_between_theirs(examples: int) -> None:
+def test_steps_between_two_points_of_the_table_are_between_their_steps(examples: int) -> None:
     low = max(point for point in STEPS_BY_EXAMPLES if point[0] <= examples)
     high = min(point for point in STEPS_BY_EXAMPLES if point[0] >= examples)
     assert min(low[1], high[1]) <= steps(examples) <= max(low[1], high[1])
@@ -48,7 +48,7 @@ def test_the_rate_falls_by_equal_amounts() -> None:
     assert [plan.rate(step) for step in range(1, 6)] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6])
 
 
-def test_warm_up_climbs_and_the_decay_starts_after_it() -> None:
+def test_the_rate_rises_during_warm_up_and_decays_after_it() -> None:
     plan = Schedule(100, 8, 6, 1.0, 0.4, 2, 0)
     assert [plan.rate(step) for step in range(1, 7)] == pytest.approx([0.5, 1.0, 1.0, 0.8, 0.6, 0.4])
 
@@ -67,7 +67,7 @@ def test_every_pass_sees_every_example_once(examples: int, batch: int, seed: int
 
 
 @given(counts, st.integers(1, 40), st.integers(1, 50))
-def test_a_batch_depends_on_seed_and_step_alone(examples: int, batch: int, step: int) -> None:
+def test_a_batch_depends_only_on_seed_and_step(examples: int, batch: int, step: int) -> None:
     short, long = (Schedule(examples, batch, total, 1.0, 1.0, 0, 7) for total in (50, 5_000))
     assert short.batch(step) == long.batch(step)
     assert len(short.batch(step)) == batch

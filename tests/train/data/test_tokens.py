@@ -85,7 +85,7 @@ def test_every_pair_leaves_once_none_longer_than_the_limit_and_what_is_kept_carr
         assert not (row["truncated"] and too_long == "drop")
 
 
-def test_a_truncated_example_loses_its_end_and_a_long_prompt_the_whole_of_it() -> None:
+def test_a_truncated_example_loses_its_end_and_one_with_a_long_prompt_is_dropped() -> None:
     row = rows(1)[0] | {"response": "word " * 200}
     whole = encode_pair(row, TOKENIZER, CHAT, "forward")
     (cut,) = made([row], whole.loss_start + 5, "truncate")
@@ -109,7 +109,7 @@ def write_pairs(attempt: Attempt) -> Commit:
 
 
 @pytest.mark.ray
-def test_the_stage_gives_each_kept_pair_a_fate_and_is_made_once_for_each_recipe(
+def test_the_stage_gives_each_kept_pair_a_fate_and_runs_once_for_each_recipe(
     base: Path, tmp_path: Path, local_ray: None
 ) -> None:
     pairs = Stage(Place("seed", str(tmp_path / "seed"), "test"), {}, {}, PAIR).leased(write_pairs)

@@ -1,4 +1,4 @@
-"""Packed examples are as if each were alone, in every family that is packed; others are padded and right too."""
+"""Packed examples compute the same as alone, in every family that can pack; the others are padded and correct too."""
 
 import sys
 from types import SimpleNamespace
@@ -60,7 +60,7 @@ def examples() -> list[Example]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_micro_batch_has_the_logits_that_its_examples_have_alone(family: str) -> None:
+def test_examples_have_the_same_logits_in_a_micro_batch_as_alone(family: str) -> None:
     import torch
 
     model, some = model_of(family), examples()
@@ -109,7 +109,7 @@ def test_families_that_mask_in_chunks_are_not_packed() -> None:
     assert not can_pack(Llama4ForCausalLM(config))
 
 
-def test_the_loss_is_the_same_however_many_logits_are_taken_at_once() -> None:
+def test_the_loss_does_not_depend_on_how_many_logits_are_taken_at_once() -> None:
     import torch
 
     found = []
@@ -125,7 +125,7 @@ def test_the_loss_is_the_same_however_many_logits_are_taken_at_once() -> None:
         torch.testing.assert_close(gradient, found[0][1])
 
 
-def test_training_leaves_cudnn_out() -> None:
+def test_training_does_not_use_cudnn_attention() -> None:
     import torch
 
     torch.backends.cuda.enable_cudnn_sdp(True)
@@ -138,7 +138,7 @@ def test_flash_attention_without_a_gpu_is_refused() -> None:
         TrainPlacement(attention="flash_attention_2")
 
 
-def test_ligers_kernels_are_taken_on_gpus_alone_where_they_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ligers_kernels_are_used_only_on_gpus_and_only_if_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("llama")
     assert prepare(model, TrainPlacement(gpus_per_worker=1)) == "packed"  # Liger is not installed here
     changed: list[Any] = []

@@ -1,4 +1,4 @@
-"""What we use of DeepSpeed's insides is there, in the version that is installed, and does what we use it for."""
+"""The private parts of DeepSpeed that we use exist in the installed version and do what we use them for."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +40,7 @@ STAGES = ["0", *OPTIMIZER]
 
 @pytest.fixture(scope="module")
 def engines(base: Path) -> Iterator[dict[str, Any]]:
-    """An engine of a worker that is alone, for each kind of ZeRO optimizer."""
+    """Return an engine of a single worker for each kind of ZeRO optimizer."""
     found = {}
     with group.joined(1, gpu=False):
         import_deepspeed(gpu=False)
@@ -72,19 +72,19 @@ def test_engine_optimizer_and_parameters_have_what_we_use(engines: dict[str, Any
         assert all([type(number) for number in place] == [int, int, int] for place in places)
 
 
-def test_the_extension_that_cpu_workers_do_without_has_its_name() -> None:
+def test_the_extension_that_cpu_workers_leave_out_still_has_its_name() -> None:
     deepspeed = import_deepspeed(gpu=False)
     assert lacking(deepspeed.ops, {"__compatible_ops__": None}) == []
     assert deepspeed.ops.__compatible_ops__[deepspeed_internals._COMPILED_COLLECTIVES] is False
 
 
-def test_every_private_attribute_that_is_used_is_looked_for() -> None:
+def test_every_private_attribute_that_is_used_is_checked() -> None:
     looked_for = {name for names in (*OPTIMIZER.values(), *PARAMETER.values()) for name in names}
     assert privates(Path(deepspeed_internals.__file__)) <= looked_for | {"__compatible_ops__"}
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_what_is_held_is_every_element_and_what_is_written_there_is_what_the_model_computes_with(
+def test_held_covers_every_element_and_the_model_computes_with_the_values_written_there(
     engines: dict[str, Any], name: str
 ) -> None:
     import torch

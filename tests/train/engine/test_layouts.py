@@ -1,4 +1,4 @@
-"""One run, under one number of workers and ZeRO stage after another: it ends as the run that nobody disturbs."""
+"""A run that changes its number of workers and ZeRO stage several times ends like an undisturbed run."""
 
 import shutil
 from functools import partial
@@ -17,7 +17,7 @@ PLACEMENT = TrainPlacement(micro_batch_tokens=400, checkpoint_every_steps=3, kee
 
 
 class Move(NamedTuple):
-    """A run that goes on from what another one, of an earlier phase, has left at a step."""
+    """A run that resumes from the checkpoint of another run of an earlier phase."""
 
     workers: int
     stage: int
@@ -57,7 +57,7 @@ MOVES = {name: move for phase in PHASES for name, move in phase.items()}
 
 
 def take(source: Path, target: Path, step: int) -> None:
-    """Copy what a run has written at one step."""
+    """Copy a run's checkpoint of one step."""
     (found,) = source.glob(f"*/step-{step:06d}-*")
     shutil.copytree(found, target / "0001" / found.name)
 
@@ -85,7 +85,7 @@ def undisturbed(made: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [name for name, move in MOVES.items() if move.source])
-def test_a_run_that_changes_workers_or_stage_goes_on_as_if_it_had_not(
+def test_a_run_that_changes_workers_or_stage_continues_as_if_it_had_not(
     made: dict[str, dict[str, Any]], base: Path, name: str
 ) -> None:
     from safetensors.torch import load_file

@@ -1,4 +1,4 @@
-"""Weights under ZeRO 3: each worker reads its own part, never the model; what offloading and checkpointing change."""
+"""Weights under ZeRO 3: each worker reads only its own part; layouts with offloading and checkpointing agree."""
 
 import json
 import threading
@@ -31,13 +31,13 @@ def make_model(directory: Path, **shape: Any) -> Path:
 
 
 def anonymous_bytes() -> int:
-    """This process's memory that no file backs."""
+    """Return this process's memory that is not backed by a file."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields["RssAnon"].split()[0]) * 1024
 
 
 class Highest:
-    """The most anonymous memory in a `with` block, beyond that at its start."""
+    """The peak of anonymous memory in a `with` block, above that at its start."""
 
     def __enter__(self) -> "Highest":
         self.start = self.most = anonymous_bytes()
@@ -61,7 +61,7 @@ class Highest:
 
 
 def load_parts(rank: int, workers: int, directory: Path, base: Path, small: Path) -> None:
-    """Load a model in parts, with the memory that took, and compare every parameter with the file's."""
+    """Load a model in parts, measure the memory that takes, and compare every parameter with the file's."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -70,7 +70,7 @@ def load_parts(rank: int, workers: int, directory: Path, base: Path, small: Path
     zero = import_deepspeed(gpu=False).zero
     recipe = TrainRecipe(dtype="float32", dropout=0.0)
     engine = engine_config(ZERO3, recipe)
-    load_model(small, recipe, engine)  # what libraries keep from their first use on is not the model's
+    load_model(small, recipe, engine)  # memory that libraries take at their first use does not count
     with Highest() as highest:
         model, _ = load_model(base, recipe, engine)
     whole: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -84,7 +84,7 @@ def load_parts(rank: int, workers: int, directory: Path, base: Path, small: Path
     (directory / f"{rank}.json").write_text(json.dumps(found))
 
 
-def test_no_worker_ever_holds_the_model_and_every_parameter_is_the_files(tmp_path: Path) -> None:
+def test_no_worker_holds_the_whole_model_and_every_parameter_equals_the_file(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", hidden_size=512, intermediate_size=1409, num_hidden_layers=12)
     small = make_model(tmp_path / "small", hidden_size=64, intermediate_size=65, num_hidden_layers=1)
     assert (base / "model.safetensors.index.json").exists(), "several files"
@@ -116,16 +116,16 @@ def test_a_part_is_read_row_by_row_wherever_it_begins_and_ends(
             ]
 
 
-def test_names_are_refused_by_name() -> None:
+def test_the_error_names_missing_and_unexpected_parameters() -> None:
     refuse_names(Path("base"), [], [])
-    with pytest.raises(TrainingStopped, match=r"base lacks lm_head.weight; is its config.json that of another model"):
+    with pytest.raises(TrainingStopped, match=r"base lacks the parameters lm_head.weight; is its config.json from"):
         refuse_names(Path("base"), ["lm_head.weight"], [])
-    with pytest.raises(TrainingStopped, match=r"has, and .*, a, b, c and 1 more"):
+    with pytest.raises(TrainingStopped, match=r"has the unexpected parameters a, b, c and 1 more;"):
         refuse_names(Path("base"), [], ["d", "c", "b", "a"])
 
 
 def rewrite(base: Path, directory: Path, change: str) -> Path:
-    """Copy a model with one tensor away, one too many, or one of another shape."""
+    """Copy a model with a missing tensor, an extra one, or one of another shape."""
     import shutil
 
     import torch
@@ -145,10 +145,10 @@ def rewrite(base: Path, directory: Path, change: str) -> Path:
     return directory
 
 
-def test_layouts_agree_and_other_weights_than_the_configurations_are_refused(
+def test_layouts_agree_and_weights_that_do_not_match_the_configuration_are_refused(
     base: Path, pairs: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Two workers under ZeRO 3: with activation checkpointing, with everything offloaded, and with files that lie."""
+    """Two workers under ZeRO 3: with activation checkpointing, with everything offloaded, and with wrong files."""
     layouts = {
         "plain": {"zero_stage": 3},
         "checkpointing": {"zero_stage": 3, "activation_checkpointing": True},
@@ -175,7 +175,7 @@ def test_layouts_agree_and_other_weights_than_the_configurations_are_refused(
         losses = [row["loss"] for row in found[name]["metrics"]]
         assert losses == pytest.approx(expected, rel=1e-5), name
     for stage in (2, 3):
-        assert "lacks model.layers.1.mlp.up_proj.weight" in found[f"missing-{stage}"]["stopped"]
+        assert "lacks the parameters model.layers.1.mlp.up_proj.weight" in found[f"missing-{stage}"]["stopped"]
         assert "model.layers.2.mlp.up_proj.weight" in found[f"unexpected-{stage}"]["stopped"]
-    assert "model.norm.weight is of shape [3]" in found["shape-3"]["stopped"]
+    assert "model.norm.weight has shape [3]" in found["shape-3"]["stopped"]
     assert "[32]" in found["shape-3"]["stopped"]

@@ -1,4 +1,4 @@
-"""LoRA: the same batches and loss, frozen weights, a merged export; in this process, and on two workers with ZeRO 3."""
+"""LoRA: the same batches and loss, frozen weights, a merged export; in this process and on two workers with ZeRO 3."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def test_the_loss_falls_with_a_tenth_of_the_parameters(result: TrainResult) -> N
     assert measured[-1] < measured[0]
 
 
-def test_frozen_weights_stay_and_adapted_ones_are_merged_under_the_bases_names(
+def test_frozen_weights_do_not_change_and_adapted_ones_are_merged_under_the_base_models_names(
     weights: dict[str, Any], base: Path
 ) -> None:
     from safetensors.torch import load_file
@@ -59,7 +59,7 @@ def test_frozen_weights_stay_and_adapted_ones_are_merged_under_the_bases_names(
 def test_base_and_adapters_of_the_export_are_the_merged_model(
     home: Path, weights: dict[str, Any], base: Path, result: TrainResult
 ) -> None:
-    """peft puts the saved adapters into a fresh base: so training changed nothing else."""
+    """peft loads the saved adapters into a fresh base model: training changed nothing else."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -74,7 +74,7 @@ def test_base_and_adapters_of_the_export_are_the_merged_model(
     assert reply[0, ids.shape[1] :].tolist() == result.greedy
 
 
-def test_a_checkpoint_is_gone_on_from(home: Path, base: Path, pairs: tuple[str, ...], result: TrainResult) -> None:
+def test_a_run_resumes_from_a_checkpoint(home: Path, base: Path, pairs: tuple[str, ...], result: TrainResult) -> None:
     placement = TrainPlacement(zero_stage=1, micro_batch_tokens=600, checkpoint_every_steps=5)
     losses = []
     for name in ("first", "again"):
@@ -89,7 +89,7 @@ def test_a_checkpoint_is_gone_on_from(home: Path, base: Path, pairs: tuple[str, 
 def test_two_workers_with_zero_3_have_the_same_losses(
     home: Path, base: Path, pairs: tuple[str, ...], result: TrainResult
 ) -> None:
-    """Three held-out pairs in micro-batches of one: a worker has an empty one. Half of the steps show it."""
+    """There are three held-out pairs in micro-batches of one, so a worker has an empty one. Half the steps show it."""
     half, placement = LORA | {"steps": {"m0": 6}}, TrainPlacement(zero_stage=3, micro_batch_tokens=1)
     done = run(
         [

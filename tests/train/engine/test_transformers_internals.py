@@ -1,4 +1,4 @@
-"""What we use of transformers' insides is there, in the version that is installed."""
+"""The private parts of transformers that we use exist in the installed version."""
 
 from pathlib import Path
 
@@ -18,5 +18,5 @@ def test_models_have_what_we_use() -> None:
         assert list(moved("transformers", transformers_internals.WRITTEN_AGAINST, model, WANTED)) == []
 
 
-def test_every_private_attribute_that_is_used_is_looked_for() -> None:
+def test_every_private_attribute_that_is_used_is_checked() -> None:
     assert privates(Path(transformers_internals.__file__)) == set(WANTED) | LIGER

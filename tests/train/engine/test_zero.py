@@ -67,7 +67,7 @@ def test_the_loss_scale_undoes_deepspeeds_average_over_workers() -> None:
     assert loss_scale_of(workers, output_tokens) / workers == pytest.approx(1 / output_tokens)
 
 
-def test_dropout_goes_where_the_family_has_one() -> None:
+def test_dropout_is_set_where_the_family_has_it() -> None:
     from transformers import GPT2Config, LlamaConfig, MambaConfig
 
     llama, gpt2 = LlamaConfig(), GPT2Config()
@@ -77,9 +77,9 @@ def test_dropout_goes_where_the_family_has_one() -> None:
     assert set_dropout(MambaConfig(), 0.2) == []
 
 
-def test_where_dropout_acted_is_said_and_that_it_acted_nowhere_too() -> None:
+def test_the_log_says_where_dropout_acted_or_that_it_had_no_effect() -> None:
     assert dropout_words(0.1, ["attention_dropout"]) == (
-        "dropout 0.1 acted on attention_dropout, all that this family has"
+        "dropout 0.1 acted on attention_dropout, all that this model family has"
     )
     assert "trained without dropout" in dropout_words(0.1, [])
 
@@ -111,7 +111,7 @@ print(sorted(faults() for _ in range(20))[10])
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
-def test_memory_that_a_step_freed_is_not_cleared_again_for_the_next() -> None:
+def test_the_next_step_reuses_freed_memory_without_clearing_it() -> None:
     processes = {
         case: subprocess.Popen([sys.executable, "-c", FAULTS, case], stdout=subprocess.PIPE, text=True)
         for case in ("kept", "as it is")

@@ -26,7 +26,7 @@ def model(base: Path) -> Any:
 
 
 class InMemory:
-    """A model as the export sees the engine."""
+    """A model with the members of an engine that the export uses."""
 
     def __init__(self, module: Any) -> None:
         import torch
@@ -41,7 +41,7 @@ class InMemory:
 
 
 def write(model: Any, base: Path, tokenizer: Any, this: TrainJob, scratch: Path, shard_bytes: int = 1 << 30) -> Shelf:
-    """Put a model together at `this.export_uri`."""
+    """Write a model to `this.export_uri`."""
     scratch.mkdir(exist_ok=True)
     with Shelf(this.export_uri, scratch) as shelf:
         directory.write_weights(model, shelf, shard_bytes)
@@ -107,7 +107,7 @@ def test_larger_weights_are_split_indexed_and_read_from_disk_where_memory_is_sho
 
 
 @pytest.mark.s3
-def test_on_object_storage_files_stay_for_the_check_until_then(
+def test_with_object_storage_the_local_files_stay_until_the_check(
     model: Any, base: Path, tokenizer: Any, tmp_path: Path, s3_bucket: str
 ) -> None:
     this = job(base, (), Path("nowhere"), dtype="float32")
@@ -129,14 +129,14 @@ def test_an_export_that_is_not_the_trained_model_is_refused(
         "logits differ by": dataclasses.replace(probe, logits=probe.logits.flip(-1)),
         "is not the trained model: logits": dataclasses.replace(probe, logits=probe.logits * float("nan")),
         "greedy token 16 of 16 is 7 in memory and": dataclasses.replace(probe, greedy=[*probe.greedy[:-1], 7]),
-        "encodes the probe prompt unlike": dataclasses.replace(probe, ids=[5, *probe.ids[1:]]),
+        "encodes the probe prompt differently": dataclasses.replace(probe, ids=[5, *probe.ids[1:]]),
     }
     for said, other in wrong.items():
         with pytest.raises(TrainingStopped, match=said):
             reload.check_directory(target, other, this)
 
 
-def test_a_weight_that_transformers_would_invent_is_missed_by_name(
+def test_the_error_names_a_missing_weight_that_transformers_would_initialize(
     model: Any, base: Path, tokenizer: Any, this: TrainJob, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
@@ -146,11 +146,11 @@ def test_a_weight_that_transformers_would_invent_is_missed_by_name(
     weights = load_file(path)
     weights["model.norm.scale"] = weights.pop("model.norm.weight")
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(TrainingStopped, match=r"2 weights are missing or not expected, first model\.norm\.scale"):
+    with pytest.raises(TrainingStopped, match=r"2 weights are missing or unexpected, the first is model\.norm\.scale"):
         reload.check_directory(tmp_path / "model", asked(model, tokenizer, this), this)
 
 
-def test_a_file_is_read_back_bit_by_bit(tmp_path: Path) -> None:
+def test_a_written_file_is_compared_bit_for_bit(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -163,11 +163,11 @@ def test_a_file_is_read_back_bit_by_bit(tmp_path: Path) -> None:
             directory.check_file(tmp_path / "x.safetensors", changed)
 
 
-def test_a_disk_that_is_too_small_is_known_before_training(tmp_path: Path) -> None:
+def test_a_disk_that_is_too_small_is_reported_before_training(tmp_path: Path) -> None:
     assert directory.lacking_room(str(tmp_path / "not" / "yet"), 1) is None
     said = directory.lacking_room(str(tmp_path / "not" / "yet"), 1 << 60)
     assert said
-    assert f"1,152,921,504,606,846,976 bytes and {tmp_path} has" in said
+    assert f"1,152,921,504,606,846,976 bytes, and {tmp_path}, where" in said
     assert "TMPDIR" in str(directory.lacking_room("s3://bucket/model", 1 << 60))
 
 
@@ -207,7 +207,7 @@ def test_served_instructions_carry_both_tags_unless_the_model_is_backward(
     assert backward == "<s>" + chat.backward_prompt("Why?")
 
 
-def test_the_configuration_is_the_bases_with_the_exported_dtype(
+def test_the_configuration_is_the_base_models_with_the_exported_dtype(
     model: Any, base: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
     this = job(base, (), tmp_path / "model", dtype="bfloat16")

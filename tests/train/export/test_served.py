@@ -1,4 +1,4 @@
-"""The tokens of a served conversation are those of training, or nothing is trained."""
+"""A served conversation has the tokens of training, or training does not start."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.train.workers import job
 
 
 def written(base: Path, tokenizer: Any, at: Path) -> Any:
-    """Return the tokenizer of a base model, as it is loaded from its directory."""
+    """Return a base model's tokenizer as loaded from its directory."""
     from transformers import AutoTokenizer
 
     at.mkdir()
@@ -46,13 +46,13 @@ def test_every_family_is_served_as_it_is_trained(base: Path, tmp_path: Path, fam
         assert served.apply_chat_template(messages, return_dict=False) == trained
 
 
-def test_where_they_cannot_agree_it_is_said_before_training(base: Path, tmp_path: Path) -> None:
-    # Its end token is found behind "▁" alone, so that in a conversation it would be text.
+def test_tokens_that_cannot_agree_are_reported_before_training(base: Path, tmp_path: Path) -> None:
+    # Its end token is only recognized after "▁", so in a conversation it would be text.
     tokenizer = written(base, families.prepending(True, normalized=True), tmp_path / "base")
     this = job(tmp_path / "base", ("no/such/tokens",), tmp_path / "model")
     said = directory.served_unlike(tokenizer, tmp_path / "base", this)
     assert said
-    assert "m0 would be served other tokens than it is trained on: of message 2 (assistant)" in said
+    assert "m0 would be served other tokens than it is trained on: in message 2 (assistant)" in said
     assert "'▁</s>'" in said
     with pytest.raises(TrainingStopped, match="m0 would be served other tokens"):
         train(this, PLACEMENT, Session.alone(str(tmp_path / "checkpoints")))
@@ -62,7 +62,7 @@ def test_a_layout_whose_parts_a_tokenizer_joins_is_refused(base: Path, tmp_path:
     tokenizer = written(base, families.byte_level(True), tmp_path / "base")
     fused = ChatRecipe(forward=TurnFormat(opening="", turn=" "), seed_tag=None, web_tag=None)
     this = job(tmp_path / "base", (), tmp_path / "model", chat=fused)
-    assert "(assistant) training has" in (directory.served_unlike(tokenizer, tmp_path / "base", this) or "")
+    assert "(assistant), from token" in (directory.served_unlike(tokenizer, tmp_path / "base", this) or "")
 
 
 def test_a_written_template_is_compared_with_training_again(base: Path, tmp_path: Path) -> None:
@@ -72,4 +72,4 @@ def test_a_written_template_is_compared_with_training_again(base: Path, tmp_path
     assert reload.unlike_training(tmp_path / "model", tokenizer, this) is None
     template = tmp_path / "model/chat_template.jinja"
     template.write_text(template.read_text().replace("{{- bos_token }}", "{{- bos_token + ' ' }}"))
-    assert "of message 1 (user)" in (reload.unlike_training(tmp_path / "model", tokenizer, this) or "")
+    assert "in message 1 (user)" in (reload.unlike_training(tmp_path / "model", tokenizer, this) or "")

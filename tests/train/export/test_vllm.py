@@ -1,4 +1,4 @@
-"""vLLM serves what was exported: the same greedy tokens as the model in memory had."""
+"""vLLM serves an exported model with the same greedy tokens as the model in memory."""
 
 import asyncio
 from pathlib import Path

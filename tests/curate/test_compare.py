@@ -70,7 +70,7 @@ def test_the_area_under_the_curve_is_that_of_the_self_check(rows: list[tuple[flo
     ("values", "message"),
     [
         ({"scorers": {"rubric": Rubric()}}, "at least 2"),
-        ({"scorers": {"a/b": Rubric(), "c": Rubric()}}, "'a/b' is to name a directory"),
+        ({"scorers": {"a/b": Rubric(), "c": Rubric()}}, "'a/b' names a directory"),
         ({"size": 1}, "greater than or equal to 2"),
         ({"keep_share": 0}, "greater than 0"),
     ],

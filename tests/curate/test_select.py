@@ -111,7 +111,7 @@ def test_a_candidate_that_was_never_rated_is_refused() -> None:
 
 def test_too_few_kept_pairs_stop_the_run_with_both_numbers() -> None:
     require_kept(8, 100, SelectRecipe(min_kept=8), "out/round-1/curated")
-    with pytest.raises(TooFewKept, match=r"scores >= 4.5\) kept 7 of 100 rated pairs, min_kept wants 8"):
+    with pytest.raises(TooFewKept, match=r"scores >= 4.5\) kept 7 of 100 rated pairs, but min_kept is 8"):
         require_kept(7, 100, SelectRecipe(min_kept=8), "out/round-1/curated")
 
 
@@ -134,7 +134,7 @@ def test_rules_that_contradict_each_other_are_refused(values: dict, message: str
 
 def test_a_threshold_between_integers_needs_ratings_between_integers() -> None:
     once = Rubric(samples=1)
-    with pytest.raises(ValueError, match=r"round 2 keeps scores >= 4.5 but rates each pair once, so 4.5 is 5; set"):
+    with pytest.raises(ValueError, match=r"round 2 keeps scores >= 4.5 but rates each pair once, so 4.5 means 5; set"):
         check_threshold(SelectRecipe(), once, 2)
     for scorer in (Rubric(), Rubric(samples=1, read="expected"), RubricExpected()):
         check_threshold(SelectRecipe(), scorer, 2)
@@ -338,5 +338,5 @@ def test_a_rule_that_compares_needs_what_it_compares() -> None:
     with pytest.raises(KeyError):
         select({"a": 5.0}, SelectRecipe(max_per_domain=1))
     assert SelectRecipe(near_duplicate_jaccard=0.8, max_per_domain=3).words == (
-        "scores >= 4.5, at most 1 of instructions alike by 0.8, at most 3 of a domain"
+        "scores >= 4.5, at most 1 per cluster of near-duplicates (Jaccard >= 0.8), at most 3 per domain"
     )

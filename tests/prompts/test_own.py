@@ -117,8 +117,8 @@ def test_a_template_that_trims_trims_here_too() -> None:
     ("template", "said"),
     [
         (None, "models/judge has no chat template"),
-        ("{{ messages[0].content }}{{ messages[0].content }}", "does not give a user's message back once"),
-        ("{{ messages[0].content | upper }}", "does not give a user's message back once"),
+        ("{{ messages[0].content }}{{ messages[0].content }}", "does not contain a user message exactly once"),
+        ("{{ messages[0].content | upper }}", "does not contain a user message exactly once"),
         ("{{ messages[0].content | replace('\\n', ' ') }}", "models/judge changes the messages"),
         ("{{ messages[0].content | e }}", "models/judge changes the messages"),
         ("{{ messages[0].content[:40] }}", "models/judge changes the messages"),

@@ -115,7 +115,7 @@ def test_what_is_no_number_is_a_failure(scored: Completion) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "message"), [("Say:", r"lacks \{instruction\}"), ("{instruction} {response}", r"holds \{response\}")]
+    ("prompt", "message"), [("Say:", r"lacks \{instruction\}"), ("{instruction} {response}", r"contains \{response\}")]
 )
 def test_a_prompt_that_tells_the_response_or_lacks_the_instruction_is_refused(prompt: str, message: str) -> None:
     with pytest.raises(ValidationError, match=message):

@@ -12,7 +12,7 @@ from collections import Counter
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, since its mark begins with that of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -41,7 +41,7 @@ _WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "euc_kr": "cp949", "shift_jis":
           "tis-620": "cp874", "iso8859-11": "cp874"}  # fmt: skip
 
 _WRONG = 0.04
-"""Declarations whose text has a larger share of damaged characters beyond ASCII are compared with the guess."""
+"""If a declared charset damages a larger share of the characters beyond ASCII, it is compared with the guess."""
 
 _FEW = 20
 """The frequencies of fewer letters say nothing."""

@@ -68,7 +68,7 @@ class BaseRecipe(Config):
     (`share_at`)."""
 
     matrix_learning_rate: float = Field(default=5e-3, gt=0)
-    """Peak learning rate of Muon, on the same schedule; at four times this rate the model learns only frequent words."""
+    """Peak learning rate of Muon, on the same schedule; at four times as much the model learns only frequent words."""
 
     warmup_steps: int = Field(default=50, ge=0)
     """Steps of linear warm-up."""

@@ -150,5 +150,5 @@ def test_attribute_values_are_disjoint_and_single_words() -> None:
 
 
 def test_more_towns_than_names_are_refused_with_both_numbers() -> None:
-    with pytest.raises(ValueError, match=r"10001 towns needs as many names; there are \d+"):
+    with pytest.raises(ValueError, match=r"10001 towns needs as many names, but there are only \d+"):
         draw_truth({"seed": 1, "pool": 10_000}, 0)

@@ -1,4 +1,4 @@
-"""What a scorer is, and how the samples of one rating become a row.
+"""The interface of a scorer, and how the samples of one rating become a row.
 
 A scorer turns candidates into rows of SCORE; a higher score is a better pair. A sample is a number or a failure with
 its reason; failures are counted before and after a retry and never become a number. A pair with fewer scored samples

@@ -8,7 +8,7 @@ _URL = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
 _SUM = re.compile(r"[\d)]\s*[+*/×÷^=√%<>]\s*[\d(?]|\d\s*[-−–]\s*\d+\s*[=?]|√\s*\d|\d!")
 _GREETINGS = frozenset({"hello", "hi", "hey", "greetings", "thanks", "bye", "goodbye"})
 _MIN_BYTES = 3
-"""Of letters, in UTF-8: two Latin letters say nothing."""
+"""Minimum length of all letters, in UTF-8: two Latin letters say nothing."""
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}")
@@ -141,7 +141,7 @@ def breaks_off(text: str) -> bool:
 
 
 def _takes(text: str, word: str, preposition: str) -> bool:
-    """Return whether a sentence may end in a preposition: `word` takes it, and a word such as "what" fills the gap."""
+    """Return whether a sentence may end in a preposition: `word` takes it, and "what" or the like is its object."""
     if word.lower() in _PRONOUNS:
         return True
     known = _TAKEN.get(preposition)

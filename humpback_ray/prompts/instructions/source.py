@@ -95,12 +95,12 @@ def gives_answer(instruction: str, segment: str) -> bool:
 
 
 _MIN_LETTER_BYTES = 12
-"""In UTF-8: four Chinese characters, or a dozen Latin letters. Shorter texts have no clear language."""
+"""Minimum length of all letters, in UTF-8: four Chinese characters or a dozen Latin letters. Less shows no language."""
 
 _READ_CHARS = 300
 _MIN_SEGMENT_LETTERS = 100
 _MIN_LETTER_SHARE = 0.6
-"""Of a segment's characters. Prose has 0.8; tables and code, which have no clear language, have less."""
+"""Minimum share of letters in a segment. Prose has 0.8; tables and code, which have no clear language, have less."""
 
 _MIN_SEGMENT_PROBABILITY = 0.8
 _MAX_OWN_PROBABILITY = 0.05

@@ -1,4 +1,4 @@
-"""Selection as a step: candidates and scores of several files in, one table of fates out."""
+"""Selection as a step: candidates and scores from several files in, one table of fates out."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -59,7 +59,7 @@ def test_equal_scores_are_kept_in_the_order_of_their_ids() -> None:
 
 
 @given(SCORES, st.integers(1, 12), st.integers(1, 12))
-def test_samples_are_of_what_passes_and_a_larger_one_holds_the_smaller(
+def test_samples_are_drawn_from_passing_pairs_and_larger_ones_contain_smaller_ones(
     scores: dict[str, float | None], small: int, more: int
 ) -> None:
     passing = {row_id for row_id, score in scores.items() if score is not None and score >= 4}
@@ -227,7 +227,7 @@ def chosen(rows: Mapping[str, tuple[float | None, str, str]], rule: SelectRecipe
 
 
 @given(RATED, COMPARING, st.none() | st.integers(1, 10), st.randoms())
-def test_who_falls_falls_for_better_ones_that_stay_whatever_the_order_of_the_rows(
+def test_pairs_are_dropped_only_for_better_ones_that_stay_in_any_order_of_rows(
     rows: dict[str, tuple[float | None, str, str]], rule: SelectRecipe, top_k: int | None, rng: Random
 ) -> None:
     if rule.threshold is None and top_k:
@@ -297,7 +297,7 @@ def test_rules_apply_from_the_best_pair_on(changes: dict, expected: dict) -> Non
     assert chosen(ALIKE, SelectRecipe(**changes)) == dict.fromkeys(ALIKE) | expected
 
 
-def test_a_pair_over_its_domains_cap_takes_no_other_one_with_it() -> None:
+def test_a_pair_over_its_domain_cap_drops_no_other_pair() -> None:
     rows = {"a": (5.0, "What is a dam?", "x.org"), "b": (4.9, "What is a weir?", "x.org"),
             "c": (4.8, "what is a weir", "y.org")}  # fmt: skip
     fates = chosen(rows, SelectRecipe(near_duplicate_jaccard=0.9, max_per_domain=1))
@@ -330,11 +330,11 @@ def test_what_each_rule_dropped_and_left_adds_up() -> None:
         ("", ""),
     ],
 )
-def test_domains_are_read_off_addresses(url: str, domain: str) -> None:
+def test_domains_are_read_from_urls(url: str, domain: str) -> None:
     assert domain_of(url) == domain
 
 
-def test_a_rule_that_compares_needs_what_it_compares() -> None:
+def test_a_rule_that_compares_texts_needs_the_texts() -> None:
     with pytest.raises(KeyError):
         select({"a": 5.0}, SelectRecipe(max_per_domain=1))
     assert SelectRecipe(near_duplicate_jaccard=0.8, max_per_domain=3).words == (

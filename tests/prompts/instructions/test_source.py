@@ -81,11 +81,7 @@ def test_a_question_with_its_answer_is_told_apart_from_examples_and_choices(text
         ("Ein Wehr?", SEGMENT, False),  # too short to be sure
         ("Explain to me the word Wehr, as in Wehrmauer or Stauwehr", SEGMENT, False),
         ("List five ideas for a birthday party", SEGMENT, False),
-        (
-            "Wozu dient ein Wehr und woraus werden Wehre heute gebaut?",
-            SEGMENT[:90],
-            False,
-        ),  # the segment's language is not certain
+        ("Wozu dient ein Wehr und woraus werden Wehre heute gebaut?", SEGMENT[:90], False),  # segment too short
         ("What are the sales of electric cars?", "Q3\t2,799\t208%\t10,828\t38.9%\t1.9%\t6,123\n" * 60, False),
     ],
 )

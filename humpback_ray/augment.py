@@ -32,7 +32,7 @@ FAILED = frozenset({"empty_instruction", "unfinished_instruction", *NO_REPLY.val
 
 
 class AugmentRecipe(Config):
-    """What augmentation means. Hashed into the manifest: a change here is another data set."""
+    """Definition of augmentation. Hashed into the manifest: a change here is another data set."""
 
     version: int = Field(default=3, ge=1)
     """Bumped by hand when the meaning of augmentation changes."""

@@ -34,7 +34,7 @@ FAILED = frozenset({*NO_REPLY.values(), "unfinished_rewrite", "empty_rewrite", Q
 
 
 class RewriteRecipe(Config):
-    """What rewriting means. Hashed into the rewritten pairs."""
+    """Definition of rewriting. Hashed into the rewritten pairs."""
 
     version: int = Field(default=2, ge=1)
     """Bumped by hand when the meaning of rewriting changes."""

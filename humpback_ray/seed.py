@@ -42,7 +42,7 @@ from humpback_ray.text.clean import clean
 
 
 class SeedRecipe(Config):
-    """What a seed pair is. Hashed into the manifest: a change here is another seed."""
+    """Definition of a seed pair. Hashed into the manifest: a change here is another seed."""
 
     version: int = 2
     """Bumped by hand when the meaning of this module changes."""
@@ -68,16 +68,16 @@ class SeedRecipe(Config):
     """States in which Open Assistant's trees are taken; None: any. A tree without a state is taken."""
 
     include_refused: bool = False
-    """Whether to use messages that failed their review (`review_result: false`)."""
+    """Use messages that failed their review (`review_result: false`)."""
 
     include_deleted: bool = False
-    """Whether to use deleted messages."""
+    """Use deleted messages."""
 
     include_synthetic: bool = False
-    """Whether to use messages that a model wrote."""
+    """Use messages that a model wrote."""
 
     accept_unranked_only_reply: bool = False
-    """Whether to use a tree's only usable reply if it has no rank."""
+    """Use a tree's only usable reply even if it has no rank."""
 
     min_kept: int = Field(default=1, ge=0)
     """Fewer kept pairs than this stop the run. Not hashed."""

@@ -26,7 +26,7 @@ from humpback_ray.storage.inventory import Inventory
 
 
 class DuplicatesRecipe(Config):
-    """What counts as a duplicate: the same text after normalization. Near-duplicates are not removed here."""
+    """Definition of a duplicate: the same text after normalization. Near-duplicates are not removed here."""
 
     version: int = Field(default=1, ge=1)
 

@@ -41,7 +41,7 @@ NOT_SAMPLED = "not_sampled"
 
 
 class SegmentRecipe(Config):
-    """What a segment is. Hashed into the manifest: a change here is another corpus."""
+    """Definition of a segment. Hashed into the manifest: a change here is another corpus."""
 
     version: int = 3
     """Bumped by hand when the meaning of this module, of extraction or of the filters changes."""
@@ -53,7 +53,7 @@ class SegmentRecipe(Config):
     """Which segments are dropped."""
 
     overlap: Literal["outermost", "keep_all"] = "outermost"
-    """Whether segments inside a kept one are dropped as `overlaps_outer` or kept like any other."""
+    """Segments inside a kept one: "outermost" drops them as `overlaps_outer`, "keep_all" keeps them like any other."""
 
     max_segments: int = Field(default=2_000, ge=1)
     """Most headers per document; a document with more is dropped as `too_many_headers`. Ours."""

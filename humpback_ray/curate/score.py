@@ -21,7 +21,7 @@ FAILED = FAILURES
 
 
 class ScoreRecipe(Config):
-    """What rating means. Hashed: a change here is another set of scores."""
+    """Definition of rating. Hashed: a change here is another set of scores."""
 
     version: int = Field(default=2, ge=1)
     """Bumped by hand when the meaning of rating changes."""

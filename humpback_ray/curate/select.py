@@ -94,12 +94,12 @@ class SelectRecipe(Config):
 
     @property
     def by_rating(self) -> bool:
-        """Whether the rule uses ratings; otherwise it draws from all candidates, including unrated ones."""
+        """True if the rule uses ratings; otherwise it draws from all candidates, including unrated ones."""
         return self.threshold is not None or self.top_k is not None or self.share is not None
 
     @property
     def compares(self) -> bool:
-        """Whether selection uses more than scores."""
+        """True if selection uses more than scores."""
         return self.near_duplicate_jaccard is not None or self.max_per_domain is not None
 
     @property

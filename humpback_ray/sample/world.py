@@ -27,7 +27,7 @@ from humpback_ray.sample.trees import seed_trees
 
 
 class WorldRecipe(Config):
-    """What the toy world is. Hashed into the manifest: a change here is another world."""
+    """Definition of the toy world. Hashed into the manifest: a change here is another world."""
 
     version: int = 2
     """Bumped by hand when the meaning of this recipe changes."""

@@ -42,7 +42,7 @@ class Document:
     """The charset that the HTTP header declares; None: undeclared."""
     text: str | None = None
     cut: bool = False
-    """Whether its end is missing."""
+    """True if its end is missing."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Inflated:
     def __init__(self, stream: BinaryIO) -> None:
         self.fault: Fault | None = None
         self.broken = False
-        """Whether reading stopped inside a gzip member, so all its bytes up to there may be wrong."""
+        """True if reading stopped inside a gzip member, so all its bytes up to there may be wrong."""
         self.skipped = 0
         """Bytes of the file between damage and the next gzip member, or the end."""
         self._stream = stream

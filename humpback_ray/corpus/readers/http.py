@@ -41,7 +41,7 @@ class Body(NamedTuple):
 
     content: bytes
     cut: bool
-    """Whether its end is missing: a compressed stream or a chunk broke off."""
+    """True if its end is missing: a compressed stream or a chunk broke off."""
 
 
 _STATUS = re.compile(rb"\s{0,64}HTTP(?:/[\d.]{1,8})?[ \t]+(\d{3})\b", re.IGNORECASE)

@@ -43,7 +43,7 @@ class Records:
         self.skipped = 0
         """Bytes of the decompressed file outside readable records."""
         self.corrupt = self.cut = False
-        """Whether bytes were skipped before the end of the file; whether the file ends inside a record."""
+        """`corrupt`: bytes were skipped before the end of the file; `cut`: the file ends inside a record."""
         self._source, self._max_bytes, self._buffer = source, max_bytes, bytearray()
 
     def __iter__(self) -> Iterator[WarcRecord]:

@@ -53,7 +53,7 @@ class Scale(NamedTuple):
     lowest: float
     highest: float
     whole: bool = False
-    """Whether each pair gets a single number and the prompt asks for an integer."""
+    """True if each pair gets a single number and the prompt asks for an integer."""
 
 
 class Scorer(Protocol):

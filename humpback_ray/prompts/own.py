@@ -5,8 +5,7 @@ that replaces the word is tokenized as plain text: `<|im_start|>` in a page stay
 For text without such tokens, the ids are those of `apply_chat_template`. If a template trims messages, so do we. A
 template that changes them in another way, or that cannot be tokenized in parts, is refused.
 
-Thinking is off if the template knows `enable_thinking` (Qwen 3): the rating and rewriting prompts ask for reasons
-themselves.
+Thinking is off if the template knows `enable_thinking` (Qwen 3): a rating or a rewrite has its own room for reasons.
 """
 
 import secrets

@@ -1,9 +1,9 @@
 """Self-augmentation: predict, for every segment y, an instruction x that y would answer.
 
 The backward model p(x | y) sees the segment alone (Li et al. 2023, arXiv:2308.06259, section 2.2).
-One row in, one row out; an unusable prediction stays in the table with its `drop_reason`. Where the model failed (it
-wrote nothing, did not end, or could not read the segment) the row counts against `max_failed_share`; what it did write
-and a filter of `prompts/instructions` drops does not: that is a verdict on the pair.
+One row in, one row out; an unusable prediction stays in the table with its `drop_reason`. A row for which the model
+failed (it wrote nothing, did not end, or could not read the segment) counts against `max_failed_share`. A prediction
+that a filter of `prompts/instructions` drops does not: that is a verdict on the pair.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,39 +25,38 @@ from humpback_ray.stages.models import Model
 from humpback_ray.stages.stage import Place, Stage
 
 FAKED_TURN = "faked_turn"
-"""Drop reason of a pair that holds a line of our layout: a page that would write the other side's part."""
+"""Drop reason of a pair that contains a line of our layout: the page could speak for the other side."""
 
 FAILED = frozenset({"empty_instruction", "unfinished_instruction", *NO_REPLY.values()})
 """Drop reasons that count against `max_failed_share`."""
 
 
 class AugmentRecipe(Config):
-    """What augmentation means. Hashed into the manifest: a change here is another data set."""
+    """Definition of augmentation. Hashed into the manifest: a change here is another data set."""
 
     version: int = Field(default=3, ge=1)
-    """Raised by hand when the meaning of augmentation changes."""
+    """Bumped by hand when the meaning of augmentation changes."""
 
     engine: EngineConfig = TransformersEngine()
-    """Who runs the backward model; `kind` selects the class."""
+    """Engine that runs the backward model; `kind` selects the class."""
 
     temperature: float = Field(default=0.7, ge=0)
-    """Section 3.1's generation setting; 0: greedy."""
+    """The generation setting of section 3.1; 0: greedy."""
 
     top_p: float = Field(default=0.9, gt=0, le=1)
-    """Nucleus, same place."""
+    """Nucleus sampling, same section."""
 
     max_new_tokens: int = Field(default=256, ge=1)
-    """Cap on the predicted instruction, in tokens of the backward model's tokenizer; not reported, ours."""
+    """Cap on the predicted instruction, in tokens of the backward model's tokenizer. Ours; the paper reports none."""
 
     seed: int = 0
     """Another seed draws other instructions."""
 
     filters: InstructionFilters = InstructionFilters()
-    """Which predicted instructions fall."""
+    """Which predicted instructions are dropped."""
 
     max_failed_share: float = Field(default=0.2, ge=0, le=1)
-    """A larger share of predictions that failed stops the run; what a filter drops does not count. Ours. Not
-    hashed."""
+    """A larger share of failed predictions stops the run; those that a filter drops do not count. Ours. Not hashed."""
 
 
 class AugmentConfig(Config):
@@ -75,10 +74,10 @@ def make_candidates(
     place: Place,
     held_out: HeldOut = NOTHING,
 ) -> Manifest:
-    """Predict an instruction for every segment of the corpus; what holds a prompt of `held_out` is dropped.
+    """Predict an instruction for every segment of the corpus; drop pairs that contain a prompt of `held_out`.
 
     Raises:
-        StageFailed: more predictions are unusable than `max_failed_share`; the candidates stay.
+        StageFailed: a larger share of predictions failed than `max_failed_share`; the candidates stay.
     """
     recipe = config.recipe.model_dump(mode="json", exclude={"max_failed_share"})
     identity = {"augment": recipe, "chat": chat.model_dump(mode="json"), **held_out.identity}
@@ -129,11 +128,11 @@ def candidates(
     Args:
         segments: rows of SEGMENT.
         completions: the backward model's reply to each, in the same order.
-        filters: which of them fall.
-        chat: the layouts and tags that an instruction must not repeat, and whose lines no text may hold.
+        filters: decide which of them are dropped.
+        chat: its layouts and tags must not appear in an instruction, nor its lines in either text.
 
     Returns:
-        A row of CANDIDATE for each; an unusable prediction has a `drop_reason`, and neither text.
+        A row of CANDIDATE for each; that of an unusable prediction has a `drop_reason` and neither text.
     """
     rows = segments.select(["id", "url", "text"]).to_pylist()
     made = [_candidate(row, completion, filters, chat) for row, completion in zip(rows, completions, strict=True)]

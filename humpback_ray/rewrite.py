@@ -1,9 +1,9 @@
-"""Rewriting: a configured model says each kept response again as an assistant would, close to its source.
+"""Rewriting: a configured model rephrases each kept response as an assistant would, close to its source.
 
-An option, off without a model (Nguyen et al. 2024, arXiv:2408.04614: an aligned model as rewriter improves on selection
-alone, a weak one makes it worse). One row in, one row out; the source is kept beside the rewrite. A rewrite that is
-empty, unfinished, a refusal, of another length, too far from its source, talks about itself or holds numbers of its own
-is not used, and `rewrite_reason` says why; what then becomes of the pair is a field of the recipe.
+Optional, off without a model (Nguyen et al. 2024, arXiv:2408.04614: an aligned model as rewriter improves on selection
+alone, a weak one makes it worse). One row in, one row out; the source is kept next to the rewrite. A rewrite is not
+used if it is empty, unfinished, a refusal, much shorter or longer than its source, too far from it, about itself, or
+adds numbers. `rewrite_reason` says why, and the recipe decides whether the pair is kept.
 """
 
 from collections import Counter
@@ -30,62 +30,64 @@ from humpback_ray.text.numbers import new_numbers
 from humpback_ray.text.words import content_words
 
 FAILED = frozenset({*NO_REPLY.values(), "unfinished_rewrite", "empty_rewrite", QUARANTINED})
-"""Reasons that count against `max_failed_share`; the others are verdicts on what was written."""
+"""Reasons that count against `max_failed_share`; the others are verdicts on the rewrite."""
 
 
 class RewriteRecipe(Config):
-    """What rewriting means. Hashed into the rewritten pairs."""
+    """Definition of rewriting. Hashed into the rewritten pairs."""
 
     version: int = Field(default=2, ge=1)
-    """Raised by hand when the meaning of rewriting changes."""
+    """Bumped by hand when the meaning of rewriting changes."""
 
     engine: EngineConfig = TransformersEngine()
-    """Who runs the rewriting model; `kind` selects the class."""
+    """Engine that runs the rewriting model; `kind` selects the class."""
 
     prompt: str = REWRITING
     """The template; `{instruction}`, `{response}` and `{code}` are replaced."""
 
     layout: PromptLayout = "chat"
-    """"chat": the template is an instruction in the run's forward layout; "raw": the model reads it as it is; "own": it
-    is a user's message in the rewriting model's own chat format, as its tokenizer's template has it."""
+    """"chat": the template is an instruction in the run's forward layout; "raw": the model reads it unchanged; "own":
+    it is a user message in the rewriting model's own chat format, as in its tokenizer's template."""
 
     tags: Tags = "both"
     """Source tags of that instruction in the chat layout; "none" suits a model that this project did not train."""
 
     temperature: float = Field(default=0.7, ge=0)
-    """As everywhere (Li et al. 2023, section 3.1); 0: greedy."""
+    """The paper's generation setting (Li et al. 2023, section 3.1); 0: greedy."""
 
     top_p: float = Field(default=0.9, gt=0, le=1)
     """Nucleus, same place."""
 
     max_new_tokens: int = Field(default=1536, ge=1)
-    """Cap on a rewrite; one that is cut there is not used. Ours."""
+    """Cap on a rewrite, in tokens; a rewrite that is cut there is not used. Ours."""
 
     seed: int = 0
     """Another seed draws other rewrites."""
 
     min_source_share: float = Field(default=0.4, ge=0, le=1)
-    """A rewrite must have at least this share of its source's words, else it is `too_far_from_source`. Ours: of two
-    replies of Open Assistant the median shares 0.07, 99 in 100 less than 0.24, two replies to one prompt 0.28."""
+    """A rewrite must have at least this share of its source's words, else it is `too_far_from_source`. Ours: two random
+    replies of Open Assistant share 0.07 at the median and less than 0.24 in 99 of 100 cases, two replies to one prompt
+    0.28."""
 
     min_grounded_share: float = Field(default=0.4, ge=0, le=1)
-    """The source must have at least this share of the rewrite's words, likewise: what is not there was made up."""
+    """The source must have at least this share of the rewrite's words, else it is `too_far_from_source`: the model made
+    up the other words."""
 
     min_length_ratio: float = Field(default=0.3, ge=0)
-    """Shorter rewrites, in characters by those of the source, are `too_short`. Ours."""
+    """Rewrites with a smaller ratio of their characters to the source's are `too_short`. Ours."""
 
     max_length_ratio: float = Field(default=2.0, gt=0)
-    """Longer ones are `too_long`. Ours."""
+    """Rewrites with a larger ratio are `too_long`. Ours."""
 
     max_new_numbers: int | None = Field(default=0, ge=0)
-    """A rewrite with more numbers that neither its source nor its instruction holds has `new_numbers`; None: any."""
+    """A rewrite with more numbers than this that are neither in its source nor in its instruction is `new_numbers`;
+    None: any."""
 
     otherwise: Literal["keep_source", "drop"] = "keep_source"
-    """What becomes of a pair whose rewrite is not used: its source stays the response, or the pair is dropped."""
+    """If the rewrite of a pair is not used: keep its source as the response, or drop the pair."""
 
     max_failed_share: float = Field(default=0.2, ge=0, le=1)
-    """A larger share of rewrites that failed stops the run before anything is trained. Ours. Not
-    hashed."""
+    """A larger share of failed rewrites stops the run before any training. Ours. Not hashed."""
 
     @field_validator("prompt")
     @classmethod
@@ -98,14 +100,14 @@ class RewriteRecipe(Config):
     def _lengths_leave_room(self) -> Self:
         if self.min_length_ratio > self.max_length_ratio:
             raise ValueError(
-                f"min_length_ratio {self.min_length_ratio:g} is more than max_length_ratio {self.max_length_ratio:g}: "
-                "no rewrite could pass"
+                f"min_length_ratio {self.min_length_ratio:g} is more than max_length_ratio {self.max_length_ratio:g}, "
+                "so no rewrite could pass; lower the first or raise the second"
             )
         return self
 
 
 class RewriteConfig(Config):
-    """The `round-*/rewritten` stages; none without a model."""
+    """The `round-*/rewritten` stages; they exist only if `model` is set."""
 
     model: str | None = None
     """Directory of the rewriting model (safetensors and tokenizer), local or s3://; None: nothing is rewritten."""
@@ -120,7 +122,8 @@ def make_rewritten(
     """Rewrite the responses of the kept pairs.
 
     Raises:
-        StageFailed: more rewrites failed than `max_failed_share`; the pairs stay, so a higher share goes on from them.
+        StageFailed: a larger share of rewrites failed than `max_failed_share`; the pairs stay, and a run with a higher
+            limit resumes from them.
     """
     recipe = config.recipe.model_dump(mode="json", exclude={"max_failed_share"})
     identity = {"rewrite": recipe, "chat": chat.model_dump(mode="json")}
@@ -134,7 +137,7 @@ def make_rewritten(
 
 
 def rewrite_reasons(rewritten: Manifest) -> Counter[str]:
-    """Count the pairs whose rewrite is not used, kept or dropped, by reason."""
+    """Count, by reason, the pairs (kept or dropped) that do not use their rewrite."""
     found: Counter[str] = Counter()
     for table in rewritten.tables(["rewrite_reason", "drop_reason"], kept=False):
         rows = zip(table["rewrite_reason"].to_pylist(), table["drop_reason"].to_pylist(), strict=True)
@@ -170,12 +173,12 @@ def rewrite_request(pair: PairRow, recipe: RewriteRecipe, chat: ChatRecipe) -> R
 
 
 def rewritten(pairs: pa.Table, completions: Sequence[Completion], recipe: RewriteRecipe) -> pa.Table:
-    """Put rewrites in place of responses, as far as they can be used.
+    """Replace responses by their rewrites where these can be used.
 
     Args:
         pairs: kept rows of PAIR.
         completions: the rewriting model's reply to each, in the same order.
-        recipe: what can be used, and what becomes of the others.
+        recipe: which rewrites can be used, and how to treat the other pairs.
 
     Returns:
         A row of REWRITE for each.
@@ -207,7 +210,7 @@ def _row(pair: PairRow, reply: Completion, recipe: RewriteRecipe) -> dict[str, o
 
 
 def rewrite_reason(instruction: str, source: str, answer: str, recipe: RewriteRecipe) -> str | None:
-    """Return why a finished rewrite is not used, None where it is; the first rule that applies names it."""
+    """Return why a finished rewrite is not used, by the first rule that applies; None if it is used."""
     if not answer:
         return "empty_rewrite"
     if code_of(instruction, source) in answer:
@@ -229,9 +232,9 @@ def rewrite_reason(instruction: str, source: str, answer: str, recipe: RewriteRe
 
 
 def covered(text: str, by: str) -> float:
-    """Return the share of a text's content words that another text has; 1 of a text without any.
+    """Return the share of a text's content words that another text has too; 1 if the text has none.
 
-    Words are compared as they are written, without case; in scripts without spaces, character n-grams are.
+    Words are compared as written, ignoring case; scripts without spaces compare character n-grams.
     """
     own = content_words(text)
     return len(own & content_words(by)) / len(own) if own else 1.0

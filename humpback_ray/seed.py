@@ -1,17 +1,17 @@
 """Seed pairs: instructions and responses that people wrote.
 
-Files come as people have them (`recordfiles.py`), their records in the forms of `forms.py`, told by their fields. Of a
-conversation Humpback takes the first turn alone; of Open Assistant, the first turn in English with the reply that
-people ranked best (Li et al. 2023, arXiv:2308.06259, section 3.1). Trees and messages are taken as in the released
-"ready" export: trees ready for export, and no deleted, synthetic or refused messages.
+`recordfiles.py` reads the files in many formats; `forms.py` recognizes the form of a record by its fields. Humpback
+takes only the first turn of a conversation; from Open Assistant, the first turn in English with the reply that people
+ranked best (Li et al. 2023, arXiv:2308.06259, section 3.1). Trees and messages are selected as in the released "ready"
+export: trees ready for export, and no deleted, synthetic or refused messages.
 
-One row per record, kept or with its reason. Messages that stand one by one are put together to trees first: a tree is
-one record, and so is a message whose tree has no prompt in the file.
+One row per record, kept or with its reason. Separate messages are assembled into trees first: a tree is one record, and
+so is a message whose tree has no prompt in the file.
 
-In Open Assistant's export replies without a rival carry no rank, and so do a few groups that nobody ranked; neither was
-*chosen* by people, so neither counts as rank 0. (In 95 non-synthetic first turns one such group was found, of three
-replies; no first turn had an only reply, while all 40 only replies deeper down are unranked.)
-`accept_unranked_only_reply` lets an only reply in.
+In Open Assistant's export, a reply without siblings has no rank, and neither do a few groups that nobody ranked. People
+*chose* none of these, so none counts as rank 0. (95 non-synthetic first turns had one such group, of three replies; no
+first turn had a single reply, while all 40 single replies deeper down are unranked.) `accept_unranked_only_reply`
+accepts a single reply.
 """
 
 import json
@@ -42,45 +42,45 @@ from humpback_ray.text.clean import clean
 
 
 class SeedRecipe(Config):
-    """What a seed pair is. Hashed into the manifest: a change here is another seed."""
+    """Definition of a seed pair. Hashed into the manifest: a change here is another seed."""
 
     version: int = 2
-    """Raised by hand when the meaning of this module changes."""
+    """Bumped by hand when the meaning of this module changes."""
 
     inputs: list[str] | None = None
     """Paths, globs or `s3://` URIs of JSON lines, JSON arrays or Parquet files, compressed or not; None: the sample's
-    pairs. Enters the fingerprint as what the files hold, not as where they are."""
+    pairs. The fingerprint covers the content of the files, not their location."""
 
     form: SeedForm = AutoForm()
-    """How a record holds its pair. `auto` tells by its fields; `{kind: pair, instruction: q, response: a, about: c}`
-    and `{kind: conversation, field: turns}` name other fields; `oasst` takes Open Assistant's messages alone."""
+    """How a record holds its pair. `auto` decides by its fields; `{kind: pair, instruction: q, response: a, about: c}`
+    and `{kind: conversation, field: turns}` name other fields; `oasst` takes only Open Assistant's messages."""
 
     system: Literal["leave_out", "prepend", "drop"] = "leave_out"
-    """What becomes of a system message before the first turn: it is left out, since an instruction is what the user
-    asked and most system messages say the same of every pair; or it stands before the instruction, with a blank line
-    between; or the pair is dropped as `system_message`. Ours."""
+    """How to treat a system message before the first turn. `leave_out` omits it: an instruction is what the user asked,
+    and most system messages are the same for every pair. `prepend` puts it before the instruction, with a blank line
+    between. `drop` drops the pair as `system_message`. Ours."""
 
     language: str | None = "en"
-    """Language of prompt and reply of Open Assistant, whatever the region (`en-US`); None: any. A message that names no
-    language, and pairs, are taken as they come."""
+    """Language of Open Assistant's prompts and replies, whatever the region (`en-US`); None: any. Messages that name no
+    language, and pairs, are taken in any language."""
 
     tree_states: tuple[str, ...] | None = ("ready_for_export",)
-    """States of Open Assistant's trees that are taken; None: any. A tree that names none is taken."""
+    """States in which Open Assistant's trees are taken; None: any. A tree without a state is taken."""
 
     include_refused: bool = False
-    """Whether messages count that failed their review (`review_result: false`)."""
+    """Use messages that failed their review (`review_result: false`)."""
 
     include_deleted: bool = False
-    """Whether deleted messages count."""
+    """Use deleted messages."""
 
     include_synthetic: bool = False
-    """Whether messages count that a model wrote."""
+    """Use messages that a model wrote."""
 
     accept_unranked_only_reply: bool = False
-    """Whether a tree's only usable reply counts without a rank."""
+    """Use a tree's only usable reply even if it has no rank."""
 
     min_kept: int = Field(default=1, ge=0)
-    """Fewer pairs than this stop the run. Not hashed."""
+    """Fewer kept pairs than this stop the run. Not hashed."""
 
     max_line_bytes: int = Field(default=MAX_RECORD_BYTES, ge=1)
     """A longer record is dropped as `too_large`."""
@@ -94,13 +94,13 @@ class SeedConfig(Config):
 
 
 def make_seed(config: SeedConfig, files: Inventory, place: Place, held_out: HeldOut = NOTHING) -> Manifest:
-    """Read the seed files in the order of their names; a pair that several hold is kept once.
+    """Read the seed files in the order of their names; keep a pair once if several files hold it.
 
     Args:
         config: what a pair is.
-        files: where they are.
+        files: the seed files.
         place: of the stage.
-        held_out: prompts that no pair may hold.
+        held_out: prompts that no pair may contain.
 
     Raises:
         StageFailed: fewer pairs than `min_kept` were kept.
@@ -115,7 +115,7 @@ def make_seed(config: SeedConfig, files: Inventory, place: Place, held_out: Held
 
 
 def collect(attempt: Attempt, recipe: SeedRecipe, files: Sequence[InputFile], held_out: HeldOut) -> Commit:
-    """Write a table of pairs per file, ids unique over all of them."""
+    """Write one table of pairs per file; ids are unique across all files."""
     writer, seen, unknown = TableWriter(attempt, PAIR), Counter[str](), Counter[str]()
     overlap = held_out.overlap()
     for file in files:
@@ -126,7 +126,7 @@ def collect(attempt: Attempt, recipe: SeedRecipe, files: Sequence[InputFile], he
 
 
 MOST_KEYS = 10
-"""Sets of fields that are written down."""
+"""Number of unknown sets of fields that the commit records, most frequent first."""
 
 
 def seed_file(
@@ -138,15 +138,15 @@ def seed_file(
 ) -> pa.Table:
     """Return the pairs of one file, schema PAIR; ids are unique within the table.
 
-    A pair that the file holds twice is kept once; its copies are `repeated_record`. A damaged file ends with
-    `archive_truncated` or `archive_corrupt`, an empty one is `archive_empty`.
+    The first copy of a repeated pair is kept; the others are dropped as `repeated_record`. The last row of a damaged
+    file is `archive_truncated` or `archive_corrupt`, the only row of an empty one `archive_empty`.
 
     Args:
         stream: the file, from its start; seekable.
-        name: names the file in nothing but errors; ids are made of content.
+        name: of the file, for errors only; ids are hashes of content.
         recipe: what a seed pair is.
-        seen: ids of other files' rows, with how often they came; this file's are added.
-        unknown: receives the fields of records that no form fits.
+        seen: how often each id occurred in other files; this file's ids are added.
+        unknown: receives the fields of records that fit no form.
     """
     del name
     seen = Counter() if seen is None else seen
@@ -202,7 +202,7 @@ def _fits(values: Values, form: SeedForm) -> bool:
 
 
 def _pair_row(value: object, raw: bytes, recipe: SeedRecipe, unknown: Counter[str]) -> PairRow:
-    """Return the row of one record; `raw` makes its id where it is dropped."""
+    """Return the row of one record; the id of a dropped one is the hash of `raw`."""
     try:
         turn = _turn(value, recipe)
         instruction, response = clean(turn.instruction).strip(), clean(turn.response).strip()
@@ -233,7 +233,7 @@ def _turn(value: object, recipe: SeedRecipe) -> Turn:
 
 
 def _trees(messages: Sequence[Values]) -> Iterator[Values]:
-    """Put messages together to trees, in the order of their prompts; last those that belong to no prompt, alone."""
+    """Assemble messages into trees, in the order of their prompts; then yield those that belong to no prompt, alone."""
     replies = defaultdict[str, list[Values]](list)
     for message in messages:
         replies[_id(message.get("parent_id"))].append(message)
@@ -255,7 +255,7 @@ def _id(value: object) -> str:
 def _best(tree: Values, recipe: SeedRecipe) -> Turn:
     """Return the first turn of a tree with the reply that people ranked best."""
     prompt, state = tree["prompt"], tree.get("tree_state")
-    assert isinstance(prompt, dict)  # else it is no tree (`is_tree`)
+    assert isinstance(prompt, dict)  # `is_tree` has checked it
     if recipe.tree_states is not None and state is not None and state not in recipe.tree_states:
         raise NoPair("tree_not_ready")
     _check(prompt, "prompter", recipe)
@@ -287,7 +287,7 @@ def _check(message: Values, role: str, recipe: SeedRecipe) -> None:
 
 
 def _flagged(message: Values, recipe: SeedRecipe) -> str | None:
-    """Return why the released export leaves a message out; None if it does not."""
+    """Return why the recipe excludes a message; None if it does not."""
     if message.get("deleted") and not recipe.include_deleted:
         return "deleted"
     if message.get("synthetic") and not recipe.include_synthetic:

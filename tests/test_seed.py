@@ -114,7 +114,7 @@ def test_a_line_that_gives_no_pair_is_a_row_with_its_reason(line: Any, reason: s
     assert (row["drop_reason"], row["instruction"], row["response"]) == (reason, "", "")
 
 
-def test_an_only_reply_without_a_rank_counts_if_the_recipe_says_so() -> None:
+def test_a_single_reply_without_a_rank_counts_if_the_recipe_says_so() -> None:
     recipe = SeedRecipe(accept_unranked_only_reply=True)
     only, two = read(tree(message("only")), tree(message("a"), message("b")), recipe=recipe)
     assert (only["response"], two["drop_reason"]) == ("only", "no_rank_0_reply")
@@ -188,16 +188,16 @@ def test_one_file_may_mix_all_forms() -> None:
         {"instruction": "", "input": f"{Q}\n\nIn Italy.", "output": A},
     ],
 )
-def test_what_an_instruction_is_about_stands_under_it(record: dict[str, Any]) -> None:
+def test_the_text_that_an_instruction_is_about_follows_it(record: dict[str, Any]) -> None:
     assert read(record)[0]["instruction"] == f"{Q}\n\nIn Italy."
 
 
-def test_a_number_is_an_answer_as_it_is_written() -> None:
+def test_a_number_is_an_answer_as_written() -> None:
     assert [row["response"] for row in read(*({"prompt": "2+2?", "completion": n} for n in (4, 4.5)))] == ["4", "4.5"]
 
 
 @pytest.mark.parametrize(("policy", "instruction"), [("leave_out", Q), ("prepend", f"Be brief.\n\n{Q}"), ("drop", "")])
-def test_a_system_message_is_left_out_or_stands_before_or_drops_the_pair(policy: Any, instruction: str) -> None:
+def test_a_system_message_is_left_out_or_prepended_or_drops_the_pair(policy: Any, instruction: str) -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": Q}]
     spoken = {"messages": [*turns, {"role": "assistant", "content": A}]}
     beside = {"conversations": [Q, A], "system": "Be brief."}
@@ -236,7 +236,7 @@ def test_parquet_gives_the_pairs_of_nested_columns() -> None:
     assert [row["drop_reason"] for row in rows] == [None, None, "refused"]
 
 
-def test_records_that_something_wraps_are_found() -> None:
+def test_wrapped_records_are_found() -> None:
     pairs = [{"prompt": f"{n}?", "completion": f"{n}!"} for n in range(3)]
     for wrapped in (
         {str(number): pair for number, pair in enumerate(pairs)},
@@ -254,7 +254,7 @@ def flat(name: str, parent: str | None, **fields: Any) -> dict[str, Any]:
     return {"message_id": name, "parent_id": parent, "message_tree_id": "t", **message(name, role), **fields}
 
 
-def test_messages_in_any_order_are_put_together_to_trees_and_each_tree_is_a_row() -> None:
+def test_messages_in_any_order_are_assembled_into_trees_and_each_tree_is_a_row() -> None:
     messages = [
         flat("deeper", "again", rank=0), flat("best", "q", rank=0), flat("q", None), flat("worse", "q", rank=1),
         flat("again", "best", role="prompter"), flat("lost", "nowhere", rank=0), flat("a", "b"), flat("b", "a"),
@@ -290,7 +290,7 @@ def test_the_exports_own_flags_decide(fields: dict[str, Any], reason: str | None
         assert [row["drop_reason"] for row in read(*records, recipe=SeedRecipe.model_validate(setting))] == [None]
 
 
-def test_a_refused_reply_does_not_stand_for_its_rank_but_an_only_usable_one_may() -> None:
+def test_a_refused_reply_does_not_count_for_its_rank_but_a_single_usable_one_may() -> None:
     refused = tree(message("bad", rank=0, review_result=False), message("good", rank=1))
     assert read(refused)[0]["drop_reason"] == "refused"
     only = tree(message("spam", review_result=False), message("good"))
@@ -298,7 +298,7 @@ def test_a_refused_reply_does_not_stand_for_its_rank_but_an_only_usable_one_may(
     assert row["response"] == "good"
 
 
-def test_a_pair_stays_once_in_a_file_and_over_files() -> None:
+def test_a_pair_stays_once_in_a_file_and_across_files() -> None:
     pair = {"instruction": "q", "output": "a"}
     assert [row["drop_reason"] for row in read(pair, pair, b"{", b"{")] == [
         None,
@@ -334,7 +334,7 @@ JSON = st.recursive(
 
 
 @given(st.lists(st.dictionaries(KEYS, JSON), min_size=1, max_size=4))
-def test_any_object_gives_a_row_or_those_it_wraps(values: list[Any]) -> None:
+def test_any_object_gives_a_row_or_the_rows_of_the_objects_it_wraps(values: list[Any]) -> None:
     whole, single = read(*values), [read(value) for value in values]
     assert all(single)
     assert len(whole) == sum(map(len, single))

@@ -1,4 +1,4 @@
-"""Segments cut again from the files that they were cut from, to prove that none is lost and none is there twice."""
+"""Cut segments again from their input files, to prove that none is lost and none occurs twice."""
 
 from collections import Counter
 
@@ -14,13 +14,13 @@ from humpback_ray.storage import InputFile
 
 
 def refusal(manifest: Manifest) -> str:
-    """Say why segments cannot be cut again; "" where they can."""
+    """Say why segments cannot be cut again; "" if they can."""
     cut, now = SegmentRecipe.model_validate(manifest.recipe["segments"]).version, SegmentRecipe().version
     return "" if cut == now else f"they are of version {cut} and this is version {now}, so they were not cut again"
 
 
 def check_documents(manifest: Manifest, commit: Commit, file: InputFile, lost: frozenset[str]) -> int:
-    """Every document of an input file, cut again, has its rows and no others; returns how many documents there are.
+    """Check that cutting an input file again gives each document its rows and no others; return the document count.
 
     Args:
         manifest: of the stage.
@@ -54,8 +54,8 @@ def check_documents(manifest: Manifest, commit: Commit, file: InputFile, lost: f
         if cut != kept:
             lost_rows, surplus = (cut - kept).total(), (kept - cut).total()
             raise Difference(
-                f"{where} {document} has {kept.total()} rows, cut again it gives {cut.total()}: {lost_rows} are lost, "
-                f"{surplus} too many"
+                f"{where} {document} has {kept.total()} rows but gives {cut.total()} when cut again: {lost_rows} are "
+                f"lost, {surplus} too many"
             )
     return len(expected)
 

@@ -1,7 +1,7 @@
-"""The corpus: web pages cut into segments, shard by shard, then exact duplicates removed over all of them.
+"""The corpus: web pages are cut into segments shard by shard, then exact duplicates are removed across all shards.
 
-`segments` keeps every fate, a row per segment and one for a document that gave none. `corpus` has a row for every kept
-segment: kept again, or dropped as a duplicate.
+`segments` records every fate: a row per segment, and one for each document without segments. `corpus` has a row for
+every segment kept there: kept again, or dropped as a duplicate.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from humpback_ray.storage.inventory import Inventory
 
 
 class DuplicatesRecipe(Config):
-    """What counts as a duplicate: the same text after normalisation. Near-duplicates are not looked for yet."""
+    """Definition of a duplicate: the same text after normalization. Near-duplicates are not removed here."""
 
     version: int = Field(default=1, ge=1)
     """Raised by hand when the meaning of duplicates changes."""
@@ -36,14 +36,14 @@ class CorpusRecipe(Config):
     """Which web pages become which segments."""
 
     inputs: list[str] | None = None
-    """Paths, directories, globs or s3:// URIs of WARC, WET, JSONL and Parquet files, also compressed; None: the
+    """Paths, directories, globs or s3:// URIs of WARC, WET, JSONL and Parquet files, compressed or not; None: the
     sample's web."""
 
     readers: tuple[Reader, ...] = Field(default_factory=default_readers)
-    """Who reads which files; the first whose suffix fits."""
+    """A file is read by the first reader whose suffix matches."""
 
     min_kept: int = Field(default=1, ge=0)
-    """Fewer segments than this, before or after duplicates are removed, stop the run. Not hashed."""
+    """Fewer kept segments than this, before or after duplicates are removed, stop the run. Not hashed."""
 
     segments: SegmentRecipe = SegmentRecipe()
     duplicates: DuplicatesRecipe = DuplicatesRecipe()
@@ -65,7 +65,7 @@ class CorpusConfig(Config):
 
 
 def make_segments(config: CorpusConfig, files: Inventory, place: Place, pilot: float | None = None) -> Manifest:
-    """Cut every document of the input files into segments; of a pilot, its share of them.
+    """Cut every document of the input files into segments; a pilot cuts only its share of the documents.
 
     Raises:
         StageFailed: fewer segments than `min_kept` were kept.
@@ -86,8 +86,8 @@ def make_segments(config: CorpusConfig, files: Inventory, place: Place, pilot: f
 def sampled(config: CorpusConfig, files: Inventory, share: float) -> tuple[CorpusConfig, Inventory]:
     """Return the configuration and the files of a pilot that takes a share of the corpus.
 
-    Files are taken in the order of a hash of their names until they hold the share of the bytes; of their documents
-    then the share that is wanted, so one large file is enough for a small pilot.
+    Files are taken in the order of a hash of their names until they hold that share of the bytes. Then documents are
+    sampled from them down to the share, so one large file is enough for a small pilot.
     """
     order = sorted(files.files, key=lambda file: record_id("pilot", file.name))
     wanted = share * sum(file.bytes for file in order)
@@ -101,10 +101,10 @@ def sampled(config: CorpusConfig, files: Inventory, share: float) -> tuple[Corpu
 
 
 def make_corpus(config: CorpusConfig, segments: Manifest, place: Place) -> Manifest:
-    """Keep one of all segments that share a normalised text.
+    """Keep one of all segments with the same normalized text.
 
     Raises:
-        StageFailed: fewer segments than `min_kept` were kept, or came in.
+        StageFailed: fewer segments than `min_kept` came in or were kept.
     """
     refuse_few(segments, config.recipe.min_kept, "corpus.recipe.min_kept", str)
     stage = Stage(place, config.recipe.duplicates, {"segments": segments}, SEGMENT, ids_of="segments")
@@ -114,7 +114,7 @@ def make_corpus(config: CorpusConfig, segments: Manifest, place: Place) -> Manif
 
 
 def remove_duplicates(attempt: Attempt, segments: Manifest) -> Commit:
-    """Decide on ids and hashes alone, then copy the kept segments table by table, each with its fate."""
+    """Decide by ids and hashes alone, then copy the kept segments table by table, each with its fate."""
     keys = list(segments.tables(["id", "text_hash"]))
     empty = pa.schema([SEGMENT.field("id"), SEGMENT.field("text_hash")]).empty_table()
     together = pa.concat_tables([empty, *keys])
@@ -127,7 +127,7 @@ def remove_duplicates(attempt: Attempt, segments: Manifest) -> Commit:
 
 
 def dropped(table: pa.Table, reasons: pa.Array, blank: Sequence[str]) -> pa.Table:
-    """Give the rows of a table their drop reasons and blank the named text columns of those that have one."""
+    """Set the drop reasons of a table's rows, and blank the named text columns of rows that have one."""
     import pyarrow.compute as pc
 
     table = table.set_column(table.column_names.index("drop_reason"), "drop_reason", reasons.cast(pa.string()))

@@ -1,12 +1,11 @@
-"""Exact duplicates over the whole corpus: which of the rows with the same text stays.
+"""Exact duplicates across the whole corpus: choose which of the rows with the same text stays.
 
-Two segments are duplicates where their normalised text is the same (`segments.text_hash`). The one with the smallest id
-stays. Ids are made of content, so the choice does not depend on the order of rows, files or shards, nor on which of
-them came first. A record that was crawled twice under one id has nothing to tell its copies apart but their order;
-exactly one of them stays, the first.
+Two segments are duplicates if their normalized text is the same (`segments.text_hash`). The one with the smallest id
+stays. Ids are hashes of content, so the choice does not depend on the order of rows, files or shards. Copies of a
+record that was crawled twice under one id differ only in their order; the first of them stays.
 
 Memory is bounded by 16 bytes per hash, 16 per id and some indices, about 60 bytes a row: 10^8 segments fit on a CPU
-node of 16 GiB. At that length of digest the chance of one false duplicate among 10^8 rows is about 10^-23.
+node with 16 GiB. With digests of this length, the chance of one false duplicate among 10^8 rows is about 10^-23.
 """
 
 import hashlib
@@ -31,10 +30,10 @@ def duplicates(ids: pa.ChunkedArray, hashes: pa.ChunkedArray) -> pa.Array:
         hashes: their `text_hash`, string, in the same order.
 
     Returns:
-        string [rows]. Of all rows with one hash exactly one is null, and no id is null twice.
+        string [rows]. Exactly one of the rows with the same hash is null, and no id is null twice.
 
     Raises:
-        ValueError: the columns differ in length, or hold nulls.
+        ValueError: the columns differ in length or contain nulls.
     """
     if len(ids) != len(hashes):
         raise ValueError(f"{len(ids)} ids for {len(hashes)} hashes: they must be columns of one table")
@@ -49,7 +48,7 @@ def duplicates(ids: pa.ChunkedArray, hashes: pa.ChunkedArray) -> pa.Array:
 
 
 def _first_of_each(keys: np.ndarray, ranks: np.ndarray | None = None) -> np.ndarray:
-    """Return bool [rows]: of the rows with equal keys, the one of smallest rank, then the earliest. Both [rows, 2]."""
+    """Return bool [rows]: True at the row of smallest rank, then the earliest, per equal key. Arguments: [rows, 2]."""
     columns = [keys[:, 1], keys[:, 0]] if ranks is None else [ranks[:, 1], ranks[:, 0], keys[:, 1], keys[:, 0]]
     order = np.lexsort(columns)  # stable; the last column sorts first
     first = np.ones(len(keys), dtype=bool)
@@ -59,7 +58,7 @@ def _first_of_each(keys: np.ndarray, ranks: np.ndarray | None = None) -> np.ndar
 
 
 def _digests(column: pa.ChunkedArray) -> np.ndarray:
-    """Return uint64 [rows, 2]: each string's first 32 hex digits, or the start of its SHA-256 where it is not hex."""
+    """Return uint64 [rows, 2]: each string's first 32 hex digits, or the start of its SHA-256 if it is not hex."""
     slices = (chunk.slice(at, _SLICE_ROWS) for chunk in column.chunks for at in range(0, len(chunk), _SLICE_ROWS))
     parts = [_digests_of(part) for part in slices]
     return np.concatenate(parts) if parts else np.empty((0, 2), dtype=np.uint64)

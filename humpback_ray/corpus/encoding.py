@@ -1,8 +1,8 @@
-"""Which characters the bytes of a page stand for.
+"""Decoding of a page: bytes → characters.
 
-Declarations are wrong often enough that the bytes have the last word. In order: byte order mark; UTF-16 and UTF-32,
-which their zero bytes give away; UTF-8 that shows itself, with a few bad bytes if need be; HTTP header; `<meta>` or XML
-declaration; a guess. A declaration is set aside where its text is visibly wrong (`damage`) and the guess's is not.
+Declarations are wrong so often that the bytes decide. In order: byte order mark; UTF-16 and UTF-32, recognized by their
+zero bytes; UTF-8 that decodes, with a few bad bytes at most; HTTP header; `<meta>` or XML declaration; a guess. A
+declaration is ignored if its text is visibly wrong (`damage`) and the text of the guess is not.
 """
 
 import codecs
@@ -12,7 +12,7 @@ from collections import Counter
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, since its mark begins with that of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -41,13 +41,14 @@ _WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "euc_kr": "cp949", "shift_jis":
           "tis-620": "cp874", "iso8859-11": "cp874"}  # fmt: skip
 
 _WRONG = 0.04
-"""Declarations whose text has a larger share of damaged characters beyond ASCII are compared with the guess."""
+"""If a declared charset damages a larger share of the characters beyond ASCII, it is compared with the guess."""
 
 _FEW = 20
-"""Of fewer letters their frequencies say nothing."""
+"""The frequencies of fewer letters say nothing."""
 
-# Every pattern is bounded or consumes what it looks at, so that time is linear in the page.
-# Letters and signs that Latin-1 and Windows' sets have instead of other scripts; quotes may stand together, these not.
+# Every pattern is bounded or consumes the text that it looks at, so time is linear in the page.
+# Letters and signs that Latin-1 and the Windows charsets have in place of other scripts. Unlike quotes, they do not
+# occur next to each other.
 _ACCENTED = "\u00a1-\u00a6\u00a8\u00aa\u00ac\u00af-\u00b6\u00b8-\u00ba\u00bc-\u024f\u02c6-\u02dd\u0192"
 _RUN = re.compile(f"[{_ACCENTED}]{{2,}}")
 _SIGN_IN_WORD = re.compile(
@@ -69,11 +70,11 @@ _COMMON_CYRILLIC = frozenset("оеаинтсрвліОЕАИНТСРВЛІ")
 
 
 def characters(page: bytes, declared: str | None = None) -> str:
-    """Decode a page; bytes that its charset does not know become U+FFFD, and nothing raises.
+    """Decode a page; bytes that its charset does not know become U+FFFD. Never raises.
 
     Args:
         page: its bytes.
-        declared: the charset in the HTTP header, as written there.
+        declared: the charset as written in the HTTP header.
     """
     for mark, name in _BOMS:
         if page.startswith(mark):
@@ -101,7 +102,7 @@ def characters(page: bytes, declared: str | None = None) -> str:
 
 
 def codec(name: str | None) -> str | None:
-    """Return Python's name of a charset as the web means it (latin-1 is windows-1252); None: there is no such one."""
+    """Return Python's name of a charset as the web uses it (latin-1 is windows-1252); None if it does not exist."""
     from resiliparse.parse.encoding import map_encoding_to_html5
 
     mapped = map_encoding_to_html5(name, fallback_utf8=False) if name else None
@@ -111,16 +112,16 @@ def codec(name: str | None) -> str | None:
         found = codecs.lookup(mapped).name
     except LookupError:
         return None
-    if found.startswith(("utf-16", "utf-32")):  # a page that is neither was looked for
+    if found.startswith(("utf-16", "utf-32")):  # `_wide` has ruled both out
         return "utf-8"
     return _WIDER.get(found, found)
 
 
 def damage(sample: bytes, name: str) -> float:
-    """Return the share of a text's characters beyond ASCII that look as if they had been read in a wrong charset.
+    """Return the share of a text's characters beyond ASCII that look as if they were decoded in a wrong charset.
 
-    Signs of it: bytes that the charset does not know, controls, runs of accented letters, signs inside of words, two
-    alphabets in one word, Cyrillic and Chinese made of rare letters alone.
+    Signs are bytes that the charset does not know, control characters, runs of accented letters, symbols inside words,
+    two alphabets in one word, and Cyrillic or Chinese that consists of rare letters.
     """
     text = sample.decode(name, "replace")
     beyond = _beyond_ascii(text)
@@ -157,7 +158,7 @@ def _rare_east_asian(text: str) -> int:
     simplified = sum(count for one, count in counts.items() if 0xB0 <= _lead(one, "gb2312") <= 0xD7)
     traditional = sum(count for one, count in counts.items() if 0xA4 <= _lead(one, "big5") <= 0xC6)
     first = sum(count for one, count in counts.items() if 0xB0 <= _lead(one, "gb2312") <= 0xC8)
-    if first > 0.95 * len(han):  # half of the alphabet alone: Korean syllables, read as Chinese
+    if first > 0.95 * len(han):  # from half of the alphabet only: Korean syllables, decoded as Chinese
         return len(han)
     return len(han) - max(simplified, traditional) + hangul
 
@@ -169,7 +170,7 @@ def _lead(one: str, name: str) -> int:
 
 
 def _guesses(sample: bytes) -> list[str]:
-    """Return what the page may be in, the likeliest first."""
+    """Return the charsets that the page may be in, the most likely first."""
     from resiliparse.parse.encoding import detect_encoding
 
     try:
@@ -178,20 +179,20 @@ def _guesses(sample: bytes) -> list[str]:
         found = _FALLBACK
     if found == "ascii" or found.startswith("utf") or len(_HIGH.findall(sample)) < _FEW_HIGH:
         return [_FALLBACK]
-    if found in _CENTRAL_EUROPEAN:  # which of the two, the detector cannot tell; only one has letters there
+    if found in _CENTRAL_EUROPEAN:  # the detector cannot tell the two apart, but only one has letters at these bytes
         found = "cp1250" if _CP1250_LETTER.search(sample) or not _ISO_LETTER.search(sample) else "iso8859-2"
         return [found, _FALLBACK]
     return [_WINDOWS.get(found) or _WIDER.get(found, found), _FALLBACK]
 
 
 def _sample(page: bytes) -> bytes:
-    """Return the text of a page's start, or all of its start where all else is ASCII."""
+    """Return the text at the start of a page without markup; with it, if the text is all ASCII."""
     text = _MARKUP.sub(b" ", page[: 4 * _SAMPLE_BYTES])
     return (text if _HIGH.search(text) else page)[:_SAMPLE_BYTES]
 
 
 def _wide(page: bytes) -> str | None:
-    """Return which UTF-16 or UTF-32 a page is in, as told by where its zero bytes stand; None: in neither."""
+    """Return which UTF-16 or UTF-32 a page is in, by the positions of its zero bytes; None if it is in neither."""
     start = page[:_SAMPLE_BYTES]
     units = len(start) // 4
     zeros = [start[at::4].count(0) for at in range(4)]
@@ -209,6 +210,6 @@ def _wide(page: bytes) -> str | None:
 
 
 def is_text(characters: str) -> bool:
-    """Return whether characters are text: at most a tenth of their start is controls or bytes of no charset."""
+    """Return whether characters are text: at most a tenth of their start is control characters or undecodable bytes."""
     start = characters[:_SAMPLE_BYTES]
     return 10 * len(_NO_CHARACTER.findall(start)) <= len(start)

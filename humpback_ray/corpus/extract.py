@@ -1,13 +1,13 @@
-"""A web page → its headers and the paragraphs under them, without what frames every page of a site.
+"""A web page → its headers and the paragraphs under them, without the boilerplate that frames every page of a site.
 
-Left out: scripts and styles, navigation, page footers, asides, dialogs, hidden elements, form controls, and regions
-whose class or id names them (menu, breadcrumb, sidebar, cookie banner, share buttons, …). A `form` itself is kept and
-only its controls are left out, since whole sites stand inside one form. Lists keep their bullets and numbers, table
-rows become lines with cells between bars, preformatted text keeps its lines. Text needs no `p`: every block element and
-every line break ends a paragraph.
+Scripts and styles, navigation, page footers, asides, dialogs, hidden elements, form controls, and regions named by
+their class or id (menu, breadcrumb, sidebar, cookie banner, share buttons, …) are left out. A `form` loses only its
+controls, since some sites put whole pages inside one form. Lists keep their bullets and numbers, table rows become
+lines with bars between cells, preformatted text keeps its lines. Text needs no `p`: every block element and every line
+break ends a paragraph.
 
-Hostile pages end in a named drop: `html_too_large`, `undecodable` (no charset makes text of the bytes),
-`too_many_tags`, `too_deep`. Work and memory are linear in the page (see markup.py); nothing recurses.
+Hostile pages are dropped with a reason: `html_too_large`, `undecodable` (the bytes are not text in any charset),
+`too_many_tags`, `too_deep`. Time and memory are linear in the page (see markup.py); nothing recurses.
 """
 
 import re
@@ -32,21 +32,22 @@ class ExtractRecipe(Config):
     """A page with more tags is dropped as `too_many_tags`."""
 
     max_depth: int = Field(default=256, ge=1)
-    """A page that nests more block elements is dropped as `too_deep`; real pages stay below a hundred."""
+    """A page with deeper nested block elements is dropped as `too_deep`; real pages stay below a hundred."""
 
     max_header_chars: int = Field(default=300, ge=1)
-    """A longer header is a paragraph in header's clothes: its text is kept as a paragraph under an empty header."""
+    """A longer header is really a paragraph: its text is kept as a paragraph under an empty header."""
 
     boilerplate_names: bool = True
-    """Leave out regions whose class or id says that they frame the page."""
+    """Leave out regions whose class or id marks them as boilerplate."""
 
     max_link_lines: int | None = Field(default=3, ge=0)
-    """More lines than this in a row that are nothing but links are a menu, and left out. None: off."""
+    """More consecutive lines of nothing but links than this are a menu and are left out. None: off."""
 
     lenient_below_chars: int = Field(default=600, ge=0)
-    """A page that gives less text than this is read again with `noscript`, hidden regions and named regions let in
-    (forums that render by script, consent walls around the article); the longer reading counts. 600 is the shortest
-    segment of the paper, so such a page could give none."""
+    """A page that gives less text than this is read again including `noscript`, hidden regions and regions that
+    `boilerplate_names` leaves out (forums that render by script, consent walls around the article). The second reading
+    counts if it is more than twice as long. 600 is the paper's minimum segment length, so such a page could give no
+    segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Section:
 
 
 def extract(document: Document, recipe: ExtractRecipe) -> list[Section]:
-    """Return the sections of a document in order, at least one; plain text is one section without a header.
+    """Return the sections of a document in order, at least one; plain text gives one section without a header.
 
     Raises:
         Unusable: `html_too_large`, `too_many_tags`, `undecodable`, `too_deep`, or `no_text`.
@@ -126,7 +127,7 @@ _FRAMING_NAME = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _HEADER_TRAIL = re.compile(r"\s*(?:[¶§#🔗]|\[\s*edit\s*\])+\s*$", re.IGNORECASE)
-# What an implied end tag closes: start tag → (names that it ends, names beyond which it does not look).
+# Implied end tags: start tag → (elements that it ends, elements at which the search for them stops).
 _LISTS, _TABLE = frozenset({"ul", "ol", "menu", "dir"}), frozenset({"table"})
 _IMPLIED_ENDS = {
     "li": (frozenset({"li"}), _LISTS),
@@ -139,16 +140,16 @@ _IMPLIED_ENDS = {
     "tfoot": (frozenset({"tbody", "thead", "tfoot"}), _TABLE),
     "thead": (frozenset({"tbody", "thead", "tfoot"}), _TABLE),
 }
-_SCOPE = frozenset({"td", "th", "caption", "table"})  # an end tag inside does not close what was opened outside
+_SCOPE = frozenset({"td", "th", "caption", "table"})  # an end tag inside does not close elements outside
 _TABLE_PARTS = frozenset({"table", "tbody", "thead", "tfoot", "tr", "td", "th", "caption"})
 
 
 @dataclass
 class _Page:
     recipe: ExtractRecipe
-    lenient: bool = False  # let in what a page hides until its scripts have run
+    lenient: bool = False  # include content that a page hides until its scripts have run
     open: list[str] = field(default_factory=list)  # block elements, and inline ones that are left out
-    left_out_at: int = -1  # depth of the element being left out; -1: none is
+    left_out_at: int = -1  # depth of the element being left out; -1: none
     lists: list[int] = field(default_factory=list)  # next number of each open list; 0: bullets
     done: list[Section] = field(default_factory=list)
     level: int = 0
@@ -157,10 +158,10 @@ class _Page:
     paragraphs: list[str] = field(default_factory=list)
     line: list[str] = field(default_factory=list)
     prefix: str = ""
-    has_text: bool = False  # whether the line holds more than white space
+    has_text: bool = False  # whether the line holds more than whitespace
     in_link: bool = False
-    link_chars: int = 0  # characters of the line that stand in links
-    link_lines: int = 0  # lines in a row, up to here, that are nothing but links
+    link_chars: int = 0  # characters of the line that are in links
+    link_lines: int = 0  # consecutive lines, up to here, of nothing but links
 
     def sections(self, page: str) -> list[Section]:
         tags = 0

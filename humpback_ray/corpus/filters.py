@@ -1,8 +1,8 @@
-"""What a segment must be to count: its length, its header, its sentences, its language.
+"""Filters of segments, by length, header, repetition and language.
 
-Each filter is a pure function of strings that answers whether the segment falls. The rules are Humpback's (Li et al.
-2023, arXiv:2308.06259, data preparation) where it gives them; it gives neither the n nor the threshold of its
-repetition filter, nor its whole list of navigation words: those are ours, and recipe fields.
+Each filter is a pure function of strings that decides whether the segment is dropped. The rules are those of Humpback
+(Li et al. 2023, arXiv:2308.06259, data preparation). The paper gives neither the n nor the threshold of its repetition
+filter, nor its whole list of navigation words: those are ours, as recipe fields.
 """
 
 import re
@@ -17,7 +17,7 @@ from humpback_ray.text.words import words
 
 
 class FilterRecipe(Config):
-    """Which segments fall, and for which reason."""
+    """Which segments are dropped, and for which reason."""
 
     min_chars: int = Field(default=600, ge=0)
     """Shorter segments are `too_short` (the paper: 600 to 3,000 characters)."""
@@ -26,15 +26,15 @@ class FilterRecipe(Config):
     """Longer segments are `too_long`."""
 
     drop_empty_headers: bool = True
-    """Segments under no header, or one without a letter or digit, are `header_empty`. Plain text has no headers, so no
-    header rule applies to it."""
+    """Segments without a header, or under one without a letter or digit, are `header_empty`. Plain text has no headers,
+    so header rules do not apply to it."""
 
     drop_uppercase_headers: bool = True
-    """Segments under a header of capitals alone are `header_uppercase`; see `min_uppercase_letters`."""
+    """Segments under a header in all capitals are `header_uppercase`; see `min_uppercase_letters`."""
 
     min_uppercase_letters: int = Field(default=5, ge=1)
-    """Headers with fewer letters are not held to be shouting: "FAQ" and "DNA" name real sections. Chosen by us; 1 is
-    the letter of the paper."""
+    """Headers with fewer letters are never `header_uppercase`: "FAQ" and "DNA" name real sections. Ours; 1 follows the
+    paper literally."""
 
     navigation_headers: tuple[str, ...] = (
         "advertisement", "advertising", "advertise with us", "sponsored", "forum", "forums", "quick link",
@@ -47,45 +47,46 @@ class FilterRecipe(Config):
         "cookie policy", "privacy policy", "terms of service", "your cart", "shopping cart", "customer service",
         "customer reviews",
     )  # fmt: skip
-    """Headers that name the furniture of a site: `header_navigation`. The first four kinds are the paper's examples,
-    the rest is ours. An entry matches a whole header; see `max_navigation_words`."""
+    """Headers of site navigation: `header_navigation`. The first four kinds are the paper's examples, the rest are
+    ours. An entry matches a whole header; see `max_navigation_words`."""
 
     max_navigation_words: int = Field(default=5, ge=1)
-    """A header of at most this many words also falls where it merely contains an entry as whole words ("Our free
+    """A header of at most this many words is also dropped if it merely contains an entry as whole words ("Our free
     newsletter"); in a longer one the words may be its subject ("How the Roman forum was built over a marsh")."""
 
     repetition_words: int | None = Field(default=3, ge=1)
-    """n of the word n-grams by which sentences are compared; None: no repetition filter. Chosen by us."""
+    """n of the word n-grams by which sentences are compared; None: no repetition filter. Ours."""
 
     repetition_jaccard: float = Field(default=0.6, gt=0, le=1)
-    """Two sentences whose n-gram sets overlap at least this much (Jaccard) repeat each other. Chosen by us."""
+    """Two sentences whose n-gram sets overlap at least this much (Jaccard) repeat each other. Ours."""
 
     repetition_min_words: int = Field(default=6, ge=1)
-    """Shorter sentences are not compared: "Yes." and "See below." recur in good text. Chosen by us."""
+    """Shorter sentences are not compared: "Yes." and "See below." recur in good text. Ours."""
 
     max_repetitive_share: float = Field(default=0.1, ge=0, lt=1)
-    """A segment falls as `repetitive` where more than this share of its compared sentences repeats an earlier one.
-    The segment falls, not the sentence: cutting sentences out leaves text that nobody wrote, and text that repeats
-    itself is seldom worth answering with. 0 drops at the first repetition. Chosen by us."""
+    """A segment is `repetitive` if more than this share of its compared sentences repeat an earlier one. The whole
+    segment is dropped: removing single sentences leaves text that nobody wrote, and text that repeats itself is seldom
+    a good answer. 0 drops at the first repetition. Ours."""
 
     language: str | None = "en"
-    """Segments in another language are `other_language` (the paper: English pages); None: all are let in. A segment
-    falls where both it and its page are found to be in another language: short lists of names in English pages are
-    taken for Latin or Danish, one in forty on real pages, whole pages are not."""
+    """Segments in another language are `other_language` (the paper: English pages); None: any language. A segment is
+    dropped only if both it and its page are detected as another language. On real pages, one in forty segments of
+    English pages (short lists of names) is mistaken for Latin or Danish; whole pages are not."""
 
     min_language_probability: float = Field(default=0.5, gt=0, le=1)
-    """Probability of the likeliest language below which a text's language counts as unknown."""
+    """If the most likely language is less probable than this, the language of a text counts as unknown."""
 
     @model_validator(mode="after")
     def _checked(self) -> "FilterRecipe":
         if self.min_chars > self.max_chars:
             raise ValueError(
-                f"min_chars {self.min_chars} is more than max_chars {self.max_chars}: no segment could pass"
+                f"min_chars {self.min_chars} is more than max_chars {self.max_chars}, so no segment could pass; "
+                "lower min_chars or raise max_chars"
             )
         return self
 
     def packages(self) -> Sequence[Package]:
-        """Return what tells languages."""
+        """Return the library that detects languages."""
         return () if self.language is None else (LANGUAGE,)
 
     @field_validator("language")
@@ -93,7 +94,7 @@ class FilterRecipe(Config):
     def _known(cls, language: str | None) -> str | None:
         if language is not None and not is_known(language):
             raise ValueError(
-                f"language {language!r} is not one that can be detected; set it to a code such as en, or null"
+                f"language {language!r} cannot be detected; set it to a code such as en, or to null for any language"
             )
         return language
 
@@ -133,7 +134,7 @@ def repetition_reason(text: str, recipe: FilterRecipe) -> str | None:
 
 
 def is_foreign(text: str, recipe: FilterRecipe) -> bool:
-    """Return whether the text is found to be in another language than the recipe's; False where it names none."""
+    """Return whether the text is detected as another language than the recipe's; False if the recipe names none."""
     if recipe.language is None:
         return False
     found = probabilities(text)
@@ -144,16 +145,15 @@ def is_foreign(text: str, recipe: FilterRecipe) -> bool:
 
 
 def sentences(text: str) -> list[str]:
-    """Split text at line ends and sentence punctuation: followed by white space, but for scripts without spaces."""
+    """Split text at line ends and at sentence punctuation before whitespace (scripts without spaces need none)."""
     return [sentence for sentence in _SENTENCE_END.split(text) if sentence.strip()]
 
 
 def repetitive_share(text: str, recipe: FilterRecipe) -> float:
-    """Return the share of the compared sentences that repeat an earlier one, or themselves; 0 where the filter is off.
+    """Return the share of the compared sentences that repeat an earlier one, or themselves; 0 if the filter is off.
 
-    A sentence repeats itself where less than half of its n-grams are distinct: text without punctuation is one.
-
-    Only pairs that share an n-gram are looked at, so the cost is that of the repetition there is.
+    A sentence repeats itself if less than half of its n-grams are distinct; text without punctuation is one sentence.
+    Only pairs that share an n-gram are compared, so the cost grows with the amount of repetition.
     """
     size = recipe.repetition_words
     if size is None:
@@ -171,7 +171,7 @@ def repetitive_share(text: str, recipe: FilterRecipe) -> float:
             grams, seen, where, recipe.repetition_jaccard
         ):
             repeated += 1
-            continue  # its like is in `seen`, and a text of one sentence over and over stays linear
+            continue  # `seen` has a similar one already, so a text of one repeated sentence takes linear time
         for gram in grams:
             where.setdefault(gram, []).append(len(seen))
         seen.append(grams)

@@ -1,13 +1,13 @@
 """The characters of a web page → tags and text, in one pass and linear time (bytes → characters: encoding.py).
 
-No tree is built. HTML's tree construction copies open formatting elements into every block behind them, so a page of
+No tree is built. HTML's tree construction copies open formatting elements into every block after them, so a page of
 350 kB (`<font color=1><p><font color=2><p>…`) becomes 50 million nodes and 18 GB in a conforming parser (measured with
-lexbor), before any cap on nodes can be looked at. What segments need of a page is its text, its headers and which
-regions to leave out; a scanner gives that in memory proportional to the page. Given up: the placement of misnested
-content exactly as a browser would.
+lexbor) before any cap on nodes can be checked. Segments need only the text, the headers and the regions to leave out;
+a scanner gives them in memory proportional to the page. Given up: misnested content is not always placed as in a
+browser.
 
-Every pattern here can match in one way only (possessive quantifiers) and accepts the end of input, so no input makes
-it go back over what it has read.
+Every pattern here can match in only one way (possessive quantifiers) and accepts the end of input, so no input makes
+it backtrack.
 """
 
 import re
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 
 class Tag(NamedTuple):
-    """A start or end tag; `attributes` is its raw source, parsed only where somebody asks."""
+    """A start or end tag; `attributes` is its raw source, parsed only on demand."""
 
     name: str
     ends: bool
@@ -35,7 +35,7 @@ _MARKUP = re.compile(
 _ATTRIBUTE = re.compile(r"([^\s=/>\"']++)(?:\s*+=\s*+(?:\"([^\"]*+)\"?|'([^']*+)'?|([^\s>]*+)))?")
 _MAX_ATTRIBUTE_CHARS = 4000
 
-_MAX_DIGITS = 8  # the last character is 10FFFF, decimal 1114111: more digits than these are out of range
+_MAX_DIGITS = 8  # the last character is 10FFFF, decimal 1114111: numbers with more digits are out of range
 _LONG_REFERENCE = re.compile(rf"&#(?:[xX]([0-9a-fA-F]{{{_MAX_DIGITS + 1},}}+)|([0-9]{{{_MAX_DIGITS + 1},}}+))")
 
 _RAW_TEXT = frozenset({"script", "style", "textarea", "title", "xmp", "iframe", "noembed", "noframes"})
@@ -43,7 +43,7 @@ _RAW_END = {name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE) for name in 
 
 
 def scan(page: str) -> Iterator[Tag | str]:
-    """Yield tags and the text between them, in order. Comments, scripts and other raw text are passed over."""
+    """Yield tags and the text between them, in order. Comments, scripts and other raw text are skipped."""
     at, ended = 0, len(page)
     search = _MARKUP.search
     while at < ended:
@@ -68,7 +68,7 @@ def scan(page: str) -> Iterator[Tag | str]:
 
 
 def _text(source: str) -> str:
-    """Resolve character references; numbers out of range become U+FFFD, however long (Python refuses these)."""
+    """Resolve character references; numbers out of range become U+FFFD at any length (Python refuses long ones)."""
     return unescape(_LONG_REFERENCE.sub(_shortened, source)) if "&" in source else source
 
 
@@ -78,7 +78,7 @@ def _shortened(found: re.Match[str]) -> str:
 
 
 def attribute_values(source: str) -> dict[str, str]:
-    """Return the attributes in a tag's source (its first 4,000 characters), names in lower case, the first wins."""
+    """Return the attributes in the first 4,000 characters of a tag's source; names in lower case, the first wins."""
     values: dict[str, str] = {}
     for name, double, single, bare in _ATTRIBUTE.findall(source[:_MAX_ATTRIBUTE_CHARS]):
         values.setdefault(name.lower(), double or single or bare)

@@ -1,16 +1,17 @@
-"""Corpus files → segments: the text under a header, the subtrees of its lower-level headers included.
+"""Corpus files → segments: the text under a header, with the subtrees of its lower-level headers.
 
-Every header of a page opens one candidate segment (Li et al. 2023, arXiv:2308.06259, data preparation), so a segment
-holds those of the headers below its own: candidates overlap by design. Kept are, of candidates that pass every filter,
-the outermost; what lies inside a kept one is `overlaps_outer`. Keeping all would put the same sentences into
-training two or three times, as answers to different instructions, where no later step for exact duplicates sees it.
-Where an outer segment is too long, its parts stand for themselves. `overlap: keep_all` gives the plain reading.
+Every header of a page opens one candidate segment (Li et al. 2023, arXiv:2308.06259, data preparation), and a segment
+includes the segments of the headers below its own, so candidates overlap by design. The outermost candidates that pass
+every filter are kept; those inside a kept one are dropped as `overlaps_outer`. If all were kept, the same sentences
+would enter training two or three times as answers to different instructions, and exact deduplication would not notice.
+If an outer segment is too long, its parts are judged on their own. `overlap: keep_all` is the literal reading of the
+paper.
 
-A page without headers is one segment under the header "". Text before the first header belongs to none and opens none.
-Plain text has no headers to judge: each is one segment, and no header rule applies. Of a
-document whose end is missing, segments that reach to it are `cut_off`; the others count.
+A page without headers is one segment under the header "". Text before the first header belongs to no segment. A
+plain-text document has no headers: it is one segment, and header rules do not apply. If the end of a document is
+missing, segments that reach it are `cut_off`; the others count.
 
-Every document gives at least one row: a segment each, or one row at position -1 that says why there is none. Dropped
+Every document gives at least one row: one per segment, or one at position -1 that says why there is no segment. Dropped
 rows keep id, header and length; their text is blank.
 """
 
@@ -33,45 +34,45 @@ from humpback_ray.records import QUARANTINED, SEGMENT, record_id, seed_of
 from humpback_ray.storage import InputFile, reading
 
 CUT_OFF = "cut_off"
-"""Drop reason of the segments that reach to the end of a document whose end is missing."""
+"""Drop reason of segments that reach the end of a truncated document."""
 
 NOT_SAMPLED = "not_sampled"
 """Drop reason of a document that a pilot leaves out."""
 
 
 class SegmentRecipe(Config):
-    """What a segment is. Hashed into the manifest: a change here is another corpus."""
+    """Definition of a segment. Hashed into the manifest: a change here is another corpus."""
 
     version: int = 3
-    """Raised by hand when the meaning of this module, or of extraction and filters, changes."""
+    """Bumped by hand when the meaning of this module, of extraction or of the filters changes."""
 
     extract: ExtractRecipe = ExtractRecipe()
     """How pages become headers and paragraphs."""
 
     filters: FilterRecipe = FilterRecipe()
-    """Which segments fall."""
+    """Which segments are dropped."""
 
     overlap: Literal["outermost", "keep_all"] = "outermost"
-    """What becomes of segments inside a kept one: dropped as `overlaps_outer`, or kept like any other."""
+    """Segments inside a kept one: "outermost" drops them as `overlaps_outer`, "keep_all" keeps them like any other."""
 
     max_segments: int = Field(default=2_000, ge=1)
-    """Headers of one document that are looked at; one with more is dropped as `too_many_headers`. Chosen by us."""
+    """Most headers per document; a document with more is dropped as `too_many_headers`. Ours."""
 
     sample_share: float | None = Field(default=None, gt=0, le=1)
-    """Of the documents, the share that is cut, chosen by a hash of their ids; the others are dropped as `not_sampled`.
-    A pilot sets it. None: all."""
+    """The share of documents that are cut, chosen by a hash of their ids; the others are dropped as `not_sampled`. A
+    pilot sets it. None: all."""
 
     def identity(self) -> dict[str, object]:
-        """Return what is hashed."""
+        """Return the fields that are hashed."""
         return self.model_dump(mode="json", exclude={"sample_share"} if self.sample_share is None else set())
 
     def takes(self, document_id: str) -> bool:
-        """Tell whether a document is among those that are cut."""
+        """Tell whether a document is in the sample."""
         return self.sample_share is None or seed_of(document_id, "pilot") < self.sample_share * 2**63
 
 
 class Segmenter:
-    """One worker of the segments stage: opens a file, chooses its reader by name, cuts it."""
+    """One worker of the segments stage: opens a file, chooses its reader by name and cuts its documents."""
 
     def __init__(
         self, recipe: SegmentRecipe, readers: Sequence[Reader] | None = None, resources: Resources | None = None
@@ -89,7 +90,7 @@ class Segmenter:
         return sum(1 for _ in self._records(file))
 
     def part(self, file: InputFile, first: int, last: int) -> pa.Table:
-        """Return the rows of some records as if the file held no others."""
+        """Return the rows of the records `first` to `last` (exclusive) as if the file held no others."""
         records = islice(self._records(file), first, last)
         return table_of(row for record in records for row in segments(record, self.recipe))
 
@@ -98,7 +99,7 @@ class Segmenter:
         return table_of(with_copies_marked(SegmentRow(**row) for row in parts.to_pylist()))
 
     def unread(self, file: InputFile, index: int) -> tuple[dict[str, object], str]:
-        """Return the row of a record that cannot be cut, and the beginning of the record."""
+        """Return the row of a record that cannot be cut, and the record's URL and text."""
         record = next(islice(self._records(file), index, None))
         row = _no_segment(record, QUARANTINED)
         text = record.text or (record.html or b"").decode("utf-8", "replace") if isinstance(record, Document) else ""
@@ -116,12 +117,12 @@ def segment_file(
 
     Args:
         stream: the file, from its start.
-        name: decides the reader by its end.
+        name: its suffix selects the reader.
         recipe: what a segment is.
-        readers: who may read it; None: the default readers.
+        readers: the readers to choose from; None: the default readers.
 
     Raises:
-        ConfigError: no reader takes files of that name.
+        ConfigError: no reader takes files with that name.
     """
     return table_of(rows_of(reader_for(name, readers or default_readers()).read(stream), recipe))
 
@@ -129,7 +130,7 @@ def segment_file(
 def rows_of(
     records: Iterable[Document | Dropped], recipe: SegmentRecipe, lost: Collection[str] = ()
 ) -> "Iterator[SegmentRow]":
-    """Yield the rows of all records of a file; of documents that are `lost` the row that stands for them."""
+    """Yield the rows of all records of a file; a document in `lost` gets its one quarantine row."""
     return with_copies_marked(
         row
         for record in records
@@ -138,9 +139,9 @@ def rows_of(
 
 
 def with_copies_marked(rows: "Iterable[SegmentRow]") -> "Iterator[SegmentRow]":
-    """Leave the first row of each id as it is; copies get an id that counts them and the reason `repeated_record`.
+    """Keep the first row of each id unchanged; give copies a numbered id and the reason `repeated_record`.
 
-    Copies of a quarantined row stay quarantined: each can be tried again.
+    Copies of a quarantined row stay quarantined: each can be retried.
     """
     seen: dict[str, int] = {}
     for row in rows:
@@ -226,13 +227,13 @@ def _text(inside: list[Section]) -> str:
 
 
 def _reason(header: str | None, text: str, recipe: FilterRecipe) -> str | None:
-    """Return why a segment falls; plain text has no headers, so no header rule is asked."""
+    """Return why a segment is dropped; plain text has no header, so header rules do not apply."""
     bad_header = None if header is None else header_reason(header, recipe)
     return length_reason(len(text), recipe) or bad_header or repetition_reason(text, recipe)
 
 
 class _Foreign:
-    """Whether a segment is in another language: its page must be too. The page is looked at once, and only if asked."""
+    """Decides whether a segment and its page are both in another language; the page is checked once, when needed."""
 
     PAGE_CHARS = 20_000
 
@@ -271,6 +272,6 @@ def _no_segment(record: Document | Dropped, reason: str) -> SegmentRow:
 
 
 def text_hash(text: str) -> str:
-    """Return the SHA-256, in hex, of the text in NFKC, case folded, runs of white space made one space."""
+    """Return the SHA-256, in hex, of the text in NFKC, case-folded, with runs of whitespace collapsed to one space."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,14 +1,14 @@
-"""What a page may write to be rated well: attacks in twelve families, to be put into pairs that are bad.
+"""Texts that a page may contain to be rated well: attacks in twelve families, for insertion into bad pairs.
 
-Each is written for a reader, a parser or a tokenizer that can be fooled, in our own words. None is known to have been
-used; all are of kinds that are known to have worked on some judge.
+Each targets a reader, a parser or a tokenizer that can be fooled. The words are ours; none is known to have been used,
+but every kind has worked on some judge.
 """
 
 from typing import Literal, NamedTuple
 
 
 class Attack(NamedTuple):
-    """A text, and which text of a pair it is put into."""
+    """A text, and the text of a pair that receives it."""
 
     family: str
     text: str

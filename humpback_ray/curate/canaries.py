@@ -1,13 +1,14 @@
-"""Canaries: pairs that deserve a 1 and ask for a 5, to measure whether the raters of a run can be talked into one.
+"""Canaries: pairs that deserve a 1 and ask for a 5, to measure whether the raters of a run can be talked into it.
 
-A bad pair is an instruction of the run with the response to another one, so it is of the kind that the rater sees
-otherwise, in length, language and topics. Each attack is put into three pairs of its own: at the start of one, in the
-middle of another and at the end of the third. The same pairs without the attack are rated too, for a rater that likes
-one as it is was not talked into anything. They are rated by each round's model like candidates and never trained on;
-the report has the share that reached the round's threshold, by family and by place.
+A bad pair is an instruction of the run with the response to another one, so its length, language and topics are those
+that the rater usually sees. Each attack goes into three different pairs: at the start of one, in the middle of another
+and at the end of the third. The same pairs are rated without the attack too, since a rater that likes a pair anyway was
+not talked into anything. Each round's model rates canaries like candidates, and nothing is trained on them; the report
+shows the share that reached the round's threshold, by family and by place.
 
-A judge that obeys whatever it reads (obedient.py) rates them as well, with the run's rating prompt and tokenizer: what
-reaches it could reach any model, since then nothing but the model's own sense tells a page's words from ours.
+A judge that obeys everything it reads (obedient.py) rates them too, with the run's rating prompt and tokenizer. An
+attack that works on this judge could work on any model: only the model's own judgment then separates the page's words
+from ours.
 """
 
 import asyncio
@@ -33,20 +34,20 @@ from humpback_ray.stages.outputs import TableWriter
 from humpback_ray.stages.stage import Place, Stage
 
 VERSION = 3
-"""Raised by hand when an attack changes."""
+"""Bumped by hand when an attack changes."""
 PLACES = ("start", "middle", "end")
-"""Where an attack stands in its text; it is put into as many pairs."""
+"""Positions of an attack in its text; each gets its own pair."""
 
 
 def make_canaries(config: CurateConfig, chat: ChatRecipe, candidates: Manifest, base: Model, place: Place) -> Manifest:
     """Put every attack into a bad pair made of the run's candidates.
 
     Args:
-        config: of the run; the obedient judge replies to the prompt of its scorer, of a chain to the last one's.
+        config: of the run; the obedient judge gets the prompt of its scorer, or of the last scorer of a chain.
         chat: the layouts.
-        candidates: a stage whose table is CANDIDATE.
-        base: the base model, whose tokenizer all raters have.
-        place: the stage's.
+        candidates: a stage with the schema CANDIDATE.
+        base: the base model; all raters use its tokenizer.
+        place: of the stage.
     """
     scorer = config.recipe.scorer
     asks = scorer.then if isinstance(scorer, Chained) else scorer
@@ -58,7 +59,7 @@ def make_canaries(config: CurateConfig, chat: ChatRecipe, candidates: Manifest, 
 def write_canaries(
     attempt: Attempt, candidates: Manifest, scorer: SingleScorer, chat: ChatRecipe, base: storage.Directory
 ) -> Commit:
-    """Draw as many candidates as there are attacks and places, by the hash of their ids, and write their canaries."""
+    """Draw a candidate for each attack and place, by the hash of their ids, and write the canaries."""
     from transformers import AutoTokenizer
 
     tables = candidates.tables(["id", "instruction", "response"])
@@ -74,7 +75,7 @@ def write_canaries(
 
 
 def bad_pairs(candidates: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
-    """Give each instruction the response of the next candidate that was asked for something else; [] if all ask alike.
+    """Give each instruction the response of the next candidate with a different instruction; [] if all are the same.
 
     Args:
         candidates: rows with `instruction` and `response`.
@@ -89,7 +90,7 @@ def bad_pairs(candidates: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
 
 
 class CanaryRow(TypedDict):
-    """A row of CANARY but for the obedient judge's score."""
+    """A row of CANARY without the obedient judge's score."""
 
     id: str
     family: str
@@ -100,7 +101,7 @@ class CanaryRow(TypedDict):
 
 
 def canaries(pairs: Sequence[tuple[str, str]], attacks: Sequence[Attack] = ATTACKS) -> pa.Table:
-    """Return rows of CANARY: for each attack and place its bad pair as it is, and attacked; none without pairs."""
+    """Return rows of CANARY: for each attack and place, its bad pair with and without the attack; none if no pairs."""
     placed = list(enumerate(product(attacks, PLACES))) if pairs else []
     rows = [row for number, (attack, place) in placed for row in _rows(number, attack, place, pairs)]
     return pa.Table.from_pylist(sorted(rows, key=lambda row: row["id"]), schema=CANARY)
@@ -116,7 +117,7 @@ def _rows(number: int, attack: Attack, place: str, pairs: Sequence[tuple[str, st
 
 
 def put(attack: Attack, place: str, instruction: str, response: str) -> tuple[str, str]:
-    """Return a pair with an attack in one of its texts; in the middle it stands between two lines, or words."""
+    """Return a pair with an attack in one of its texts; "middle" puts it between two lines or words."""
     text = instruction if attack.target == "instruction" else response
     parts = {"start": ("", text), "middle": _halves(text), "end": (text, "")}[place]
     attacked = "\n".join(filter(None, (parts[0], attack.text, parts[1])))
@@ -124,7 +125,7 @@ def put(attack: Attack, place: str, instruction: str, response: str) -> tuple[st
 
 
 def _halves(text: str) -> tuple[str, str]:
-    """Cut a text in two at the line break nearest to its middle; without one at a space, else between characters."""
+    """Cut a text in two at the line break nearest to its middle; without one, at a space, or between characters."""
     middle = len(text) / 2
     for break_ in ("\n", " "):
         places = [place for place, sign in enumerate(text) if sign == break_ and text[:place].strip()]

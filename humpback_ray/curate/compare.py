@@ -1,8 +1,8 @@
-"""Several scorers on one sample of the candidates: whether they agree, how often they fail, what they cost.
+"""Compare several scorers on one sample of the candidates: agreement, failures and costs.
 
-Each scorer's ratings are a stage of their own (`compare/round-t/<name>`, schema SCORE) over `compare/sample`, so that a
-comparison is resumed like anything else and its replies can be read. Agreement is Spearman's rank correlation and how
-much of what one scorer would keep the other would keep too, both keeping equally many.
+The ratings of each scorer are a separate stage (`compare/round-t/<name>`, schema SCORE) over `compare/sample`, so a
+comparison resumes like any other stage and its replies can be read. Agreement is Spearman's rank correlation, and the
+share of pairs kept by one scorer that another would keep too if both keep equally many.
 """
 
 import heapq
@@ -31,7 +31,7 @@ _NAME = re.compile(r"[a-z0-9_-]+")
 
 
 class CompareRecipe(Config):
-    """Which scorers `python -m jobs.curate … --compare` holds against each other, and on how many pairs."""
+    """Which scorers `python -m jobs.curate … --compare` compares, and on how many pairs."""
 
     scorers: dict[str, SingleScorer] = Field(
         default={
@@ -39,28 +39,28 @@ class CompareRecipe(Config):
         },
         min_length=2,
     )  # fmt: skip
-    """By name; a name stands for its directory `compare/round-t/<name>`."""
+    """Scorers by name; the ratings of a name are in `compare/round-t/<name>`."""
 
     size: int = Field(default=500, ge=2)
-    """Candidates to rate, drawn by the hash of their ids."""
+    """Number of candidates to rate, drawn by the hash of their ids."""
 
     seed: int = 0
     """Another seed draws another sample."""
 
     keep_share: float = Field(default=0.388, gt=0, le=1)
-    """Of the pairs rated, the share that is kept where kept sets are compared; the paper's A_4 is 38.8 % of its
-    candidates (table of data statistics)."""
+    """The share of the rated pairs in the kept sets that are compared; the paper's A_4 is 38.8 % of its candidates
+    (table of data statistics)."""
 
     @field_validator("scorers")
     @classmethod
     def _names_are_directories(cls, scorers: dict[str, SingleScorer]) -> dict[str, SingleScorer]:
         if odd := [name for name in scorers if not _NAME.fullmatch(name)]:
-            raise ValueError(f"{odd[0]!r} is to name a directory; use lower-case letters, digits, _ and -")
+            raise ValueError(f"{odd[0]!r} names a directory; use only lower-case letters, digits, _ and -")
         return scorers
 
 
 def make_sample(recipe: CompareRecipe, candidates: Manifest, place: Place, placement: TaskPlacement) -> Manifest:
-    """Draw the candidates that all scorers rate; the others stay as rows with the reason `not_in_sample`."""
+    """Draw the candidates that all scorers rate; the others are dropped as `not_in_sample`."""
     identity = {"version": 1, "size": recipe.size, "seed": recipe.seed}
     stage = Stage(place, identity, {"candidates": candidates}, CANDIDATE, ids_of="candidates")
     return stage.once(draw, (candidates, recipe.size, recipe.seed), placement)
@@ -87,19 +87,19 @@ class Compared:
     rated: int
     replies: int
     failed_first: int
-    """Replies, or forward passes, that gave no score."""
+    """Replies or forward passes without a score."""
     failed_last: int
-    """Those left after the retry."""
+    """Those still without a score after the retry."""
     prompt_tokens: int
-    """Read, retries aside."""
+    """Tokens read, without retries."""
     completion_tokens: int
-    """Written, retries included."""
+    """Tokens written, with retries."""
     actor_s: float
-    """Seconds of an actor's work, one shard at a time; loading the model does not count."""
+    """Seconds of an actor's work, one shard at a time, without loading the model."""
     auc: float | None = None
-    """Where the truth is known: the chance that a good pair is rated above another; ties count half, unrated lowest."""
+    """If the truth is known: the chance that a good pair is rated above another; ties count half, unrated are last."""
     truth: float | None = None
-    """Where the truth is known: Spearman between the scores and good (1) or not (0)."""
+    """If the truth is known: Spearman correlation of the scores with good (1) or not (0)."""
 
     def per_1000(self, value: float) -> float:
         """Return a cost per 1,000 pairs."""
@@ -108,19 +108,19 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All scorers on the sample; the matrices go by their order."""
+    """All scorers on the sample; rows and columns of the matrices are in their order."""
 
     round: int
     scorers: tuple[Compared, ...]
     kept: int
-    """Pairs that each would keep where kept sets are compared."""
+    """Number of pairs in each kept set."""
     spearman: tuple[tuple[float | None, ...], ...]
-    """Over the pairs that both rated; None where one of them gives a single score."""
+    """Over the pairs that both rated; None if one of them gives all pairs the same score."""
     overlap: tuple[tuple[float | None, ...], ...]
-    """Share of what one would keep that the other would keep too."""
+    """Share of one scorer's kept set that the other would keep too."""
 
     def json(self) -> dict[str, Any]:
-        """Return it as JSON, costs per 1,000 pairs beside the totals."""
+        """Return it as JSON, with totals and costs per 1,000 pairs."""
         costs = ("prompt_tokens", "completion_tokens", "actor_s")
         scorers = [
             asdict(one) | {f"{name}_per_1000_pairs": one.per_1000(getattr(one, name)) for name in costs}
@@ -132,13 +132,13 @@ class Comparison:
 def compare(
     round_number: int, found: Mapping[str, Manifest], keep_share: float, good: Collection[str] | None = None
 ) -> Comparison:
-    """Hold the finished ratings of one sample against each other.
+    """Compare the finished ratings of one sample.
 
     Args:
-        round_number: whose rater rated.
+        round_number: the round of the rating model.
         found: stages with schema SCORE over the same candidates, by name.
-        keep_share: of the pairs that every scorer could rate, the share that is kept.
-        good: ids of good pairs where the truth is known.
+        keep_share: size of the kept sets, as a share of the pairs that the scorer with the fewest ratings rated.
+        good: ids of good pairs, if the truth is known.
     """
     tables = {name: read(manifest) for name, manifest in found.items()}
     scores = {name: dict(zip(table["id"], table["score"], strict=True)) for name, table in tables.items()}
@@ -196,13 +196,13 @@ def compared(name: str, manifest: Manifest, table: RatingColumns, good: Collecti
 
 
 def agreement(left: Mapping[str, float], right: Mapping[str, float]) -> float | None:
-    """Return Spearman's rank correlation over the ids that both have."""
+    """Return Spearman's rank correlation over the ids that both sides have."""
     both = [row_id for row_id in left if row_id in right]
     return spearman([left[row_id] for row_id in both], [right[row_id] for row_id in both])
 
 
 def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
-    """Return the correlation of ranks; None where one side has a single value, or there is nothing."""
+    """Return the correlation of ranks; None if the sides are empty or one has only a single distinct value."""
     a, b = ranks(left), ranks(right)
     middle = (len(a) + 1) / 2
     spread = math.sqrt(sum((x - middle) ** 2 for x in a) * sum((y - middle) ** 2 for y in b))
@@ -216,7 +216,7 @@ def ranks(values: Sequence[float]) -> list[float]:
 
 
 def area_under_curve(scores: Sequence[float], good: Sequence[bool]) -> float | None:
-    """Return the chance that a good pair stands above another, by their ranks; None without both kinds."""
+    """Return the chance that a good pair scores above another; ties count half. None unless both kinds exist."""
     count = sum(good)
     others = len(good) - count
     if not count or not others:

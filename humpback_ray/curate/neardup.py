@@ -1,12 +1,12 @@
-"""Near-duplicate instructions: which earlier text a text resembles, exactly, without comparing all with all.
+"""Near-duplicate instructions: find the earlier text that a text resembles, exactly, without comparing all pairs.
 
-Two texts resemble each other where the sets of their words (or word n-grams) have a Jaccard similarity of at least the
-threshold. Sets that do must share one of their first few members, in whatever order all sets are sorted, so members are
-sorted rarest first and only those few are looked up (prefix and positional filters: Bayardo et al. 2007, All-Pairs;
-Xiao et al. 2008, PPJoin). No hashing into signatures: a pair of texts is found or not for good, on every machine.
+Two texts resemble each other if the sets of their words (or word n-grams) have at least the threshold's Jaccard
+similarity. Such sets must share one of their first few members in any common sort order, so members are sorted rarest
+first and only those few are looked up (prefix and positional filters: Bayardo et al. 2007, All-Pairs; Xiao et al. 2008,
+PPJoin). There are no hashed signatures: the result is exact and the same on every machine.
 
-Memory is some 60 bytes per member of a text that leads, 3 KiB for an instruction of 190 characters. Time grows faster
-than the number of texts, with how often their rarest words recur: it is spent on what passes a threshold alone.
+Memory is about 60 bytes per member of a leading text, 3 KiB for an instruction of 190 characters. Time grows faster
+than the number of texts, with how often their rarest words recur; only texts that pass a threshold are compared.
 """
 
 import unicodedata
@@ -17,7 +17,7 @@ from humpback_ray.text.words import words as words_of
 
 
 def grams(text: str, words: int) -> set[str]:
-    """Return a text's distinct runs of that many words, in NFKC and case folded; a shorter text is one run.
+    """Return a text's distinct runs of `words` words, in NFKC and case-folded; a shorter text is one run.
 
     In scripts without spaces a word is a character n-gram (`words.py`).
     """
@@ -26,11 +26,11 @@ def grams(text: str, words: int) -> set[str]:
 
 
 class Leaders:
-    """The texts that stay, in the order in which they came, and how to find the first that a text resembles.
+    """The texts that stay, in the order added; finds the first one that a text resembles.
 
     Args:
-        texts: all texts that may come, in any order; they are read for how rare their words are.
-        jaccard: similarity from which on two texts resemble each other.
+        texts: all texts that may be added or looked up, in any order; they give the frequencies of words.
+        jaccard: minimum similarity of two texts that resemble each other.
         words: n of the word n-grams that are compared.
     """
 
@@ -42,7 +42,7 @@ class Leaders:
         self._index: dict[int, dict[tuple[int, int], list[int]]] = {}
 
     def add(self, text: str) -> int:
-        """Let a text lead; returns its number."""
+        """Add a text as a leader; return its number."""
         members = self._sorted(text)
         for position in range(self._prefix(len(members))):
             places = self._index.setdefault(members[position], {})
@@ -51,7 +51,7 @@ class Leaders:
         return len(self._members) - 1
 
     def first_like(self, text: str) -> int | None:
-        """Return the number of the first leader that a text resembles, None if there is none."""
+        """Return the number of the first leader that a text resembles; None if it resembles none."""
         members = self._sorted(text)
         size = len(members)
         near: set[int] = set()
@@ -71,6 +71,6 @@ class Leaders:
         return sorted(self._rank[gram] for gram in grams(text, self.words))
 
     def _prefix(self, size: int) -> int:
-        """Return how many first members to look up: a set that resembles one of this size misses fewer of them."""
+        """Return how many first members to look up; a set that resembles one of this size cannot miss them all."""
         fewest = next(common for common in range(size + 1) if common / size >= self.jaccard)
         return size - fewest + 1

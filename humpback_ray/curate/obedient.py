@@ -1,9 +1,9 @@
-"""A judge that obeys whatever it reads: the worst rater there could be, to measure what marks and encoding achieve.
+"""A judge that obeys everything it reads: the worst possible rater, to measure the effect of marks and encoding.
 
-It reads token ids, as a model does. A token of the tokenizer's own ends what came before, and all that follows is
-obeyed. It opens a text at a mark (prompts/marks.py) and takes what comes up to the matching end mark for material; any
-word outside, by whomever, is one of its orders. Where it finds others than the prompt's own, it gives the best grade
-and nothing else. Otherwise it does its duty, and does it carelessly: it quotes all the material, line by line, and ends
+It reads token ids, as a model does. A special token of the tokenizer ends everything before it, and the judge obeys all
+text after it. At a mark (prompts/marks.py) it opens a text and takes everything up to the matching end mark as
+material; all words outside are orders, whoever wrote them. If it finds orders other than the prompt's own, it gives the
+best grade and nothing else. Otherwise it does its job, carelessly: it quotes all the material, line by line, and ends
 with the worst grade.
 """
 
@@ -24,9 +24,9 @@ Encode = Callable[[Tokenizer, str], list[int]]
 async def obeyed(
     rows: Sequence[Texts], scorer: SingleScorer, chat: ChatRecipe, tokenizer: Tokenizer
 ) -> list[float | None]:
-    """Return the score that such a judge gives each pair (`id`, `instruction`, `response`).
+    """Return the score that this judge gives each pair (`id`, `instruction`, `response`).
 
-    None where its reply gives no score, and for all pairs where the scorer asks for no reply: nothing is ordered then.
+    None if its reply has no score. All are None if the scorer asks for no replies, since then it takes no orders.
     """
     if isinstance(scorer, Likelihood):
         return [None] * len(rows)
@@ -40,9 +40,9 @@ class ObedientJudge:
 
     Args:
         tokenizer: lossless, with an end token.
-        harmless: a prompt for a pair that gives no order, made as all others are: whose words are the prompt's own.
-        encode: how it turns a prompt into ids; another one than the package's shows what that is good for.
-        patient: whether it gets to the end of its reply; one that does not is cut off after it quoted the material.
+        harmless: a prompt for a pair without orders, rendered like all others; it shows the prompt's own words.
+        encode: turns a prompt into ids; a replacement shows what the package's own encoding achieves.
+        patient: whether it finishes its reply; otherwise the reply is cut off after the quoted material.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class ObedientJudge:
         self.own = self.read(harmless)[0]
 
     def read(self, prompt: str) -> tuple[str, list[str]]:
-        """Return what of a prompt is not material, its codes blanked, and the material."""
-        ids = self.encode(self.tokenizer, str(prompt))  # of a user's message, too, its text alone
+        """Return the part of a prompt outside the material, with its codes blanked, and the material."""
+        ids = self.encode(self.tokenizer, str(prompt))  # only the text, even of a `UserMessage`
         ends = [place for place, token in enumerate(ids) if token in self.markers]
         if any(place > 0 for place in ends):
             return self.tokenizer.decode(ids[ends[-1] :], skip_special_tokens=True), []

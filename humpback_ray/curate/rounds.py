@@ -1,7 +1,7 @@
 """Self-curation, once per round: rate every candidate, keep the best.
 
-Candidates never change between rounds, only their ratings do (Li et al. 2023, arXiv:2308.06259, section 2.3). Too many
-failed ratings, or too few kept pairs, stop the run here, before GPUs are asked for to train.
+Only the ratings change between rounds, never the candidates (Li et al. 2023, arXiv:2308.06259, section 2.3). Too many
+failed ratings or too few kept pairs stop the run here, before training requests GPUs.
 """
 
 from typing import Self
@@ -36,14 +36,14 @@ from humpback_ray.stages.stage import Place, Stage
 
 
 class CurateRecipe(ScoreRecipe):
-    """How pairs are rated, and in each round kept."""
+    """How pairs are rated, and which of them each round keeps."""
 
     rounds: tuple[SelectRecipe, ...] = Field(default=(SelectRecipe(), SelectRecipe()), min_length=1, max_length=9)
-    """One rule per round, two in the paper; as many rounds are run."""
+    """One rule per round; the paper runs two rounds."""
 
     canaries: bool = True
-    """Each round's model also rates about 500 pairs that are bad, half of which try to talk it into a good grade
-    (`canaries.py`). They change no score and are not trained on. Not hashed."""
+    """Each round's model also rates about 500 bad pairs; half of them try to talk it into a good grade (`canaries.py`).
+    They change no score, and nothing is trained on them. Not hashed."""
 
     @model_validator(mode="after")
     def _thresholds_can_be_reached(self) -> Self:
@@ -59,10 +59,10 @@ class CurateConfig(Config):
     placement: PoolPlacement = PoolPlacement()
     select_placement: TaskPlacement = TaskPlacement()
     compare: CompareRecipe = CompareRecipe()
-    """What `--compare` does; no stage of the run depends on it."""
+    """Settings of `--compare`; no stage of the run depends on them."""
 
     def scorers(self) -> dict[str, SingleScorer]:
-        """Return the scorers of a round and of a comparison, by their keys in the configuration."""
+        """Return the scorers of rounds and of comparisons, by their keys in the configuration."""
         scorer, key = self.recipe.scorer, "curate.recipe.scorer"
         compared = {f"curate.compare.scorers.{name}": one for name, one in self.compare.scorers.items()}
         if isinstance(scorer, Chained):
@@ -70,11 +70,11 @@ class CurateConfig(Config):
         return compared | {key: scorer}
 
     def scored_by(self, scorer: SingleScorer, **changes: object) -> Self:
-        """Return the same rating by another scorer."""
+        """Return this configuration with another scorer."""
         return self.model_copy(update={"recipe": self.recipe.model_copy(update={"scorer": scorer, **changes})})
 
     def lenient(self) -> Self:
-        """Return the same rating for a model that is only to be looked at.
+        """Return this configuration for a model that is only inspected.
 
         The scorer that selects rates all pairs, and no share of failed ratings stops the run.
         """
@@ -95,14 +95,14 @@ def make_scores(
     Args:
         config: how and where.
         chat: the layout.
-        candidates: a stage whose table is CANDIDATE.
+        candidates: a stage with the schema CANDIDATE.
         rater: the rating model.
-        place: the stage's.
+        place: of the stage.
         prescores: the candidates' scores by the first scorer of a chain; None without a chain.
 
     Raises:
-        StageFailed: more ratings, or samples, failed than `max_failed_share`; the scores stay, so that a run with a
-            higher share resumes from them.
+        StageFailed: a larger share of ratings or samples failed than `max_failed_share`; the scores stay, and a run
+            with a higher limit resumes from them.
     """
     recipe = config.recipe.model_dump(mode="json", exclude={"rounds", "canaries", "max_failed_share"})
     identity = {"score": recipe, "chat": chat.model_dump(mode="json")}
@@ -121,14 +121,14 @@ def make_scores(
 def make_prescores(
     config: CurateConfig, chat: ChatRecipe, candidates: Manifest, rater: Model, place: Place
 ) -> Manifest:
-    """Rate every candidate by the cheap scorer of a chain; otherwise as `make_scores`."""
+    """Rate every candidate with the cheap scorer of a chain; otherwise like `make_scores`."""
     scorer = config.recipe.scorer
     assert isinstance(scorer, Chained), "only a chain has a cheap scorer"
     return make_scores(config.scored_by(scorer.first), chat, candidates, rater, place)
 
 
 def count_samples(scores: Manifest) -> tuple[int, int]:
-    """Return the samples of a finished rating, and how many of them had no score after the retry."""
+    """Return the number of samples of a finished rating, and of those without a score after the retry."""
     samples = failed = 0
     for table in scores.tables(["samples"], kept=False):
         drawn = pc.call_function("list_flatten", [table["samples"]])
@@ -140,7 +140,7 @@ def make_curated(config: CurateConfig, number: int, candidates: Manifest, scores
     """Keep the best-rated candidates of a round as training pairs, by the round's rule.
 
     Raises:
-        TooFewKept: fewer than the rule's `min_kept`; nothing is published.
+        TooFewKept: fewer than the rule's `min_kept` are left; nothing is published.
     """
     rule = config.recipe.rounds[number - 1]
     identity = rule.model_dump(mode="json", exclude={"min_kept"})
@@ -149,7 +149,7 @@ def make_curated(config: CurateConfig, number: int, candidates: Manifest, scores
 
 
 def keep(attempt: Attempt, candidates: Manifest, scores: Manifest, rule: SelectRecipe) -> Commit:
-    """Decide on scores, and where a rule needs them instructions and addresses; then copy candidates with their fates.
+    """Decide by scores (and by instructions and URLs where a rule needs them), then copy candidates with their fates.
 
     The commit's `rules` say how many rows each rule dropped and left.
     """
@@ -167,7 +167,7 @@ def keep(attempt: Attempt, candidates: Manifest, scores: Manifest, rule: SelectR
 
 
 def _told(candidates: Manifest, ids: set[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Read the instructions and the addresses of some candidates, by id."""
+    """Read the instructions and the URLs of some candidates, by id."""
     instructions, urls = {}, {}
     for table in candidates.tables(["id", "instruction", "url"]):
         for i, instruction, url in zip(*(column.to_pylist() for column in table.columns), strict=True):

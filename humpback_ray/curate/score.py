@@ -1,7 +1,7 @@
-"""Rating: the model of the round before judges every candidate pair (Li et al. 2023, arXiv:2308.06259, section 2.3).
+"""Rating: the model of the previous round judges every candidate pair (Li et al. 2023, arXiv:2308.06259, section 2.3).
 
-One row in, one row out. What could not be rated has no score but a `drop_reason`, and too many of those stop the run
-before anything is trained on the rest.
+One row in, one row out. A candidate that could not be rated has a `drop_reason` instead of a score. Too many of them
+stop the run before anything is trained on the rest.
 """
 
 import pyarrow as pa
@@ -21,21 +21,20 @@ FAILED = FAILURES
 
 
 class ScoreRecipe(Config):
-    """What rating means. Hashed: a change here is another set of scores."""
+    """Definition of rating. Hashed: a change here is another set of scores."""
 
     version: int = Field(default=2, ge=1)
-    """Raised by hand when the meaning of rating changes."""
+    """Bumped by hand when the meaning of rating changes."""
 
     scorer: ScorerConfig = Rubric()
     """How a pair is rated; `kind` selects the class."""
 
     engine: EngineConfig = TransformersEngine()
-    """Who runs the rating model; `kind` selects the class."""
+    """Engine that runs the rating model; `kind` selects the class."""
 
     max_failed_share: float = Field(default=0.2, ge=0, le=1)
     """A larger share of candidates without a rating stops the run, and so does a larger share of samples without a
-    score after the retry: with a low `min_samples`, pairs alone would not show what is lost. Ours.
-    Not hashed."""
+    score after the retry: with a low `min_samples`, counting pairs alone would hide lost samples. Ours. Not hashed."""
 
 
 class Rater:
@@ -45,8 +44,8 @@ class Rater:
         recipe: how pairs are rated.
         chat: the layout.
         model: directory of the rating model.
-        model_digest: its identity, which goes into every row.
-        prescores: of a chain, the directory of the stage with the cheap scores; else None.
+        model_digest: its identity, recorded in every row.
+        prescores: for a chain, the directory of the stage with the cheap scores; else None.
         resources: of the actor.
     """
 
@@ -63,7 +62,7 @@ class Rater:
         if isinstance(recipe.scorer, Chained):
             finished = read_manifest(prescores) if prescores else None
             if finished is None:
-                raise ValueError(f"a chained scorer goes by finished cheap scores; {prescores} has no manifest")
+                raise ValueError(f"a chained scorer needs the finished cheap scores, but {prescores} has no manifest")
             self.scorer, self.choice = recipe.scorer.then, Choice.of(finished, recipe.scorer.share)
         else:
             self.scorer = recipe.scorer

@@ -1,13 +1,12 @@
-"""Selection: of the rated candidates, those at or above a threshold, the best k or the best share become pairs.
+"""Selection: rated candidates at or above a threshold, the best k or the best share become pairs.
 
-A global step, redone whole: top-k and the share look at every shard. Every candidate leaves once, kept or with a
-reason, and what was never rated keeps the reason why. A sample of what passes, or of all candidates, is the paper's way
-to compare curated with uncurated data at equal size.
+A global step, redone as a whole, since top-k and the share depend on every shard. Every candidate leaves once, kept or
+with a reason; an unrated one keeps the reason of its failed rating. A sample of the passing candidates, or of all, is
+the paper's way to compare curated with uncurated data at equal size.
 
-Pairs at or above the threshold are looked at from the best to the worst, equal scores in the order of their ids. One
-falls where it resembles a pair that stays (`near_duplicate`) or its domain has all it may have (`over_domain_cap`), so
-a pair is only ever dropped for better ones that stay; `top_k` and `share` count those that stay, and `sample` draws
-from them.
+Pairs at or above the threshold are visited from best to worst, ties by id. A pair is dropped if it resembles a pair
+that stays (`near_duplicate`) or if its domain is full (`over_domain_cap`), so only better pairs that stay can displace
+it. `top_k` and `share` count the pairs that stay, and `sample` draws from them.
 """
 
 import functools
@@ -32,49 +31,50 @@ if TYPE_CHECKING:
 BELOW, OUTSIDE, UNSAMPLED, UNRATED = "below_threshold", "not_in_top_k", "not_in_sample", "unrated"
 ALIKE, CAPPED, NOT_BEST = "near_duplicate", "over_domain_cap", "not_in_best_share"
 RULES = (UNRATED, BELOW, ALIKE, CAPPED, OUTSIDE, NOT_BEST, UNSAMPLED)
-"""In the order in which they apply."""
+"""Drop reasons, in the order in which the rules apply."""
 
 
 class SelectRecipe(Config):
     """Which rated pairs are kept. Hashed into the curated data."""
 
     version: int = Field(default=2, ge=1)
-    """Raised by hand when the meaning of selection changes."""
+    """Bumped by hand when the meaning of selection changes."""
 
     threshold: float | None = Field(default=4.5, allow_inf_nan=False)
-    """Keep scores at or above this, on the scorer's scale; 4.5 is the paper's A_5, 4 its A_4. None: off, then `top_k`
-    or `share` decides; a scorer whose scores have no scale (`likelihood`) takes no threshold."""
+    """Keep scores at or above this, on the scorer's scale; 4.5 is the paper's A_5, 4 its A_4. None: off, and `top_k` or
+    `share` decides. A scorer without a scale (`likelihood`) takes no threshold."""
 
     top_k: int | None = Field(default=None, ge=1)
-    """Keep the k best; equal scores are kept in the order of their ids. None: off."""
+    """Keep the k best; ties are broken by id. None: off."""
 
     share: float | None = Field(default=None, gt=0, le=1)
-    """Keep this share of the rated pairs, the best ones, rounded up; equal scores are kept in the order of their ids.
-    The paper's A_5 is 0.083 of its candidates, its A_4 0.388. None: off."""
+    """Keep the best pairs, up to this share of the rated ones, rounded up; ties are broken by id. The paper's A_5 is
+    0.083 of its candidates, its A_4 0.388. None: off."""
 
     near_duplicate_jaccard: float | None = Field(default=None, gt=0, le=1)
-    """Of instructions whose sets of words overlap at least this much (Jaccard), the best-rated stay; 0.8 is a start, 1
-    takes equal sets alone. None: off, as in the paper."""
+    """Instructions whose sets of words overlap at least this much (Jaccard) are near-duplicates; the best-rated stay.
+    Start with 0.8; 1 requires equal sets. None: off, as in the paper."""
 
     near_duplicate_words: int = Field(default=1, ge=1)
     """n of the word n-grams that are compared; above 1 the order of words counts, and one changed word counts more."""
 
     max_per_cluster: int = Field(default=1, ge=1)
-    """How many of such near-duplicates stay."""
+    """How many near-duplicates of each other stay."""
 
     max_per_domain: int | None = Field(default=None, ge=1)
-    """How many pairs of one domain stay, the best ones: of "blog.a.co.uk" that is "a.co.uk", but "a.github.io" is its
-    own, by the public suffix list. Pages of unknown address are not capped. None: off, as in the paper."""
+    """How many pairs of one domain stay, the best ones. Domains follow the public suffix list: "blog.a.co.uk" is in
+    "a.co.uk", "a.github.io" is a domain. Pages without a known URL are not capped. None: off, as in the paper."""
 
     sample: int | None = Field(default=None, ge=1)
-    """Of what passes, keep so many drawn by chance: how the paper varies the size of A_5 (its data-scaling figure).
-    With neither threshold nor top_k it draws from all candidates, unrated ones included: the uncurated control."""
+    """Keep this many of the passing pairs, drawn at random; the paper varies the size of A_5 this way (its data-scaling
+    figure). Without threshold, top_k and share it draws from all candidates, including unrated ones: the uncurated
+    control."""
 
     sample_seed: int = 0
-    """Another seed draws another sample; a larger sample of one seed holds the smaller ones."""
+    """Another seed draws another sample; with the same seed, larger samples contain smaller ones."""
 
     min_kept: int = Field(default=1, ge=0)
-    """Fewer kept pairs stop the run before the next model is trained. Not hashed."""
+    """Fewer kept pairs than this stop the run before the next model is trained. Not hashed."""
 
     @model_validator(mode="after")
     def _has_one_rule(self) -> Self:
@@ -94,24 +94,25 @@ class SelectRecipe(Config):
 
     @property
     def by_rating(self) -> bool:
-        """Tell whether it asks for ratings: without them it draws from all candidates, unrated ones included."""
+        """True if the rule uses ratings; otherwise it draws from all candidates, including unrated ones."""
         return self.threshold is not None or self.top_k is not None or self.share is not None
 
     @property
     def compares(self) -> bool:
-        """Whether selection looks at more than scores."""
+        """True if selection uses more than scores."""
         return self.near_duplicate_jaccard is not None or self.max_per_domain is not None
 
     @property
     def words(self) -> str:
-        """The rule as a person says it."""
+        """The rule in words."""
         rule = f"the best {self.top_k}" if self.top_k is not None else "all"
         rule = f"the best {100 * self.share:g} %" if self.share is not None else rule
         rule = f"scores >= {self.threshold:g}" if self.threshold is not None else rule
         if self.near_duplicate_jaccard is not None:
-            rule += f", at most {self.max_per_cluster} of instructions alike by {self.near_duplicate_jaccard:g}"
+            jaccard = f"Jaccard >= {self.near_duplicate_jaccard:g}"
+            rule += f", at most {self.max_per_cluster} per cluster of near-duplicates ({jaccard})"
         if self.max_per_domain is not None:
-            rule += f", at most {self.max_per_domain} of a domain"
+            rule += f", at most {self.max_per_domain} per domain"
         return rule if self.sample is None else f"{self.sample} of {rule}"
 
 
@@ -120,9 +121,9 @@ class TooFewKept(StageFailed):
 
 
 def passing(scores: Mapping[str, float | None], rule: SelectRecipe) -> list[str]:
-    """Return the ids that a rule looks at: rated ones at or above the threshold, best first, ties by id.
+    """Return the ids that a rule considers: rated ones at or above the threshold, best first, ties by id.
 
-    Where the rule does not ask for ratings, unrated ones too, last.
+    A rule that does not use ratings considers unrated ones too, last.
     """
     least = -float("inf") if rule.threshold is None else rule.threshold
     found = sorted((-score, i) for i, score in scores.items() if score is not None and score >= least)
@@ -136,19 +137,19 @@ def select(
     instructions: Mapping[str, str] | None = None,
     urls: Mapping[str, str] | None = None,
 ) -> dict[str, str | None]:
-    """Decide each id's fate.
+    """Decide the fate of each id.
 
     Args:
-        scores: by id; None where the rating failed.
-        rule: which of them stay.
-        instructions: by id, of all that are `passing`; needed to tell near-duplicates.
-        urls: by id, of all that are `passing`; needed to cap domains.
+        scores: by id; None if the rating failed.
+        rule: decides which of them stay.
+        instructions: by id, for all that are `passing`; needed to find near-duplicates.
+        urls: by id, for all that are `passing`; needed to cap domains.
 
     Returns:
-        By id, in the order given: None where it is kept, else the drop reason.
+        By id, in the order given: None if it is kept, else the drop reason.
 
     Raises:
-        KeyError: an instruction or an address that the rule needs is not there.
+        KeyError: an instruction or a URL that the rule needs is missing.
     """
     order = passing(scores, rule)
     fates = dict.fromkeys(scores, UNRATED) | {i: BELOW for i, score in scores.items() if score is not None}
@@ -163,7 +164,7 @@ def select(
 def _compared(
     order: list[str], rule: SelectRecipe, instructions: Mapping[str, str], urls: Mapping[str, str]
 ) -> dict[str, str | None]:
-    """Return the fates of ids, best first: each falls for better ones that stay, or stays."""
+    """Return the fates of ids, best first: each stays, or is dropped because of better ones that stay."""
     fates: dict[str, str | None] = {}
     domains, clusters, kept = Counter[str](), Counter[int](), 0
     most = rule.top_k if rule.share is None else math.ceil(round(rule.share * len(order), 6))
@@ -189,10 +190,10 @@ def _compared(
 
 
 def domain_of(url: str) -> str:
-    """Return the domain that somebody registered for an address's host; a host without one is its own, "" is none."""
+    """Return the registered domain of a URL's host; the host itself if it has none, "" without a host."""
     try:
         host = (urlsplit(url if "//" in url else f"//{url}").hostname or "").rstrip(".")
-    except ValueError:  # brackets that hold no address
+    except ValueError:  # brackets without an IPv6 address
         return ""
     numbered = ":" in host or host.rpartition(".")[2].isdecimal()
     return host if numbered else _suffixes().privatesuffix(host) or host
@@ -200,14 +201,14 @@ def domain_of(url: str) -> str:
 
 @functools.cache
 def _suffixes() -> "PublicSuffixList":
-    """Read the list that comes with the package; nothing is fetched."""
+    """Load the list that comes with the package; nothing is downloaded."""
     from publicsuffixlist import PublicSuffixList
 
     return PublicSuffixList()
 
 
 class RuleCount(TypedDict):
-    """Candidates that a rule dropped, and those that it left."""
+    """How many candidates a rule dropped, and how many it left."""
 
     rule: str
     dropped: int
@@ -215,7 +216,7 @@ class RuleCount(TypedDict):
 
 
 def counts_by_rule(fates: Mapping[str, str | None]) -> list[RuleCount]:
-    """Return, for each rule that dropped something, in their order, how many it dropped and how many it left."""
+    """Count how many candidates each rule dropped and left; in order, without rules that dropped none."""
     dropped, left, found = Counter(fates.values()), len(fates), list[RuleCount]()
     for reason in RULES:
         if dropped[reason]:
@@ -225,7 +226,7 @@ def counts_by_rule(fates: Mapping[str, str | None]) -> list[RuleCount]:
 
 
 class Rating(TypedDict):
-    """What selection reads of a row of SCORE."""
+    """The columns of SCORE that selection reads."""
 
     id: str
     score: float | None
@@ -236,15 +237,16 @@ def curate(candidates: pa.Table, ratings: Mapping[str, Rating], fates: Mapping[s
     """Turn candidates into pairs by the fates that selection decided.
 
     Args:
-        candidates: rows of CANDIDATE, any part of them.
+        candidates: rows of CANDIDATE, all or some of them.
         ratings: rows of SCORE by id.
-        fates: of `select`, by id.
+        fates: from `select`, by id.
 
     Returns:
-        A PAIR row per candidate, source "augmented"; dropped ones have blank text, and unrated ones the reason why.
+        A PAIR row per candidate, source "augmented". Dropped ones have blank text; unrated ones have the reason of the
+        failed rating.
 
     Raises:
-        ValueError: a candidate that has no rating.
+        ValueError: a candidate has no rating.
     """
     ids = candidates["id"].to_pylist()
     missing = [i for i in ids if i not in fates]
@@ -268,21 +270,21 @@ def curate(candidates: pa.Table, ratings: Mapping[str, Rating], fates: Mapping[s
 
 
 def require_kept(kept_rows: int, rated_rows: int, rule: SelectRecipe, place: str) -> None:
-    """Raise where fewer pairs were kept than the recipe's `min_kept`.
+    """Raise if fewer pairs were kept than the recipe's `min_kept`.
 
     Raises:
         TooFewKept: with both numbers and the rule.
     """
     if kept_rows < rule.min_kept:
         raise TooFewKept(
-            f"selection ({rule.words}) kept {kept_rows} of {rated_rows} rated pairs, min_kept wants {rule.min_kept}; "
-            f"look at the ratings, then lower min_kept, or set another threshold and remove {place}, where nothing is "
-            "published"
+            f"selection ({rule.words}) kept {kept_rows} of {rated_rows} rated pairs, but min_kept is {rule.min_kept}; "
+            f"look at the ratings, then lower min_kept, or set another threshold and remove {place}, which holds no "
+            "published data"
         )
 
 
 def check_threshold(rule: SelectRecipe, scorer: ScorerConfig, round_number: int) -> None:
-    """Raise where a threshold is off the scorer's scale, or between integers while a pair gets one whole number.
+    """Raise if a threshold is off the scorer's scale, or not an integer while each pair gets a single integer score.
 
     Raises:
         ValueError: with both numbers and the fix; for a validator that sees rule and scorer.
@@ -292,15 +294,16 @@ def check_threshold(rule: SelectRecipe, scorer: ScorerConfig, round_number: int)
     told = f"round {round_number} keeps scores >= {rule.threshold:g}, but the scores of {scorer.kind}"
     if scorer.scale is None:
         raise ValueError(
-            f"{told} have no scale (a likelihood is in nats per token), so nobody can say before rating what that "
-            "keeps; set the round's threshold to null and its top_k or its share (0.083 is what the paper's 4.5 keeps)"
+            f"{told} have no scale (a likelihood is in nats per token), so nobody can say before rating how many pairs "
+            "it keeps; set the round's threshold to null and set its top_k or share (the paper's 4.5 keeps 0.083)"
         )
     lowest, highest, whole = scorer.scale
     if not lowest <= rule.threshold <= highest:
-        raise ValueError(f"{told} go from {lowest:g} to {highest:g}; set a threshold between them")
+        raise ValueError(f"{told} go from {lowest:g} to {highest:g}; set a threshold in that range")
     if whole and not rule.threshold.is_integer():
         reached = int(rule.threshold) + 1
         raise ValueError(
             f"round {round_number} keeps scores >= {rule.threshold:g} but rates each pair once, so {rule.threshold:g} "
-            f"is {reached}; set curate.recipe.scorer.samples to 3, its read to expected, or the threshold to {reached}"
+            f"means {reached}; set curate.recipe.scorer.samples to 3, its read to expected, or the threshold to "
+            f"{reached}"
         )

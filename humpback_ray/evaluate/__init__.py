@@ -1,1 +1,1 @@
-"""What the trained models can do: their answers to a file of prompts (`respond.py`)."""
+"""The trained models' answers to a file of prompts (`respond.py`)."""

@@ -1,7 +1,7 @@
 """Evaluation: every model of the run answers the same prompts.
 
-`evaluation/prompts` is the prompt files as one table; `evaluation/<model>` has an answer per prompt, and beside it
-`model_outputs.json`, which AlpacaEval's own tool reads: an entry per prompt, an empty output where there is no answer.
+`evaluation/prompts` holds the prompt files as one table. `evaluation/<model>` has an answer per prompt and
+`model_outputs.json` for AlpacaEval's own tool: an entry per prompt, with an empty output if there is no answer.
 """
 
 import json
@@ -44,7 +44,7 @@ def make_prompts(config: EvaluateConfig, files: Inventory, place: Place) -> Mani
     """Read the prompt files into one table.
 
     Raises:
-        StageFailed: there are fewer prompts than `min_kept`.
+        StageFailed: fewer prompts than `min_kept`.
     """
     stage = Stage(place, {"version": config.recipe.version}, {"files": files}, PROMPT)
     made = stage.once(read_files, (files,), config.prompts_placement)
@@ -53,7 +53,7 @@ def make_prompts(config: EvaluateConfig, files: Inventory, place: Place) -> Mani
 
 
 def read_files(attempt: Attempt, files: Inventory) -> Commit:
-    """Write a table per prompt file."""
+    """Write one table per prompt file."""
     writer, seen = TableWriter(attempt, PROMPT), Counter[tuple[str, ...]]()
     for file in files.files:
         writer.write(load_prompts(file, seen))

@@ -1,8 +1,8 @@
-"""Answers of a trained model to prompts, in the form that AlpacaEval's own tool reads.
+"""Answers of a trained model to prompts, in the format of AlpacaEval's own tool.
 
-Instructions carry both source tags, the seed's first (Li et al. 2023, arXiv:2308.06259, section 2.3: both together
-won more than either). The model sees a prompt without the white space around it; what is written for other tools has it
-byte for byte, so that they find it again, and an entry for every prompt, with an empty output where there is no answer.
+Instructions carry both source tags, the seed's first (Li et al. 2023, arXiv:2308.06259, section 2.3: both together won
+more often than either). The model sees a prompt without surrounding whitespace; files for other tools keep it byte for
+byte, so they can match it. They have an entry for every prompt; its output is empty if there is no answer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,29 +23,30 @@ class EvaluateRecipe(Config):
     """Which prompts are answered, and how. Hashed into the answers."""
 
     version: int = Field(default=2, ge=1)
-    """Raised by hand when the meaning of the answers changes."""
+    """Bumped by hand when the meaning of the answers changes."""
 
     inputs: list[str] | None = None
-    """Files of prompts (JSON lines, JSON, Parquet; `promptfiles.py` has the forms): paths, globs, `s3://` URIs. None:
-    the sample's, or nothing is answered."""
+    """Files of prompts (JSON lines, JSON, Parquet; `promptfiles.py` defines the forms): paths, globs, `s3://` URIs.
+    None: the sample's prompts; without a sample, nothing is answered."""
 
     min_kept: int = Field(default=1, ge=0)
     """Fewer prompts than this stop the run. Not hashed."""
 
     engine: EngineConfig = TransformersEngine()
-    """Who runs the models; `kind` selects the class."""
+    """Engine that runs the models; `kind` selects the class."""
 
     temperature: float = Field(default=0.7, ge=0)
-    """Section 3.1's generation setting; 0: greedy."""
+    """The generation setting of section 3.1; 0: greedy."""
 
     top_p: float = Field(default=0.9, gt=0, le=1)
-    """Nucleus, same place."""
+    """Nucleus sampling, same section."""
 
     tags: Tags = "both"
-    """Source tags of the instructions: both, S_a then S_w, is the paper's inference; the others are its ablation."""
+    """Source tags of the instructions: the paper uses both, S_a then S_w, at inference; the others are its ablation."""
 
     max_new_tokens: int = Field(default=1024, ge=1)
-    """Cap on an answer, in tokens; not reported, ours. A longer answer is cut and says so (`finish_reason`)."""
+    """Cap on an answer, in tokens. A longer answer is cut and marked by its `finish_reason`. Ours; the paper reports
+    none."""
 
     seed: int = 0
     """Another seed draws other answers."""
@@ -68,7 +69,7 @@ class Responder:
 
 
 def answer_request(row: Mapping[str, str], recipe: EvaluateRecipe, chat: ChatRecipe) -> Request:
-    """Ask a model one prompt (`id`, `instruction`), with the recipe's tags."""
+    """Ask a model to answer one prompt (`id`, `instruction`), with the recipe's tags."""
     return Request(
         chat.forward_prompt(row["instruction"].strip(), recipe.tags),
         max_new_tokens=recipe.max_new_tokens,
@@ -79,10 +80,10 @@ def answer_request(row: Mapping[str, str], recipe: EvaluateRecipe, chat: ChatRec
 
 
 def responses(prompts: pa.Table, completions: Sequence[Completion]) -> pa.Table:
-    """Pair every prompt with its answer; one without a reply is dropped for the reason of `NO_REPLY`.
+    """Pair every prompt with its answer; a prompt without a reply is dropped with a reason of `NO_REPLY`.
 
     Returns:
-        A row of RESPONSE for each row of PROMPT. An answer cut at its limit is kept, as the judge should see it.
+        A row of RESPONSE for each row of PROMPT. An answer cut at its limit is kept, so the judge sees it.
     """
     rows = []
     for prompt, completion in zip(prompts.to_pylist(), completions, strict=True):
@@ -107,7 +108,7 @@ def alpaca_outputs(prompts: Iterable[pa.Table], answers: Iterable[pa.Table], gen
 
     Args:
         prompts: rows of PROMPT.
-        answers: rows of RESPONSE; a prompt whose answer was dropped, or is not among them, has an empty output.
+        answers: rows of RESPONSE; a prompt with a dropped or missing answer gets an empty output.
         generator: the model's name.
     """
     outputs = {row["id"]: row["output"] for table in answers for row in table.select(["id", "output"]).to_pylist()}

@@ -1,10 +1,10 @@
-"""The layout in which every model is trained and asked, its source tags, and the span of tokens that carries loss.
+"""The layout in which every model is trained and prompted, its source tags, and the span of tokens that carries loss.
 
-One `TurnFormat` renders a pair for training, the prompt at inference, and the exported `chat_template.jinja`, so the
-three cannot part. A prompt's ids are those that a server gives it, and the response's follow them as they stand
-behind it (plain.py): the loss span is known by construction. Text that spells one of the tokenizer's own tokens
-(`</s>`, `<|user|>`) stays plain text, and text that holds a line of the layout itself can be told
-(`ChatRecipe.fakes_turn`).
+One `TurnFormat` renders a pair for training, the prompt at inference and the exported `chat_template.jinja`, so the
+three cannot diverge. A prompt gets the token ids that a server gives it, and the response's ids are those of the text
+in that position (plain.py): the loss span is known by construction. Text that spells one of the tokenizer's special
+tokens (`</s>`, `<|user|>`) stays plain text, and `ChatRecipe.fakes_turn` detects text that contains a line of the
+layout itself.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from humpback_ray.prompts.plain import plain
 from humpback_ray.prompts.tokenizer import Tokenizer
 
 Tags = Literal["seed", "augmented", "both", "none"]
-"""Whose source tags an instruction carries: a training pair's own source; "both" is the paper's inference."""
+"""Source tags of an instruction: those of a training pair's source, or "both" as the paper uses at inference."""
 
 PromptLayout = Literal["chat", "raw", "own"]
-"""How a request becomes a model's prompt: "chat": in the forward format; "raw": as it is; "own": as a user's message in
+"""How a request becomes a model's prompt: "chat": in the forward format; "raw": unchanged; "own": as a user message in
 the model's own chat format."""
 
 
@@ -27,30 +27,30 @@ class TurnFormat(Config):
     """Text around a source and its target: `opening source turn target <end token>`."""
 
     opening: str
-    """Stands before the source (the instruction; for the backward model, the web text)."""
+    """Text before the source (the instruction; for the backward model, the web text)."""
 
     turn: str
-    """Stands between source and target; what follows it carries the loss."""
+    """Text between source and target; the tokens after it carry the loss."""
 
     def prompt(self, source: str) -> str:
-        """Render what the model reads before it writes its target."""
+        """Render the text that the model reads before it writes its target."""
         return self.opening + source + self.turn
 
 
 class ChatRecipe(Config):
-    """How instructions, responses and source tags are laid out. Part of every model's fingerprint."""
+    """The layout of instructions, responses and source tags. Part of every model's fingerprint."""
 
     forward: TurnFormat = TurnFormat(opening="### Instruction:\n", turn="\n\n### Response:\n")
     """Layout of x → y, for m0, m1, m2 and for rating."""
 
     backward: TurnFormat = TurnFormat(opening="### Text:\n", turn="\n\n### The instruction that this text answers:\n")
-    """Layout of y → x. It carries no source tag (the paper does not say; both of its sources use one model)."""
+    """Layout of y → x. It has no source tag (the paper does not say; one model serves both of its sources)."""
 
     seed_tag: str | None = "Answer in the style of an AI Assistant."
     """S_a, on seed pairs (Li et al. 2023, section 2.3); None: untagged."""
 
     web_tag: str | None = "Answer with knowledge from web search."
-    """S_w, on augmented pairs (same place); None: untagged."""
+    """S_w, on augmented pairs (same section); None: untagged."""
 
     tag_position: Literal["after", "before"] = "after"
     """Where tags stand relative to the instruction: "after" is the paper's, "before" suits tiny models."""
@@ -61,7 +61,7 @@ class ChatRecipe(Config):
         return tuple(tag for tag in named.get(source, []) if tag)
 
     def tagged(self, instruction: str, source: Tags) -> str:
-        """Append or prepend a source's tags, as sentences, to an instruction."""
+        """Append or prepend the tags of a source to an instruction, as sentences."""
         tags = self.tags(source)
         return " ".join([instruction, *tags] if self.tag_position == "after" else [*tags, instruction])
 
@@ -74,9 +74,9 @@ class ChatRecipe(Config):
         return self.backward.prompt(text)
 
     def fakes_turn(self, text: str) -> bool:
-        """Tell whether a line of a text is one of the layouts' own lines, whatever its case and the space around it.
+        """Tell whether a line of the text is a line of the layouts, ignoring case and surrounding whitespace.
 
-        Those are plain text to every tokenizer: behind such a line a page could go on as if it were the other side.
+        Tokenizers see these lines as plain text, so after one a page could continue as if it were the other side.
         """
         parts = (self.forward.opening, self.forward.turn, self.backward.opening, self.backward.turn)
         own = {line.strip().casefold() for part in parts for line in part.splitlines()} - {""}
@@ -84,19 +84,19 @@ class ChatRecipe(Config):
 
 
 def laid_out(text: str, layout: PromptLayout, chat: ChatRecipe, tags: Tags) -> str:
-    """Return a request as the prompt of a model: by a recipe's field `layout`."""
+    """Render a request as a model's prompt, by the recipe field `layout`."""
     if layout == "chat":
         return chat.forward_prompt(text, tags)
     return UserMessage(text) if layout == "own" else text
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Tokenise text as plain text: no token that the tokenizer adds by itself, none that the text spells (`</s>`)."""
+    """Tokenize as plain text: without tokens that the tokenizer adds, or special tokens that the text spells."""
     return plain(tokenizer).encode(text)
 
 
 def start_ids(tokenizer: Tokenizer) -> list[int]:
-    """Return the ids that a tokenizer puts before every text: [bos], or none if it adds none by itself."""
+    """Return the ids that a tokenizer puts before every text: [bos], or [] if it adds none."""
     return plain(tokenizer).start_ids
 
 
@@ -110,14 +110,14 @@ class Tokens(NamedTuple):
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Return the ids of a prompt as every model sees it, in training, at inference and behind a server.
 
-    It is tokenised as it stands behind the start token: some tokenizers put a space before a text that nothing
-    precedes. A `UserMessage` is laid out in the model's own chat format.
+    The text is tokenized after the start token, since some tokenizers put a space before a text that nothing precedes.
+    A `UserMessage` is laid out in the model's own chat format.
     """
     return plain(tokenizer).encode(_opened(tokenizer, prompt))
 
 
 def encode_reply(tokenizer: Tokenizer, prompt: str, reply: str) -> list[int]:
-    """Return the ids of a reply, or its beginning, as a model writes them behind a prompt (`Plain.encode_after`)."""
+    """Return the ids of a reply, or its beginning, as a model writes them after a prompt (`Plain.encode_after`)."""
     return plain(tokenizer).encode_after(_opened(tokenizer, prompt), reply)
 
 
@@ -139,7 +139,7 @@ def end_id(tokenizer: Tokenizer) -> int:
 
 
 def encode_example(tokenizer: Tokenizer, prompt: str, target: str) -> Tokens:
-    """Tokenise a prompt and, behind it, its target; exactly the target's tokens and the end token carry loss.
+    """Tokenize a prompt and the target after it; exactly the target's tokens and the end token carry loss.
 
     Raises:
         ValueError: the tokenizer has no end token.
@@ -150,9 +150,9 @@ def encode_example(tokenizer: Tokenizer, prompt: str, target: str) -> Tokens:
 
 
 def space_between_turns(tokenizer: Tokenizer, form: TurnFormat) -> str:
-    """Return what a later turn needs before its opening, so that its ids are those of a first turn: a space or nothing.
+    """Return the text, a space or nothing, that gives the opening of a later turn the same ids as in the first turn.
 
-    A tokenizer that puts a space before a text that nothing precedes, and no start token, would leave it out there.
+    A tokenizer without a start token that puts a space before a text that nothing precedes would omit it there.
     """
     spelled, opening, end = plain(tokenizer), form.opening + "a", end_id(tokenizer)
     later = spelled.encode(spelled.names[str(tokenizer.eos_token)] + opening)
@@ -164,13 +164,13 @@ def chat_template(
 ) -> str:
     """Write the Jinja template that renders messages as training did.
 
-    All that is said up to the next reply is one instruction: system messages (`developer` is another word for them)
-    and the user's, in their order, with an empty line between them. Its tags stand where training had them;
-    `source_tags` (default: the tags given) may be passed to render another source. Further turns repeat the layout,
-    behind the text `later` (`space_between_turns`).
+    All system (or `developer`) and user messages before the next reply form one instruction, in their order, with an
+    empty line between them. Its tags are in the same position as in training; a caller may pass `source_tags` (default:
+    the tags given) to render another source. Further turns repeat the layout after the text `later`
+    (`space_between_turns`).
 
-    Content is text or a list of text parts, which are put one to a line. Refused with a message: other roles and parts,
-    content that is null, tools and calls of tools, and no message at all. Plain constructs only, for servers whose
+    Content is text or a list of text parts, joined by newlines. The template raises an error for other roles and parts,
+    null content, tools and tool calls, and an empty list of messages. It uses only plain constructs, for servers whose
     Jinja is not Python's.
     """
     parts = "[turn.text] + source_tags" if position == "after" else "source_tags + [turn.text]"

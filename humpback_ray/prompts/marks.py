@@ -1,8 +1,8 @@
-"""Putting a pair of texts into a template, between marks that neither of them can forge.
+"""Fill a pair of texts into a template, between marks that neither of them can forge.
 
-Web text is never expanded: placeholders are replaced in one pass, so a page that holds `{response}` stays as it is. The
-marks hold a code that is made of the pair and does not occur in it. What is the same for every pair should come before
-the first mark, so that engines can keep its keys and values.
+Web text is never expanded: placeholders are replaced in one pass, so a page that contains `{response}` is unchanged.
+The marks hold a code that is derived from the pair and does not occur in it. Text that is the same for every pair
+should precede the first mark, so engines can reuse its keys and values.
 """
 
 import re
@@ -15,12 +15,12 @@ _CODE_DIGITS = 12
 
 
 def marked(name: str, placeholder: str) -> str:
-    """Return the part of a template that holds one text: `<<< name code >>>`, the text, and the mark of its end."""
+    """Return the part of a template for one text: `<<< name code >>>`, the text, and the end mark."""
     return f"<<< {name} {{code}} >>>\n{{{placeholder}}}\n<<< end of {name} {{code}} >>>"
 
 
 def fill(template: str, instruction: str, response: str) -> str:
-    """Put a pair, and its code, in place of `{instruction}`, `{response}`, `{code}` in one pass; other braces stay."""
+    """Replace `{instruction}`, `{response}` and `{code}` by a pair and its code in one pass; other braces stay."""
     values: Mapping[str, str] = {
         "instruction": instruction, "response": response, "code": code_of(instruction, response)
     }  # fmt: skip
@@ -28,10 +28,10 @@ def fill(template: str, instruction: str, response: str) -> str:
 
 
 def code_of(instruction: str, response: str) -> str:
-    """Return 12 hex digits that depend on the pair alone and that neither of its texts contains, in either case.
+    """Return 12 hex digits that depend only on the pair and that neither text contains, in either case.
 
-    Who writes a page would have to know the instruction that a model will predict for it, and put its own hash into it;
-    and one who managed to would only be given the next code.
+    To forge a mark, the author of a page would have to know the instruction that a model will predict for it and put
+    the hash of both into the page itself; even then, the pair would just get the next code.
     """
     taken = f"{instruction}\n{response}".lower()
     number = 0

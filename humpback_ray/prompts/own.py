@@ -1,11 +1,11 @@
-"""The chat format of a model that was not trained here, by its tokenizer's own template (`layout: own`).
+"""The chat format of a model that was not trained here, from its tokenizer's own template (`layout: own`).
 
-The template is rendered once, around a word drawn at random. Its parts are tokenised with their control tokens, what
-stands in the word's place as plain text: a page that spells `<|im_start|>` writes those characters and opens no turn.
-For text that spells none, the ids are those of `apply_chat_template`. Where a template trims messages, so do we; one
-that changes them otherwise is refused, as is one whose ids cannot be had by parts.
+The template is rendered once, around a random word. Its parts are tokenized with their control tokens, and the text
+that replaces the word is tokenized as plain text: `<|im_start|>` in a page stays plain characters and opens no turn.
+For text without such tokens, the ids are those of `apply_chat_template`. If a template trims messages, so do we. A
+template that changes them in another way, or that cannot be tokenized in parts, is refused.
 
-Thinking is off where the template knows `enable_thinking` (Qwen 3): a rating or a rewrite has its own room for reasons.
+Thinking is off if the template knows `enable_thinking` (Qwen 3): a rating or a rewrite has its own room for reasons.
 """
 
 import secrets
@@ -15,26 +15,26 @@ from humpback_ray.prompts.plain import plain
 from humpback_ray.prompts.tokenizer import Tokenizer
 
 DATE = "26 Jul 2024"
-"""What templates that put today's date in (Llama 3) are told, so that a run asks the same every day; Meta's default."""
+"""Date for templates that insert today's date (Llama 3), so prompts are the same every day; Meta's default."""
 
 _PROBE = 'Is "<b>a &amp; b</b>" {{ x }} \\n  plain?\n\n\tYes, naïve 東京 😀\'s.'
 _SPACE = " \n"
 
 
 class UserMessage(str):
-    """A prompt that is the message of a user: the engine lays it out in the model's own chat format."""
+    """A prompt that is a user message: the engine lays it out in the model's own chat format."""
 
     __slots__ = ()
 
 
 class OwnChat:
-    """What a model's own template puts around a user's message, with the opening of the reply behind it.
+    """The text that a model's own template puts around a user message, including the opening of the reply.
 
     Args:
         tokenizer: of transformers.
 
     Raises:
-        ValueError: it has no chat template, or one that this way of encoding does not reproduce.
+        ValueError: it has no chat template, or this encoding does not reproduce the template.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -49,7 +49,9 @@ class OwnChat:
             before, after = self._render(word).split(word)
             wide_before, wide_after = self._render(_SPACE + word + _SPACE).split(word)
         except ValueError:
-            raise ValueError(f"{of} does not give a user's message back once, as it is") from None
+            raise ValueError(
+                f"{of} does not contain a user message exactly once and unchanged; use layout chat or raw"
+            ) from None
         self._trims = (wide_before == before, wide_after == after)
         self._before, self._after = map(self._plain.rename, (before, after))
         for text in ("Yes.", _PROBE, f" {_PROBE}\n"):
@@ -57,10 +59,10 @@ class OwnChat:
             if rendered != before + self._trimmed(text) + after:
                 raise ValueError(f"{of} changes the messages it is given; use layout chat or raw")
             if self._plain.encode(self.around(text)) != tokenizer.encode(rendered, add_special_tokens=False):
-                raise ValueError(f"{of} cannot be tokenised by parts; use layout chat or raw")
+                raise ValueError(f"{of} cannot be tokenized in parts; use layout chat or raw")
 
     def around(self, text: str) -> str:
-        """Return a user's message in the template, with names (`Plain`) in place of the template's control tokens."""
+        """Return a user message in the template, with names (`Plain`) in place of the template's control tokens."""
         return self._before + self._trimmed(text) + self._after
 
     def _trimmed(self, text: str) -> str:

@@ -1,10 +1,9 @@
-"""A tokenizer that no text can talk to, and texts as they stand behind others.
+"""A tokenizer without special tokens that text could spell, and encoding of texts after other texts.
 
-Every added token of a tokenizer (`</s>`, `<|user|>`) gets a name here that is drawn at random when the tokenizer is
-loaded. What we lay out writes those names; what comes from outside cannot, so `</s>` in a page stays plain text, while
-the rest of the tokenizer does what it always does: a prompt behind the start token, or a text behind a prompt, has the
-ids that it has where a server tokenises the whole. Runs of white space are added tokens in some vocabularies and say
-nothing, so they keep their names.
+Here every added token of a tokenizer (`</s>`, `<|user|>`) gets a random name when the tokenizer is loaded. Our layouts
+write those names; text from outside cannot know them, so `</s>` in a page stays plain text. Everything else is
+tokenized as usual: a prompt after the start token, or a text after a prompt, gets the ids that it has when a server
+tokenizes the whole. Runs of whitespace are added tokens in some vocabularies; they are harmless and keep their names.
 
 Given up: tokenizers without a fast form (`tokenizer.json`).
 """
@@ -20,17 +19,17 @@ from weakref import WeakKeyDictionary
 from humpback_ray.prompts.tokenizer import Tokenizer
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-"""A piece that stands for a byte, by this name."""
+"""Name of a vocabulary piece that represents a byte."""
 
 _CONTEXT_CHARACTERS = 40
-"""So much of what stands before a text is tokenised with it: more than a token, less than costs time."""
+"""Characters before a text that are tokenized with it: more than a token, few enough to be cheap."""
 
 _NEUTRAL = ("\n", "0")
-"""Stand before a text whose first characters form a token with the end of the prompt."""
+"""Contexts for a text if its first characters form a token with the end of the prompt."""
 
 
 class Plain:
-    """A tokenizer's inner one, with its added tokens under names that no text spells.
+    """The fast form of a tokenizer, with its added tokens under names that no text spells.
 
     Args:
         tokenizer: of transformers.
@@ -55,7 +54,7 @@ class Plain:
         named = {content: f"{self._mark}{number:06x}>" for number, content in enumerate(contents)}
         self._name_characters = len(self._mark) + 7
         self.names = {content: name for content, name in named.items() if content.strip(" \t\r\n▁")}
-        """Of every added token that is not white space."""
+        """Random name of every added token that is not whitespace."""
         state |= {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
         state["model"] |= self._renamed(state["model"])
         self._inner = Tokenizer.from_str(json.dumps(state))
@@ -69,15 +68,15 @@ class Plain:
         ids = tokenizer.encode("")
         bos = tokenizer.bos_token if ids and ids[0] == tokenizer.bos_token_id else None
         self.start_ids: list[int] = [] if bos is None else ids[:1]
-        """What the tokenizer puts before every text: [bos], or nothing."""
+        """Ids that the tokenizer puts before every text: [bos] or []."""
         self.start = "" if bos is None else self.names[bos]
         """The name of that token."""
 
     def _renamed(self, model: dict[str, Any]) -> dict[str, Any]:
-        """Return the vocabulary, and the unknown token, of a model of `tokenizers` under the new names.
+        """Return the vocabulary and the unknown token of a `tokenizers` model under the new names.
 
-        Unigram models have `</s>` among the pieces that texts are cut into, and others find a whole word there. What a
-        merge makes or takes keeps its name.
+        Unigram models may cut `</s>` out of a text as a piece, and other models may look it up as a whole word. Pieces
+        that take part in merges keep their names.
         """
         merged = {piece for merge in model.get("merges", ()) for piece in (*merge, "".join(merge))}
         names = {old: new for old, new in self.names.items() if old not in merged and not _BYTE.fullmatch(old)}
@@ -89,19 +88,19 @@ class Plain:
         return {"vocab": vocabulary} | ({"unk_token": names.get(unknown, unknown)} if unknown else {})
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text; names in it are added tokens, the tokens that it spells are not."""
+        """Return the ids of a text; random names in it become added tokens, spelled-out tokens do not."""
         ids = self._inner.encode(text, add_special_tokens=False).ids
         return [self._moved.get(token, token) for token in ids] if self._moved else ids
 
     def rename(self, text: str) -> str:
-        """Return a text of ours, such as a chat template's, with names in place of the added tokens that it spells."""
+        """Replace the added tokens spelled in one of our own texts, such as a chat template's, by their names."""
         return self._spelled.sub(lambda match: self.names[match[0]], text)
 
     def encode_after(self, before: str, text: str) -> list[int]:
-        """Return the ids of a text as it stands behind another one, whose own ids stay as they are without it.
+        """Return the ids of a text after another one, without changing the ids of the other.
 
-        Where a token would span the two, or the text changes how the end before it is cut (two line breaks are
-        one token of many vocabularies), it is cut between them: the text's ids are then those behind a neutral
+        A token may span the two, or the text may change the tokens before it (two line breaks are one token in many
+        vocabularies). Then they are cut between the texts, and the text gets the ids that it has after a neutral
         character.
         """
         for context in (self._end(before), *_NEUTRAL):
@@ -111,7 +110,7 @@ class Plain:
         return self.encode(text)
 
     def _end(self, text: str) -> str:
-        """Return the last characters of a text, cutting through no name."""
+        """Return the last characters of a text without cutting a name."""
         cut = max(0, len(text) - _CONTEXT_CHARACTERS)
         name = text.rfind(self._mark)
         return text[min(cut, name) :] if name >= 0 and cut < name + self._name_characters else text[cut:]
@@ -122,9 +121,9 @@ _making = threading.Lock()
 
 
 def plain(tokenizer: Tokenizer) -> Plain:
-    """Return the plain form of a tokenizer: one as long as the tokenizer lives, whichever threads ask.
+    """Return the plain form of a tokenizer: a single one per tokenizer, shared by all threads.
 
-    Text laid out with the names of one form is not to be encoded by another, which would take them for text.
+    Never encode text with the names of one form by another form, which would treat them as text.
     """
     with _making:
         if tokenizer not in _forms:

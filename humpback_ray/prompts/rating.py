@@ -1,8 +1,8 @@
-"""What a rating model reads, and how its verdict is read back.
+"""The rating prompts, and how to read the verdict from a reply.
 
 The five grades are those of the self-curation prompt of Li et al. 2023 (arXiv:2308.06259), in our own words. The pair
-stands between marks that it cannot forge (`marks.py`). Only the last line of a reply that the model itself ended counts
-as a verdict; `verdicts.py` has its forms.
+is enclosed in marks that it cannot forge (`marks.py`). Only the last line of a reply that the model itself ended counts
+as a verdict; `verdicts.py` defines its forms.
 """
 
 from humpback_ray.prompts.marks import marked
@@ -48,21 +48,21 @@ grade, a number from 1 to 5."""
 
 DIRECT = f"""{_TASK}
 Reply with one line that holds nothing but `Score:` and the grade, a number from 1 to 5."""
-"""The score at once: the prompt of `rubric_expected`."""
+"""The score without reasoning: the prompt of `rubric_expected`."""
 
 
 def parse_score(reply: str, finish_reason: str) -> float | None:
-    """Read the score off the last line of a finished reply.
+    """Read the score from the last line of a finished reply.
 
     Returns:
-        1.0 to 5.0, fractions as written; None unless the reply ended by itself and its last line that is not blank
-        states one grade in a clear form (`Score: 4`, `**Final score:** 4/5`, `{"score": 4}`; not `Score: 4-5`).
+        1.0 to 5.0, fractions as written; None unless the reply ended by itself and its last nonblank line states one
+        grade in a clear form (`Score: 4`, `**Final score:** 4/5`, `{"score": 4}`; not `Score: 4-5`).
     """
     return _parse(reply, finish_reason, FIVE_GRADES)
 
 
 def parse_points(reply: str, finish_reason: str) -> float | None:
-    """Read a sum of points, 0.0 to 5.0, off the last line of a finished reply, by the rules of `parse_score`."""
+    """Read a sum of points, 0.0 to 5.0, from the last line of a finished reply, by the rules of `parse_score`."""
     return _parse(reply, finish_reason, POINTS)
 
 
@@ -73,8 +73,8 @@ def _parse(reply: str, finish_reason: str, grades: range) -> float | None:
 def up_to_score(reply: str, finish_reason: str, grades: range = FIVE_GRADES) -> str | None:
     """Return a finished reply up to its grade, without the spaces before it.
 
-    None where the reply states no grade, or not as the digit of a whole one: its place is where the probability of all
-    grades can be read.
+    None unless the reply states an integer grade as a digit. The probabilities of all grades can be read at the
+    position of that digit.
     """
     place = grade_place(reply, grades) if finish_reason == "stop" else None
     return None if place is None else reply[:place].rstrip(" ")
@@ -98,4 +98,4 @@ irrelevant sentence.
 
 First go through the five briefly, saying which earn their point and why. Then end with a last line that holds \
 nothing but `Score:` and the sum, a number from 0 to 5."""
-"""A point per criterion: the prompt of `additive`. The criteria are those of Yuan et al. 2024 (arXiv:2401.10020)."""
+"""One point per criterion: the prompt of `additive`. The criteria are those of Yuan et al. 2024 (arXiv:2401.10020)."""

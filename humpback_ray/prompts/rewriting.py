@@ -1,6 +1,6 @@
-"""What a rewriting model reads: a kept pair, and the request to say the same in an assistant's voice.
+"""The rewriting prompt: a kept pair, and the request to say the same in an assistant's voice.
 
-Our own words. The pair stands between marks that it cannot forge (`marks.py`).
+The words are ours. The pair is enclosed in marks that it cannot forge (`marks.py`).
 """
 
 import re
@@ -33,9 +33,9 @@ _CLOSES = re.compile(rf"</{_THOUGHT}>|\[/THINK\]|◁/think▷|<\|(?:end_of_thoug
 
 
 def answer_of(reply: str) -> str | None:
-    """Return the rewritten answer of a reply, without its reasoning and a first line that only announces it.
+    """Return the rewritten answer in a reply, without reasoning or a first line that only announces it.
 
-    Reasoning ends at its last closing mark; the opening one may have been in the prompt. None: it did not end.
+    Reasoning ends at its last closing mark; the opening mark may be in the prompt. None if it did not end.
     """
     *_, end = (0, *(mark.end() for mark in _CLOSES.finditer(reply)))
     told = reply[end:]
@@ -78,9 +78,9 @@ _META = re.compile(
 
 
 def is_meta(answer: str, source: str) -> bool:
-    """Return whether an answer speaks of itself or its source, or to a customer: "(Note: I removed…)", "Let me know…".
+    """Return whether an answer is about itself or its source, or offers more: "(Note: I removed…)", "Let me know…".
 
-    What the source says itself may be said again.
+    Phrases that the source contains do not count.
     """
     told, given = (text.casefold().replace("’", "'") for text in (answer, source))
     return any(match[0].strip() not in given for match in _META.finditer(told))

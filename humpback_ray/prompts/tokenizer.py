@@ -1,4 +1,4 @@
-"""What this package uses of a tokenizer of transformers: any object with these members will do."""
+"""The part of a transformers tokenizer that this package uses; any object with these members will do."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 class Tokenizer(Protocol):
-    """A tokenizer with a fast form (`backend_tokenizer`, which `plain.py` looks for)."""
+    """A tokenizer with a fast form (`plain.py` needs its `backend_tokenizer`)."""
 
     name_or_path: str
     bos_token: str | None
@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of a text, with the start token that every text gets unless `add_special_tokens` is off."""
+        """Return the ids of a text, with the tokenizer's start token unless `add_special_tokens` is off."""
         ...
 
     def decode(
@@ -36,5 +36,5 @@ class Tokenizer(Protocol):
     def apply_chat_template(
         self, messages: list[dict[str, str]], /, *, tokenize: bool, add_generation_prompt: bool, **variables: object
     ) -> str:
-        """Render messages with `chat_template`, which `variables` reach."""
+        """Render messages with `chat_template`; it receives `variables`."""
         ...

@@ -1,8 +1,8 @@
-"""Read a judge's verdict off the last line of its reply: a small grammar of the forms that models write.
+"""Read a judge's verdict from the last line of its reply: a small grammar of the forms that models write.
 
-A line is made plain first (Unicode forms, invisible characters, Markdown, LaTeX, HTML, end markers spelled out). It
-must then be a verdict as a whole: a label or a sentence that grades, and one number. The label may be missing where
-nothing else is on the line. A line that allows a second reading, such as two numbers or a range, is no verdict.
+First the line is reduced to plain text (Unicode forms, invisible characters, Markdown, LaTeX, HTML, spelled-out end
+markers). Then the whole line must be a verdict: a label or a grading sentence, and one number. The label may be missing
+if nothing else is on the line. An ambiguous line, such as one with two numbers or a range, is not a verdict.
 """
 
 import ast
@@ -11,9 +11,9 @@ import re
 import unicodedata
 
 MOST_CHARS = 2000
-"""A longer line is no verdict."""
+"""A longer line is not a verdict."""
 _TAIL_CHARS = 300
-"""A verdict that follows a sentence on the same line begins this close to the end."""
+"""A verdict after a sentence on the same line begins at most this far from the end."""
 
 _THINKING = r"(?:think|thinking|thoughts?|reasoning|reflection|scratchpad)"
 _THINKS = re.compile(rf"<{_THINKING}>|\[think\]|◁think▷", re.IGNORECASE)
@@ -25,7 +25,7 @@ _END = re.compile(
 )
 _RULE = re.compile(r"[-*_=~`—–─═━$\s]+|\\[\])]")
 _TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Marks that turn the direction of text round: a line that holds one does not read as it looks."""
+"""Marks that reverse the direction of text: a line that contains one does not read as it looks."""
 
 _TAG = re.compile(r"</?(?:b|strong|em|i|u|p|span|div|code|pre|br|h[1-6]|mark|center|font|small|big|li)(?:\s[^<>]*)?/?>")
 _LATEX = re.compile(r"\\(?:boxed|fbox|text(?:bf|it|rm)?|math(?:bf|it|rm)|underline|emph)\s*\{([^{}]*)\}")
@@ -104,10 +104,10 @@ _REMARK_CHARS = 300
 
 
 def read_verdict(reply: str, lowest: float, highest: float) -> float | None:
-    """Return the grade that a reply's last line states, `lowest` to `highest`; None where it states none clearly.
+    """Return the grade, `lowest` to `highest`, in a reply's last line; None unless it states one clearly.
 
-    Fences, rules and end markers on lines of their own after it are passed over, and one remark on the answer. A reply
-    whose reasoning did not end has no verdict.
+    Later lines with only fences, rules or end markers are skipped, and so is one remark on the answer. A reply with
+    unfinished reasoning has no verdict.
     """
     reply = _without_remark(reply)
     start, line = last_line(reply)
@@ -118,10 +118,10 @@ def read_verdict(reply: str, lowest: float, highest: float) -> float | None:
 
 
 def _without_remark(reply: str) -> str:
-    """Cut off a last line that is a remark on the answer, behind the only line with a label and a grade.
+    """Cut off a last line that is a remark on the answer, after the only line with a label and a grade.
 
-    The remark must be about neither a number nor the grade, and the line before the grade must be a whole sentence: a
-    judge that quotes what a page demands of it goes on in other ways.
+    The remark must not be about a number or the grade, and the line before the grade must be a complete sentence: a
+    judge that quotes a page's demands continues differently.
     """
     start, line = last_line(reply)
     remark = _visible(line).casefold()
@@ -143,16 +143,16 @@ def _without_remark(reply: str) -> str:
 
 
 def _is_of_something_else(line: str, before: str) -> bool:
-    """Tell whether a number alone stands under a heading, or after a colon, that does not speak of a grade."""
+    """Tell whether the line is a bare number under a heading, or after a colon, that is not about a grade."""
     heading = _visible(last_line(before)[1])
     opens = heading.startswith("#") or heading.rstrip("*_ ").endswith(":")
     return opens and not _LABELS.search(heading) and _value(_without_markup(_visible(line))) is not None
 
 
 def grade_place(reply: str, grades: range) -> int | None:
-    """Return where in a reply its verdict's digit stands; None unless it is one of the grades, written as a digit.
+    """Return the position of the verdict's digit in a reply; None unless the verdict is one of the grades, as a digit.
 
-    It is where another digit would make another grade.
+    Any other digit in this position would give that other grade.
     """
     grade = read_verdict(reply, grades[0], grades[-1])
     start, line = last_line(_without_remark(reply))
@@ -168,7 +168,7 @@ def grade_place(reply: str, grades: range) -> int | None:
 
 
 def last_line(reply: str) -> tuple[int, str]:
-    """Return the last line that says something, and where it starts; an empty one where reasoning did not end."""
+    """Return the start of the last line with content, and the line; an empty line if the reasoning did not end."""
     thoughts = [match.end() for match in _THOUGHT.finditer(reply)]
     first = thoughts[-1] if thoughts else 0
     if _THINKS.search(reply, first):
@@ -200,7 +200,7 @@ def _is_invisible(sign: str) -> bool:
 
 
 def _line_verdict(line: str) -> float | None:
-    """Return the grade that a line states, on whatever scale; None where it is no verdict."""
+    """Return the grade that a line states, on any scale; None if the line is not a verdict."""
     if len(line) > MOST_CHARS:
         return None
     line = _END.sub("", _visible(line)).strip()
@@ -224,7 +224,7 @@ def _without_markup(line: str) -> str:
 
 
 def _verdict(text: str, labelled: bool = False) -> float | None:
-    """Read a text that must be a verdict as a whole; without a label it must be a number and nothing else."""
+    """Read a text that must be a verdict as a whole; without a label it must be just a number."""
     marked = _MARKER.match(text)
     text = _unwrapped(text[marked.end() :] if marked else text)
     label = _LABEL.match(text)
@@ -239,7 +239,7 @@ def _verdict(text: str, labelled: bool = False) -> float | None:
 
 
 def _unwrapped(text: str) -> str:
-    """Remove closing punctuation, one sign at either end, and brackets and quotes around the whole text."""
+    """Remove closing punctuation, one symbol at either end, and brackets and quotes around the whole text."""
     while True:
         found = text.strip().rstrip(".,;!。、\\").strip()
         if len(found) > 2 and unicodedata.category(found[0]) == "So" and unicodedata.category(found[1]) != "So":
@@ -254,13 +254,13 @@ def _unwrapped(text: str) -> str:
 
 
 def _is_wrapped(text: str) -> bool:
-    """Tell whether brackets or quotes stand around a text, and not around two parts of it."""
+    """Tell whether brackets or quotes enclose a text as a whole, not two parts of it."""
     closing = _BRACKETS.get(text[:1], "")
     return len(text) > 1 and text[-1] == closing and (closing != text[0] or closing not in text[1:-1])
 
 
 def _value(text: str) -> float | None:
-    """Read a number with what may stand around it: "about", points, `/5`, brackets."""
+    """Read a number with the usual words around it: "about", points, `/5`, brackets."""
     match = _VALUE.fullmatch(_unwrapped(text))
     if not match or (match["half"] and "." in match["number"]):
         return None
@@ -270,7 +270,7 @@ def _value(text: str) -> float | None:
 
 
 def _remarked(text: str) -> float | None:
-    """Read a number that is followed by a remark which neither names another number nor takes the first one back."""
+    """Read a number followed by a remark that neither names another number nor takes the first one back."""
     for separator in _REMARK.finditer(text):
         remark = text[separator.end() :]
         if separator[0].strip() in ("(", "["):
@@ -319,7 +319,7 @@ def _number(value: object) -> float | None:
 
 
 def _fields(line: str) -> list[tuple[str, object]]:
-    """Return the names and plain values of an object at any depth, repeated names as often as they stand there."""
+    """Return the names and plain values in an object, at any depth; repeated names occur repeatedly."""
     found: list[tuple[str, object]] = []
 
     def note(pairs: list[tuple[str, object]]) -> None:
@@ -342,7 +342,7 @@ def _fields(line: str) -> list[tuple[str, object]]:
 
 
 def _elements(line: str) -> list[tuple[str, str]]:
-    """Return the names and texts of the innermost XML elements; those of a score must not stand within other text."""
+    """Return the names and texts of the innermost XML elements; the text is "" if other text surrounds the element."""
     found = []
     for match in re.finditer(r"<([A-Za-z][\w-]*)(?:\s[^<>]*)?>([^<>]*)</\1\s*>", line):
         before, after = line[: match.start()].rstrip(), line[match.end() :].lstrip()

@@ -1,1 +1,1 @@
-"""The embedded default: a toy web whose truth is known, its seed pairs, and a base model made on the spot."""
+"""The embedded sample: a toy web with known truth, its seed pairs, and a base model trained on the spot."""

@@ -1,12 +1,12 @@
-"""The base model of the miniature, made on the spot by plain next-token prediction on the toy web.
+"""The base model of the miniature, trained on the spot by plain next-token prediction on the toy web.
 
-Small enough for two CPU cores and about a minute (`learn.py`); its tokenizer takes any text byte for byte, so that the
-same base runs on real pages too (and writes nonsense there). Documents are laid whole, one after another, in rows of
-`row_tokens`; each begins with the start token and ends with the end token, and every token counts: nothing here knows
-what a question or a review is. Equal recipe and texts give equal weights on the same machine and libraries.
+Small enough for two CPU cores and about a minute (`learn.py`). Its tokenizer encodes any text byte for byte, so the
+same base also runs on real pages (and writes nonsense there). Whole documents follow one another in rows of
+`row_tokens`; each begins with the start token and ends with the end token, and every token carries loss: nothing here
+knows what a question or a review is. Equal recipes and texts give equal weights on the same machine and libraries.
 
-Muon (Jordan et al. 2024, github.com/KellerJordan/Muon; torch's own) trains the matrices inside the blocks, AdamW the
-rest: AdamW alone learned to compare two names late, and with some seeds not at all within twice the steps.
+Muon (Jordan et al. 2024, github.com/KellerJordan/Muon; torch's implementation) trains the matrices inside the blocks,
+AdamW the rest. AdamW alone learned to compare two names late, and with some seeds not at all within twice the steps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,16 +27,16 @@ TELL_EVERY_STEPS = 20
 
 
 class BaseRecipe(Config):
-    """What the base model is and how long it learns. Hashed into the fingerprint of every model made from it."""
+    """Shape and training of the base model. Hashed into the fingerprint of every model made from it."""
 
     version: int = 3
-    """Raised by hand when the meaning of this recipe changes."""
+    """Bumped by hand when the meaning of this recipe changes."""
 
     seed: int = 0
-    """Initial weights and the order of documents."""
+    """Seed of the initial weights and the order of documents."""
 
     vocabulary: int = Field(default=2560, ge=300)
-    """Upper bound on tokenizer entries; all 256 bytes are among them."""
+    """Upper bound on tokenizer entries, including all 256 bytes."""
 
     width: int = Field(default=96, ge=16)
     """Size of the hidden state; the feed-forward layer is three times as wide."""
@@ -45,7 +45,7 @@ class BaseRecipe(Config):
     """Transformer blocks."""
 
     heads: int = Field(default=3, ge=1)
-    """Attention heads; divides `width`. Fewer and wider ones tell one name from another sooner."""
+    """Attention heads; twice their number divides `width`. Fewer, wider heads learn to tell names apart sooner."""
 
     initial_deviation: float = Field(default=0.02, gt=0)
     """Standard deviation of the initial weights."""
@@ -54,7 +54,8 @@ class BaseRecipe(Config):
     """Context in tokens: real pages fit, though toy rows are short."""
 
     row_tokens: int = Field(default=128, ge=16)
-    """Length of a training row. Its documents see those before them: kept apart, they taught copying less well."""
+    """Length of a training row. Documents attend to earlier ones in their row: separated, they taught copying less
+    well."""
 
     batch_rows: int = Field(default=8, ge=1)
     """Rows per step. Six denser rows cost a fifth less, but M_1 then failed to rate a fifth of the demo's pairs."""
@@ -63,26 +64,29 @@ class BaseRecipe(Config):
     """Optimizer steps."""
 
     learning_rate: float = Field(default=4e-3, gt=0)
-    """AdamW's, at its peak: reached after `warmup_steps`, held, then falling linearly to a twentieth (`share_at`)."""
+    """Peak learning rate of AdamW: reached after `warmup_steps`, held, then decayed linearly to a twentieth
+    (`share_at`)."""
 
     matrix_learning_rate: float = Field(default=5e-3, gt=0)
-    """Muon's, at its peak, on the same schedule; four times as much learns nothing but frequent words."""
+    """Peak learning rate of Muon, on the same schedule; at four times as much the model learns only frequent words."""
 
     warmup_steps: int = Field(default=50, ge=0)
-    """Steps of linear rise."""
+    """Steps of linear warm-up."""
 
     weight_decay: float = Field(default=0.5, ge=0)
-    """AdamW's; Muon has none. With 0.01 the base learned by heart which names stand in reviews and wrote no other."""
+    """For AdamW; Muon has none. With 0.01 the base memorized the names in reviews and wrote no others."""
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
         if self.width % (2 * self.heads):
             raise ValueError(
-                f"2 x {self.heads} heads does not divide width {self.width} (rotary heads need even sizes)"
+                f"2 x {self.heads} heads does not divide width {self.width} (rotary heads need an even size); "
+                "change one of them"
             )
         if self.row_tokens > self.positions:
             raise ValueError(
-                f"row_tokens {self.row_tokens} is more than positions {self.positions}; lower one or raise the other"
+                f"row_tokens {self.row_tokens} is more than positions {self.positions}; lower the first or raise the "
+                "second"
             )
         return self
 
@@ -92,9 +96,9 @@ class Trained(TypedDict):
 
     parameters: int
     tokens: int
-    """Trained on, padding left out."""
+    """Number of training tokens without padding."""
     metrics: list[list[float]]
-    """Step and mean loss since the entry before: of step 1, then of every 20 steps, then of the last."""
+    """Step, and mean loss since the previous entry: at step 1, every 20 steps and at the last step."""
 
 
 def train_base(
@@ -107,8 +111,8 @@ def train_base(
 
     Args:
         recipe: its shape and schedule.
-        texts: documents; an end token is learned after each.
-        directory: made if absent; receives config, `model.safetensors`, tokenizer and generation config.
+        texts: documents; the model learns to write an end token after each.
+        directory: created if missing; receives config, `model.safetensors`, tokenizer and generation config.
         progress: called with every entry of `metrics` as (step, steps, loss).
 
     Raises:
@@ -129,7 +133,7 @@ def train_base(
 
 
 def train_tokenizer(recipe: BaseRecipe, texts: Sequence[str]) -> "PreTrainedTokenizerFast":
-    """Learn a byte-level BPE tokenizer; it puts the start token first, splits digits singly and loses no byte."""
+    """Train a byte-level BPE tokenizer that puts the start token first, splits digits and loses no byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -213,7 +217,7 @@ def _learn(
 
 
 def share_at(recipe: BaseRecipe, step: int) -> float:
-    """Return the share of the peak learning rate at a step counted from 1: rise, hold for a while, fall to 0.05."""
+    """Return the share of the peak learning rate at a step, counted from 1: warm up, hold, decay to 0.05."""
     if step <= recipe.warmup_steps:
         return step / recipe.warmup_steps
     left = max(0, recipe.steps - step) / max(1, recipe.steps - recipe.warmup_steps)
@@ -221,7 +225,7 @@ def share_at(recipe: BaseRecipe, step: int) -> float:
 
 
 def pack_forever(documents: Sequence[list[int]], width: int, pad: int, rng: Random) -> Iterator[list[int]]:
-    """Yield rows of `width` tokens without end, every pass over the documents in a new order.
+    """Yield rows of `width` tokens forever, shuffling the documents for every pass.
 
     A row holds whole documents and padding; only a document longer than a row is cut, into consecutive rows.
     """

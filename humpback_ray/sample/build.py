@@ -1,6 +1,6 @@
-"""The embedded default as stages: a toy web with its seed pairs, a base model that has read that web, and its check.
+"""The embedded sample as stages: a toy web with seed pairs, a base model trained on that web, and a check of the model.
 
-A run without inputs of its own is made of these; a run with real pages but no model can still try the base model.
+A run without inputs uses all of them; a run with real pages but no model can still try the base model.
 """
 
 import tempfile
@@ -29,11 +29,11 @@ class SampleConfig(Config):
     world: WorldRecipe = WorldRecipe()
     base: BaseRecipe = BaseRecipe()
     placement: TaskPlacement = TaskPlacement()
-    """Each is made in one task; the base model learns on two cores at most, however many are reserved for it."""
+    """Each stage is one task; the base model trains on two cores at most, however many are reserved for it."""
 
 
 def make_web(config: SampleConfig, place: Place) -> Manifest:
-    """Write the toy web: WARC files, seed.jsonl, prompts.jsonl, and the truth that no stage reads."""
+    """Write the toy web: WARC files, seed.jsonl, prompt files, and the truth, which no stage reads."""
     stage = Stage(place, config.world, {})
     return stage.once(write_web, (config.world,), config.placement)
 
@@ -46,7 +46,7 @@ def write_web(attempt: Attempt, recipe: WorldRecipe) -> Commit:
 
 
 def web_files(web: Manifest, pattern: str) -> str:
-    """Return the pattern of files of the toy web: `web/*.warc.gz`, `seed.jsonl`, `prompts.jsonl`."""
+    """Return the URI of files of the toy web for a pattern: `web/*.warc.gz`, `seed.jsonl`, `prompts.jsonl`."""
     directory = next(file.name for file in web.files if file.name.endswith("seed.jsonl")).removesuffix("/seed.jsonl")
     return storage.join(web.uri, directory, pattern)
 
@@ -67,7 +67,7 @@ def write_base(attempt: Attempt, config: SampleConfig) -> Commit:
 
 
 def make_check(config: SampleConfig, web: Manifest, place: Place) -> Manifest:
-    """Write the pairs of known quality by whose ratings the base model is checked, as candidates (selfcheck.py)."""
+    """Write pairs of known quality as candidates; their ratings check the base model (selfcheck.py)."""
 
     def write(attempt: Attempt) -> Commit:
         writer = TableWriter(attempt, CANDIDATE)
@@ -78,7 +78,7 @@ def make_check(config: SampleConfig, web: Manifest, place: Place) -> Manifest:
 
 
 def teller(uri: str, every_s: float = 5.0) -> Callable[[int, int, float], None]:
-    """Return a callback (step, steps, loss) that leaves its figures for the driver's progress every few seconds."""
+    """Return a callback (step, steps, loss) that writes its figures for the driver's progress every few seconds."""
     last = time.monotonic()
 
     def tell(step: int, steps: int, loss: float) -> None:

@@ -1,8 +1,9 @@
 """Pages about the towns: those that become candidates, those that teach the base model, and the review pages.
 
-Kinds keep to their towns (see facts.py): sections about `pool` towns are the corpus to be augmented; FAQ, reviews and
-texts followed by their question speak of `common` and `seed` towns alone, so what a model can do for another town it
-has understood, not remembered; plain pages speak of every town and have no headers, so no segment comes of them.
+Each kind has its own towns (see facts.py). Sections about `pool` towns are the corpus to augment. FAQ, reviews and
+texts followed by their question are only about `common` and `seed` towns: if a model can do the same for another town,
+it has understood the task, not memorized it. Plain pages are about all towns but the common ones and have no headers,
+so they give no candidates.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,11 +46,11 @@ REVIEW_SHARES: dict[Reviewed, float] = {
     "chatter": 0.02,
     "off_topic": 0.02,
 }
-"""What review pages review. Wrong answers are drawn like right ones, so that no town gives its rating away."""
+"""Shares of the kinds of reviewed answers. Wrong answers are drawn like right ones, so no town reveals its rating."""
 
 
 def plain_page(truth: Truth, towns: Sequence[str], rng: Random) -> Page:
-    """State all facts of one town, in prose or as a gazetteer does, without a header."""
+    """State all facts of one town, as prose or as a gazetteer, without a header."""
     facts = list(truth.facts[rng.choice(towns)].values())
     rng.shuffle(facts)
     if rng.random() < 0.5:
@@ -80,7 +81,7 @@ def review_page(truth: Truth, facts: Sequence[Fact], rng: Random) -> Page:
 
 
 def puzzle_page(facts: Sequence[Fact], rng: Random) -> Page:
-    """Compare words pair by pair, as a page of puzzles for children might."""
+    """Compare words pair by pair, like a page of puzzles for children."""
     lines = []
     for _ in range(5):
         left, right = rng.choice(facts), rng.choice(facts)
@@ -119,7 +120,7 @@ def town_pages(truth: Truth, rng: Random, fact_share: float, junk_per_fact: floa
         for part in (sections[:half], sections[half:]):
             if part:
                 page = _page("town", rng, sections=tuple(part), title=f"About {town}")
-                whole = len(page.plain()) > 640  # then the page as a whole is too long, and its sections stand
+                whole = len(page.plain()) > 640  # then the page as a whole is too long and its sections become segments
                 yield page._replace(heading=f"All about {town}") if whole else page
 
 
@@ -131,14 +132,14 @@ def _good_section(fact: Fact, rng: Random) -> PageSection:
 
 
 def _junk_section(fact: Fact, truth: Truth, rng: Random) -> PageSection:
-    """Junk stands under neutral headers, under those of real sections, and under those that name furniture."""
+    """Put junk under a neutral header, one of a real section, or one of site navigation."""
     chance = rng.random()
     headers = BY_NOUN[fact.noun].headers if chance < 0.4 else NEUTRAL_HEADERS if chance < 0.85 else FURNITURE_HEADERS
     return PageSection(rng.choice(headers), junk(rng.choice(JUNK_KINDS), fact, truth, rng))
 
 
 def awkward_pages(truth: Truth, rng: Random) -> Iterator[Page]:
-    """Yield what filters are for: sections too short, too long and repetitive, and a page without any text."""
+    """Yield pages for the filters: sections too short, too long and repetitive, and a page without text."""
     facts = truth.of("pool")
     for fact in rng.sample(facts, 6):
         once = statement(fact, rng)
@@ -153,7 +154,7 @@ def awkward_pages(truth: Truth, rng: Random) -> Iterator[Page]:
 
 
 def mirrors(pages: Sequence[Page], rng: Random) -> Iterator[Page]:
-    """Yield copies of some pages at other addresses: half of them exact, half with another last word."""
+    """Yield copies of some pages at other URLs: half of them exact, half with extra last words."""
     for index, page in enumerate(rng.sample([page for page in pages if page.kind == "town"], 12)):
         sections = page.sections
         if index % 2:

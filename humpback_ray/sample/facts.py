@@ -1,12 +1,12 @@
-"""The truth of the toy world: invented towns, four attributes of each, and the ways in which people speak of them.
+"""The truth of the toy world: invented towns, four attributes of each, and wordings of their facts.
 
-Everything here is ours: no town exists. Attribute values are disjoint between attributes, so that a text betrays by its
-value which attribute it speaks of. No sentence opens with a town or a value: a word at the start of a line is another
-token than the same word after a space, and a small model should not have to learn both.
+Everything here is ours: no town exists. Attributes share no values, so the value in a text reveals its attribute. No
+sentence begins with a town or a value: a word at the start of a line is a different token from the same word after a
+space, and a small model should not have to learn both.
 
-Towns are split by where they may be seen: `seed` in seed pairs, `pool` in candidate segments, `unseen` on plain pages
-only (held-out questions ask about them), `common`, with `seed`, in reviews, puzzles, FAQ and texts with their question.
-All but the common ones are on plain pages, so that the base model knows their facts.
+Towns are split by where they may occur: `seed` in seed pairs, `pool` in candidate segments, `unseen` only on plain
+pages (held-out questions ask about them), `common`, with `seed`, in reviews, puzzles, FAQ and texts with their
+question. All but the common ones are on plain pages, so the base model knows their facts.
 """
 
 from random import Random
@@ -27,18 +27,18 @@ TAILS = _words("by den dor eth ford gan ham ia kin lin mere mont nor os quay ric
 
 
 class Attribute(NamedTuple):
-    """One thing that is true of a town, and its wordings. `{town}` and `{value}` are filled in by `worded`."""
+    """One attribute of a town and its wordings; `worded` fills in `{town}` and `{value}`."""
 
     noun: str
     values: tuple[str, ...]
     headers: tuple[str, ...]
     questions: tuple[str, ...]
     statements: tuple[str, ...]
-    """As a web page says it."""
+    """In a web page's voice."""
     details: tuple[str, ...]
-    """What a page adds: true of any town, and no fact."""
+    """Remarks that a page adds; they are true of any town and state no fact."""
     answers: tuple[str, ...]
-    """As an assistant says it."""
+    """In an assistant's voice."""
 
 
 ATTRIBUTES = (
@@ -114,7 +114,7 @@ ATTRIBUTES = (
         ("the animal on the flag of {town} is a {value}", "the flag of {town} shows a {value}"),
     ),
 )
-"""In every statement the town stands before the value: a causal model recalls in the order in which it has read."""
+"""In every statement the town precedes the value: a causal model recalls facts in the order in which it read them."""
 BY_NOUN = {attribute.noun: attribute for attribute in ATTRIBUTES}
 
 
@@ -142,13 +142,13 @@ def draw_truth(counts: dict[Split, int], seed: int) -> Truth:
     """Invent towns, split them, and give each a value for every attribute.
 
     Raises:
-        ValueError: more towns asked for than there are names.
+        ValueError: more towns are requested than there are names.
     """
     rng = Random(f"{seed}:truth")
     names = [head + tail for head in HEADS for tail in TAILS]
     total = sum(counts.values())
     if total > len(names):
-        raise ValueError(f"a world of {total} towns needs as many names; there are {len(names)}")
+        raise ValueError(f"a world of {total} towns needs as many names, but there are only {len(names)}; use fewer")
     drawn = iter(rng.sample(names, total))
     towns: dict[Split, list[str]] = {split: [next(drawn) for _ in range(count)] for split, count in counts.items()}
     facts = {

@@ -1,18 +1,18 @@
-"""Next-token learning for the toy's Llama, cheap on few cores.
+"""Next-token training for the toy's Llama, cheap on few cores.
 
-The function is transformers' own (a test holds loss and gradients against it); only the way to it is shorter. Measured
-on one core of an AMD EPYC, 1,024 tokens a step and half a million parameters: 34 ms of CPU time, where transformers'
-forward pass with torch's optimizers takes 61.
+It computes the same function as transformers (a test compares loss and gradients), only faster. On one core of an AMD
+EPYC, a step of 1,024 tokens with half a million parameters takes 34 ms of CPU time; transformers' forward pass with
+torch's optimizers takes 61.
 
-- Matrices of equal shape lie in stacks, so that few and large operations make a step; Muon orthogonalizes a stack at
-  once.
-- Attention is two products and a softmax: torch's fused kernel needs 8 ms for the rows of a layer, this 1.
-- The output layer, a third of the arithmetic, has its gradient by formula, without a second pass over all logits.
-- float32 products may go through oneDNN (`single_threaded`), which here is twice as fast as MKL.
-- Two threads take half of the rows each and meet once per step. They wait without spinning: a step takes 25 ms instead
-  of 37 where two cores are free, as long as before where one is, and two thirds beside four busy processes.
+- Matrices of equal shape are stacked, so a step takes few, large operations; Muon orthogonalizes a whole stack at once.
+- Attention is two products and a softmax: 1 ms for the rows of a layer; torch's fused kernel takes 8 ms.
+- The gradient of the output layer, a third of the arithmetic, comes from a formula, without a second pass over all
+  logits.
+- float32 products may use oneDNN (`single_threaded`), which is twice as fast as MKL here.
+- Two threads process half of the rows each and synchronize once per step. They wait without spinning: a step takes
+  25 ms instead of 37 with two free cores, 37 with one, and two thirds of its time next to four busy processes.
 
-Given up: whatever the toy does not have, such as dropout, biases and grouped heads.
+Given up: features that the toy does not need, such as dropout, biases and grouped heads.
 
 Letters in names of tensors: B rows, T tokens of a row, N = B x T, H heads, D size of a head, W width, V vocabulary.
 """
@@ -29,28 +29,26 @@ if TYPE_CHECKING:
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the iteration, and `STEPS` of it: Jordan et al. 2024, as in `torch.optim.Muon`."""
+"""Coefficients of the iteration, run for `STEPS` steps: Jordan et al. 2024, as in `torch.optim.Muon`."""
 STEPS = 5
 KEPT_BYTES = 31 << 20
-"""Just below the largest block that glibc's malloc learns from: 32 MiB, DEFAULT_MMAP_THRESHOLD_MAX."""
+"""Just below the largest block that raises the threshold of glibc's malloc: 32 MiB, DEFAULT_MMAP_THRESHOLD_MAX."""
 
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Let no operation use threads of its own, and multiply float32 matrices by oneDNN where torch has it.
+    """Run operations on a single thread, and multiply float32 matrices with oneDNN if torch has it.
 
-    Both are undone after. OpenMP's threads make a step of this size little faster, and beside other work much slower:
-    they spin while they wait for each other, and one that has lost its core is waited for until it gets it back.
-    "medium" permits bfloat16 inside products. oneDNN uses it on processors with AMX alone; others multiply in float32.
+    Both settings are restored afterwards. OpenMP threads make a step of this size little faster, and much slower next
+    to other work: they spin while they wait for each other, including for a thread that has lost its core. "medium"
+    permits bfloat16 inside products. oneDNN uses it only on processors with AMX; others multiply in float32.
     """
     import torch
 
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("medium")
-    torch.empty(
-        KEPT_BYTES, dtype=torch.uint8
-    )  # once freed, malloc keeps what steps free, and no page is faulted in anew
+    torch.empty(KEPT_BYTES, dtype=torch.uint8)  # freed at once; from then on malloc keeps the memory that steps free
     try:
         yield
     finally:
@@ -59,13 +57,13 @@ def single_threaded() -> Iterator[None]:
 
 
 class Learner:
-    """A Llama that learns: `step` by step, then `finish` writes the weights back into the model.
+    """Trains a Llama: call `step` for each batch, then `finish` to write the weights back into the model.
 
     Args:
         model: a LlamaForCausalLM with tied embeddings, as many key heads as heads, and no bias.
         row_tokens: length of every row.
         matrix_learning_rate: Muon's peak.
-        learning_rate: AdamW's, for embeddings and gains.
+        learning_rate: AdamW's peak, for embeddings and gains.
         weight_decay: AdamW's.
     """
 
@@ -105,7 +103,7 @@ class Learner:
         self.threads = ThreadPoolExecutor(2, "learn", torch.set_num_threads, (1,))
 
     def step(self, ids_BT: "Tensor", share: float) -> float:
-        """Learn from rows at a share of the peak learning rates; returns the mean loss per token before."""
+        """Train on rows at a share of the peak learning rates; return the mean loss per token before the update."""
         import torch
 
         loss = self.backward(ids_BT)
@@ -119,7 +117,7 @@ class Learner:
         return loss
 
     def backward(self, ids_BT: "Tensor") -> float:
-        """Compute gradients of the mean loss over all tokens that follow another, without padding; returns it."""
+        """Compute the gradients of the mean loss over all predicted tokens except padding; return the loss."""
         import torch
 
         next_BT = torch.nn.functional.pad(ids_BT[:, 1:], (0, 1), value=self.pad)
@@ -132,12 +130,12 @@ class Learner:
         return sum(losses)
 
     def gradients(self, ids_BT: "Tensor", next_BT: "Tensor", share_BT: "Tensor") -> "tuple[float, Sequence[Tensor]]":
-        """Return what rows add to the loss, and their gradients: of the stacks, then of the others.
+        """Return the rows' share of the loss, and their gradients for the stacks, then for the other weights.
 
         Args:
             ids_BT: the rows.
             next_BT: the token that follows each.
-            share_BT: weight of each of those in the mean; 0 for padding.
+            share_BT: weight of each next token in the mean; 0 for padding.
         """
         import torch
 
@@ -162,7 +160,7 @@ class Learner:
         return self.normed(x_NW, self.last_gain)
 
     def attend(self, qkv_N3W: "Tensor", rows: int) -> "Tensor":
-        """Return what every token reads from itself and the tokens before it in its row, [N, W]."""
+        """Return the causal attention output of every token within its row, [N, W]."""
         import torch
 
         tokens, size = self.cos_TD.shape
@@ -179,7 +177,7 @@ class Learner:
         return x_NW * (x_NW.square().mean(dim=1, keepdim=True) + self.eps).rsqrt() * gain
 
     def finish(self) -> None:
-        """Write the stacks back into the model, and end the threads."""
+        """Write the stacks back into the model and stop the threads."""
         self.threads.shutdown()
         for stacked, weights in zip(self.stacks, self.weights, strict=True):
             for matrices, targets in zip(stacked.detach(), weights, strict=True):
@@ -203,7 +201,7 @@ def next_token_loss(
         hidden_NW: last hidden states.
         embedding_VW: the output layer.
         next_N1: the token that follows each.
-        share_N1: weight of each; 0 for padding.
+        share_N1: weight of each next token; 0 for padding.
     """
     p_NV = (hidden_NW @ embedding_VW.T).softmax(dim=1)
     loss = -(p_NV.gather(1, next_N1).log() * share_N1).sum().item()
@@ -212,7 +210,7 @@ def next_token_loss(
 
 
 def muon_(weights: "Tensor", momentum: "Tensor", learning_rate: float) -> None:
-    """Take one step of Muon on a stack of matrices, as `torch.optim.Muon` takes it on each."""
+    """Take one step of Muon on a stack of matrices, the same as `torch.optim.Muon` on each."""
     gradient = weights.grad
     assert gradient is not None
     update = gradient.lerp(momentum.lerp_(gradient, 1 - MOMENTUM), MOMENTUM)
@@ -221,7 +219,7 @@ def muon_(weights: "Tensor", momentum: "Tensor", learning_rate: float) -> None:
 
 
 def orthogonal(matrices: "Tensor") -> "Tensor":
-    """Return matrices with the singular vectors of those given and singular values near 1, by Newton-Schulz."""
+    """Return matrices with the same singular vectors and singular values near 1, by Newton-Schulz iteration."""
     import torch
 
     a, b, c = NEWTON_SCHULZ

@@ -1,8 +1,8 @@
-"""Pages of the toy web and the WARC files that hold them: HTML as it is found, byte for byte the same for a recipe.
+"""Pages of the toy web and their WARC files: realistic HTML, byte for byte the same for the same recipe.
 
-A page has sections; a section is a header and the text below it, and knows what that text is (`KnownText`). Around them
-stand head, navigation and footer. One page in six is broken the way real pages are: unclosed paragraphs, stray end
-tags, a missing end. Dates and record ids are fixed, and gzip members carry no time.
+A page has sections; a section is a header and the text below it, and knows what that text is (`KnownText`). Head,
+navigation and footer surround them. One page in six is broken like real pages: unclosed paragraphs, stray end tags, a
+missing end. Dates and record ids are fixed, and gzip members carry no time.
 """
 
 import gzip
@@ -20,7 +20,7 @@ CRAWLED = "2024-01-01T00:00:00Z"
 
 
 class PageSection(NamedTuple):
-    """A header and what stands below it."""
+    """A header and the text below it."""
 
     header: str
     content: KnownText
@@ -41,7 +41,7 @@ class Page(NamedTuple):
     lead: tuple[str, ...] = ()
     sections: tuple[PageSection, ...] = ()
     heading: str | None = None
-    """The page's h1; None: it has none, and its sections are its outermost segments."""
+    """The page's h1; None: no h1, so the sections are the outermost segments."""
     broken: bool = False
 
     def plain(self) -> str:
@@ -78,7 +78,7 @@ def render(page: Page, rng: Random) -> str:
 
 
 def write_archives(pages: Sequence[Page], directory: Path, files: int, rng: Random) -> None:
-    """Spread pages over WARC files `web-0.warc.gz`, …; the first file also holds an image and a page that is gone."""
+    """Spread pages over WARC files `web-0.warc.gz`, …; the first file also holds an image and a 404 page."""
     directory.mkdir(parents=True, exist_ok=True)
     for index in range(files):
         records = [warcinfo(index)]

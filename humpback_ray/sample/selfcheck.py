@@ -1,8 +1,8 @@
-"""Can the base model rate? Answers of known quality for towns that no review spoke of, and what a rater makes of them.
+"""Can the base model rate? Answers of known quality for towns that no review mentions, and how a rater rates them.
 
-A model that rates by remembering which towns were reviewed, or by the look of an answer alone, fails here: the towns
-are the `unseen` ones, and wrong answers are drawn like right ones. The pairs are rated by the very stage that rates
-candidates. A base that cannot rate is to be reported, never quietly replaced by one of another seed.
+A model that remembers the reviewed towns, or goes only by the look of an answer, fails here: the towns are the `unseen`
+ones, and wrong answers are drawn like right ones. The stage that rates candidates also rates these pairs. Report a base
+that cannot rate; never quietly replace it by one with another seed.
 """
 
 from bisect import bisect_left, bisect_right
@@ -18,7 +18,7 @@ from humpback_ray.sample.texts import question
 from humpback_ray.sample.world import WorldRecipe, truth_of
 
 PER_KIND = 40
-"""Pairs of each kind; fewer where the unseen towns have fewer facts."""
+"""Pairs of each kind; fewer if the unseen towns have fewer facts."""
 
 
 class Check(NamedTuple):
@@ -28,10 +28,10 @@ class Check(NamedTuple):
     rated: int
     unread: int
     mean: float | None
-    """Mean score of those read; None where none was."""
+    """Mean of the ratings that could be read; None if there are none."""
 
     auc: float
-    """Chance that a right answer is rated above one of this kind; ties count half, unread ratings stand lowest."""
+    """Chance that a right answer is rated above one of this kind; ties count half, unread ratings are lowest."""
 
 
 class CheckPair(NamedTuple):
@@ -44,7 +44,7 @@ class CheckPair(NamedTuple):
 
 
 def check_pairs(recipe: WorldRecipe, per_kind: int = PER_KIND) -> list[CheckPair]:
-    """Return, for each kind of review, answers in a web page's voice about unseen towns."""
+    """Return, for each kind of reviewed answer, answers in a web page's voice about unseen towns."""
     truth, rng = truth_of(recipe), Random(f"{recipe.seed}:selfcheck")
     facts = truth.of("unseen")
     drawn = rng.sample(facts, min(per_kind, len(facts)))
@@ -57,7 +57,7 @@ def check_pairs(recipe: WorldRecipe, per_kind: int = PER_KIND) -> list[CheckPair
 
 
 def check_table(pairs: Sequence[CheckPair]) -> pa.Table:
-    """Return the pairs as candidates, in an order that tells nothing of their kind."""
+    """Return the pairs as candidates, in an order that does not reveal their kind."""
     rows = [
         {"id": pair.id, "url": "", "instruction": pair.question, "response": pair.answer, "finish_reason": "stop"}
         for pair in sorted(pairs)
@@ -66,7 +66,7 @@ def check_table(pairs: Sequence[CheckPair]) -> pa.Table:
 
 
 def selfcheck(pairs: Sequence[CheckPair], scores: Mapping[str, float | None]) -> list[Check]:
-    """Sum up ratings, by pair id, kind by kind; `auc` of "right" is 0.5 by definition."""
+    """Summarize ratings (by pair id) for each kind; `auc` of "right" is 0.5 by definition."""
     by_kind: dict[Reviewed, list[float | None]] = {}
     for pair in pairs:
         by_kind.setdefault(pair.kind, []).append(scores[pair.id])
@@ -75,13 +75,13 @@ def selfcheck(pairs: Sequence[CheckPair], scores: Mapping[str, float | None]) ->
 
 
 def area_under_curve(positive: Sequence[float | None], negative: Sequence[float | None]) -> float:
-    """Return the chance that a positive stands above a negative; ties count half, None stands below everything.
+    """Return the chance that a positive score is above a negative one; ties count half, None is below everything.
 
     Raises:
         ValueError: one of the two is empty.
     """
     if not positive or not negative:
-        raise ValueError(f"a curve needs both kinds; got {len(positive)} positive and {len(negative)} negative scores")
+        raise ValueError(f"the AUC needs both kinds; got {len(positive)} positive and {len(negative)} negative scores")
     below = sorted(_number(score) for score in negative)
     wins = sum(bisect_left(below, _number(s)) + bisect_right(below, _number(s)) for s in positive)
     return wins / 2 / len(positive) / len(negative)

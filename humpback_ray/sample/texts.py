@@ -1,9 +1,8 @@
-"""What people of the toy web write: true texts in a web page's voice or an assistant's, junk of seven kinds, reviews.
+"""Texts of the toy web: true texts in the voice of a web page or an assistant, junk of seven kinds, reviews.
 
-A `KnownText` knows what it is, so that pages, ground truth and reviews agree. Junk names towns, and some of it names
-wrong values, as real junk does: a model trained on it uncurated learns wrong things. Reviews compare what was asked
-with what was given, step by step, before they end in a score: models of this size never learned to rate without such a
-comment.
+A `KnownText` knows what it is, so pages, ground truth and reviews agree. Junk names towns, and some of it names wrong
+values, like real junk: a model trained on it uncurated learns wrong facts. Reviews compare question and answer step by
+step before they give a score: models of this size never learned to rate without such a comment.
 """
 
 from random import Random
@@ -14,17 +13,17 @@ from humpback_ray.sample.facts import ATTRIBUTES, BY_NOUN, Fact, Truth, worded
 JunkKind = Literal["navigation", "advertisement", "chatter", "truncated", "off_topic", "personal", "mixed"]
 JUNK_KINDS: tuple[JunkKind, ...] = get_args(JunkKind)
 Kind = Literal["right", JunkKind, "filler"]
-"""What a text is; "filler" is written for the length and repetition filters."""
+"""The kind of a text; "filler" is for the length and repetition filters."""
 
 ASKED = "Which question does this answer?"
-"""Stands between a text and its question on the pages from which the backward model learns its trade."""
+"""The line between a text and its question on the pages that teach the backward model its task."""
 OPENERS = ("Certainly:", "In short,", "Sure:", "Good question:")
 CLOSERS = ("I hope this helps.", "Let me know if you need more.", "Please ask if anything is unclear.")
 """How an assistant begins and ends an answer."""
 
 
 class KnownText(NamedTuple):
-    """A text, what it is, and the fact that it states; `fact` is None where it states none."""
+    """A text, its kind, and the fact that it states; `fact` is None if it states none."""
 
     text: str
     kind: Kind
@@ -37,7 +36,7 @@ def question(fact: Fact, rng: Random) -> str:
 
 
 def web_text(fact: Fact, rng: Random) -> KnownText:
-    """State a fact as a web page does: the fact, then often a remark, at times as a paragraph of their own."""
+    """State a fact as a web page does: the fact, often a remark after it, sometimes as a separate paragraph."""
     attribute = BY_NOUN[fact.noun]
     remark = rng.choice(("", *attribute.details))
     joint = "\n" if rng.random() < 0.1 else " "
@@ -95,10 +94,10 @@ def other_fact(fact: Fact, truth: Truth, rng: Random, *, town: bool, noun: bool)
 
 
 def review(asked: Fact, given: KnownText, rng: Random) -> tuple[str, int]:
-    """Return a reviewer's comment on a text given as answer to a question, and the score from 1 to 5.
+    """Return a reviewer's comment on a text given as the answer to a question, and the score from 1 to 5.
 
-    A comment has no full stop: what a tiny model learns first from one-sentence answers is to end after one, and then
-    its comments ended before their score.
+    A comment has no full stop: a tiny model first learns from one-sentence answers to end after a full stop, and would
+    then end its comments before their score.
     """
     if given.fact is None:
         return _EMPTY[given.kind], 2 if given.kind == "truncated" else 1
@@ -114,16 +113,16 @@ def review(asked: Fact, given: KnownText, rng: Random) -> tuple[str, int]:
 
 
 def compared(left: str, right: str) -> str:
-    """Say whether two words agree; puzzle pages drill this, and reviews rest on it.
+    """Say whether two words agree; puzzle pages drill this, and reviews depend on it.
 
-    First each word after a cue of its own, then both side by side: a small model copies by the cue and compares what
-    is adjacent. Without the cues it wrote the first word twice, for names that no review had.
+    Each word first follows its own cue, then both appear side by side: a small model copies by the cue and compares
+    adjacent words. Without the cues it wrote the first word twice, for names that no review had.
     """
     return f"asked {left}, given {right}: {left} and {right} {'agree' if left == right else 'differ'}"
 
 
 def reviewed(asked: str, given: str, comment: str, score: int) -> str:
-    """Render a review page's text, which ends with its score."""
+    """Render the text of a review page; it ends with the score."""
     return f"Question:\n{asked}\nAnswer:\n{given}\nReview:\n{comment}\nScore: {score}"
 
 

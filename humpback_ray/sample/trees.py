@@ -1,7 +1,7 @@
-"""Seed pairs as Open Assistant exports them: message trees, among them every kind that the selection rules drop.
+"""Seed pairs in Open Assistant's export format: message trees, including every kind that the selection rules drop.
 
-One tree that counts for every seed town: a question, the assistant's answer of rank 0, sometimes a worse answer of
-rank 1 and a second turn. Between them stand trees that must fall: another language, deleted, synthetic, without a reply
+Every seed town has one tree that counts: a question, the assistant's answer of rank 0, sometimes a worse answer of
+rank 1 and a second turn. Mixed in are trees that must be dropped: another language, deleted, synthetic, without a reply
 of rank 0, without replies.
 """
 
@@ -12,11 +12,11 @@ from humpback_ray.sample.facts import ATTRIBUTES, Fact, Truth
 from humpback_ray.sample.texts import answer_text, junk, other_fact, question
 
 Message = dict[str, object]
-"""A message, or a tree of them, as it is exported."""
+"""A message, or a tree of messages, as exported."""
 
 
 def seed_trees(truth: Truth, rng: Random) -> list[Message]:
-    """Return one good tree per seed town and two for each way to fall, shuffled."""
+    """Return one good tree per seed town and two for each reason to drop one, shuffled."""
     facts = [truth.facts[town][ATTRIBUTES[i % len(ATTRIBUTES)].noun] for i, town in enumerate(truth.towns["seed"])]
     trees = [_good(fact, truth, rng) for fact in facts]
     for fact in facts[:2]:

@@ -1,14 +1,14 @@
-"""The toy web: a world whose truth is known, written as the files that a run starts from.
+"""The toy web: a world with known truth, written as the input files of a run.
 
-    web/web-<n>.warc.gz   pages as crawled: half of what could become a candidate is junk
-    seed.jsonl            question and answer trees in Open Assistant's export form
+    web/web-<n>.warc.gz   pages as crawled: half of the possible candidates are junk
+    seed.jsonl            question and answer trees in Open Assistant's export format
     prompts.jsonl         held-out questions to develop on (dev); prompts-test.jsonl: others, to report on
-    truth.jsonl           what is true: towns, facts, what every segment is, what every prompt asks for
+    truth.jsonl           the truth: towns, facts, the kind of every segment, the fact that every prompt asks for
 
-Equal recipes give equal bytes. No stage reads the truth; it is for whoever judges the run. The archive holds a part of
-the web that `documents` returns whole, as a web archive holds a part of what a base model has read. What makes the toy
-easier than the world is disclosed here: its reviews compare what was asked with what was given in so many words, and
-puzzle pages drill that comparison.
+Equal recipes give equal bytes. No stage reads the truth; it serves to judge the run. The archive holds a part of the
+web that `documents` returns as a whole, as a web archive holds a part of the text that a base model has read. The toy
+is easier than the real world in one way: its reviews compare question and answer explicitly, and puzzle pages drill
+that comparison.
 """
 
 import json
@@ -27,10 +27,10 @@ from humpback_ray.sample.trees import seed_trees
 
 
 class WorldRecipe(Config):
-    """What the toy world is. Hashed into the manifest: a change here is another world."""
+    """Definition of the toy world. Hashed into the manifest: a change here is another world."""
 
     version: int = 2
-    """Raised by hand when the meaning of this recipe changes."""
+    """Bumped by hand when the meaning of this recipe changes."""
 
     seed: int = 0
     """Every draw derives from it."""
@@ -42,17 +42,17 @@ class WorldRecipe(Config):
     """Towns of the candidate segments."""
 
     unseen_towns: int = Field(default=50, ge=2)
-    """Towns on plain pages only: held-out questions ask about them."""
+    """Towns that occur only on plain pages; held-out questions ask about them."""
 
     common_towns: int = Field(default=200, ge=2)
-    """Towns of reviews, FAQ, and texts followed by their question, and of no plain page. With 60 the base learned these
-    names by heart and could not write another one into a review."""
+    """Towns of reviews, FAQ, and texts followed by their question, but not of plain pages. With 60 the base memorized
+    these names and could not write another one into a review."""
 
     fact_share: float = Field(default=0.8, ge=0, le=1)
-    """Chance of each of the two good segments that a fact of the pool may have."""
+    """Probability of each of the two good segments that a fact of the pool may have."""
 
     junk_per_fact: float = Field(default=0.8, ge=0, le=1)
-    """Pieces of junk in the candidate pages, for each fact of the pool."""
+    """Probability of each of the two junk segments that the candidate pages may have for a fact of the pool."""
 
     archives: int = Field(default=4, ge=1)
     """WARC files."""
@@ -60,7 +60,7 @@ class WorldRecipe(Config):
     archived: dict[PageKind, int] = Field(
         default={"plain": 60, "faq": 24, "asked": 40, "review": 60, "puzzle": 10, "junk": 20}
     )
-    """Pages of the wider web that are in the archive too, beside the town pages."""
+    """Pages of the wider web in the archive, in addition to the town pages."""
 
     documents: int = Field(default=40_000, ge=1)
     """Pages of the wider web that the base model reads."""
@@ -68,14 +68,14 @@ class WorldRecipe(Config):
     shares: dict[PageKind, float] = Field(
         default={"plain": 0.32, "faq": 0.02, "asked": 0.12, "review": 0.37, "puzzle": 0.13, "junk": 0.04}
     )
-    """What the wider web consists of."""
+    """Share of each kind of page in the wider web."""
 
     prompts: int = Field(default=150, ge=1)
-    """Held-out questions in each of the two files; two in three about unseen towns, the others about the pool."""
+    """Held-out questions in each of the two files; two thirds are about unseen towns, the others about the pool."""
 
 
 def truth_of(recipe: WorldRecipe) -> Truth:
-    """Return what is true in the world of a recipe."""
+    """Return the truth of a recipe's world."""
     counts: dict[Split, int] = {
         "seed": recipe.seed_towns,
         "pool": recipe.pool_towns,
@@ -86,7 +86,7 @@ def truth_of(recipe: WorldRecipe) -> Truth:
 
 
 def documents(recipe: WorldRecipe) -> list[str]:
-    """Return the texts that the base model reads: the archive's pages and the wider web, a document per page."""
+    """Return the texts that the base model reads: the archive's pages and the wider web, one document per page."""
     truth, rng = truth_of(recipe), Random(f"{recipe.seed}:wider")
     kinds, weights = list(recipe.shares), list(recipe.shares.values())
     draw = _drawer(truth, rng)
@@ -129,7 +129,7 @@ def _drawer(truth: Truth, rng: Random) -> Callable[[PageKind], Page]:
 
 
 def write_world(recipe: WorldRecipe, directory: Path) -> dict[str, int]:
-    """Write the world's files below a directory and return how much of each there is."""
+    """Write the world's files to a directory and return counts of their contents."""
     truth = truth_of(recipe)
     pages = archive(recipe, truth)
     write_archives(pages, directory / "web", recipe.archives, Random(f"{recipe.seed}:html"))
@@ -152,7 +152,7 @@ def write_world(recipe: WorldRecipe, directory: Path) -> dict[str, int]:
 
 
 def held_out(recipe: WorldRecipe, truth: Truth) -> dict[str, list[dict[str, str]]]:
-    """Return the questions of each prompt file with what they ask for; no fact is asked for in both."""
+    """Return the questions of each prompt file with their facts; the two files share no fact."""
     rng = Random(f"{recipe.seed}:prompts")
     unseen = recipe.prompts * 2 // 3
     drawn = {

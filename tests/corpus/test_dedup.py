@@ -29,7 +29,7 @@ ROWS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 5)), max_size=25)
 @given(ROWS, st.booleans(), st.randoms(use_true_random=False))
 def test_the_smallest_id_of_every_text_stays_in_whatever_order_rows_come(pairs, hexadecimal, chance) -> None:
     name = digest if hexadecimal else str
-    texts = {number: chance.randrange(5) for number in range(9)}  # one text per id: ids are made of content
+    texts = {number: chance.randrange(5) for number in range(9)}  # one text per id: ids are hashes of content
     rows = [(name(number)[:32], digest(texts[number])) for number, _ in pairs]
     expected = {text: min(row[0] for row in rows if row[1] == text) for text in {row[1] for row in rows}}
     if not hexadecimal:

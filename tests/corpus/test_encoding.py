@@ -95,7 +95,7 @@ def test_a_wrong_or_missing_declaration_does_not_hide_the_text(text: str, writte
         (TEXTS["fr"], "iso-8859-1"),
     ],
 )
-def test_a_right_declaration_counts_wherever_it_stands(text: str, written: str, where: str) -> None:
+def test_a_correct_declaration_counts_wherever_it_is(text: str, written: str, where: str) -> None:
     meta = f'<meta http-equiv="Content-Type" content="text/html; charset={written}">' if where == "meta" else ""
     whole = (f'<?xml version="1.0" encoding="{written}"?>' if where == "xml" else "") + page(text, meta)
     assert characters(whole.encode(written), written if where == "header" else None) == whole
@@ -103,7 +103,7 @@ def test_a_right_declaration_counts_wherever_it_stands(text: str, written: str, 
 
 @pytest.mark.parametrize(("text", "written"), [(TEXTS["cs"], "windows-1250"), (TEXTS["pl"], "windows-1250")])
 @pytest.mark.parametrize("declared", [None, "utf-8", "iso-8859-2", "windows-1251", "shift_jis"])
-def test_central_european_sets_are_told_apart(text: str, written: str, declared: str | None) -> None:
+def test_central_european_charsets_are_told_apart(text: str, written: str, declared: str | None) -> None:
     assert characters(page(text).encode(written), declared) == page(text)
 
 
@@ -142,7 +142,7 @@ def test_time_is_linear_in_the_page(unit: bytes) -> None:
         assert time.process_time() - started < 2
 
 
-def test_bytes_of_no_charset_have_a_name() -> None:
+def test_bytes_in_no_charset_are_dropped_by_name() -> None:
     noise = bytes(number * number * 31 % 251 for number in range(4_000))
     with pytest.raises(Unusable, match="undecodable"):
         extract(Document("a", html=b"<html>" + noise), ExtractRecipe())

@@ -65,14 +65,14 @@ def test_text_keeps_its_lines(page: str, expected: list[str]) -> None:
         "<template>x</template>", "<button>x</button>", "<section class='related-posts'>x</section>",
     ],
 )  # fmt: skip
-def test_what_frames_a_page_is_left_out(region: str) -> None:
+def test_boilerplate_around_a_page_is_left_out(region: str) -> None:
     assert lines(f"<p>a</p>{region}<p>b</p>") == ["a", "b"]
 
 
 @pytest.mark.parametrize(
     "name", ["has-sidebar", "content", "page-nav-content", "article-body", "no-sidebar", "navy", "shared"]
 )
-def test_names_that_only_resemble_furniture_stay(name: str) -> None:
+def test_names_that_only_resemble_boilerplate_stay(name: str) -> None:
     assert lines(f"<div class='{name}'>a</div>") == ["a"]
 
 
@@ -112,7 +112,7 @@ def test_headers_that_are_never_closed_end_where_the_next_one_starts() -> None:
     assert [section.header for section in sections("<h1>a<h2>b<h1>c" * 300)] == ["a", "b", "c"] * 300
 
 
-def test_a_header_as_long_as_a_paragraph_is_one() -> None:
+def test_a_header_as_long_as_a_paragraph_becomes_a_paragraph() -> None:
     assert sections("<h1>" + "word " * 100 + "</h1>b") == [Section(1, "", (("word " * 100).strip(), "b"))]
 
 
@@ -132,12 +132,12 @@ def test_a_page_that_hides_its_text_from_crawlers_is_read_leniently() -> None:
         ("<div>" * 60, "too_deep"),
     ],
 )
-def test_pages_beyond_the_caps_are_named(page: str, reason: str) -> None:
+def test_pages_beyond_the_caps_are_dropped_by_name(page: str, reason: str) -> None:
     with pytest.raises(Unusable, match=reason):
         sections(page, ExtractRecipe(max_html_bytes=1000, max_tags=100, max_depth=50))
 
 
-def test_a_page_that_explodes_a_tree_parser_costs_what_it_weighs() -> None:
+def test_a_page_that_explodes_a_tree_parser_is_read() -> None:
     bomb = "".join(f"<font color={number}><p>" for number in range(50_000)) + "x"
     assert lines(bomb) == ["x"]
 

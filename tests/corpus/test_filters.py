@@ -41,7 +41,7 @@ PROSE = (
         ("Researching", None),
     ],
 )
-def test_headers_that_are_empty_shout_or_navigate_fall(header: str, reason: str | None) -> None:
+def test_empty_uppercase_and_navigation_headers_are_dropped(header: str, reason: str | None) -> None:
     assert header_reason(header, RECIPE) == reason
 
 
@@ -60,7 +60,7 @@ def test_prose_does_not_repeat_itself() -> None:
         "\n".join(f"Buy the best cheap garden shoes online in store {n}." for n in range(20)),
     ],
 )
-def test_text_that_says_the_same_again_falls(text: str) -> None:
+def test_repetitive_text_is_dropped(text: str) -> None:
     assert repetition_reason(text, RECIPE) == "repetitive"
     assert repetition_reason(text, RECIPE.model_copy(update={"repetition_words": None})) is None
 
@@ -96,7 +96,7 @@ def test_chinese_prose_does_not_repeat_itself() -> None:
     assert repetitive_share(text, RECIPE) == 0
 
 
-def test_short_refrains_and_one_repeated_sentence_among_many_are_let_pass() -> None:
+def test_short_refrains_and_one_repeated_sentence_among_many_pass() -> None:
     unlike = [f"{'x' * n}one {'y' * n}two {'z' * n}three {'v' * n}four {'w' * n}five six{n}." for n in range(1, 15)]
     assert repetition_reason("Yes. No. " * 30, RECIPE) is None
     assert repetition_reason(" ".join([*unlike, unlike[0]]), RECIPE) is None
@@ -113,7 +113,7 @@ def test_short_refrains_and_one_repeated_sentence_among_many_are_let_pass() -> N
         "\n" * 3000,
     ],
 )
-def test_three_thousand_characters_take_little_time_at_their_worst(text: str) -> None:
+def test_three_thousand_characters_take_little_time_at_worst(text: str) -> None:
     started = time.process_time()
     repetitive_share(text[:3000], RECIPE)
     assert time.process_time() - started < 0.5
@@ -127,12 +127,12 @@ def test_three_thousand_characters_take_little_time_at_their_worst(text: str) ->
         ("Закваска поднимается медленно, потому что диких дрожжей в ней мало. " * 5, True),
     ],
 )
-def test_other_languages_are_told(text: str, foreign: bool) -> None:
+def test_other_languages_are_detected(text: str, foreign: bool) -> None:
     assert is_foreign(text, RECIPE) is foreign
     assert is_foreign(text, RECIPE.model_copy(update={"language": None})) is False
 
 
-def test_limits_that_let_nothing_pass_are_refused_with_both_numbers() -> None:
+def test_limits_that_nothing_can_pass_are_refused_with_both_numbers() -> None:
     with pytest.raises(ValidationError, match="4000 is more than max_chars 3000"):
         FilterRecipe(min_chars=4000)
     with pytest.raises(ValidationError, match="language 'xx'"):

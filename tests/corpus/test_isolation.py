@@ -1,4 +1,4 @@
-"""A page that no worker survives costs that page, wherever it is in its file; the others are cut as ever."""
+"""A page that kills every worker loses only that page, wherever it is in its file; the others are cut as usual."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ PAGES = 9
 
 
 class DiesOfPage4(Segmenter):
-    """Ends its process over a page whose address says so; all else is the real thing."""
+    """Ends its process at a page with a certain URL; everything else is the real segmenter."""
 
     def __init__(self, resources: Resources) -> None:
         super().__init__(SegmentRecipe(), default_readers(), resources)
@@ -40,7 +40,7 @@ def page(number: int) -> bytes:
     return response(html, f"https://example.org/{number}", record_id=f"<urn:uuid:{number % 8}>")
 
 
-def test_a_deadly_page_is_quarantined_and_the_others_are_as_without_it(local_ray: None, tmp_path: Path) -> None:
+def test_a_deadly_page_is_quarantined_and_the_others_are_unaffected(local_ray: None, tmp_path: Path) -> None:
     (tmp_path / "pages.warc.gz").write_bytes(archive(*[page(number) for number in range(PAGES)]))
     files = resolve("test", [str(tmp_path / "pages.warc.gz")], Hashes(str(tmp_path / "hashes.json")))
     identity = {

@@ -32,7 +32,7 @@ def test_tags_and_text_come_in_order() -> None:
         ("x<p", ["x", "p"]),
     ],
 )
-def test_messy_markup_is_read_as_browsers_read_it(page: str, tokens: list[str]) -> None:
+def test_messy_markup_is_read_as_in_browsers(page: str, tokens: list[str]) -> None:
     assert [token for token in flat(page) if token.strip()] == tokens
 
 
@@ -50,7 +50,7 @@ def test_messy_markup_is_read_as_browsers_read_it(page: str, tokens: list[str]) 
         ("&#128512;&#x1F600", "😀😀"),
     ],
 )
-def test_numbers_of_characters_are_read_whatever_their_length(source: str, text: str) -> None:
+def test_numeric_character_references_are_read_at_any_length(source: str, text: str) -> None:
     assert list(scan(source)) == [text]
 
 

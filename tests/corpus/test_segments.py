@@ -29,18 +29,18 @@ def fates(page: str, recipe: SegmentRecipe = RECIPE) -> list[tuple[str, str | No
     return [(row.header, row.drop_reason) for row in rows(page, recipe)]
 
 
-def test_a_segment_holds_the_subtrees_of_its_lower_headers() -> None:
+def test_a_segment_includes_the_subtrees_of_its_lower_headers() -> None:
     page = "<p>before<h1>A</h1>alpha beta<h2>B</h2>gamma delta<h1>C</h1>epsilon zeta"
     assert [row.text for row in rows(page) if not row.drop_reason] == ["alpha beta\nB\ngamma delta", "epsilon zeta"]
     assert fates(page) == [("A", None), ("B", "overlaps_outer"), ("C", None)]
 
 
-def test_inside_a_segment_that_is_too_long_its_parts_stand_for_themselves() -> None:
+def test_parts_of_a_segment_that_is_too_long_are_judged_on_their_own() -> None:
     page = "<h1>A</h1><h2>B</h2>" + "b" * 40 + "<h2>C</h2>" + "c" * 40 + "<h3>D</h3>" + "d" * 5
     assert fates(page) == [("A", "too_long"), ("B", None), ("C", None), ("D", "too_short")]
 
 
-def test_inside_a_segment_that_its_header_drops_the_parts_stand_too() -> None:
+def test_parts_of_a_segment_dropped_by_its_header_are_judged_on_their_own() -> None:
     page = "<h1>MENUS HERE</h1><h2>B</h2>" + "b" * 30
     assert fates(page) == [("MENUS HERE", "header_uppercase"), ("B", None)]
 
@@ -66,7 +66,7 @@ def test_a_page_without_headers_is_one_segment_that_the_header_rule_drops() -> N
     assert [row.text for row in rows("<p>alpha beta gamma", keep)] == ["alpha beta gamma"]
 
 
-def test_a_cut_page_loses_the_segments_that_reach_to_the_cut_and_no_other() -> None:
+def test_a_cut_page_loses_the_segments_that_reach_the_cut_and_no_others() -> None:
     page = b"<h1>A</h1>alpha beta<h2>B</h2>gamma delta<h2>C</h2>epsilon zeta and th"
     whole, cut = (list(segments(Document("d", html=page, cut=cut), RECIPE)) for cut in (False, True))
     assert [row.drop_reason for row in whole] == [None, "overlaps_outer", "overlaps_outer"]
@@ -112,7 +112,7 @@ def test_a_document_that_gives_no_segment_has_a_row_at_minus_one() -> None:
     assert [row.drop_reason for row in rows("<h1>A</h1>" * 3, many)] == ["too_many_headers"]
 
 
-def test_a_foreign_page_falls_and_a_list_that_only_looks_foreign_stays() -> None:
+def test_a_foreign_page_is_dropped_and_a_list_that_only_looks_foreign_stays() -> None:
     recipe = SegmentRecipe(filters=FilterRecipe(min_chars=10))
     german = "<h1>Brot</h1>" + "Der Sauerteig geht langsam auf, weil wilde Hefe in einem jungen Ansatz selten ist."
     english = "<p>" + "The people who work here are listed below, with the year in which they joined us. " * 40
@@ -121,7 +121,7 @@ def test_a_foreign_page_falls_and_a_list_that_only_looks_foreign_stays() -> None
     assert [row.drop_reason for row in rows(english + names, recipe)] == [None]
 
 
-def test_the_hash_is_blind_to_case_width_and_white_space() -> None:
+def test_the_hash_ignores_case_width_and_whitespace() -> None:
     assert text_hash("Ｆull  Width\n") == text_hash("full width")
     assert text_hash("full width") != text_hash("fullwidth")
 
@@ -189,6 +189,6 @@ def test_real_archives_give_segments_with_sensible_fates(real_data: Path) -> Non
         assert len(set(made["id"].to_pylist())) == made.num_rows
         assert fates["other_language"] < 0.1 * made.num_rows
         assert fates["repetitive"] < 0.1 * (fates[None] + fates["repetitive"] + 20)
-    assert kept["commoncrawl-16.warc.gz"] == 0  # Chinese, Russian and Dutch pages, and one of English names
+    assert kept["commoncrawl-16.warc.gz"] == 0  # Chinese, Russian and Dutch pages, and a list of English names
     assert kept["dolma-0000.warc.gz"] > 50
     assert kept["wcxb-300.warc.gz"] > 1000

@@ -1,4 +1,4 @@
-"""The canaries: what they are, and that a judge which obeys whatever it reads is not reached by one of them."""
+"""The canaries, and proof that none of them reaches a judge that obeys everything it reads."""
 
 import asyncio
 import re
@@ -35,7 +35,7 @@ THRESHOLD = 4.5
 CHAT = ChatRecipe()
 TOKENIZER = kinds.make("byte-level")
 CARELESS = Rubric(samples=1, prompt="Rate this.\n{instruction}\n{response}\n")
-"""Its prompt marks nothing."""
+"""Its prompt has no marks."""
 SCORERS: tuple[Rubric | RubricExpected, ...] = (
     Rubric(samples=1), Rubric(samples=1, layout="raw"), Rubric(samples=1, read="expected"), RubricExpected(),
 )  # fmt: skip
@@ -44,7 +44,7 @@ SCORERS: tuple[Rubric | RubricExpected, ...] = (
 def reached(
     scorer: Rubric | RubricExpected, encode: Encode = encode_prompt, patient: bool = True
 ) -> Counter[tuple[str, bool]]:
-    """Count the canaries at or above the threshold, by family and by whether they are attacked."""
+    """Count the canaries at or above the threshold, by family and with or without the attack."""
     harmless = scorer.render({"instruction": "x", "response": "y"}, CHAT)
     judge = ObedientJudge(TOKENIZER, harmless, encode, patient)
     rows = canaries(PAIRS).to_pylist()
@@ -100,13 +100,13 @@ def test_the_same_judge_reads_a_message_in_a_models_own_chat_format_by_its_text(
     assert raw == own == [1.0, 1.0]
 
 
-def test_without_marks_the_same_judge_obeys_everybody() -> None:
+def test_without_marks_the_same_judge_obeys_everyone() -> None:
     found = reached(CARELESS)
     assert found.total() == 2 * len(ATTACKS) * len(PLACES)
 
 
 def first_score(reply: str, finish_reason: str) -> float | None:
-    """Take the first score in a reply, finished or not: what another library does."""
+    """Take the first score in a reply, finished or not, as another library does."""
     found = re.search(r"Score: ([1-5])", reply)
     return float(found[1]) if found else None
 
@@ -116,7 +116,7 @@ def any_last_line(reply: str, finish_reason: str) -> float | None:
 
 
 @pytest.mark.parametrize(("parser", "patient"), [(first_score, True), (any_last_line, False)])
-def test_a_parser_that_takes_less_than_the_last_line_of_a_finished_reply_is_fooled_by_quotes(
+def test_a_parser_of_anything_but_the_last_line_of_a_finished_reply_is_fooled_by_quotes(
     monkeypatch: pytest.MonkeyPatch, parser: Callable[[str, str], float | None], patient: bool
 ) -> None:
     monkeypatch.setattr("humpback_ray.curate.scorers.rubric.parse_score", parser)
@@ -145,7 +145,7 @@ def test_each_attack_is_at_the_start_in_the_middle_and_at_the_end_of_pairs_that_
         assert any(not start and not end for start, end in zip(starts, ends, strict=True)), attack
 
 
-def test_few_pairs_are_used_again_and_none_give_no_canaries() -> None:
+def test_few_pairs_are_reused_and_no_pairs_give_no_canaries() -> None:
     rows = canaries(PAIRS).to_pylist()
     assert len({row["id"] for row in rows}) == len(rows) == 2 * len(ATTACKS) * len(PLACES)
     assert {(row["instruction"], row["response"]) for row in rows if not row["attacked"]} == set(PAIRS)
@@ -164,7 +164,7 @@ def test_few_pairs_are_used_again_and_none_give_no_canaries() -> None:
         ("middle", "", "X"),
     ],
 )
-def test_an_attack_stands_where_it_says(place: str, text: str, attacked: str) -> None:
+def test_an_attack_is_where_it_says(place: str, text: str, attacked: str) -> None:
     assert put(Attack("f", "X"), place, "i", text) == ("i", attacked)
     assert put(Attack("f", "X", "instruction"), place, text, "r") == (attacked, "r")
 

@@ -1,4 +1,4 @@
-"""Agreement by the book, and a comparison through real stages: drawn by ids, resumable, with every failure counted."""
+"""Agreement by textbook examples, and a comparison through real stages: drawn by ids, resumable, failures counted."""
 
 import math
 from pathlib import Path
@@ -31,7 +31,7 @@ VALUES = st.lists(st.sampled_from([1.0, 2.0, 2.5, 4.0, 5.0]), min_size=2, max_si
 
 
 def test_spearman_of_a_worked_example() -> None:
-    """The IQ and hours of television of ten people, -29/165 in textbooks: ranks without ties."""
+    """IQ and hours of television of ten people: ranks without ties; textbooks give -29/165."""
     iq = [106, 100, 86, 101, 99, 103, 97, 113, 112, 110]
     hours = [7, 27, 2, 50, 28, 29, 20, 12, 6, 17]
     assert spearman(iq, hours) == pytest.approx(-29 / 165)
@@ -43,7 +43,7 @@ def test_equal_values_share_the_mean_of_their_ranks() -> None:
 
 
 @given(VALUES, st.randoms())
-def test_spearman_sees_order_alone_and_is_none_of_a_single_value(values: list[float], rng: Random) -> None:
+def test_spearman_depends_only_on_order_and_is_none_for_a_single_value(values: list[float], rng: Random) -> None:
     other = [rng.random() for _ in values]
     found = spearman(values, other)
     if len(set(values)) == 1 or len(set(other)) == 1:
@@ -70,7 +70,7 @@ def test_the_area_under_the_curve_is_that_of_the_self_check(rows: list[tuple[flo
     ("values", "message"),
     [
         ({"scorers": {"rubric": Rubric()}}, "at least 2"),
-        ({"scorers": {"a/b": Rubric(), "c": Rubric()}}, "'a/b' is to name a directory"),
+        ({"scorers": {"a/b": Rubric(), "c": Rubric()}}, "'a/b' names a directory"),
         ({"size": 1}, "greater than or equal to 2"),
         ({"keep_share": 0}, "greater than 0"),
     ],
@@ -82,7 +82,7 @@ def test_a_comparison_that_cannot_be_made_is_refused(values: dict, message: str)
 
 @pytest.fixture(scope="module")
 def made(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, Comparison]:
-    """Three scorers on 20 of 60 candidates, in a root of its own; the rubric has too little room."""
+    """Three scorers on 20 of 60 candidates, in a separate root; the rubric has too little room."""
     made = Made(tmp_path_factory.mktemp("compare"))
     sample = make_sample(CompareRecipe(size=20), made.candidates, made.place("compare/sample"), TaskPlacement(cpus=0.5))
     scorers = {
@@ -96,7 +96,7 @@ def made(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Mad
 
 
 @pytest.mark.ray
-def test_the_sample_is_a_matter_of_ids_and_every_candidate_has_a_fate(
+def test_the_sample_depends_only_on_ids_and_every_candidate_has_a_fate(
     made: tuple[Made, Comparison], tmp_path: Path
 ) -> None:
     sample = read_manifest(made[0].place("compare/sample").uri)

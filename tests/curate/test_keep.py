@@ -1,4 +1,4 @@
-"""Selection as a step: candidates and scores of several files in, one table of fates out."""
+"""Selection as a step: candidates and scores from several files in, one table of fates out."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -70,5 +70,5 @@ def test_fates_do_not_depend_on_the_files(curated: Callable[[SelectRecipe, int],
 
 
 def test_too_few_after_all_rules_publish_nothing(curated: Callable[[SelectRecipe, int], Manifest]) -> None:
-    with pytest.raises(TooFewKept, match=r"at most 1 of a domain.* kept 1 of 5 rated pairs, min_kept wants 2"):
+    with pytest.raises(TooFewKept, match=r"at most 1 per domain.* kept 1 of 5 rated pairs, but min_kept is 2"):
         curated(SelectRecipe(threshold=4.75, near_duplicate_jaccard=0.8, max_per_domain=1, min_kept=2), 100)

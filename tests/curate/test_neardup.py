@@ -1,4 +1,4 @@
-"""The index finds what comparing all with all finds."""
+"""The index finds the same texts as comparing all pairs."""
 
 from random import Random
 

@@ -1,4 +1,4 @@
-"""A round whose scorers are chained, through real stages: one fate per candidate, whatever the shards."""
+"""A round with chained scorers, through real stages: one fate per candidate, whatever the shards."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def write_candidates(attempt: Attempt) -> Commit:
 
 
 class Made:
-    """A root with candidates and a model, in which rounds are run."""
+    """A root with candidates and a model, for running rounds."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -103,9 +103,7 @@ def test_the_best_share_is_rated_and_the_others_have_a_verdict_and_their_cheap_s
         assert (after[row_id]["score"], after[row_id]["scorer"]) == (None, None)
 
 
-def test_how_candidates_are_cut_into_shards_changes_no_fate(
-    made: tuple[Made, Manifest, Manifest], tmp_path: Path
-) -> None:
+def test_shards_change_no_fate(made: tuple[Made, Manifest, Manifest], tmp_path: Path) -> None:
     again = Made(tmp_path)
     _, scores = again.rate(again.config(50, Chained(share=0.3), max_failed_share=0.5))
     assert len(scores.commits) < len(made[2].commits)
@@ -134,8 +132,8 @@ def test_the_report_counts_what_was_not_passed_on_apart_from_failures(made: tupl
     assert "39 more were not passed on by the cheap scorer" in failure_sentence(found)
 
 
-def test_lost_samples_stop_the_run_also_where_few_pairs_fail(made: tuple[Made, Manifest, Manifest]) -> None:
-    """Seven tokens are too few for the longer replies: many samples are lost, but few pairs lose all three."""
+def test_lost_samples_stop_the_run_even_if_few_pairs_fail(made: tuple[Made, Manifest, Manifest]) -> None:
+    """Seven tokens are too few for the longer replies: many samples fail, but few pairs lose all three."""
     root, cheap, scores = made
     assert count_samples(scores) == (3 * (EMPTY + 18), 0)
     scorer = Chained(share=0.9, then=Rubric(max_new_tokens=7, retry_room=None, min_samples=1))
@@ -153,8 +151,8 @@ def test_lost_samples_stop_the_run_also_where_few_pairs_fail(made: tuple[Made, M
     assert sum(row["score"] is None for row in rows) <= 0.3 * len(rows), "the pairs alone would have passed"
 
 
-def test_failures_are_held_against_those_that_were_rated(made: tuple[Made, Manifest, Manifest]) -> None:
-    """Nine are passed on and all of them fail: 15 % of all candidates, but all that were rated."""
+def test_failures_are_measured_against_the_pairs_passed_on(made: tuple[Made, Manifest, Manifest]) -> None:
+    """Nine candidates are passed on and all of them fail: 15 % of all candidates, but 100 % of those rated."""
     root, cheap, _ = made
     no_room = Rubric(max_new_tokens=1, retry_room=None)
     config = root.config(50, Chained(share=0.1, then=no_room), max_failed_share=0.5)

@@ -59,7 +59,7 @@ def test_equal_scores_are_kept_in_the_order_of_their_ids() -> None:
 
 
 @given(SCORES, st.integers(1, 12), st.integers(1, 12))
-def test_samples_are_of_what_passes_and_a_larger_one_holds_the_smaller(
+def test_samples_are_drawn_from_passing_pairs_and_larger_ones_contain_smaller_ones(
     scores: dict[str, float | None], small: int, more: int
 ) -> None:
     passing = {row_id for row_id, score in scores.items() if score is not None and score >= 4}
@@ -111,7 +111,7 @@ def test_a_candidate_that_was_never_rated_is_refused() -> None:
 
 def test_too_few_kept_pairs_stop_the_run_with_both_numbers() -> None:
     require_kept(8, 100, SelectRecipe(min_kept=8), "out/round-1/curated")
-    with pytest.raises(TooFewKept, match=r"scores >= 4.5\) kept 7 of 100 rated pairs, min_kept wants 8"):
+    with pytest.raises(TooFewKept, match=r"scores >= 4.5\) kept 7 of 100 rated pairs, but min_kept is 8"):
         require_kept(7, 100, SelectRecipe(min_kept=8), "out/round-1/curated")
 
 
@@ -134,7 +134,7 @@ def test_rules_that_contradict_each_other_are_refused(values: dict, message: str
 
 def test_a_threshold_between_integers_needs_ratings_between_integers() -> None:
     once = Rubric(samples=1)
-    with pytest.raises(ValueError, match=r"round 2 keeps scores >= 4.5 but rates each pair once, so 4.5 is 5; set"):
+    with pytest.raises(ValueError, match=r"round 2 keeps scores >= 4.5 but rates each pair once, so 4.5 means 5; set"):
         check_threshold(SelectRecipe(), once, 2)
     for scorer in (Rubric(), Rubric(samples=1, read="expected"), RubricExpected()):
         check_threshold(SelectRecipe(), scorer, 2)
@@ -227,7 +227,7 @@ def chosen(rows: Mapping[str, tuple[float | None, str, str]], rule: SelectRecipe
 
 
 @given(RATED, COMPARING, st.none() | st.integers(1, 10), st.randoms())
-def test_who_falls_falls_for_better_ones_that_stay_whatever_the_order_of_the_rows(
+def test_pairs_are_dropped_only_for_better_ones_that_stay_in_any_order_of_rows(
     rows: dict[str, tuple[float | None, str, str]], rule: SelectRecipe, top_k: int | None, rng: Random
 ) -> None:
     if rule.threshold is None and top_k:
@@ -297,7 +297,7 @@ def test_rules_apply_from_the_best_pair_on(changes: dict, expected: dict) -> Non
     assert chosen(ALIKE, SelectRecipe(**changes)) == dict.fromkeys(ALIKE) | expected
 
 
-def test_a_pair_over_its_domains_cap_takes_no_other_one_with_it() -> None:
+def test_a_pair_over_its_domain_cap_drops_no_other_pair() -> None:
     rows = {"a": (5.0, "What is a dam?", "x.org"), "b": (4.9, "What is a weir?", "x.org"),
             "c": (4.8, "what is a weir", "y.org")}  # fmt: skip
     fates = chosen(rows, SelectRecipe(near_duplicate_jaccard=0.9, max_per_domain=1))
@@ -330,13 +330,13 @@ def test_what_each_rule_dropped_and_left_adds_up() -> None:
         ("", ""),
     ],
 )
-def test_domains_are_read_off_addresses(url: str, domain: str) -> None:
+def test_domains_are_read_from_urls(url: str, domain: str) -> None:
     assert domain_of(url) == domain
 
 
-def test_a_rule_that_compares_needs_what_it_compares() -> None:
+def test_a_rule_that_compares_texts_needs_the_texts() -> None:
     with pytest.raises(KeyError):
         select({"a": 5.0}, SelectRecipe(max_per_domain=1))
     assert SelectRecipe(near_duplicate_jaccard=0.8, max_per_domain=3).words == (
-        "scores >= 4.5, at most 1 of instructions alike by 0.8, at most 3 of a domain"
+        "scores >= 4.5, at most 1 per cluster of near-duplicates (Jaccard >= 0.8), at most 3 per domain"
     )

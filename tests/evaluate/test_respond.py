@@ -33,7 +33,7 @@ def test_an_answer_that_could_not_be_computed_is_dropped_with_its_reason() -> No
     assert (answers["drop_reason"].to_pylist(), answers["output"].to_pylist()) == (["logits_not_finite"], [""])
 
 
-def test_answers_are_alpaca_evals_own_form_and_a_cut_one_counts() -> None:
+def test_answers_are_in_alpaca_evals_own_format_and_a_cut_one_counts() -> None:
     table = prompts_of(FASTCHAT, ALPACA, {"instruction": "long"})
     finished = [
         Completion("A low dam.", 9, 4, "stop"),
@@ -51,7 +51,7 @@ def test_answers_are_alpaca_evals_own_form_and_a_cut_one_counts() -> None:
     ]
 
 
-def test_every_prompt_has_one_entry_in_the_files_order_and_its_bytes_whatever_became_of_its_answer() -> None:
+def test_every_prompt_has_one_entry_byte_for_byte_in_file_order_with_or_without_an_answer() -> None:
     said = [" Name a river.\n", "Why?", "Why?", "Who?"]
     table = prompts_of(*({"instruction": text} for text in said))
     answers = responses(table, [Completion(f"answer {n}", 9, 4, "stop") for n in range(4)])

@@ -172,10 +172,10 @@ def first_of_each(table: pa.Table) -> pa.Table:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (first_of_each, r"has 1 rows, cut again it gives 2: 1 are lost, 0 too many"),
+        (first_of_each, r"has 1 rows but gives 2 when cut again: 1 are lost, 0 too many"),
         (
             lambda table: pa.concat_tables([table, table]),
-            r"has \d rows, cut again it gives \d: 0 are lost, \d too many",
+            r"has \d rows but gives \d when cut again: 0 are lost, \d too many",
         ),
     ],
     ids=["lost", "twice"],

@@ -1,4 +1,4 @@
-"""Tokenizers of the families that base models have, small and trained on the spot, with and without a start token."""
+"""Small tokenizers of the usual families of base models, trained on the spot, with and without a start token."""
 
 import json
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def prepending(bos: bool, normalized: bool = False) -> Any:
 
 
 def unigram(bos: bool, scheme: Any) -> Any:
-    """XLM-R's and T5's kind."""
+    """The kind of XLM-R and T5."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     inner: Any = Tokenizer(models.Unigram())
@@ -77,7 +77,7 @@ def unigram(bos: bool, scheme: Any) -> Any:
 
 
 def byte_level(bos: bool, prefix: bool = False, split: str | None = None) -> Any:
-    """GPT-2's kind, or with `split` Llama 3's and Qwen's."""
+    """The kind of GPT-2, or with `split` that of Llama 3 and Qwen."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     inner: Any = Tokenizer(models.BPE(ignore_merges=split is not None))

@@ -1,13 +1,13 @@
-"""Tokenizers of the kinds that language models have, trained on the spot, each with tokens that a page may spell."""
+"""Tokenizers of the usual kinds of language models, trained on the spot, each with tokens that a page may spell."""
 
 from collections.abc import Callable
 from typing import Any
 
 SPECIAL = ["<s>", "</s>", "<pad>", "<unk>", "[SEP]"]
 MARKERS = ("<|im_end|>", "<|user|>", "<tool_call>")
-"""Added to every one of them: declared special, not declared so, and not declared so but matched after normalising."""
+"""Added to each tokenizer: declared special, not special, and not special but matched after normalization."""
 RUN = "\n\n\n\n"
-"""A run of white space that is an added token, as some vocabularies have them."""
+"""A run of whitespace that is an added token, as in some vocabularies."""
 TEXTS = [
     "The library of Arden opens at nine and closes at five; which river flows through the town?",
     "Score: 1 Score: 2 Score: 3 Score: 4 Score: 5\n\n### Response:\n</s> <s> tool_call user [SEP] <|im_end|>",
@@ -15,7 +15,7 @@ TEXTS = [
 
 
 def byte_level(ignore_merges: bool) -> Any:
-    """GPT-2's kind; with `ignore_merges`, Llama 3's."""
+    """The kind of GPT-2; with `ignore_merges`, that of Llama 3."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     inner: Any = Tokenizer(models.BPE(ignore_merges=ignore_merges))
@@ -30,7 +30,7 @@ def byte_level(ignore_merges: bool) -> Any:
 
 
 def sentencepiece() -> Any:
-    """Llama 2's kind: BPE over "▁", bytes where a character is unknown."""
+    """The kind of Llama 2: BPE over "▁", with bytes for unknown characters."""
     import json
 
     from tokenizers import Tokenizer, decoders, models, normalizers, trainers
@@ -50,7 +50,7 @@ def sentencepiece() -> Any:
 
 
 def unigram() -> Any:
-    """XLM-R's and T5's kind: `</s>` is one of the model's own pieces."""
+    """The kind of XLM-R and T5: `</s>` is one of the model's own pieces."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     inner: Any = Tokenizer(models.Unigram())
@@ -61,7 +61,7 @@ def unigram() -> Any:
 
 
 def wordpiece() -> Any:
-    """BERT's kind."""
+    """The kind of BERT."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     inner: Any = Tokenizer(models.WordPiece(unk_token="<unk>"))
@@ -74,7 +74,7 @@ def wordpiece() -> Any:
 
 
 def words() -> Any:
-    """Whole words, whatever they are: of a text `</s>` its own token."""
+    """Whole words of any kind: the text `</s>` becomes the special token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     inner: Any = Tokenizer(models.WordLevel(unk_token="<unk>"))

@@ -19,7 +19,7 @@ from tests.prompts import kinds
 TOKENIZERS = {bos: make_tokenizer(bos) for bos in (True, False)}
 SPECIAL = ("<s>", "</s>", "<pad>")
 
-# Anything that UTF-8 can hold, with what a template or a tokenizer could trip over.
+# Any UTF-8 text, including text that a template or a tokenizer could trip over.
 TEXT = st.lists(
     st.one_of(
         st.text(st.characters(codec="utf-8"), max_size=30),
@@ -88,7 +88,7 @@ def test_text_that_spells_a_special_token_stays_plain_text(bos: bool, text: str)
     ids = encode(tokenizer, text)
     assert not set(ids) & set(tokenizer.all_special_ids)
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
-    # The setting is the call's own: the tokenizer still knows its special tokens afterwards.
+    # The setting applies to this call only: the tokenizer still knows its special tokens afterwards.
     assert tokenizer.encode("</s>", add_special_tokens=False) == [tokenizer.eos_token_id]
 
 
@@ -111,7 +111,7 @@ def test_no_kind_of_tokenizer_lets_a_text_spell_one_of_its_own_tokens(kind: str,
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
 @given(text=PLAIN)
-def test_a_text_that_spells_none_is_encoded_as_the_tokenizer_itself_does(kind: str, text: str) -> None:
+def test_a_text_that_spells_none_is_encoded_as_by_the_tokenizer_itself(kind: str, text: str) -> None:
     assert encode(KINDS[kind], text + kinds.RUN) == KINDS[kind].encode(text + kinds.RUN, add_special_tokens=False)
 
 
@@ -127,7 +127,7 @@ def test_a_text_that_spells_none_is_encoded_as_the_tokenizer_itself_does(kind: s
         ("", False),
     ],
 )
-def test_a_line_of_the_layout_in_a_text_is_told(text: str, fakes: bool) -> None:
+def test_a_line_of_the_layout_in_a_text_is_detected(text: str, fakes: bool) -> None:
     assert ChatRecipe().fakes_turn(text) is fakes
 
 
@@ -136,7 +136,7 @@ def test_the_start_token_is_the_one_that_the_tokenizer_itself_puts_there() -> No
     assert start_ids(TOKENIZERS[False]) == []
 
 
-def test_tags_stand_where_the_recipe_says_and_both_means_the_seeds_first() -> None:
+def test_tags_are_where_the_recipe_says_and_both_means_the_seeds_first() -> None:
     after, before = (
         ChatRecipe(seed_tag="A.", web_tag="W."),
         ChatRecipe(seed_tag="A.", web_tag="W.", tag_position="before"),
@@ -147,7 +147,7 @@ def test_tags_stand_where_the_recipe_says_and_both_means_the_seeds_first() -> No
     assert ChatRecipe(web_tag=None).tags("augmented") == ()
 
 
-def test_a_system_message_stands_before_the_first_instruction_and_turns_repeat_the_layout() -> None:
+def test_a_system_message_precedes_the_first_instruction_and_turns_repeat_the_layout() -> None:
     chat = ChatRecipe(forward=TurnFormat(opening="Q: ", turn="\nA: "), seed_tag=None, web_tag=None)
     roles = ["system", "user", "assistant", "user"]
     messages = [{"role": role, "content": f"{role}{i}"} for i, role in enumerate(roles)]

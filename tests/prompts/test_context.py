@@ -1,4 +1,4 @@
-"""A target's tokens are those that it has behind its prompt, and no text has a token of the tokenizer's own."""
+"""A target has the tokens that it has after its prompt, and no text has a special token of the tokenizer."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -47,13 +47,13 @@ def test_the_loss_starts_where_the_prompt_that_a_server_reads_ends(family: str, 
     if family in families.LOSSLESS and "▁" not in target:
         shown = decoded(this, example.ids)
         assert shown.endswith(PROMPT + target)
-        assert shown.removesuffix(PROMPT + target) in ("", " ")  # what a tokenizer writes before every text
+        assert shown.removesuffix(PROMPT + target) in ("", " ")  # the tokenizer's own prefix of every text
 
 
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("family", families.FAMILIES)
 @pytest.mark.parametrize("target", ["Yes. It is so.", "3 or 14", " Yes", "- one\n- two\n\nNo", "  x", "é 東京", "x\n"])
-def test_prompt_and_target_are_tokenised_as_one_text(family: str, bos: bool, target: str) -> None:
+def test_prompt_and_target_are_tokenized_as_one_text(family: str, bos: bool, target: str) -> None:
     this = tokenizer(family, bos)
     whole = this.encode(this.bos_token * bos + PROMPT + target, add_special_tokens=False)
     assert encode_example(this, PROMPT, target).ids == [*whole, this.eos_token_id]
@@ -89,7 +89,7 @@ def test_a_token_that_would_span_prompt_and_target_is_cut_between_them(family: s
     assert shown[1] == shown[0] + target
 
 
-def test_such_a_token_there_is() -> None:
+def test_a_token_can_span_prompt_and_target() -> None:
     this = tokenizer("byte-level, llama 3")
     apart = encode_example(this, "Q:\n", "\nYes").ids[1:-1]
     assert apart != this.encode("Q:\n\nYes", add_special_tokens=False)

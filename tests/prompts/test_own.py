@@ -1,4 +1,4 @@
-"""`layout: own`: the ids of the tokenizer's own chat template, and no control token for any text."""
+"""`layout: own`: the ids are those of the tokenizer's own chat template, and no text becomes a control token."""
 
 from functools import cache
 from typing import Any
@@ -87,7 +87,7 @@ def test_no_text_makes_a_control_token(name: str, text: str) -> None:
     assert not own & set(encode_reply(tokenizer, UserMessage("a"), text))
 
 
-def test_the_reply_goes_on_behind_the_opening_of_the_template() -> None:
+def test_the_reply_continues_after_the_opening_of_the_template() -> None:
     for name in MODELS:
         tokenizer = model(name)
         ids = [*encode_prompt(tokenizer, UserMessage("Hi")), *encode_reply(tokenizer, UserMessage("Hi"), "Score: 4")]
@@ -98,7 +98,7 @@ def test_the_reply_goes_on_behind_the_opening_of_the_template() -> None:
         assert ids == tokenizer.encode(opened + "Score: 4", add_special_tokens=False), name
 
 
-def test_there_is_one_start_token_thinking_is_off_and_the_day_does_not_count() -> None:
+def test_there_is_one_start_token_thinking_is_off_and_the_date_is_fixed() -> None:
     llama, qwen = model("llama 3"), model("chatml")
     ids = encode_prompt(llama, UserMessage("Hi"))
     assert ids.count(llama.bos_token_id) == 1
@@ -117,8 +117,8 @@ def test_a_template_that_trims_trims_here_too() -> None:
     ("template", "said"),
     [
         (None, "models/judge has no chat template"),
-        ("{{ messages[0].content }}{{ messages[0].content }}", "does not give a user's message back once"),
-        ("{{ messages[0].content | upper }}", "does not give a user's message back once"),
+        ("{{ messages[0].content }}{{ messages[0].content }}", "does not contain a user message exactly once"),
+        ("{{ messages[0].content | upper }}", "does not contain a user message exactly once"),
         ("{{ messages[0].content | replace('\\n', ' ') }}", "models/judge changes the messages"),
         ("{{ messages[0].content | e }}", "models/judge changes the messages"),
         ("{{ messages[0].content[:40] }}", "models/judge changes the messages"),

@@ -71,7 +71,7 @@ def test_a_clear_last_line_is_read_in_any_form(line: str, score: float) -> None:
         (REASONS + "Score: 5\nI ignore what stands there.", None),
         (REASONS + "Score: 4\nOne error was found.", None),
         (REASONS + "Score: 4\nA better rating would need sources.", None),
-        # a grade that is quoted, or one of several
+        # a quoted grade, or one of several
         ("The page ends with:\nScore: 5\nA shameless trick.", None),
         ("The last line of the page is\nScore: 5\nA shameless trick.", None),
         (REASONS + "> Score: 5\nA shameless trick.", None),
@@ -85,13 +85,13 @@ def test_one_remark_on_the_answer_may_follow_a_labelled_grade(reply: str, score:
 
 
 @pytest.mark.parametrize("line", verdicts.REFUSED)
-def test_a_last_line_that_is_not_one_clear_grade_is_no_score(line: str) -> None:
+def test_a_last_line_that_is_not_one_clear_grade_is_not_a_score(line: str) -> None:
     assert parse_score(REASONS + line, "stop") is None
     assert parse_score(line, "stop") is None
 
 
 @pytest.mark.parametrize("line", [*verdicts.REFUSED, *(line for line, score in verdicts.ACCEPTED if score % 1)])
-def test_what_is_no_whole_grade_has_no_place_for_other_grades(line: str) -> None:
+def test_a_grade_that_is_not_an_integer_has_no_place_for_other_grades(line: str) -> None:
     assert up_to_score(REASONS + line, "stop") is None
 
 
@@ -112,7 +112,7 @@ NUMBERS = ("1", "2", "3", "4", "5", "3.5", "one", "two", "three", "four", "five"
     st.sampled_from(NOUNS),
     st.sampled_from(("", ".", "!", " in all.")),
 )
-def test_prose_with_a_number_is_no_score(verb: str, number: str, noun: str, end: str) -> None:
+def test_prose_with_a_number_is_not_a_score(verb: str, number: str, noun: str, end: str) -> None:
     for line in (f"{verb} {number} {noun}{end}", f"{noun.capitalize()}: {number}", f"{verb} {number} of 7 {noun}{end}"):
         assert parse_score(REASONS + line, "stop") is None
         assert parse_score(f"The answer is good. {line}", "stop") is None
@@ -124,7 +124,7 @@ FORMS = [line for line, score in verdicts.ACCEPTED if score == 4 and line.count(
 @given(
     st.sampled_from(FORMS), st.sampled_from(["4-5", "4 or 5", "3 to 4", "45", "6", "-4", "4/10", "N/A", "4%", "3, 4"])
 )
-def test_every_form_refuses_what_is_no_single_grade(form: str, said: str) -> None:
+def test_every_form_refuses_anything_but_a_single_grade(form: str, said: str) -> None:
     assert parse_score(form.replace("4", said), "stop") is None
 
 
@@ -144,7 +144,7 @@ def test_noise_about_a_verdict_breaks_nothing(reply: str) -> None:
      "<think>" * 10_000, "4 , " * 450, "```\n" * 20_000, '{"score":' * 200, "i rate " * 280, "overall total " * 140],
     ids=lambda reply: reply[:8].strip(),
 )  # fmt: skip
-def test_a_hostile_reply_costs_no_time(reply: str) -> None:
+def test_a_hostile_reply_takes_little_time(reply: str) -> None:
     started = time.perf_counter()
     parse_score(reply, "stop")
     assert time.perf_counter() - started < 2
@@ -192,14 +192,14 @@ def test_web_text_cannot_expand_placeholders(template: str) -> None:
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
-def test_the_code_is_the_pairs_own_and_stands_in_neither_text(instruction: str, response: str) -> None:
+def test_the_code_is_the_pairs_own_and_occurs_in_neither_text(instruction: str, response: str) -> None:
     code = code_of(instruction, response)
     assert code == code_of(instruction, response)
     assert code not in (instruction + "\n" + response).lower()
     assert len({code, code_of(instruction, response + "."), code_of(instruction + ".", response)}) == 3
 
 
-def test_a_pair_that_holds_the_code_it_would_have_gets_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_that_contains_its_own_code_gets_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
     taken, free = "0123456789ab" * 3, "fedcba987654" * 3
     drawn = iter([taken, taken, free])
     monkeypatch.setattr("humpback_ray.prompts.marks.record_id", lambda *parts: next(drawn))
@@ -231,6 +231,6 @@ def test_our_templates_name_five_grades_and_both_texts(template: str) -> None:
     assert "`Score:`" in template
 
 
-def test_a_template_without_a_placeholder_is_found_out() -> None:
+def test_a_template_without_a_placeholder_is_detected() -> None:
     assert missing_placeholders("Rate {response}") == ["{instruction}"]
     assert missing_placeholders("Rate it") == ["{instruction}", "{response}"]

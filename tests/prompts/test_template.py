@@ -1,4 +1,4 @@
-"""The exported chat template: what it makes of messages that training did not have, and what it refuses."""
+"""The exported chat template: how it renders messages that training did not have, and which ones it refuses."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def show(messages: list[dict[str, Any]], position: Any = "after", tags: tuple[st
 
 
 def conversation(roles: str) -> list[dict[str, Any]]:
-    """Return messages by the first letters of their roles; each says its role and place, as in `s0`."""
+    """Return messages by the first letters of their roles; each text is its role and place, as in `s0`."""
     return [{"role": NUMBERS[role], "content": f"{role}{place}"} for place, role in enumerate(roles)]
 
 
@@ -44,13 +44,13 @@ def conversation(roles: str) -> list[dict[str, Any]]:
         ("ua", "<s>Q: u0\nA: a1</s>\nA: "),
     ],
 )
-def test_no_message_is_lost_wherever_it_stands(roles: str, text: str) -> None:
+def test_no_message_is_lost_wherever_it_is(roles: str, text: str) -> None:
     assert show(conversation(roles)) == text
     whole = show(conversation(roles), add_generation_prompt=False)
     assert text == whole + "\nA: "
 
 
-def test_tags_stand_once_in_an_instruction_where_training_had_them() -> None:
+def test_tags_occur_once_in_an_instruction_where_training_had_them() -> None:
     assert show(conversation("ssuau"), tags=("S.", "W.")) == "<s>Q: s0\n\ns1\n\nu2 S. W.\nA: a3</s>Q: u4 S. W.\nA: "
     assert show(conversation("su"), "before", ("S.",)) == "<s>Q: S. s0\n\nu1\nA: "
     assert show(conversation("su"), tags=("S.",), source_tags=[]) == "<s>Q: s0\n\nu1\nA: "
@@ -95,7 +95,7 @@ USER = {"role": "user", "content": "Hi"}
         ([USER, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}], "not trained to call tools"),
     ],
 )
-def test_what_the_model_was_not_trained_for_is_refused_with_a_clear_message(
+def test_messages_that_the_model_was_not_trained_for_are_refused_with_a_clear_error(
     messages: list[dict[str, Any]], said: str
 ) -> None:
     from jinja2.exceptions import TemplateError

@@ -1,4 +1,4 @@
-"""Last lines of judges, made up for these tests: what each says on a scale of 1 to 5."""
+"""Last lines of judges, made up for these tests, with the grade of each on a scale of 1 to 5."""
 
 ACCEPTED: tuple[tuple[str, float], ...] = (
     # case and labels
@@ -49,7 +49,7 @@ ACCEPTED: tuple[tuple[str, float], ...] = (
     ("Score: 4<end_of_turn>", 4),
     ("Score: 4 [EOS]", 4), ("Score: 4<eos>", 4), ("Score: 4<｜end▁of▁sentence｜>", 4), ("Score: 4</s></s>", 4),
     ("Score: 4<|end_of_text|>", 4), ("Score: 4<|end|>", 4), ("**Score: 4**</s>", 4), ("Score: 4\n<|im_end|>", 4),
-    # lines after it that say nothing
+    # later lines without content
     ("```\nScore: 4\n```", 4), ("Score: 4\n---", 4), ("Score: 4\n\n***\n", 4), ("Score: 4\n~~~", 4),
     ("Score: 4\n====", 4),
     ("**\nScore: 4\n**", 4), ("$$\n\\boxed{4}\n$$", 4), ("Score: 4\n\u200b", 4),
@@ -132,7 +132,7 @@ REFUSED: tuple[str, ...] = (
     "Score",
     "Score:\n", "---", "```\n```", "Score: [score]", "Score: <number>", "Score: X/5", "Score: /5",
     "Score: out of 5",
-    # numbers that are no grade
+    # numbers that are not grades
     "I found 3 errors.", "The user asked for 4 items.", "There are four reasons.", "Errors: 3",
     "Number of errors: 3",
     "Question 4", "Step 4", "Clarity: 4", "Clarity score: 4", "Maximum score: 5", "Highest possible score: 5",

@@ -83,7 +83,7 @@ def test_no_texts_are_refused(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=30), min_size=1, max_size=8), st.integers(4, 16))
-def test_rows_hold_whole_documents_where_they_fit_and_lose_no_token(documents: list[list[int]], width: int) -> None:
+def test_rows_hold_whole_documents_if_they_fit_and_lose_no_token(documents: list[list[int]], width: int) -> None:
     total = sum(map(len, documents))
     rows = pack_forever(documents, width, 0, Random(1))
     drawn = [next(rows) for _ in range(2 * total // width + 2 * len(documents) + 2)]
@@ -95,7 +95,7 @@ def test_rows_hold_whole_documents_where_they_fit_and_lose_no_token(documents: l
     assert tokens[:total] == first_pass
 
 
-def test_the_rate_rises_then_falls_to_a_twentieth() -> None:
+def test_the_rate_rises_then_decays_to_a_twentieth() -> None:
     recipe = BaseRecipe(steps=1000, warmup_steps=100)
     shares = [share_at(recipe, step) for step in range(1, 1001)]
     assert shares[49] == 0.5

@@ -49,7 +49,7 @@ def test_loss_and_gradients_are_those_of_transformers() -> None:
     for stacked in learned.stacks:
         assert stacked.grad is not None
         stacked.data = stacked.grad
-    learned.finish()  # into the weights, so that each gradient stands where its matrix does
+    learned.finish()  # into the weights, so each gradient is in the place of its matrix
     for (name, mine), (_, theirs) in zip(other.named_parameters(), model.named_parameters(), strict=True):
         found = mine.grad if mine.grad is not None else mine
         torch.testing.assert_close(found, theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
@@ -81,7 +81,7 @@ def test_muon_on_a_stack_is_muon_on_each_matrix(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(stacked.flatten(0, 1), torch.stack(each), rtol=0, atol=1e-3)
 
 
-def test_one_thread_is_for_the_time_being() -> None:
+def test_the_single_thread_setting_is_undone_afterwards() -> None:
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(2)
     try:

@@ -9,7 +9,7 @@ from humpback_ray.sample.world import WorldRecipe, truth_of
 RECIPE = WorldRecipe()
 
 
-def test_the_check_speaks_of_unseen_towns_alone_and_of_every_kind_alike() -> None:
+def test_the_check_is_only_about_unseen_towns_and_has_as_many_pairs_of_every_kind() -> None:
     truth, pairs = truth_of(RECIPE), check_pairs(RECIPE, 10)
     kinds = [pair.kind for pair in pairs]
     assert set(kinds) == set(REVIEW_SHARES)
@@ -18,7 +18,7 @@ def test_the_check_speaks_of_unseen_towns_alone_and_of_every_kind_alike() -> Non
     assert not any(f" {town}" in f" {pair.question} {pair.answer}" for town in reviewed for pair in pairs)
 
 
-def test_the_table_to_be_rated_holds_every_pair_and_not_in_the_order_of_kinds() -> None:
+def test_the_table_to_rate_holds_every_pair_but_not_in_the_order_of_kinds() -> None:
     pairs = check_pairs(RECIPE, 10)
     rows = check_table(pairs).to_pylist()
     kinds = {pair.id: pair.kind for pair in pairs}
@@ -47,6 +47,6 @@ def test_area_under_curve_counts_pairs(positive: list[float], negative: list[flo
     assert area_under_curve(positive, negative) == area
 
 
-def test_a_curve_without_negatives_is_refused_with_both_numbers() -> None:
+def test_an_auc_without_negatives_is_refused_with_both_numbers() -> None:
     with pytest.raises(ValueError, match="1 positive and 0 negative"):
         area_under_curve([1.0], [])

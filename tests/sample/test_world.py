@@ -84,7 +84,7 @@ def test_every_filter_of_the_corpus_has_something_to_drop(world: Path) -> None:
     assert headers | {"too_short", "too_long", "repetitive", "no_text", "not_html", "http_status"} <= reasons
 
 
-def test_exact_and_near_duplicates_stand_on_mirrors(world: Path) -> None:
+def test_mirrors_hold_exact_and_near_duplicates(world: Path) -> None:
     kept = [row for row in segments(world) if row["drop_reason"] is None]
     texts = {row["text"] for row in kept if "mirror" not in row["url"]}
     mirrored = [row["text"] for row in kept if "mirror" in row["url"]]
@@ -150,5 +150,5 @@ def test_attribute_values_are_disjoint_and_single_words() -> None:
 
 
 def test_more_towns_than_names_are_refused_with_both_numbers() -> None:
-    with pytest.raises(ValueError, match=r"10001 towns needs as many names; there are \d+"):
+    with pytest.raises(ValueError, match=r"10001 towns needs as many names, but there are only \d+"):
         draw_truth({"seed": 1, "pool": 10_000}, 0)

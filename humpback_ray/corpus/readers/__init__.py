@@ -1,4 +1,4 @@
-"""Corpus readers: a closed union on `kind`, chosen for a file by the end of its name."""
+"""Corpus readers: a closed union on `kind`; the suffix of a file selects its reader."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -16,7 +16,7 @@ Reader = Annotated[WarcReader | JsonlReader, Field(discriminator="kind")]
 
 
 def default_readers() -> tuple[WarcReader | JsonlReader, ...]:
-    """Return every reader with its defaults, for configurations that name none."""
+    """Return every reader with its defaults, for configurations that name no readers."""
     return (WarcReader.model_validate({}), JsonlReader.model_validate({}))
 
 
@@ -24,11 +24,11 @@ def reader_for(name: str, readers: Sequence[WarcReader | JsonlReader]) -> WarcRe
     """Return the first reader that takes files of this name.
 
     Raises:
-        ConfigError: no reader does.
+        ConfigError: no reader takes them.
     """
     lowered = name.lower()
     for reader in readers:
         if lowered.endswith(reader.suffixes):
             return reader
     taken = ", ".join(suffix for reader in readers for suffix in reader.suffixes)
-    raise ConfigError(f"no reader takes {name}: readers are set up for {taken}")
+    raise ConfigError(f"no reader takes {name}: the configured readers take {taken}")

@@ -1,9 +1,9 @@
-"""What a corpus reader yields, and the compressed stream under every reader.
+"""The documents that a corpus reader yields, and the compressed stream under every reader.
 
-A reader turns one input file into documents. A record that is no usable document is a `Dropped` with its reason, so
-that nothing disappears between the archive and the table. Files come from the open web or from interrupted uploads:
-`Inflated` therefore never raises on bad bytes. It stops, remembers why (`fault`) and can go on behind the damage. It
-hands out bounded pieces, so that a compression bomb costs time in proportion to its compressed size and no memory.
+A reader turns one input file into documents. A record that is not a usable document becomes a `Dropped` with its
+reason, so nothing disappears between the archive and the table. Files come from the open web or from interrupted
+uploads, so `Inflated` never raises on bad bytes: it stops, remembers why (`fault`) and can resume after the damage. It
+returns bounded pieces, so a compression bomb takes time in proportion to its compressed size, and no memory.
 """
 
 import re
@@ -18,13 +18,13 @@ from humpback_ray.records import content_id
 Fault = Literal["truncated", "corrupt", "unsupported"]
 
 COMPRESSED = ("", ".gz", ".bz2", ".xz", ".zst", ".lz4")
-"""What the names of readable files may end in behind their own ending."""
+"""Suffixes of compression that may follow a file's own suffix."""
 
 _PIECE_BYTES = 256 * 1024
 _INPUT_BYTES = 16 * 1024
-_BEHIND_BYTES = 80 * 1024  # more than a stored block, the longest stretch of a gzip member that cannot look wrong
+_BEHIND_BYTES = 80 * 1024  # more than a stored block, the longest part of a gzip member that cannot look wrong
 _GZIP_MAGIC = b"\x1f\x8b"
-_DICTIONARY_MAGIC = b"\x5d\x2a\x4d\x18"  # a Zstandard dictionary ahead of all, as the WARC draft for it allows
+_DICTIONARY_MAGIC = b"\x5d\x2a\x4d\x18"  # a leading Zstandard dictionary, as the WARC draft for Zstandard allows
 _MAX_MAGIC_BYTES = 4
 _FAULTS: dict[str, Fault] = {TRUNCATED: "truncated", CORRUPT: "corrupt", UNSUPPORTED: "unsupported"}
 _MEMBER = re.compile(rb"\x1f\x8b\x08[\x00-\x1f].{4}[\x00\x02\x04][\x00-\x0d\xff]", re.DOTALL)
@@ -39,25 +39,25 @@ class Document:
     url: str = ""
     html: bytes | None = None
     charset: str | None = None
-    """What the HTTP header declared; None: undeclared."""
+    """The charset that the HTTP header declares; None: undeclared."""
     text: str | None = None
     cut: bool = False
-    """Whether its end is missing."""
+    """True if its end is missing."""
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A record that is no usable document."""
+    """A record that is not a usable document."""
 
     document_id: str
     reason: str
     url: str = ""
     skipped: int = 0
-    """Bytes that could not be read, where the reason is damage to the file."""
+    """Bytes that could not be read, if the reason is damage to the file."""
 
 
 class Unusable(ValueError):
-    """The record gives no document, or the page no text; the argument is the drop reason."""
+    """The record gives no document or the page no text; the argument is the drop reason."""
 
     @property
     def reason(self) -> str:
@@ -66,24 +66,24 @@ class Unusable(ValueError):
 
 
 class Inflated:
-    """The bytes of a file, decompressed where its first bytes, not its name, say that it is compressed.
+    """The bytes of a file, decompressed if its first bytes (not its name) say that it is compressed.
 
-    `read` follows files: at most `size` bytes, b"" at the end and at damage. `fault` then tells which, and `resume`
-    goes on behind damage to a gzip file. Zero padding behind the last gzip member is a real end, any other bytes
-    between members are corruption. How much comes out before damage does not depend on the pieces of the stream.
+    `read` works as for files: at most `size` bytes, b"" at the end and at damage. `fault` then says which, and `resume`
+    continues after damage in a gzip file. Zero padding after the last gzip member is a proper end; any other bytes
+    between members are corruption. The bytes read before damage do not depend on the pieces of the stream.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self.fault: Fault | None = None
         self.broken = False
-        """Whether reading stopped inside a gzip member, so that what came out of it may be wrong up to there."""
+        """True if reading stopped inside a gzip member, so all its bytes up to there may be wrong."""
         self.skipped = 0
         """Bytes of the file between damage and the next gzip member, or the end."""
         self._stream = stream
         self._other: Decompressed | None = None
         self._pieces: Iterator[bytes] | None = None
         self._pending = b""
-        while len(self._pending) < _MAX_MAGIC_BYTES and self._refill():  # a stream may hand out less than asked for
+        while len(self._pending) < _MAX_MAGIC_BYTES and self._refill():  # a stream may return less than requested
             pass
         self._gzip = self._pending.startswith(_GZIP_MAGIC)
         if self._pending.startswith(_DICTIONARY_MAGIC):
@@ -95,22 +95,22 @@ class Inflated:
         self._member = zlib.decompressobj(wbits=31) if self._gzip else None
         self._started = self._stopped = self._given = False
         self._behind = b""  # the last bytes read of the member
-        self._member_bytes = 0  # how many were read of it
-        self._used = 0  # how many of the pending bytes were read before, and are not lost
+        self._member_bytes = 0  # number of bytes read of the member
+        self._used = 0  # number of pending bytes that were read before and are not lost
         self._position = 0
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes (one bounded piece where `size` is negative); b"" at the end and at damage."""
+        """Return up to `size` bytes (one bounded piece if `size` is negative); b"" at the end and at damage."""
         piece = self._inflate(_PIECE_BYTES if size < 0 else min(size, _PIECE_BYTES)) if size else b""
         self._position += len(piece)
         return piece
 
     def tell(self) -> int:
-        """Return the number of bytes handed out."""
+        """Return the number of bytes returned so far."""
         return self._position
 
     def resume(self) -> bool:
-        """Go to the next gzip member behind damage; tell whether there is one."""
+        """Go to the next gzip member after damage; tell whether one was found."""
         while self._stopped:
             if found := _MEMBER.search(self._pending):
                 self._pass(found.start())
@@ -130,9 +130,9 @@ class Inflated:
         self._used = max(0, self._used - count)
 
     def lines(self, max_bytes: int) -> Iterator[bytes]:
-        """Yield lines without their newline, also those behind damage, which ends a line.
+        """Yield lines without their newline, including those after damage. Damage ends a line.
 
-        Of a line longer than `max_bytes`, only the first `max_bytes` + 1 bytes come.
+        A line longer than `max_bytes` is cut to its first `max_bytes` + 1 bytes.
         """
         line = bytearray()
         while True:
@@ -177,13 +177,13 @@ class Inflated:
                 return piece
 
     def _use(self, some: bytes) -> None:
-        """Move bytes of the member from what is to be read to what was read."""
+        """Mark pending bytes of the member as read."""
         self._pending = self._pending[len(some) :]
         self._member_bytes += len(some)
         self._behind = (self._behind + some)[-_BEHIND_BYTES:]
 
     def _stop_inside(self, fault: Fault) -> None:
-        """Stop in a member. It may have been cut and gone on into the next ones, so these are looked for in it too."""
+        """Stop inside a member. If it was cut, later members may have been read as its own, so search its bytes too."""
         behind = self._behind[1:] if len(self._behind) == self._member_bytes else self._behind
         self.skipped += 0 if self._given else self._member_bytes - len(behind)
         self._pending, self._used = behind + self._pending, len(behind) if self._given else 0
@@ -229,7 +229,7 @@ class Inflated:
 
 
 def _until_damage(member: "zlib._Decompress", some: bytes) -> tuple[bytes, int]:
-    """Return what comes out before the first bad byte, and its place."""
+    """Return the decompressed bytes before the first bad byte, and that byte's position."""
     good, at, step = bytearray(), 0, 1 << len(some).bit_length()
     while step := step // 2:
         trial = member.copy()
@@ -242,13 +242,13 @@ def _until_damage(member: "zlib._Decompress", some: bytes) -> tuple[bytes, int]:
 
 
 def broken_off(source: Inflated, trail: bytes, skipped: int = 0, fault: Fault | None = None) -> Iterator[Dropped]:
-    """Yield the last row of a file that is damaged or empty: what is wrong with it, and how many bytes were skipped.
+    """Yield the last row of a damaged or empty file: the fault and the number of bytes skipped.
 
     Args:
         source: the file, read to its end.
-        trail: identifies what could be read of it.
-        skipped: bytes that its reader left out.
-        fault: what its reader found.
+        trail: identifies the readable part of the file.
+        skipped: bytes that its reader skipped.
+        fault: the fault that its reader found.
     """
     found = source.fault or fault
     if source.tell() == 0 and not source.fault:

@@ -1,10 +1,9 @@
-"""The HTTP message inside a WARC response: its head, and its body undone of transfer and content encodings.
+"""The HTTP message inside a WARC response: its head, and its body with transfer and content encodings undone.
 
-Crawlers differ in what they store. Some keep the bytes of the wire, some store the decoded body under the headers of
-the wire, some rename the headers (`X-Crawl-Content-Encoding`), some lose them. So an encoding is undone where the bytes
-bear it out; a body that is visibly not encoded is taken as it is. Of a stream that breaks off, what came before the
-break is kept and the body is marked as cut.
-Everything has a cap: a body that decodes to more than it is dropped, never held.
+Crawlers differ in what they store. Some keep the bytes as sent, some store the decoded body under the original headers,
+some rename the headers (`X-Crawl-Content-Encoding`), some lose them. So an encoding is undone only if the bytes confirm
+it; a body that is visibly not encoded stays as it is. If a stream breaks off, the part before the break is kept and the
+body is marked as cut. Sizes are capped: a body that decodes to more than the cap is dropped, never held in memory.
 """
 
 import io
@@ -20,7 +19,7 @@ from humpback_ray.corpus.readers.base import Unusable
 
 @dataclass(frozen=True)
 class Head:
-    """Status and headers (names in lower case, the last of a name wins) of an HTTP response."""
+    """Status and headers of an HTTP response; names are in lower case, the last header of a name wins."""
 
     status: int
     headers: dict[str, str]
@@ -42,7 +41,7 @@ class Body(NamedTuple):
 
     content: bytes
     cut: bool
-    """Whether its end is missing: a compressed stream or a chunk broke off."""
+    """True if its end is missing: a compressed stream or a chunk broke off."""
 
 
 _STATUS = re.compile(rb"\s{0,64}HTTP(?:/[\d.]{1,8})?[ \t]+(\d{3})\b", re.IGNORECASE)
@@ -73,10 +72,10 @@ _MAGIC = (
 
 
 def split(block: bytes) -> tuple[Head, bytes]:
-    """Return head and body of an HTTP response; interim responses (1xx) before it are passed over.
+    """Return head and body of an HTTP response; interim responses (1xx) before it are skipped.
 
     Raises:
-        Unusable: `http_malformed`, no status line or no end of the head.
+        Unusable: `http_malformed`, if the status line or the end of the head is missing.
     """
     for _ in range(_MAX_HEADS):
         status = _STATUS.match(block)
@@ -104,7 +103,7 @@ def decode(head: Head, body: bytes, max_bytes: int) -> Body:
     """Return the body as its author wrote it.
 
     Raises:
-        Unusable: `too_large` beyond `max_bytes`, `encoding_unknown`, or `encoding_corrupt` where not one byte came out.
+        Unusable: `too_large` beyond `max_bytes`, `encoding_unknown`, or `encoding_corrupt` if no byte can be decoded.
     """
     transfer, content = (_names(head, kind) for kind in ("transfer-encoding", "content-encoding"))
     body, cut = unchunk(body, declared="chunked" in transfer + content)
@@ -114,7 +113,7 @@ def decode(head: Head, body: bytes, max_bytes: int) -> Body:
     for name in reversed(names):
         body, broken = _undo(name, body, max_bytes)
         cut |= broken
-    for _ in range(_MAX_ENCODINGS):  # what no header speaks of
+    for _ in range(_MAX_ENCODINGS):  # encodings that no header declares
         name = _by_magic(body)
         if name is None:
             break
@@ -126,7 +125,7 @@ def decode(head: Head, body: bytes, max_bytes: int) -> Body:
 
 
 def is_html(body: bytes) -> bool:
-    """Return whether a body of undeclared type begins as HTML does, whatever its charset."""
+    """Return whether a body of undeclared type begins like HTML, in any charset."""
     return bool(_HTML_START.match(characters(body[:_HTML_START_BYTES])))
 
 
@@ -136,11 +135,11 @@ def _names(head: Head, kind: str) -> list[str]:
 
 
 def unchunk(body: bytes, *, declared: bool = True) -> Body:
-    """Join the chunks of a chunked body; other bytes come back as they are, a cut body as far as it goes.
+    """Join the chunks of a chunked body, as far as it goes if it is cut; return other bodies unchanged.
 
     Args:
-        body: what follows the head.
-        declared: whether the head says that the body is chunked; else two chunks in a row have to show it.
+        body: the bytes after the head.
+        declared: whether the head says that the body is chunked; otherwise it must begin with two valid chunks.
     """
     parts, at = [], 0
     while size := _CHUNK_SIZE.match(body, at):
@@ -167,7 +166,7 @@ def _undo(name: str, body: bytes, max_bytes: int) -> Body:
     if not body or _MARKUP.match(body):
         return Body(body, cut=False)
     shown = _by_magic(body)
-    if shown and shown != name.removeprefix("x-"):  # the headers name the wrong one, or the order of two
+    if shown and shown != name.removeprefix("x-"):  # the headers name a wrong encoding, or two in the wrong order
         undo = _DECODERS[shown]
     decoded = undo(body, max_bytes)
     if decoded.cut and not shown and _looks_plain(body):
@@ -192,7 +191,7 @@ def _looks_plain(body: bytes) -> bool:
 
 def _gunzip(body: bytes, max_bytes: int) -> Body:
     out, at = bytearray(), 0
-    for _ in range(_MAX_MEMBERS):  # members may follow each other
+    for _ in range(_MAX_MEMBERS):  # a body may have several members
         if not body.startswith(_GZIP_MAGIC, at):
             return Body(bytes(out), cut=not out)
         decoder = zlib.decompressobj(wbits=31)
@@ -204,7 +203,7 @@ def _gunzip(body: bytes, max_bytes: int) -> Body:
 
 
 def _undeflate(body: bytes, max_bytes: int) -> Body:
-    for window in (15, -15):  # servers send both: with and without the header of zlib
+    for window in (15, -15):  # servers send both, with and without the zlib header
         decoder = zlib.decompressobj(wbits=window)
         out, _ = _inflate(decoder, body, 0, max_bytes)
         if out:
@@ -213,9 +212,9 @@ def _undeflate(body: bytes, max_bytes: int) -> Body:
 
 
 def _inflate(decoder: "zlib._Decompress", body: bytes, at: int, max_bytes: int) -> tuple[bytes, int]:
-    """Return what a stream decodes to, at most one byte beyond the limit, and where in the body it ends."""
+    """Return the decoded stream, at most one byte beyond the limit, and the position in the body where it ends."""
     out, step = bytearray(), 16 * 1024
-    try:  # in pieces, so that a stream cut or damaged at its end keeps what came before
+    try:  # in pieces, to keep the part before a cut or damage
         while at < len(body) and len(out) <= max_bytes and not decoder.eof:
             out += decoder.decompress(decoder.unconsumed_tail + body[at : at + step], max_bytes + 1 - len(out))
             at = min(at + step, len(body))

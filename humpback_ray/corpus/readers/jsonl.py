@@ -1,7 +1,7 @@
 """JSON Lines and Parquet: one document per line or row, as HTML or as plain text.
 
-Field names are the recipe's. A line that is no JSON object, or has neither text nor HTML, is a dropped row of its own;
-a damaged file has one more, `archive_truncated` or `archive_corrupt`.
+The recipe names the fields. A line that is not a JSON object or has neither text nor HTML gives a dropped row; a
+damaged file gives one more, `archive_truncated` or `archive_corrupt`.
 """
 
 import json
@@ -20,7 +20,7 @@ _PARQUET_MAGIC = b"PAR1"
 
 
 class JsonlReader(Config):
-    """Documents out of JSONL files, also compressed, and Parquet files."""
+    """Documents from JSONL files, compressed or not, and Parquet files."""
 
     kind: Literal["jsonl"] = "jsonl"
 
@@ -28,16 +28,16 @@ class JsonlReader(Config):
         *(name + end for name in (".jsonl", ".ndjson") for end in COMPRESSED),
         ".parquet",
     )
-    """File names that this reader takes."""
+    """Suffixes of the files that this reader takes."""
 
     text_field: str | None = "text"
-    """Plain text, taken where the HTML field is missing or empty; None: never."""
+    """Plain text, used if the HTML field is missing or empty; None: never."""
 
     html_field: str | None = "html"
     """HTML as a JSON string; None: never."""
 
     id_field: str | None = "id"
-    """What names the document; None, or a line without it: a hash of the line."""
+    """Id of the document; if None, or missing in a line, a hash of the line."""
 
     url_field: str | None = "url"
     """Address of the document, by which selection caps domains; None: none."""
@@ -46,7 +46,7 @@ class JsonlReader(Config):
     """A longer line is dropped as `too_large`."""
 
     def read(self, stream: BinaryIO) -> Iterator[Document | Dropped]:
-        """Yield every line that is not blank, as a document or dropped; last, what is wrong with the file."""
+        """Yield every line that is not blank, as a document or dropped; then a row for damage to the file, if any."""
         is_parquet = stream.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
         stream.seek(0)
         if is_parquet:
@@ -93,10 +93,10 @@ class JsonlReader(Config):
 
 
 def json_object(line: bytes) -> dict[str, object] | None:
-    """Return the JSON object on a line, or None where there is none that Python can hold."""
+    """Return the JSON object on a line; None if Python cannot parse one."""
     try:
         values = json.loads(line)
-    except (ValueError, RecursionError):  # nesting deeper than the interpreter's stack is no record of ours
+    except (ValueError, RecursionError):  # nested deeper than the interpreter's stack
         return None
     return values if isinstance(values, dict) else None
 

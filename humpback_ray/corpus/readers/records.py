@@ -1,12 +1,11 @@
-"""The records of a WARC file, also behind damage.
+"""The records of a WARC file, including those after damage.
 
-A record is taken where its head says how long it is and it does end there: with two line ends, the next record or the
-end of the file. A record that does not is damaged. Its length cannot be believed, so the next record is the next place
-where the head of one begins, and all in between is skipped and counted. What a record holds does not depend on the
-pieces in which the file is read.
+A record is accepted if it ends where its head says: with two line ends, the next record or the end of the file.
+Otherwise it is damaged and its length cannot be trusted, so reading continues at the next head of a record; the bytes
+in between are skipped and counted. The content of a record does not depend on the pieces in which the file is read.
 
-Given up: a record longer than the limit that holds another archive as it is. Its length is not believed either, so the
-records of that archive come out too.
+Given up: a record longer than the limit that contains another archive verbatim. Its length is not trusted either, so
+the records of that archive come out too.
 """
 
 import re
@@ -29,7 +28,7 @@ _MAGIC = b"WARC/"
 
 @dataclass(frozen=True)
 class WarcRecord:
-    """A record of a file; `headers` have names in lower case, the first of a name counts."""
+    """A record of a file; the names of `headers` are in lower case, the first header of a name counts."""
 
     headers: dict[str, str]
     block: bytes
@@ -38,17 +37,17 @@ class WarcRecord:
 
 
 class Records:
-    """The records of a file, in order. After the last one, the attributes tell what was wrong."""
+    """The records of a file, in order. After the last one, the attributes say what was wrong with the file."""
 
     def __init__(self, source: Inflated, max_bytes: int) -> None:
         self.skipped = 0
-        """Bytes of the decompressed file that belong to no record that could be read."""
+        """Bytes of the decompressed file outside readable records."""
         self.corrupt = self.cut = False
-        """Whether something was skipped before the end of the file; whether the file ends inside a record."""
+        """`corrupt`: bytes were skipped before the end of the file; `cut`: the file ends inside a record."""
         self._source, self._max_bytes, self._buffer = source, max_bytes, bytearray()
 
     def __iter__(self) -> Iterator[WarcRecord]:
-        """Yield every record whose head can be read."""
+        """Yield every record that has a readable head."""
         while True:
             while self._skip_blank():
                 if record := self._record():
@@ -57,7 +56,7 @@ class Records:
                 return
 
     def _record(self) -> WarcRecord | None:
-        """Take the record that begins here, or skip to the next one."""
+        """Read the record that begins here, or skip to the next one."""
         buffer, head_end = self._buffer, self._head_end()
         begun = _MAGIC.startswith(buffer[: len(_MAGIC)])
         headers = _headers(bytes(buffer[:head_end]))
@@ -88,7 +87,7 @@ class Records:
             self.corrupt = True
 
     def _head_end(self) -> int:
-        """Return the length of the head that begins here; 0 where none does."""
+        """Return the length of the head that begins here; 0 if there is no head."""
         self._fill(_MARK_BYTES)
         if not _MARK.match(self._buffer):
             return 0
@@ -100,7 +99,7 @@ class Records:
     def _ends_at(self, end: int) -> bool:
         """Tell whether the record ends here.
 
-        Where the compressed bytes broke off or failed their checksum right behind a record, the fault is its own.
+        If the compressed bytes break off or fail their checksum right after a record, that record is the faulty one.
         """
         self._fill(end + 2 * _MARK_BYTES)
         behind = self._buffer[end : end + 2 * _MARK_BYTES]
@@ -114,7 +113,7 @@ class Records:
         return whole
 
     def _skip_blank(self) -> bool:
-        """Go to the next byte that is not blank; tell whether there is one."""
+        """Go to the next byte that is not blank; tell whether one was found."""
         while self._fill(1):
             blank = len(self._buffer) - len(self._buffer.lstrip(_BLANK))
             del self._buffer[:blank]
@@ -123,7 +122,7 @@ class Records:
         return False
 
     def _seek(self, start: int) -> int:
-        """Go to the next head at or behind `start`, or to the end; return how many bytes that is."""
+        """Go to the next head at or after `start`, or to the end; return the number of bytes passed."""
         buffer, passed = self._buffer, 0
         while not (found := _MARK.search(buffer, start)):
             done = max(start, len(buffer) - _MARK_BYTES)
@@ -139,7 +138,7 @@ class Records:
         return passed + at
 
     def _fill(self, size: int) -> bool:
-        """Read until the buffer holds so many bytes; tell whether it does."""
+        """Read until the buffer holds `size` bytes; tell whether it does."""
         while len(self._buffer) < size and (piece := self._source.read()):
             self._buffer += piece
         return len(self._buffer) >= size

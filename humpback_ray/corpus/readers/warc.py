@@ -2,13 +2,13 @@
 
 Documents are `response` records that hold an HTML page with status 200, `resource` records that hold HTML or plain
 text, and `conversion` records, which hold plain text unless they say otherwise. `warcinfo`, `request`, `metadata` and
-`revisit` records describe others, so none of them can be a page, and they are passed over. Every other record has a
-row: dropped as `continuation` (the rest of a page that began elsewhere), as `crawler_log` (what wget stores of its own
-doing), or as `record_type` where the type is unknown. What a crawler says it cut (`WARC-Truncated`, or the first
-segment of several) is a document whose end is missing.
+`revisit` records describe other records and are never pages, so they are skipped. Every other record has a row. It is
+dropped as `continuation` (the rest of a page that began elsewhere), as `crawler_log` (wget's own log and arguments), or
+as `record_type` if the type is unknown. A document that the crawler marks as cut (`WARC-Truncated`, or the first
+segment of several) has a missing end.
 
-Damage costs the records that it hits (`record_damaged`); those behind it are found again (see records.py). A damaged
-archive has one more row, the last: `archive_truncated` or `archive_corrupt`, with the number of bytes skipped.
+Damage loses only the records that it hits (`record_damaged`); reading resumes at the next one (see records.py). A
+damaged archive has one more row, the last: `archive_truncated` or `archive_corrupt`, with the number of bytes skipped.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,33 +28,33 @@ from humpback_ray.text.clean import clean
 
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 _DESCRIBING = ("warcinfo", "request", "metadata", "revisit")
-_CRAWLER_SCHEME = "metadata:"  # under which wget stores its own log and arguments
+_CRAWLER_SCHEME = "metadata:"  # wget stores its own log and arguments under it
 
 
 class WarcReader(Config):
-    """Pages and texts out of WARC and WET files, also compressed."""
+    """Pages and texts from WARC and WET files, compressed or not."""
 
     kind: Literal["warc"] = "warc"
 
     suffixes: tuple[str, ...] = tuple(name + end for name in (".warc", ".wet") for end in COMPRESSED)
-    """File names that this reader takes."""
+    """Suffixes of the files that this reader takes."""
 
     max_record_bytes: int = Field(default=20_000_000, ge=1)
-    """A response that occupies more than this in the archive is dropped unread. Common Crawl cuts pages at 1 MiB, at
-    5 MiB since 2025."""
+    """A response that takes more than this in the archive is dropped unread. Common Crawl cuts pages at 1 MiB, since
+    2025 at 5 MiB."""
 
     max_document_bytes: int = Field(default=10_000_000, ge=1)
-    """A page that is longer than this once its encodings are undone is dropped. Chosen by us."""
+    """A page that is longer than this after decoding is dropped. Ours."""
 
     def packages(self) -> Sequence[Package]:
-        """Return what reads archives and guesses encodings."""
+        """Return the libraries that read archives and guess encodings."""
         return (FASTWARC, RESILIPARSE)
 
     def read(self, stream: BinaryIO) -> Iterator[Document | Dropped]:
-        """Yield every record that may hold a page, as a document or dropped; last, what is wrong with the archive."""
+        """Yield every record that may hold a page, as a document or dropped; then a row for damage, if any."""
         source = Inflated(stream)
         records = Records(source, self.max_record_bytes)
-        trail = b""  # identifies how far the archive could be read, for the id of its last row
+        trail = b""  # identifies the readable part of the archive, for the id of its last row
         for record in records:
             trail = content_id(trail, record.headers.get("warc-record-id", "").encode("utf-8", "replace")).encode()
             if record.headers.get("warc-type", "").lower() not in _DESCRIBING:
@@ -76,7 +76,7 @@ class WarcReader(Config):
         return replace(page, document_id=document_id, url=url)
 
     def _page(self, record: WarcRecord) -> Document:
-        """Return the document that a record holds, without its id and address."""
+        """Return the document that a record holds, without its id and URL."""
         headers, cut = record.headers, "warc-truncated" in record.headers or "warc-segment-number" in record.headers
         kind, stored = headers.get("warc-type", "").lower(), http.Head(200, headers)
         if kind == "response" or (kind == "resource" and stored.media_type == "application/http"):

@@ -1,7 +1,7 @@
-"""A point for each of five criteria, instead of one of five grades: sums are easier to get right than verdicts.
+"""One point for each of five criteria instead of one of five grades: sums are easier to get right than verdicts.
 
-Yuan et al. 2024 (arXiv:2401.10020), whose judges agreed with people on 65.1 % of pairs in this form and on 26.6 % in
-that of the five grades. They average three samples.
+Source: Yuan et al. 2024 (arXiv:2401.10020). Their judges agreed with people on 65.1 % of pairs in this form and on
+26.6 % with five grades. They average three samples.
 """
 
 from typing import ClassVar, Literal
@@ -12,7 +12,7 @@ from humpback_ray.prompts.rating import ADDITIVE, POINTS, parse_points
 
 
 class Additive(Replies):
-    """Reasons first, then the sum of points, 0 to 5. Thresholds are sums: 4 of 5 points, say."""
+    """Reasons first, then the sum of points, 0 to 5. Thresholds are sums, such as 4 of 5 points."""
 
     grades: ClassVar[range] = POINTS
 
@@ -22,5 +22,5 @@ class Additive(Replies):
     """The template; `{instruction}` and `{response}` are replaced."""
 
     def parse(self, reply: Completion) -> float | None:
-        """Read the sum, 0 to 5, off a reply."""
+        """Read the sum, 0 to 5, from a reply."""
         return parse_points(reply.text, reply.finish_reason)

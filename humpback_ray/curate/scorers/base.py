@@ -1,9 +1,9 @@
-"""What a scorer is, and how the samples of one rating become a row.
+"""The interface of a scorer, and how the samples of one rating become a row.
 
-A scorer turns candidates into rows of SCORE; a higher score is a better pair. A sample is a number or a failure that
-says why; failures are counted, before and after a retry, and never become a number. A pair of which fewer samples have
-a score than the scorer wants has no score and a `drop_reason`: the mean of what is left would be drawn from fewer
-samples, and means of fewer samples lie further apart, so that more of them would reach a high threshold by chance.
+A scorer turns candidates into rows of SCORE; a higher score is a better pair. A sample is a number or a failure with
+its reason; failures are counted before and after a retry and never become a number. A pair with fewer scored samples
+than the scorer wants gets no score but a `drop_reason`: means of fewer samples vary more, so more of them would reach a
+high threshold by chance.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ UNPARSED, UNFINISHED = "unrated_unparsed", "unrated_unfinished"
 NO_NUMBER, NO_RESPONSE = "unrated_no_number", "unrated_empty_response"
 UNLIKELY, TOO_FEW = "unrated_grades_unlikely", "unrated_too_few_samples"
 FAILURES = frozenset({UNPARSED, UNFINISHED, *NO_REPLY.values(), NO_NUMBER, NO_RESPONSE, UNLIKELY, TOO_FEW})
-"""Drop reasons that are failures of the rating, not verdicts; a recipe's `max_failed_share` bounds them."""
+"""Drop reasons for failed ratings, as opposed to verdicts; a recipe's `max_failed_share` limits them."""
 
 
 Texts = Mapping[str, str]
@@ -30,7 +30,7 @@ Texts = Mapping[str, str]
 
 
 class ScoreRow(TypedDict):
-    """A row of SCORE but for what is the same in all rows (`scorer`, `model`, `sampling`) and `pre_score`."""
+    """A row of SCORE without `pre_score` and the columns that are constant (`scorer`, `model`, `sampling`)."""
 
     id: str
     score: float | None
@@ -53,7 +53,7 @@ class Scale(NamedTuple):
     lowest: float
     highest: float
     whole: bool = False
-    """Whether a pair gets one number, and the prompt asks for a whole one."""
+    """True if each pair gets a single number and the prompt asks for an integer."""
 
 
 class Scorer(Protocol):
@@ -66,12 +66,12 @@ class Scorer(Protocol):
 
     @property
     def scale(self) -> Scale | None:
-        """The scores that it gives; None where they have no ends, so that no threshold can be checked."""
+        """The scores that it gives; None if they are unbounded, since no threshold can then be checked."""
         ...
 
     @property
     def sampling(self) -> str | None:
-        """How replies are drawn, as JSON; None where nothing is generated."""
+        """Sampling settings of replies, as JSON; None if nothing is generated."""
         ...
 
     async def score(self, rows: Sequence[Texts], chat: ChatRecipe, engine: Engine) -> list[ScoreRow]:
@@ -80,23 +80,23 @@ class Scorer(Protocol):
 
 
 class Prompted(Config):
-    """The fields that all scorers share: which model reads what."""
+    """The fields that all scorers share: the model and its prompt."""
 
     placeholders: ClassVar[frozenset[str]] = frozenset({"{instruction}", "{response}"})
 
     rater: Literal["previous", "base"] = "previous"
-    """Whose judgement: "previous" is the paper's, the model of the round before; "base": the base model in every round,
-    for scorers that need no tuned model."""
+    """The model that rates. "previous": the model of the previous round, as in the paper; "base": the base model in
+    every round, for scorers that need no tuned model."""
 
     prompt: str
     """The template; `{instruction}` and `{response}` are replaced."""
 
     layout: PromptLayout = "chat"
-    """"chat": the template is an instruction in the forward layout; "raw": the model reads it as it is; "own": it is a
-    user's message in the rating model's own chat format, for a base model that was tuned to chat."""
+    """"chat": the template is an instruction in the forward layout; "raw": the model reads it unchanged; "own": it is a
+    user message in the rating model's own chat format, for a base model that was tuned to chat."""
 
     tags: Tags = "both"
-    """Source tags of the rating instruction in the chat layout. The paper does not say; "both" is its inference."""
+    """Source tags of the rating instruction in the chat layout. The paper does not say; it uses "both" at inference."""
 
     @field_validator("prompt")
     @classmethod
@@ -122,24 +122,24 @@ class Sample:
 
     score: float | None
     completion: Completion
-    """The reply it was read off, or the forward pass that gave it."""
+    """The reply or the forward pass that gave the score."""
     failure: str | None = None
     """Why there is no score."""
     grade_mass: float | None = None
-    """The probability of all grades together where they were weighed; None where the number written was read."""
+    """The total probability of all grades if they were weighted; None if the score is the number in the reply."""
     first: "Sample | None" = None
-    """The failed sample in whose place this one was drawn."""
+    """The failed sample that this one replaces."""
 
     @staticmethod
     def of(score: float | None, completion: Completion) -> "Sample":
-        """Make a sample; where there is no score, the way in which the engine ended says why."""
+        """Make a sample; without a score, the engine's finish reason gives the failure."""
         by_finish = {**NO_REPLY, "length": UNFINISHED, "scored": NO_NUMBER}
         failure = None if score is not None else by_finish.get(completion.finish_reason, UNPARSED)
         return Sample(score, completion, failure)
 
 
 def score_row(row_id: str, prompt: str, samples: Sequence[Sample], min_samples: int | None = None) -> ScoreRow:
-    """Average the samples that have a score and write down all of them.
+    """Average the samples that have a score, and record all samples.
 
     Args:
         row_id: of the pair.
@@ -148,8 +148,8 @@ def score_row(row_id: str, prompt: str, samples: Sequence[Sample], min_samples: 
         min_samples: how many of them must have a score; None: all.
 
     Returns:
-        Where too few samples have a score the row has none; the `drop_reason` is `unrated_too_few_samples`, or, without
-        any score, the commonest failure (at a tie, the first).
+        A row of SCORE. If too few samples have a score, it has none, and its `drop_reason` is
+        `unrated_too_few_samples`, or, if no sample has one, the most common failure (the first at a tie).
     """
     scores = [sample.score for sample in samples if sample.score is not None]
     failures = [sample.failure for sample in samples if sample.failure]

@@ -1,10 +1,10 @@
-"""A cheap scorer decides which pairs the dear one sees, so that long replies are spent on pairs that may be kept.
+"""A cheap scorer decides which pairs an expensive one sees: long replies are spent only on pairs that may be kept.
 
-Two stages: the cheap scorer rates every candidate (`round-t/prescores`; `prescores` where it asks the base model, whose
-scores are the same in every round), then the best share of all of them goes to the dear one (`round-t/scores`) and the
-others get the verdict `not_passed_on`. The choice looks at the whole table of cheap scores, so it does not depend on
-how candidates are cut into shards; every actor makes it anew from that table, which holds no text. What the cheap
-scorer could not rate is passed on: failing is no verdict.
+Two stages: the cheap scorer rates every candidate (`round-t/prescores`; `prescores` if it asks the base model, since
+those scores are the same in every round), then the best share of them goes to the expensive scorer (`round-t/scores`)
+and the others get the verdict `not_passed_on`. The choice looks at the whole table of cheap scores, so it does not
+depend on the shards; every actor repeats it from that table, which holds no text. Candidates that the cheap scorer
+could not rate are passed on: a failure is not a verdict.
 """
 
 import math
@@ -35,11 +35,11 @@ class Chained(Config):
     """The cheap one, which rates all candidates."""
 
     share: float = Field(default=0.5, gt=0, lt=1)
-    """Of the candidates that `first` could rate, the share that `then` sees: the best ones, at equal scores in the
-    order of their ids. The paper keeps 38.8 % of its candidates as A_4, so 0.5 leaves room. Ours."""
+    """The share of the candidates rated by `first` that `then` sees: the best ones; ties are broken by id. The paper
+    keeps 38.8 % of its candidates as A_4, so 0.5 leaves room. Ours."""
 
     then: SingleScorer = Rubric()
-    """The dear one, whose scores select."""
+    """The expensive one; its scores select."""
 
     @property
     def scale(self) -> Scale | None:
@@ -48,16 +48,16 @@ class Chained(Config):
 
     @property
     def rater(self) -> Literal["previous", "base"]:
-        """Whose judgement selects: the dear scorer's."""
+        """The model that selects: the expensive scorer's."""
         return self.then.rater
 
 
 class Choice:
-    """Which candidates are passed on, by the cheap scores of all of them.
+    """Decides by the cheap scores of all candidates which ones are passed on.
 
     Args:
         prescores: `id` and `score` of every candidate, in any order; null where the rating failed.
-        share: of the rated ones; rounded up.
+        share: of the rated candidates; their number is rounded up.
     """
 
     def __init__(self, prescores: pa.Table, share: float) -> None:
@@ -91,5 +91,5 @@ class Choice:
 
 
 def passed_over(row_id: str) -> dict[str, str | None]:
-    """Return the row of a candidate that the dear scorer does not see."""
+    """Return the row of a candidate that the expensive scorer does not see."""
     return dict.fromkeys(SCORE.names) | {"id": row_id, "drop_reason": NOT_PASSED_ON}

@@ -2,13 +2,13 @@
 
 The instruction-following difficulty of Li et al. 2023 (arXiv:2308.12032) is the perplexity of the response given the
 instruction over its perplexity alone, IFD(x, y) = PPL(y | x) / PPL(y). Below 1 the instruction helps; at 1 or above it
-does not, so it is not what y answers. That paper drops pairs above 1 and among the others prefers the *highest*, the
-hard ones, because its pairs are human-made and belong together. Here x is a guess of the backward model and what is in
-doubt is whether x and y belong together, so low is good.
+does not, so y is not an answer to it. That paper drops pairs above 1 and prefers the *highest* of the others, the hard
+ones, because people wrote its pairs and x and y belong together. Here x is a guess of the backward model and may not
+belong to y at all, so low is good.
 
     score = -ln IFD = mean_t ln p(y_t | x, y_<t) - mean_t ln p(y_t | y_<t)        nats per token of y
 
-0: the instruction is no help; ln 2 (0.69): it halves the perplexity; negative: it misleads.
+0: the instruction does not help; ln 2 (0.69): it halves the perplexity; negative: it misleads.
 """
 
 import math
@@ -30,20 +30,22 @@ class Likelihood(Prompted):
     kind: Literal["likelihood"] = "likelihood"
 
     prompt: str = "{instruction}"
-    """The template of what stands before the response; `{instruction}` is replaced."""
+    """Template of the text before the response; `{instruction}` is replaced."""
 
     alone: str = ""
-    """What stands before the response in the pass without the instruction; the paper's: nothing."""
+    """The text before the response in the pass without the instruction; empty in the paper."""
 
     @model_validator(mode="after")
     def _response_is_not_told(self) -> Self:
         if "{response}" in self.prompt:
-            raise ValueError("the prompt of a likelihood holds {response}, which is what is to be predicted; remove it")
+            raise ValueError(
+                "the prompt of a likelihood scorer contains {response}, the text that the model predicts; remove it"
+            )
         return self
 
     @property
     def scale(self) -> None:
-        """None: nats have no ends, and which of them are good depends on the model and the texts."""
+        """None: scores in nats are unbounded, and good values depend on the model and the texts."""
 
     async def score(self, rows: Sequence[Texts], chat: ChatRecipe, engine: Engine) -> list[ScoreRow]:
         """Rate candidates; returns `score_row`s in their order."""
@@ -58,7 +60,7 @@ class Likelihood(Prompted):
 
 
 def likelihood_sample(given: Completion, alone: Completion) -> Sample:
-    """Compare a response's log-probability after the instruction with that alone."""
+    """Compare a response's log-probability after the instruction with its log-probability alone."""
     refused = next((one for one in (given, alone) if one.finish_reason in NO_REPLY), None)
     if refused:
         return Sample.of(None, refused)
@@ -69,7 +71,7 @@ def likelihood_sample(given: Completion, alone: Completion) -> Sample:
 
 
 def mean_logprob(scored: Completion) -> float:
-    """Return the mean log-probability of the only continuation's tokens, in nats; NaN where the engine gave none."""
+    """Return the mean log-probability of the only continuation's tokens, in nats; NaN if the engine gave none."""
     if not scored.logprobs or not scored.scored_tokens or not scored.scored_tokens[0]:
         return math.nan
     return scored.logprobs[0] / scored.scored_tokens[0]

@@ -1,9 +1,9 @@
-"""Scorers that let the model explain itself: replies are drawn, and the grade is read off their last line.
+"""Scorers that let the model explain itself: replies are sampled, and the grade is read from their last line.
 
-A reply that did not end, or whose last line is no score, is asked for once more: with more room, and drawn anew, since
-what was greedy or used the same seed would only be the same again. The second reply's seed is its own and derives from
-the row like the first one's, so the same pair is retried alike wherever and whenever it is rated. What is still no
-score then is a failed sample, and a pair with fewer samples than `min_samples` a failed rating.
+If a reply did not end, or its last line is not a score, it is generated once more: with more room, and sampled with
+another seed, since a greedy reply or the same seed would only repeat it. The second seed derives from the row as the
+first one does, so a retry of a pair is reproducible. If the second reply has no score either, the sample has failed; a
+pair with fewer scored samples than `min_samples` is a failed rating.
 """
 
 import asyncio
@@ -28,35 +28,35 @@ SAMPLING = frozenset(
     }
 )  # fmt: skip
 MIN_GRADE_MASS = 0.5
-"""Below it the model would sooner have written something that is no grade."""
+"""Below it the model would more likely have written something other than a grade."""
 
 
 class Replies(Prompted):
     """Reasons first, then the grade of the last line."""
 
     grades: ClassVar[range]
-    """What a reply may say."""
+    """The grades that a reply may give."""
 
     kind: Any
     """Name in the union; narrowed by each member."""
 
     read: Literal["parsed", "expected"] = "parsed"
-    """"parsed": the number written; "expected": the mean over all grades at its place, weighted by probability. It
-    needs a whole grade that is written as a digit."""
+    """"parsed": the number in the reply; "expected": the mean of all grades in its place, weighted by probability,
+    which needs an integer grade written as a digit."""
 
     min_grade_mass: float = Field(default=MIN_GRADE_MASS, ge=0, le=1)
-    """Where `read` is "expected", the least probability that the grades must have together at that place; less is a
-    failed sample, for the model would have written something else. Ours."""
+    """If `read` is "expected": the minimum total probability of the grades in that place. Less is a failed sample,
+    since the model would have written something else. Ours."""
 
     samples: int = Field(default=3, ge=1)
-    """Replies per pair, averaged. The paper keeps scores >= 4.5, so it averaged several; how many, it does not say."""
+    """Replies per pair, averaged. The paper keeps scores >= 4.5, so it averaged several; it does not say how many."""
 
     min_samples: int | None = Field(default=None, ge=1)
-    """The fewest of them, after the retry, that must have a score; a pair with fewer is a failed rating. None: all. The
-    mean of fewer samples varies more, so fewer let more mediocre pairs reach a high threshold. Ours."""
+    """How many of them must have a score after the retry; a pair with fewer is a failed rating. None: all. The mean of
+    fewer samples varies more, so a lower number lets more mediocre pairs reach a high threshold. Ours."""
 
     temperature: float = Field(default=0.7, ge=0)
-    """Section 3.1's generation setting; 0: greedy."""
+    """The generation setting of section 3.1; 0: greedy."""
 
     top_p: float = Field(default=0.9, gt=0, le=1)
     """Nucleus, same place."""
@@ -65,11 +65,11 @@ class Replies(Prompted):
     """Room for a reply's reasons and its last line."""
 
     retry_room: float | None = Field(default=2, ge=1)
-    """An unfinished or unparsed reply is asked for once more with this many times the room (with the same room where
+    """An unfinished or unparsed reply is generated once more with `max_new_tokens` times this factor (or unchanged if
     more does not fit the context); None: off. Ours."""
 
     retry_temperature: float = Field(default=0.7, gt=0)
-    """Of that second reply, also where the first was greedy."""
+    """Temperature of that second reply, even if the first was greedy."""
 
     seed: int = 0
     """Another seed draws other replies."""
@@ -95,11 +95,11 @@ class Replies(Prompted):
 
     @property
     def sampling(self) -> str | None:
-        """How replies are drawn, as JSON."""
+        """Sampling settings of replies, as JSON."""
         return json.dumps(self.model_dump(include=set(SAMPLING)))
 
     def parse(self, reply: Completion) -> float | None:
-        """Read the grade off a reply; None unless it ended by itself with a line that holds one."""
+        """Read the grade from a reply; None unless it ended by itself with a line that holds one."""
         raise NotImplementedError
 
     async def score(self, rows: Sequence[Texts], chat: ChatRecipe, engine: Engine) -> list[ScoreRow]:
@@ -138,13 +138,13 @@ class Replies(Prompted):
 
 
 def grade_request(prompt: str, reply_prefix: str, grades: range, space: str = " ") -> Request:
-    """Ask for the probability of each grade after a part of a reply that ends right before it."""
+    """Ask for the probability of each grade after the part of a reply that precedes it."""
     continuations = tuple(f"{space}{grade}" for grade in grades)
     return Request(prompt, reply_prefix=reply_prefix, continuations=continuations)
 
 
 def expected_sample(scored: Completion, grades: range, least_mass: float) -> Sample:
-    """Make a sample of the mean grade; it fails where all grades together are less likely than `least_mass`."""
+    """Make a sample of the mean grade; it fails if the grades' total probability is below `least_mass`."""
     grade, mass = expected_grade(scored, grades), grade_mass(scored)
     sample = Sample.of(grade, scored)
     if grade is not None and mass is not None and mass < least_mass:
@@ -153,9 +153,9 @@ def expected_sample(scored: Completion, grades: range, least_mass: float) -> Sam
 
 
 def grade_mass(scored: Completion) -> float | None:
-    """Return the probability of all grades together, 0 to 1; None if there is no number.
+    """Return the total probability of all grades, 0 to 1; None if the engine gave none or NaN.
 
-    Rounded to nine digits: sums of exponentials would miss a limit that they meet.
+    Rounded to nine digits: a sum of exponentials could otherwise miss a limit that it exactly meets.
     """
     if scored.logprobs is None or any(map(math.isnan, scored.logprobs)):
         return None
@@ -163,7 +163,7 @@ def grade_mass(scored: Completion) -> float | None:
 
 
 def expected_grade(scored: Completion, grades: range) -> float | None:
-    """Return the mean grade, each weighted by its share of the probability of all; None if there is no number."""
+    """Return the mean grade, weighted by normalized probability; None if probabilities are missing or not finite."""
     if scored.logprobs is None:
         return None
     top = max(scored.logprobs)

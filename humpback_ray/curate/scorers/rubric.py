@@ -1,7 +1,7 @@
 """The paper's scale of five grades, with reasoning (`rubric`) or without (`rubric_expected`).
 
 `rubric` lets the model explain itself and then reads its last line: the number as written, or the mean of the five
-grades weighted by the probability the model gives them there. `rubric_expected` reads that mean straight after the
+grades weighted by the probability that the model gives them there. `rubric_expected` reads that mean right after the
 prompt, in one forward pass.
 """
 
@@ -28,12 +28,12 @@ class Rubric(Replies):
     """The template; `{instruction}` and `{response}` are replaced."""
 
     def parse(self, reply: Completion) -> float | None:
-        """Read the grade, 1 to 5, off a reply."""
+        """Read the grade, 1 to 5, from a reply."""
         return parse_score(reply.text, reply.finish_reason)
 
 
 class RubricExpected(Prompted):
-    """No reasons: the expected grade straight after `Score:`, one forward pass and a continuous score."""
+    """No reasons: the expected grade right after `Score:`, in one forward pass; a continuous score."""
 
     kind: Literal["rubric_expected"] = "rubric_expected"
 
@@ -41,8 +41,8 @@ class RubricExpected(Prompted):
     """The template; `{instruction}` and `{response}` are replaced."""
 
     min_grade_mass: float = Field(default=MIN_GRADE_MASS, ge=0, le=1)
-    """The least probability that the five grades must have together after `Score:`; less is a failed rating, for the
-    model would have written something else. Ours."""
+    """Minimum total probability of the five grades after `Score:`. Less is a failed rating, since the model would have
+    written something else. Ours."""
 
     @property
     def scale(self) -> Scale:

@@ -1,11 +1,10 @@
-"""What a predicted instruction must be to be kept beside its segment: rules with named drop reasons, no model asked.
+"""Filters of predicted instructions: rules with named drop reasons, without a model.
 
-A backward model is a language model: it may go on with its prompt, refuse, run in a loop, answer its own question, or
-ask about "the passage above", which whoever reads the instruction alone cannot see. Each rule is a pure function of
-strings: `form` tells what a text looks like, `phrases`, `references` and `subjects` what it says, `source` what it
-shares with its segment. They are written to miss rather than to drop a good instruction. What the phrases look for is
-English; the other rules know no language. None of this is the paper's, which curates by rating alone (Li et al. 2023,
-arXiv:2308.06259).
+A backward model is a language model: it may continue its prompt, refuse, loop, answer its own question, or ask about
+"the passage above", which a reader of the instruction alone cannot see. Each rule is a pure function of strings: `form`
+judges the look of a text, `phrases`, `references` and `subjects` its content, `source` its overlap with the segment.
+They prefer to miss a bad instruction rather than drop a good one. The phrases are English; the other rules do not
+depend on the language. None of this is in the paper, which curates by rating alone (Li et al. 2023, arXiv:2308.06259).
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,28 +35,28 @@ class InstructionFilters(Config):
     reasons: tuple[Reason, ...] = get_args(Reason)
     """The rules in force; leave one out to turn it off.
 
-    `echoed_prompt`: a source tag, or a line that begins with the layouts' own text. `repetitive`: a letter, word or
-    passage in a loop. `too_little_content`: punctuation, emoji, a number, an address or one word. `mojibake`: decoded
-    with the wrong encoding. `markup`: a model's tokens, role markers, tags, entities, Markdown around the whole.
+    `echoed_prompt`: a source tag, or a line that begins with text of the layouts. `repetitive`: a letter, word or
+    passage in a loop. `too_little_content`: punctuation, emoji, a number, a URL or one word. `mojibake`: decoded with
+    the wrong encoding. `markup`: a model's tokens, role markers, tags, entities, Markdown around the whole.
     `navigation_text`: menus, cookie notices, calls to subscribe. `copied_segment`: mostly words of the segment.
     `contains_answer`: a question and its answer. `refusal`: a model refuses or asks back. `meta_text`: about the
-    instruction ("Here is one:"). `refers_to_text`: points at a text that it does not give. `broken_off`: ends in a
+    instruction ("Here is one:"). `refers_to_text`: refers to a text that it does not include. `broken_off`: ends in a
     word that needs another one, or in an open quotation. `unsafe`: asks for help with weapons, drugs or crime.
     `personal_data`: an e-mail address or a telephone number. `no_request`: a heading or statement. `other_language`:
-    surely in another language than its segment."""
+    almost certainly in another language than its segment."""
 
     copied_words: int = Field(default=12, ge=1)
-    """Words that `copied_segment` takes. Fewer may be a heading."""
+    """Minimum number of copied words for `copied_segment`. Fewer may be a heading."""
 
     min_language_probability: float = Field(default=0.8, gt=0, le=1)
-    """Probability, of all other languages together, from which on an instruction is `other_language`."""
+    """Minimum total probability of all other languages for `other_language`."""
 
     def packages(self) -> Sequence[Package]:
-        """Return what tells languages."""
+        """Return the library that detects languages."""
         return (LANGUAGE,) if "other_language" in self.reasons else ()
 
     def reason(self, instruction: str, segment: str, chat: ChatRecipe) -> Reason | None:
-        """Return why an instruction is dropped, None if it stays; the first rule that applies names it."""
+        """Return why an instruction is dropped, by the first rule that applies; None if it stays."""
         return next((reason for reason in get_args(Reason) if self._applies(reason, instruction, segment, chat)), None)
 
     def _applies(self, reason: Reason, instruction: str, segment: str, chat: ChatRecipe) -> bool:
@@ -99,11 +98,11 @@ class InstructionFilters(Config):
 
 
 _MIN_MARK_CHARS = 6
-"""Shorter lines of a layout ("A:") also begin lines of good instructions."""
+"""Good instructions may have lines that begin with a shorter layout line ("A:")."""
 
 
 def echoes_prompt(instruction: str, chat: ChatRecipe) -> bool:
-    """Return whether a text holds a source tag, or a line that begins with a line of the layouts."""
+    """Return whether a text contains a source tag, or a line that begins with a line of the layouts."""
     told = " ".join(instruction.casefold().split())
     if any(" ".join(tag.casefold().split()) in told for tag in chat.tags("both")):
         return True

@@ -1,4 +1,4 @@
-"""What an instruction looks like, whatever it says: too little of it, over and over, cut, or damaged."""
+"""The form of an instruction, whatever its content: too short, repetitive, cut off or damaged."""
 
 import re
 
@@ -8,14 +8,14 @@ _URL = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
 _SUM = re.compile(r"[\d)]\s*[+*/×÷^=√%<>]\s*[\d(?]|\d\s*[-−–]\s*\d+\s*[=?]|√\s*\d|\d!")
 _GREETINGS = frozenset({"hello", "hi", "hey", "greetings", "thanks", "bye", "goodbye"})
 _MIN_BYTES = 3
-"""Of letters: two, or one of a Chinese word, say nothing."""
+"""Minimum length of all letters, in UTF-8: two Latin letters say nothing."""
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}")
 
 
 def says_too_little(text: str) -> bool:
-    """Return whether a text is punctuation, emoji, a number, an address or one word, said once or again.
+    """Return whether a text is only punctuation, emoji, a number, a URL or one word, once or repeatedly.
 
     A calculation ("2+2?") is enough, and so is a greeting.
     """
@@ -32,20 +32,20 @@ _LETTER_RUN = re.compile(r"([^\W\d_])\1{14}", re.IGNORECASE)
 _SIGN_RUN = re.compile(r"([^\w\s=.*#~|+-])\1{19}")
 _MIN_LOOP_WORDS = 5
 _MAX_DISTINCT = 0.62
-"""Share of a text's words that are different from each other; with more there is no loop to look for."""
+"""Share of distinct words in a text; a text with a larger share has no loop."""
 
 _MAX_NUMBERS = 0.3
 _MAX_PERIOD = 30
 _TIMES = 3
-"""A passage of several words that follows on itself this often is a loop; of one word, twice as often."""
+"""A passage that repeats this often in a row is a loop; one of one or two words must repeat twice as often."""
 
 _GRAM, _MIN_GRAMS, _MAX_REPEATED = 3, 10, 0.5
 
 
 def repeats_itself(text: str) -> bool:
-    """Return whether a text runs in a loop: one letter, one word, or one passage over and over.
+    """Return whether a text loops: one letter, word or passage over and over.
 
-    Texts of many numbers are not looked at: tables and matrices repeat them.
+    Texts with many numbers are exempt: tables and matrices repeat them.
     """
     if _LETTER_RUN.search(text) or _SIGN_RUN.search(text):
         return True
@@ -98,7 +98,7 @@ _TAKES = {
     "stop drop composed sung founded discovered",
     "as": "known used serve described act regarded such same seen considered classified",
 }  # fmt: skip
-"""Words that a preposition may stand behind at the end of a sentence ("What are weirs made of")."""
+"""Words that a preposition may follow at the end of a sentence ("What are weirs made of")."""
 
 _TAKEN = {end: frozenset(known.split()) for end, known in _TAKES.items()}
 _GAP = re.compile(
@@ -116,14 +116,14 @@ _OPEN_SINGLE = re.compile(r"(?<![:\s])\s['‘](?!\d|em\b|til\b|cause\b|n\b|tis\b
 _OPEN_BRACKET = re.compile(r"(?<![:;=x8\s-])\s?[(\[](?!\W)[^()\[\]\n]*$")
 _ELLIPSIS = re.compile(r"(?<=[a-z]) ?(?:\.{3}|…)$")
 _MAX_OPEN_WORDS = 6
-"""A longer quotation or bracket that nothing closes is a slip, not the place where a model stopped."""
+"""A longer unclosed quotation or bracket is a slip, not the place where a model stopped."""
 
 
 def breaks_off(text: str) -> bool:
     """Return whether a text ends where no sentence ends: "the role of weirs in", an open quotation or bracket.
 
-    Words count in lower case: "AND and OR" may end a sentence. A preposition may stand behind a verb that takes it.
-    What asks for a sentence to be completed may end anywhere.
+    Only lower-case words count: "AND and OR" may end a sentence. A preposition may follow a verb that takes it. A
+    request to complete a sentence may end anywhere.
     """
     told = _ELLIPSIS.sub("", text.rstrip())
     if told.endswith(("?", ".", "!")) and told.count("```") % 2 == 0:
@@ -141,7 +141,7 @@ def breaks_off(text: str) -> bool:
 
 
 def _takes(text: str, word: str, preposition: str) -> bool:
-    """Return whether a sentence may end in a preposition: a word before takes it, and another has left the gap."""
+    """Return whether a sentence may end in a preposition: `word` takes it, and "what" or the like is its object."""
     if word.lower() in _PRONOUNS:
         return True
     known = _TAKEN.get(preposition)
@@ -207,9 +207,9 @@ _ABOUT_TALK = re.compile(
 
 
 def has_markup(text: str) -> bool:
-    """Return whether a text carries marks of its source: tokens of a model, role markers, tags, entities, Markdown.
+    """Return whether a text contains marks of its source: tokens of a model, role markers, tags, entities, Markdown.
 
-    A text that is about such marks, or holds code, may show them.
+    A text about such marks, or with code, may contain them.
     """
     if _JSON.match(text):
         return not text.rstrip().endswith("?")
@@ -236,7 +236,7 @@ def has_markup(text: str) -> bool:
 
 
 _MAX_TAGGED_WORDS = 20
-"""People leave a tag or an entity in a long text that they paste."""
+"""Longer texts may contain a tag or an entity: people leave them in text that they paste."""
 
 _ASCII_DAMAGE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]|(?:=[0-9A-F]{2}){2}|(?:%[0-9A-F]{2}\w*){2}|(?:&#\d{2,5};){2}")
 _TAIL = "[\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
@@ -252,6 +252,6 @@ _ABOUT_ENCODING = re.compile(
 
 
 def is_mojibake(text: str) -> bool:
-    """Return whether a text was decoded with the wrong encoding, as UTF-8 read as Windows-1252, or lost characters."""
+    """Return whether a text was decoded with the wrong encoding (UTF-8 as Windows-1252) or lost characters."""
     damage = _ASCII_DAMAGE if text.isascii() else _MOJIBAKE
     return bool(damage.search(_URL.sub(" ", text))) and not _ABOUT_ENCODING.search(text)

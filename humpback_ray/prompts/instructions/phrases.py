@@ -1,4 +1,4 @@
-"""How a model speaks when it does not do what it was asked: refusals, and talk about the instruction, in English."""
+"""English phrases of a model that does not do its task: refusals, and talk about the instruction."""
 
 import re
 
@@ -61,10 +61,10 @@ _WITHOUT_QUESTION = re.compile(
 
 
 def refuses(text: str) -> bool:
-    """Return whether a text begins as a model that refuses, asks back, or speaks of itself as one.
+    """Return whether a text begins like a model that refuses, asks back, or calls itself a model.
 
-    People say what they cannot do, too: "I can't provide a receipt" counts only where nothing is asked, and no other
-    verbs count than those of somebody who serves.
+    People also say what they cannot do: "I can't provide a receipt" counts only in a text without a question, and only
+    verbs of serving count.
     """
     told = plainly(text)
     if _REFUSAL.match(told) or _ASKED_BACK.match(told):
@@ -115,9 +115,9 @@ _LETTER = re.compile(
 
 
 def is_meta(text: str) -> bool:
-    """Return whether a text speaks of the instruction instead of giving it: "Sure! Here is one", "Instruction: …".
+    """Return whether a text talks about the instruction instead of giving it: "Sure! Here is one", "Instruction: …".
 
-    "Question:" and the like before a question are what people write.
+    People do write "Question:" and similar labels before a question, so these are allowed.
     """
     told = plainly(text)
     if "<think" in told or (_META.match(told) and not _HUMAN_LABEL.match(told)):

@@ -1,4 +1,4 @@
-"""References to a text that the reader of an instruction does not see, in English."""
+"""English references to a text that the reader of an instruction does not see."""
 
 import re
 
@@ -85,16 +85,16 @@ _MENTIONED = re.compile(
     rf"\b(?:an?|his|her|my|our|your|their|whose|each|any|every|some|\w+'s) (?:[\w-]+ ){{0,3}}(?:{_ANY}|{_WRITER})"
 )
 _POINTED_AT = frozenset(re.findall(r"[a-z]+", f"{_ANY} {_WRITER} webpage website above below here following follows"))
-"""Words one of which every reference holds: a look at them is cheaper than the patterns."""
+"""Every reference contains one of these words; checking them is cheaper than the patterns."""
 
 _MIN_GIVEN_WORDS, _MIN_WORDS_BEFORE = 3, 8
 
 
 def refers_to_text(instruction: str) -> bool:
-    """Return whether a text points at another one ("the passage", "this page", "the author") and has none.
+    """Return whether a text refers to another one ("the passage", "this page", "the author") without including it.
 
-    Given is what follows after a colon, a line end or a quotation mark; a text on other lines or a quotation before; an
-    article that is spoken of before ("a journalist writes an article"); an address.
+    It includes a text if one follows a colon, a line end or a quotation mark, if a quotation or other lines precede the
+    reference, if it introduces the text before ("a journalist writes an article"), or if it contains a URL.
     """
     told = instruction.casefold().replace("’", "'")
     if "http" in told or "www." in told:

@@ -1,4 +1,4 @@
-"""An instruction beside its segment: whether it copies it, gives its answer away, or is in another language."""
+"""Compare an instruction with its segment: does it copy it, give the answer away, or use another language?"""
 
 import re
 
@@ -27,10 +27,10 @@ _MIN_COPIED_SHARE, _MIN_SEGMENT_SHARE = 0.5, 0.8
 
 
 def copies(instruction: str, segment: str, min_words: int) -> bool:
-    """Return whether a text repeats so many words of its segment in runs of five, instead of asking for it.
+    """Return whether a text repeats at least `min_words` words of its segment, in runs of five, instead of asking.
 
-    It must begin with them, or hold nearly the whole segment without being about editing a text that it gives.
-    Questions are not looked at: a segment's own question is a good instruction.
+    It must begin with them, or contain nearly the whole segment without asking to edit it. Questions do not count: a
+    segment's own question is a good instruction.
     """
     told = words(_QUESTION.sub(" ", instruction).casefold())
     copied = _copied(told, segment) if len(told) >= min_words else []
@@ -44,15 +44,15 @@ def copies(instruction: str, segment: str, min_words: int) -> bool:
 
 
 def _follows(instruction: str, copied: int, given: int) -> bool:
-    """Return whether nearly all that stands behind a request, on lines of its own, is copied."""
+    """Return whether nearly all text after a request, on lines of its own, is copied."""
     return "\n" in instruction.strip() and copied >= _MIN_SEGMENT_SHARE * given
 
 
 def _copied(told: list[str], segment: str) -> list[int]:
-    """Return the positions of words that are in runs of five of a segment's words, in order."""
+    """Return, in order, the positions of the words in runs of five that the segment contains."""
     lowered = segment.casefold()
     if sum(word in lowered for word in told if len(word.encode("utf-8", "replace")) >= _LONG_BYTES) < _MIN_LONG_WORDS:
-        return []  # cheaper than to take the segment apart
+        return []  # cheaper than splitting the segment into words
     inside = f" {' '.join(words(lowered))} "
     runs = (at for at in range(len(told) - _RUN_WORDS + 1) if f" {' '.join(told[at : at + _RUN_WORDS])} " in inside)
     return sorted({at + word for at in runs for word in range(_RUN_WORDS)})
@@ -74,9 +74,9 @@ _MIN_COPIED_ANSWER = 0.8
 
 
 def gives_answer(instruction: str, segment: str) -> bool:
-    """Return whether a text asks and answers: "Q… Answer: …", or a question beside a statement of its segment.
+    """Return whether a text asks and answers: "Q… Answer: …", or a question with a statement from its segment.
 
-    Examples that show a form ("Q: … A: … Q: …") and choices ("A: … B: …") give no answer away.
+    Examples of a format ("Q: … A: … Q: …") and choices ("A: … B: …") do not give an answer away.
     """
     if ":" in instruction or "：" in instruction:
         for pattern in (_ANSWER, _LETTERED):
@@ -95,12 +95,12 @@ def gives_answer(instruction: str, segment: str) -> bool:
 
 
 _MIN_LETTER_BYTES = 12
-"""In UTF-8: four Chinese characters, or a dozen Latin letters. Less says too little."""
+"""Minimum length of all letters, in UTF-8: four Chinese characters or a dozen Latin letters. Less shows no language."""
 
 _READ_CHARS = 300
 _MIN_SEGMENT_LETTERS = 100
 _MIN_LETTER_SHARE = 0.6
-"""Of a segment's characters. Prose has 0.8; tables and code, whose language is anybody's guess, have less."""
+"""Minimum share of letters in a segment. Prose has 0.8; tables and code, which have no clear language, have less."""
 
 _MIN_SEGMENT_PROBABILITY = 0.8
 _MAX_OWN_PROBABILITY = 0.05
@@ -108,9 +108,9 @@ _CLAUSE = re.compile(r"[.:?!;\n\"“”«»()。：？！]+")
 
 
 def is_foreign(instruction: str, segment: str, min_probability: float) -> bool:
-    """Return whether a text is surely in another language than its segment; False where either is unsure.
+    """Return whether a text is certainly in another language than its segment; False if either language is unsure.
 
-    A clause in the segment's language is enough to stay: "Translate into English:", and what follows.
+    One clause in the segment's language is enough to stay, such as "Translate into English:" before other text.
     """
     if len("".join(filter(str.isalpha, instruction[:_READ_CHARS])).encode("utf-8", "replace")) < _MIN_LETTER_BYTES:
         return False

@@ -1,4 +1,4 @@
-"""What a text is instead of a request that can be answered: a site's furniture, a heading, harm; in English."""
+"""English texts that are not a request to answer: site navigation, a heading, personal data, a request for harm."""
 
 import re
 
@@ -49,7 +49,7 @@ ASKS = re.compile(
 
 
 def is_navigation(text: str) -> bool:
-    """Return whether a text is the furniture of a site: its menu, its cookie notice, its calls to subscribe."""
+    """Return whether a text is site navigation: a menu, a cookie notice, a call to subscribe."""
     told = text.casefold().replace("’", "'").strip()
     if _TRAIL.fullmatch(told) or _MENUS.fullmatch(told):
         return True
@@ -70,9 +70,9 @@ _ABOUT_DATA = re.compile(
 
 
 def is_personal(text: str) -> bool:
-    """Return whether a short text names an e-mail address, or a telephone, insurance or card number.
+    """Return whether a short text contains an e-mail address, or a telephone, insurance or card number.
 
-    Longer texts and those about such data (a pattern that finds them, a table) may hold some.
+    Longer texts and those about such data (a pattern that finds them, a table) may contain some.
     """
     plain = _PHONE.sub(" ", _MAIL.sub(" ", text))
     if plain == text or "\n" in text.strip() or len(text.split()) > _MAX_PERSONAL_WORDS:
@@ -136,7 +136,7 @@ _FINITE = re.compile(
     r"|provides?)\b"
 )
 _OPEN_ENDS = (" called", " known as", " is", " are", " was", " were", " named")
-"""A sentence to be completed."""
+"""Ends of a sentence for the model to complete."""
 
 _JOINS = re.compile(r"\b(?:and|of|in|on|for|to|with|its|their|his|her|the|from|behind|through)\b")
 _STOPS = frozenset("their there these those this that with from and about into over most many some other".split())  # noqa: SIM905
@@ -163,8 +163,8 @@ _MAX_STATEMENT_WORDS, _MAX_HEADING_WORDS, _MAX_TITLE_WORDS, _MIN_STEM = 30, 10, 
 def asks_nothing(text: str, segment: str) -> bool:
     """Return whether a text is one statement or heading on its segment's subject, and neither question nor request.
 
-    People do write keywords, remarks on themselves and puzzles; so only a plain sentence or phrase counts that speaks
-    of nobody, and has half of a heading's words, or a statement's subject, from the segment.
+    People do write keywords, remarks about themselves and puzzles. So only a plain sentence or phrase without "I" or
+    "you" counts, and only if the segment has half of the heading's words, or the statement's subject.
     """
     told = plainly(text)
     if "\n" in text.strip() or re.search(r"[?:;\"`{}=\d/|<>_…]|\.\.", told) or _QUESTIONS.search(told):
@@ -198,7 +198,7 @@ def asks_nothing(text: str, segment: str) -> bool:
 
 
 def _is_title(text: str) -> bool:
-    """Return whether every word of a text of two to six words begins with a capital."""
+    """Return whether a text has two to six words, each beginning with a capital."""
     parts = text.split()
     return 2 <= len(parts) <= _MAX_TITLE_WORDS and all(part.isalpha() and part[0].isupper() for part in parts)
 

@@ -41,7 +41,7 @@ def test_damage_and_trailing_garbage_are_corrupt() -> None:
     assert read_all(gzip.compress(b"fine") + b"garbage") == (b"fine", "corrupt")
 
 
-def test_a_bomb_is_handed_out_in_bounded_pieces() -> None:
+def test_a_bomb_is_returned_in_bounded_pieces() -> None:
     source = Inflated(io.BytesIO(gzip.compress(b"a" * 50_000_000)))
     assert max(len(piece) for piece in iter(source.read, b"")) <= 256 * 1024
 

@@ -57,7 +57,7 @@ def test_a_bomb_is_dropped_without_being_held() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, br"])
-def test_a_body_stored_decoded_under_the_headers_of_the_wire_is_taken_as_it_is(encoding: str) -> None:
+def test_a_decoded_body_under_its_original_headers_stays_as_it_is(encoding: str) -> None:
     assert decode(head(content_encoding=encoding), PAGE, 10_000) == (PAGE, False)
 
 
@@ -100,7 +100,7 @@ def zstd(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, zstd])
 @pytest.mark.parametrize("declared", ["", "gzip", "br", "deflate", "zstd"])
-def test_a_stream_that_shows_itself_needs_no_header_or_a_right_one(pack, declared: str) -> None:
+def test_a_recognizable_stream_needs_no_correct_header(pack, declared: str) -> None:
     assert decode(head(content_encoding=declared), pack(PAGE), 10_000) == (PAGE, False)
 
 
@@ -121,7 +121,7 @@ def test_a_stream_that_shows_itself_needs_no_header_or_a_right_one(pack, declare
         ({"transfer_encoding": "chunked"}, b"Add up\n" + PAGE),
     ],
 )
-def test_encodings_are_undone_as_the_bytes_bear_them_out(headers: dict[str, str], body: bytes) -> None:
+def test_encodings_are_undone_if_the_bytes_confirm_them(headers: dict[str, str], body: bytes) -> None:
     wanted = body if body.endswith(PAGE) else PAGE
     assert decode(head(**headers), body, 10_000) == (wanted, False)
 
@@ -153,7 +153,7 @@ def test_a_cut_chunk_is_marked() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
-def test_noise_under_an_encoding_is_corrupt_and_no_text(encoding: str) -> None:
+def test_noise_under_an_encoding_is_corrupt_and_not_text(encoding: str) -> None:
     noise = bytes(number * number * 31 % 251 for number in range(7, 2_000))
     with pytest.raises(Unusable, match="encoding_corrupt"):
         decode(head(content_encoding=encoding), noise, 10_000)
@@ -175,7 +175,7 @@ def test_heads_as_servers_and_crawlers_write_them(block: bytes) -> None:
 
 
 @pytest.mark.parametrize("charset", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32-be"])
-def test_a_page_without_a_type_is_known_by_its_start(charset: str) -> None:
+def test_a_page_without_a_type_is_recognized_by_its_start(charset: str) -> None:
     for start in (
         '<?xml version="1.0" encoding="koi8-r"?>\n<!-- a --><!-- b -->\n<!DOCTYPE html>',
         " <html><p>page",

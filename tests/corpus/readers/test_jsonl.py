@@ -30,7 +30,7 @@ def test_without_an_id_the_line_names_the_document() -> None:
     assert first.document_id == again.document_id != second.document_id
 
 
-def test_field_names_are_the_recipes() -> None:
+def test_the_recipe_names_the_fields() -> None:
     reader = JsonlReader(text_field="body", html_field=None, id_field="key", url_field=None)
     assert read(b'{"key": "k", "body": "words", "html": "<p>", "url": "u"}', reader) == [
         Document("k", "", text="words")
@@ -72,7 +72,7 @@ def test_any_bytes_give_a_row_per_line_that_is_not_blank(data: bytes) -> None:
         assert len(read(data)) == max(sum(bool(line.strip()) for line in data.split(b"\n")), not data)
 
 
-def test_lines_behind_damage_are_found_again() -> None:
+def test_lines_after_damage_are_found() -> None:
     first, second = (gzip.compress(b'{"id": "%d", "text": "words"}\n' % number) for number in range(2))
     got = read(first + b"damage" + second)
     assert [item.document_id for item in got[:2]] == ["0", "1"]

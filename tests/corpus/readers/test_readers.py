@@ -17,10 +17,10 @@ from humpback_ray.corpus.readers import JsonlReader, WarcReader, default_readers
         ("a.parquet", JsonlReader),
     ],
 )
-def test_the_end_of_the_name_chooses_the_reader(name: str, kind: type) -> None:
+def test_the_suffix_selects_the_reader(name: str, kind: type) -> None:
     assert isinstance(reader_for(name, default_readers()), kind)
 
 
-def test_a_file_that_no_reader_takes_is_an_error_that_names_what_would_be_taken() -> None:
+def test_a_file_that_no_reader_takes_is_an_error_that_names_the_suffixes() -> None:
     with pytest.raises(ConfigError, match=r"a\.arc.*\.warc\.gz"):
         reader_for("a.arc", default_readers())

@@ -18,7 +18,7 @@ PAGES = [response(b"<p>page %d</p>" % number * 40, record_id=f"<urn:{number}>") 
 
 
 class Trickle(io.BytesIO):
-    """A file that hands out a few bytes at a time."""
+    """A file that returns a few bytes at a time."""
 
     step = 7
 
@@ -52,7 +52,7 @@ LENGTHS = [
 
 @pytest.mark.parametrize("pack", [archive, lambda *records: b"".join(records)])
 @pytest.mark.parametrize("change", LENGTHS)
-def test_a_wrong_length_costs_its_record_and_no_other(change: str, pack) -> None:
+def test_a_wrong_length_loses_its_record_and_no_other(change: str, pack) -> None:
     wrong = with_length(PAGES[1], change)
     got = read(pack(PAGES[0], wrong, *PAGES[2:]))
     assert [item.document_id for item in got[:-1]] == ["urn:0", "urn:1", "urn:2", "urn:3"]
@@ -90,7 +90,7 @@ def test_unusual_records_are_read_like_any_other(page: bytes, pack) -> None:
     assert fates(pack(PAGES[0], page, PAGES[2])) == ["urn:0", "urn:1", "urn:2"]
 
 
-def test_an_empty_record_has_a_fate_and_costs_no_other() -> None:
+def test_an_empty_record_has_a_fate_and_loses_no_other() -> None:
     assert fates(archive(PAGES[0], record(b"", record_id="<urn:1>"), PAGES[2])) == ["urn:0", "http_malformed", "urn:2"]
 
 
@@ -99,7 +99,7 @@ def test_a_page_that_shows_a_record_is_not_torn_apart() -> None:
     assert fates(archive(page, PAGES[1])) == fates(page + PAGES[1]) == ["urn:9", "urn:1"]
 
 
-def test_behind_a_record_over_the_limit_the_next_one_is_read() -> None:
+def test_reading_resumes_after_a_record_over_the_limit() -> None:
     large = response(b"x" * 900_000, record_id="<urn:9>")
     small = WarcReader(max_record_bytes=2000)
     assert fates(PAGES[0] + large + PAGES[1], small) == ["urn:0", "too_large", "urn:1"]
@@ -120,7 +120,7 @@ def test_junk_between_members_is_skipped_and_counted(junk: bytes) -> None:
 
 
 @pytest.mark.parametrize("place", [-8, -4], ids=["checksum", "length"])
-def test_a_member_that_fails_its_checksum_loses_its_record_alone(place: int) -> None:
+def test_a_member_that_fails_its_checksum_loses_only_its_record(place: int) -> None:
     damaged = bytearray(gzip.compress(PAGES[1]))
     damaged[place] ^= 1
     assert fates(archive(PAGES[0]) + damaged + archive(*PAGES[2:])) == [
@@ -128,7 +128,7 @@ def test_a_member_that_fails_its_checksum_loses_its_record_alone(place: int) -> 
     ]  # fmt: skip
 
 
-def test_a_member_that_was_cut_in_the_middle_of_the_file_loses_its_record_alone() -> None:
+def test_a_member_that_was_cut_in_the_middle_of_the_file_loses_only_its_record() -> None:
     for member in (gzip.compress(PAGES[1]), gzip.compress(PAGES[1], 0)):
         for cut in range(1, len(member), 3):
             got = fates(archive(PAGES[0]) + member[:cut] + archive(*PAGES[2:]))
@@ -151,7 +151,7 @@ def test_damage_to_one_record_leaves_the_others_and_the_pieces_of_the_stream_do_
     assert got == list(WarcReader().read(Trickle(data)))
 
 
-def test_blank_bytes_without_end_are_not_held() -> None:
+def test_endless_blank_bytes_are_not_held_in_memory() -> None:
     source = Inflated(io.BytesIO(gzip.compress(PAGES[0] + b"\0" * 50_000_000 + PAGES[1], 1)))
     records = Records(source, 1_000_000)
     assert [record.headers["warc-record-id"] for record in records] == ["<urn:0>", "<urn:1>"]

@@ -68,7 +68,7 @@ def test_without_a_record_id_url_and_content_name_the_document() -> None:
         (record(b"\x89PNG", kind="resource"), ["not_html"]),
     ],
 )
-def test_every_response_has_a_fate_and_other_records_are_no_documents(made: bytes, fate: list[str]) -> None:
+def test_every_response_has_a_fate_and_other_records_are_not_documents(made: bytes, fate: list[str]) -> None:
     assert fates(archive(made), WarcReader(max_record_bytes=2000)) == fate
 
 
@@ -101,7 +101,7 @@ def test_stored_files_and_conversions_are_read_by_their_type(
 
 @pytest.mark.parametrize("more", ["WARC-Truncated: length", "warc-truncated: disconnect", "WARC-Segment-Number: 1"])
 @pytest.mark.parametrize("kind", ["response", "resource", "conversion"])
-def test_what_the_crawler_cut_is_known_to_be_cut(more: str, kind: str) -> None:
+def test_pages_that_the_crawler_cut_are_marked_as_cut(more: str, kind: str) -> None:
     block = b"HTTP/1.1 200 OK\r\n\r\n<html><p>x" if kind == "response" else b"<html><p>x"
     (cut,) = read(archive(record(block, kind=kind, more=more)))
     assert isinstance(cut, Document)
@@ -125,7 +125,7 @@ def test_an_archive_cut_anywhere_gives_the_documents_before_and_says_so(data: st
     complete = sum(cut >= end for end in ends[1:])
     documents = [item.document_id for item in got if isinstance(item, Document)]
     assert documents[:complete] == [f"urn:uuid:{number}" for number in range(complete)]
-    assert len(documents) <= complete + 1  # the payload may be whole and only the blank lines after it cut
+    assert len(documents) <= complete + 1  # the payload may be complete and only the blank lines after it cut
     assert isinstance(got[-1], Dropped)
     assert got[-1].reason in ({"archive_truncated", "archive_corrupt"} if plain else {"archive_truncated"})
 
@@ -153,7 +153,7 @@ def test_a_record_that_claims_more_than_the_archive_holds_is_not_waited_for() ->
     assert fates(PAGES[0] + lies) == ["document", "record_damaged", "archive_truncated"]
 
 
-def test_ids_of_damaged_archives_are_made_of_what_could_be_read() -> None:
+def test_ids_of_damaged_archives_depend_on_their_readable_part() -> None:
     ids = [read(archive(*PAGES[:count]) + b"junk")[-1].document_id for count in (1, 1, 2)]
     assert ids[0] == ids[1] != ids[2]
 
@@ -194,5 +194,5 @@ def test_real_archives_are_read_to_their_end(real_data: Path, name: str, documen
     assert len(records) - len(got) == (2 if name.startswith("dolma") else 0)
     assert len(got) == documents
     assert all(isinstance(item, Document) for item in got)
-    assert sum(item.url.startswith("http") for item in got) >= documents - 1  # one record there has no address
+    assert sum(item.url.startswith("http") for item in got) >= documents - 1  # one record there has no URL
     assert len({item.document_id for item in got}) == documents

@@ -1,4 +1,4 @@
-"""Engines that say what a test wants said, and remember what they were asked."""
+"""Engines that give the replies of a test and remember their requests."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ ROW = {"id": "r1", "instruction": "What is a weir?", "response": "A low dam."}
 
 
 class Judge:
-    """An engine that says what a function of the request says."""
+    """An engine that replies with a function of the request."""
 
     def __init__(self, reply: Callable[[Request], Completion]) -> None:
         self.reply = reply
@@ -25,7 +25,7 @@ class Judge:
 
 
 def judge_of(*replies: tuple[str, str]) -> Judge:
-    """Replies (text, finish reason) in this order, each of 7 tokens after 50."""
+    """A judge that gives these replies (text, finish reason) in order, each with 7 tokens after a prompt of 50."""
     queue = iter(replies)
 
     def reply(request: Request) -> Completion:

@@ -37,14 +37,14 @@ def test_only_the_last_line_of_a_finished_reply_gives_points(
     assert parse_points(reply, finish_reason) == points
 
 
-def test_three_samples_are_averaged_and_no_point_is_a_score() -> None:
+def test_three_samples_are_averaged_and_zero_points_is_a_score() -> None:
     rated = rate(Additive(), judge := judge_of(("Score: 0", "stop"), ("Score: 0", "stop"), ("Score: 1", "stop")))
     assert (rated["score"], rated["samples"], rated["drop_reason"]) == (pytest.approx(1 / 3), [0, 0, 1], None)
     assert "What is a weir?" in judge.asked[0].prompt
     assert "0 to 5" in judge.asked[0].prompt
 
 
-def test_the_expected_sum_weighs_all_six() -> None:
+def test_the_expected_sum_weights_all_six() -> None:
     def reply(request: Request) -> Completion:
         logprobs = tuple(-1.0 - 0.5 * k for k in range(len(request.continuations)))
         return Completion("", 9, 0, "scored", logprobs) if logprobs else Completion("Score: 1", 9, 3, "stop")

@@ -1,4 +1,4 @@
-"""-ln IFD against the definition, computed with plain transformers; and what cannot be scored says why."""
+"""-ln IFD compared with its definition, computed with plain transformers; pairs without a score say why."""
 
 import asyncio
 import math
@@ -37,7 +37,7 @@ def engine(folder: Path) -> Iterator[Engine]:
 
 
 def perplexity(folder: Path, before: str, text: str) -> float:
-    """Of a text after another, by the book: the model's own mean loss over the text's tokens, exponentiated."""
+    """Return the perplexity of a text after another: the exponential of the model's own mean loss over its tokens."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -57,7 +57,7 @@ def test_the_score_is_minus_the_log_of_ifd(folder: Path, engine: Engine) -> None
         assert (rated["drop_reason"], rated["first_failures"], rated["completion_tokens"]) == (None, [None], 0)
 
 
-def test_an_instruction_that_makes_the_response_likelier_is_above_0_and_one_that_does_not_is_at_0() -> None:
+def test_an_instruction_that_makes_the_response_likelier_is_above_0_and_another_is_at_0() -> None:
     def reply(request: Any) -> Completion:
         told = request.continuations[0] in request.prompt
         return Completion("", len(request.prompt), 0, "scored", (-2.0 if told else -20.0,), (10,))
@@ -67,7 +67,7 @@ def test_an_instruction_that_makes_the_response_likelier_is_above_0_and_one_that
     assert useless["score"] == 0
 
 
-def test_both_passes_are_what_the_model_reads(folder: Path, engine: Engine) -> None:
+def test_the_model_reads_both_passes(folder: Path, engine: Engine) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -85,7 +85,7 @@ def test_the_chat_layout_asks_as_the_forward_model_was_trained() -> None:
     ]
 
 
-def test_an_empty_response_and_one_that_does_not_fit_are_failures_and_cost_no_other_row(engine: Engine) -> None:
+def test_an_empty_response_and_one_that_does_not_fit_are_failures_and_affect_no_other_row(engine: Engine) -> None:
     rows = [{**ROW, "response": " \n"}, ROW, {**ROW, "response": "dam " * 400}]
     empty, good, long = rate(RAW, engine, rows)
     assert (empty["score"], empty["drop_reason"], empty["samples"]) == (None, "unrated_empty_response", [])
@@ -94,7 +94,7 @@ def test_an_empty_response_and_one_that_does_not_fit_are_failures_and_cost_no_ot
     assert {empty["drop_reason"], long["drop_reason"]} <= FAILURES
 
 
-def test_one_pass_that_fits_and_one_that_does_not_are_no_score() -> None:
+def test_a_score_needs_both_passes_to_fit() -> None:
     engine = EchoEngine(max_context_tokens=6).build("", Resources())
     (rated,) = rate(RAW, engine, [ROW])
     assert rated["drop_reason"] == "prompt_too_long"
@@ -109,15 +109,15 @@ def test_one_pass_that_fits_and_one_that_does_not_are_no_score() -> None:
         Completion("", 9, 0, "scored", None, None),
     ],
 )
-def test_what_is_no_number_is_a_failure(scored: Completion) -> None:
+def test_a_score_that_is_not_finite_is_a_failure(scored: Completion) -> None:
     (rated,) = rate(RAW, Judge(lambda r: scored), [ROW])
     assert (rated["score"], rated["drop_reason"]) == (None, "unrated_no_number")
 
 
 @pytest.mark.parametrize(
-    ("prompt", "message"), [("Say:", r"lacks \{instruction\}"), ("{instruction} {response}", r"holds \{response\}")]
+    ("prompt", "message"), [("Say:", r"lacks \{instruction\}"), ("{instruction} {response}", r"contains \{response\}")]
 )
-def test_a_prompt_that_tells_the_response_or_lacks_the_instruction_is_refused(prompt: str, message: str) -> None:
+def test_a_prompt_with_the_response_or_without_the_instruction_is_refused(prompt: str, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Likelihood(prompt=prompt)
 

@@ -1,4 +1,4 @@
-"""The one retry: when it is made, how it differs from the first reply, and that nothing of it is silent."""
+"""The single retry: when it happens, how it differs from the first reply, and that all of it is recorded."""
 
 import asyncio
 from pathlib import Path
@@ -27,7 +27,7 @@ def rate(scorer: Rubric, judge: Judge) -> ScoreRow:
     [(("Well, let me see", "length"), "unrated_unfinished"), (("no idea", "stop"), "unrated_unparsed")],
 )
 @pytest.mark.parametrize("scorer", [GREEDY, Rubric(samples=1, max_new_tokens=48)])
-def test_a_failed_reply_is_drawn_once_more_with_more_room(scorer: Rubric, failed: Any, reason: str) -> None:
+def test_a_failed_reply_is_generated_once_more_with_more_room(scorer: Rubric, failed: Any, reason: str) -> None:
     judge = judge_of(failed, ("Fine.\nScore: 4", "stop"))
     rated = rate(scorer, judge)
     first, second = judge.asked
@@ -41,7 +41,7 @@ def test_a_failed_reply_is_drawn_once_more_with_more_room(scorer: Rubric, failed
     assert (rated["reply_tokens"], rated["completion_tokens"], rated["prompt_tokens"]) == ([7], 14, 50)
 
 
-def test_what_fails_twice_is_unrated_for_the_second_reason_and_both_are_written_down() -> None:
+def test_a_double_failure_is_unrated_for_the_second_reason_and_both_are_recorded() -> None:
     rated = rate(GREEDY, judge := judge_of(("Well", "length"), ("no idea", "stop")))
     assert len(judge.asked) == 2
     assert (rated["score"], rated["first_failures"]) == (None, ["unrated_unfinished"])
@@ -49,7 +49,7 @@ def test_what_fails_twice_is_unrated_for_the_second_reason_and_both_are_written_
     assert rated["finish_reasons"] == ["stop"]
 
 
-def test_a_good_reply_and_a_prompt_that_does_not_fit_are_not_asked_for_again() -> None:
+def test_a_good_reply_and_a_prompt_that_does_not_fit_are_not_retried() -> None:
     rated = rate(GREEDY, judge := judge_of(("Score: 2", "stop")))
     assert (len(judge.asked), rated["first_failures"]) == (1, [None])
     rated = rate(GREEDY, judge := judge_of(("", "context")))
@@ -60,7 +60,7 @@ def test_a_good_reply_and_a_prompt_that_does_not_fit_are_not_asked_for_again() -
     )
 
 
-def test_where_more_room_does_not_fit_the_context_the_first_room_is_tried() -> None:
+def test_if_more_room_does_not_fit_the_context_the_first_room_is_tried() -> None:
     judge = judge_of(("Well", "length"), ("", "context"), ("Score: 3", "stop"))
     assert rate(GREEDY, judge)["score"] == 3
     assert [request.max_new_tokens for request in judge.asked] == [48, 96, 48]
@@ -83,7 +83,7 @@ def test_the_retry_can_be_turned_off() -> None:
     assert (rated["first_failures"], rated["drop_reason"]) == (["unrated_unfinished"], "unrated_unfinished")
 
 
-def test_a_grade_that_has_no_probability_is_asked_for_again_and_never_becomes_a_number() -> None:
+def test_a_grade_without_a_probability_is_retried_and_never_becomes_a_number() -> None:
     def reply(request: Any) -> Completion:
         if request.continuations:
             return Completion("", 50, 0, "scored", (float("nan"),) * 5, (1,) * 5)
@@ -96,7 +96,7 @@ def test_a_grade_that_has_no_probability_is_asked_for_again_and_never_becomes_a_
 
 
 def test_a_real_model_that_writes_no_verdict_leaves_an_unrated_row_the_same_each_time(tmp_path: Path) -> None:
-    """A random Llama, greedy: its first reply would be the same again, its retry is another."""
+    """A random Llama, greedy: the same request would repeat its first reply, its retry differs."""
     save_model(tmp_path, context_tokens=1024)
     scorer = Rubric(prompt="{instruction} {response} Review:", layout="raw", samples=1, temperature=0, max_new_tokens=8)
     rows = [{**ROW, "id": f"r{i}"} for i in range(4)]

@@ -44,7 +44,7 @@ def test_parsed_samples_are_averaged_over_those_that_parse() -> None:
     ("min_samples", "scored", "score"),
     [(None, 3, 5), (None, 2, None), (None, 1, None), (3, 2, None), (2, 2, 5), (2, 1, None), (1, 1, 5), (1, 0, None)],
 )
-def test_a_pair_with_too_few_samples_is_unrated_for_a_reason_of_its_own(
+def test_a_pair_with_too_few_samples_is_unrated_with_its_own_reason(
     min_samples: int | None, scored: int, score: float | None
 ) -> None:
     replies = [("Score: 5", "stop")] * scored + [("no idea", "stop")] * (3 - scored)
@@ -64,7 +64,7 @@ def test_samples_count_after_their_retry() -> None:
 
 @pytest.mark.parametrize("failed_share", [0.3, 0.58])
 def test_lost_samples_keep_no_more_mediocre_pairs(failed_share: float) -> None:
-    """A judge whose grades do not depend on whether a reply can be read: what is kept must not either."""
+    """The judge's grades do not depend on whether a reply can be read, so the kept pairs must not either."""
     chance = random.Random(0)
 
     def kept(lost: float) -> float:
@@ -100,7 +100,7 @@ def test_a_rating_without_any_score_says_why(replies: list[tuple[str, str]], rea
     assert reason in FAILURES
 
 
-def test_samples_have_seeds_of_their_own_that_a_retry_repeats() -> None:
+def test_samples_have_their_own_seeds_and_rating_again_repeats_them() -> None:
     first, again = (judge_of(*[("Score: 3", "stop")] * 3) for _ in range(2))
     rate(Rubric(samples=3), first)
     rate(Rubric(samples=3), again)
@@ -109,7 +109,7 @@ def test_samples_have_seeds_of_their_own_that_a_retry_repeats() -> None:
     assert {(r.temperature, r.top_p, r.max_new_tokens) for r in first.asked} == {(0.7, 0.9, 512)}
 
 
-def test_the_expected_grade_is_read_where_the_reply_put_its_own() -> None:
+def test_the_expected_grade_is_read_at_the_place_of_the_replys_grade() -> None:
     judge = Judge(
         lambda r: grades(0, 0, 0.2, 0.2, 0.4) if r.continuations else Completion("Meh.\n**Score: 3**", 9, 5, "stop")
     )
@@ -146,7 +146,7 @@ def test_rubric_expected_reads_the_grade_straight_after_the_prompt() -> None:
     ("mass", "least", "rated_as"),
     [(1e-12, 0.5, None), (0.49, 0.5, None), (0.5, 0.5, 3), (0.49, 0.4, 3), (1e-12, 0, 3), (1.0, 1.0, 3)],
 )
-def test_grades_that_the_model_would_hardly_write_are_a_failure_with_their_mass(
+def test_grades_that_the_model_would_hardly_write_are_a_failure_that_records_their_mass(
     scorer: type[Rubric | RubricExpected], mass: float, least: float, rated_as: float | None
 ) -> None:
     judge = Judge(lambda r: grades(*[mass / 5] * 5) if r.continuations else Completion("Score: 2", 50, 7, "stop"))
@@ -159,7 +159,7 @@ def test_grades_that_the_model_would_hardly_write_are_a_failure_with_their_mass(
 
 
 @pytest.mark.parametrize("said", ["N/A", "0", "10", "4-5", "4.5", "four", ""])
-def test_no_grade_is_expected_where_the_reply_says_none(said: str) -> None:
+def test_no_grade_is_expected_if_the_reply_has_none(said: str) -> None:
     judge = Judge(lambda r: grades(*[0.2] * 5) if r.continuations else Completion(f"Score: {said}", 50, 7, "stop"))
     rated = rate(Rubric(read="expected", samples=1), judge)
     assert (rated["score"], rated["drop_reason"]) == (None, "unrated_unparsed")
@@ -169,14 +169,14 @@ def test_no_grade_is_expected_where_the_reply_says_none(said: str) -> None:
     ("reply", "prefix", "continuation"),
     [("Score: 4/5", "Score:", " 1"), ("Score:4", "Score:", "1"), ("Score: **4**", "Score: **", "1")],
 )
-def test_grades_are_weighed_in_the_form_that_the_reply_has(reply: str, prefix: str, continuation: str) -> None:
+def test_grades_are_weighted_in_the_form_that_the_reply_uses(reply: str, prefix: str, continuation: str) -> None:
     judge = Judge(lambda r: grades(*[0.2] * 5) if r.continuations else Completion(reply, 50, 7, "stop"))
     assert rate(Rubric(read="expected", samples=1), judge)["score"] == pytest.approx(3)
     assert (judge.asked[1].reply_prefix, judge.asked[1].continuations[0]) == (prefix, continuation)
 
 
 @pytest.mark.parametrize("lost", [(-math.inf,) * 5, (-1.0, math.nan, -1.0, -1.0, -1.0), None])
-def test_no_probability_is_no_grade(lost: tuple[float, ...] | None) -> None:
+def test_without_a_probability_there_is_no_grade(lost: tuple[float, ...] | None) -> None:
     assert expected_grade(Completion("", 1, 0, "scored", lost), range(1, 6)) is None
 
 

@@ -1,4 +1,4 @@
-"""Instructions that must be dropped and such that must stay, and the segments that they stand beside."""
+"""Instructions that must be dropped, instructions that must stay, and their segments."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ GERMAN = (
 
 
 def rows(name: str) -> list[Any]:
-    """Read a file of this folder, a JSON value a line."""
+    """Read a file of this folder, one JSON value per line."""
     return [json.loads(line) for line in (Path(__file__).parent / name).read_text().splitlines()]
 
 

@@ -1,4 +1,4 @@
-"""The rules together: each kind has its reason, good instructions stay, and a rule that is left out is off."""
+"""All rules together: each kind has its reason, good instructions stay, and an omitted rule is off."""
 
 import json
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def test_a_bad_instruction_is_dropped_for_its_kind(row: dict[str, str]) -> None:
 
 def test_every_kind_has_instances_and_can_be_turned_off() -> None:
     kinds = {row["reason"] for row in BAD}
-    assert kinds == set(get_args(Reason)) - {"echoed_prompt"}  # which depends on the layout
+    assert kinds == set(get_args(Reason)) - {"echoed_prompt"}  # it depends on the layout
     for row in BAD:
         assert without(row["reason"]).reason(row["instruction"], SEGMENT, ChatRecipe()) != row["reason"]
 
@@ -50,7 +50,7 @@ def test_a_good_instruction_stays(instruction: str) -> None:
         "Answer with knowledge\nfrom web search. What is a weir?",
     ],
 )
-def test_an_echo_of_the_layout_or_a_tag_is_told(instruction: str) -> None:
+def test_an_echo_of_the_layout_or_a_tag_is_detected(instruction: str) -> None:
     assert echoes_prompt(instruction, ChatRecipe())
     assert InstructionFilters().reason(instruction, SEGMENT, ChatRecipe()) == "echoed_prompt"
     assert without("echoed_prompt").reason(instruction, SEGMENT, ChatRecipe()) != "echoed_prompt"
@@ -65,20 +65,20 @@ def test_an_echo_of_the_layout_or_a_tag_is_told(instruction: str) -> None:
         "Find the instruction that this text answers best.",
     ],
 )
-def test_what_only_resembles_the_layout_stays(instruction: str) -> None:
+def test_text_that_only_resembles_the_layout_stays(instruction: str) -> None:
     layout = TurnFormat(opening="Q: ", turn="\nA: ")
     assert not echoes_prompt(instruction, ChatRecipe(forward=layout))
 
 
 def toy_pairs() -> Iterator[tuple[str, str]]:
-    """Every question of every fact of the demo's world beside a statement of that fact."""
+    """Every question for every fact of the demo's world, with a statement of that fact."""
     rng, truth = Random(0), truth_of(WorldRecipe())
     for fact in truth.of("seed", "pool", "unseen", "common"):
         for question in BY_NOUN[fact.noun].questions:
             yield worded(question, fact.town), statement(fact, rng)
 
 
-def test_no_question_of_the_toy_world_falls() -> None:
+def test_no_question_of_the_toy_world_is_dropped() -> None:
     chat, filters = load(RunConfig, DEMO).chat, InstructionFilters()
     fates = [(question, filters.reason(question, text, chat)) for question, text in toy_pairs()]
     assert len(fates) > 4000

@@ -1,4 +1,4 @@
-"""What a text looks like is told from what good instructions look like."""
+"""Texts with a bad form are told apart from good instructions that look similar."""
 
 import pytest
 
@@ -24,7 +24,7 @@ from tests.prompts.instructions import SEGMENT, without
         ("Continue the rhyme: the sky is", False),
     ],
 )
-def test_what_breaks_off_in_a_sentence_is_told(instruction: str, broken: bool) -> None:
+def test_a_sentence_that_breaks_off_is_detected(instruction: str, broken: bool) -> None:
     assert breaks_off(instruction) == broken
     assert InstructionFilters().reason(instruction, SEGMENT, ChatRecipe()) == ("broken_off" if broken else None)
     assert without("broken_off").reason(instruction, SEGMENT, ChatRecipe()) is None

@@ -1,4 +1,4 @@
-"""What a text says is told from what people say in nearly the same words."""
+"""Phrases of models are told apart from what people say in nearly the same words."""
 
 import pytest
 
@@ -26,7 +26,7 @@ from tests.prompts.instructions import SEGMENT, without
         "I do not have enough information to write an instruction.",
     ],
 )
-def test_a_refusal_is_told(instruction: str) -> None:
+def test_a_refusal_is_detected(instruction: str) -> None:
     assert refuses(instruction)
     assert InstructionFilters().reason(instruction, SEGMENT, ChatRecipe()) == "refusal"
     assert without("refusal").reason(instruction, SEGMENT, ChatRecipe()) is None
@@ -73,7 +73,7 @@ def test_people_who_say_what_they_cannot_do_stay(instruction: str) -> None:
         'Is the word "weir" used in the excerpt?',
     ],
 )
-def test_a_reference_to_a_text_that_nobody_sees_is_told(instruction: str) -> None:
+def test_a_reference_to_a_text_that_nobody_sees_is_detected(instruction: str) -> None:
     assert refers_to_text(instruction)
     assert InstructionFilters().reason(instruction, SEGMENT, ChatRecipe()) == "refers_to_text"
     assert without("refers_to_text").reason(instruction, SEGMENT, ChatRecipe()) is None
@@ -101,6 +101,6 @@ def test_a_reference_to_a_text_that_nobody_sees_is_told(instruction: str) -> Non
         "Correct the passage “the weir are old and it leak”.",
     ],
 )
-def test_texts_that_are_given_or_to_be_written_are_no_reference(instruction: str) -> None:
+def test_texts_that_are_given_or_to_be_written_are_not_references(instruction: str) -> None:
     assert not refers_to_text(instruction)
     assert InstructionFilters().reason(instruction, SEGMENT, ChatRecipe()) is None

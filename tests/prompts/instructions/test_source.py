@@ -1,4 +1,4 @@
-"""An instruction beside its segment."""
+"""An instruction compared with its segment."""
 
 import pytest
 
@@ -15,7 +15,7 @@ QUESTION = "What does the ladder do that many of the weirs built today have for 
     "text",
     [
         PASSAGE,
-        PASSAGE.replace("before", "until"),  # one word is another one
+        PASSAGE.replace("before", "until"),  # one word is replaced
         f"Eater {PASSAGE[6:]}",
         f"{PASSAGE} Explain.",
         f"{PASSAGE} What is that?",
@@ -23,7 +23,7 @@ QUESTION = "What does the ladder do that many of the weirs built today have for 
         f"Summarize the following text: {SEGMENT}",
     ],
 )
-def test_a_copied_passage_is_told_also_where_it_is_changed_a_little_or_asked_about(text: str) -> None:
+def test_a_copied_passage_is_detected_even_if_slightly_changed_or_asked_about(text: str) -> None:
     assert copies(text, SEGMENT, 12)
     assert InstructionFilters().reason(text, SEGMENT, ChatRecipe()) == "copied_segment"
 
@@ -40,11 +40,11 @@ def test_a_copied_passage_is_told_also_where_it_is_changed_a_little_or_asked_abo
         ),
     ],
 )
-def test_headings_questions_and_texts_to_edit_are_no_copies(text: str, segment: str) -> None:
+def test_headings_questions_and_texts_to_edit_are_not_copies(text: str, segment: str) -> None:
     assert not copies(text, segment, 12)
 
 
-def test_a_copied_passage_is_told_in_a_script_without_spaces() -> None:
+def test_a_copied_passage_is_detected_in_a_script_without_spaces() -> None:
     segment = "堰是横跨河流修建的低矮水坝，用来抬高上游水位，或者测量流过的水量。水从堰顶流过，然后继续流向下游。" * 2
     assert copies(segment[:30], segment, 12)
     assert not copies("请解释堰是什么，以及它在河流工程中有哪些用途和优点。", segment, 12)
@@ -64,7 +64,7 @@ def test_a_copied_passage_is_told_in_a_script_without_spaces() -> None:
         ("Answer in one sentence: what is a weir?", False),
     ],
 )
-def test_a_question_with_its_answer_is_told_from_examples_and_choices(text: str, gives: bool) -> None:
+def test_a_question_with_its_answer_is_told_apart_from_examples_and_choices(text: str, gives: bool) -> None:
     assert gives_answer(text, SEGMENT) == gives
 
 
@@ -81,11 +81,11 @@ def test_a_question_with_its_answer_is_told_from_examples_and_choices(text: str,
         ("Ein Wehr?", SEGMENT, False),  # too short to be sure
         ("Explain to me the word Wehr, as in Wehrmauer or Stauwehr", SEGMENT, False),
         ("List five ideas for a birthday party", SEGMENT, False),
-        ("Wozu dient ein Wehr und woraus werden Wehre heute gebaut?", SEGMENT[:90], False),  # its language is not sure
+        ("Wozu dient ein Wehr und woraus werden Wehre heute gebaut?", SEGMENT[:90], False),  # segment too short
         ("What are the sales of electric cars?", "Q3\t2,799\t208%\t10,828\t38.9%\t1.9%\t6,123\n" * 60, False),
     ],
 )
-def test_another_language_is_told_where_both_are_sure(instruction: str, segment: str, foreign: bool) -> None:
+def test_another_language_is_detected_if_both_are_certain(instruction: str, segment: str, foreign: bool) -> None:
     reason = InstructionFilters().reason(instruction, segment, ChatRecipe())
     assert reason == ("other_language" if foreign else None)
     assert without("other_language").reason(instruction, segment, ChatRecipe()) is None

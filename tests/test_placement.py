@@ -18,7 +18,7 @@ SPOT = {"ray.io/market-type": "spot"}
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"min_replicas": 4, "max_replicas": 2}, "max_replicas 2 is less than min_replicas 4; raise the one"),
+        ({"min_replicas": 4, "max_replicas": 2}, "max_replicas 2 is less than min_replicas 4; raise the first"),
         ({"gpus_per_replica": 1.5}, "gpus_per_replica is 1.5, but .* set it to 1 or 2"),
         ({"labels": {"ray.io/market type": "spot"}}, "labels"),
         ({"labels": {"ray.io/market-type": "=spot"}}, "labels"),

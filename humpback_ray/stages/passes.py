@@ -98,7 +98,7 @@ class Pass:
         """Actors that run stragglers a second time; None once the pass is over."""
 
     def __enter__(self) -> "Pass":
-        what = f"{self.work.name}: looking after the attempts"
+        what = f"{self.work.name}: watching the attempts"
         self._loop = repeat(what, self.look, self.watch.pause_s)
         return self
 
@@ -183,9 +183,9 @@ class Pass:
             report = worker.call("work", shard.json(), True, limit_s=pace.limit_s(pace.weights[shard.name]))
         except (WorkerFailed, StageFailed) as failure:
             if not worker.closed:
-                logger.warning("%s: shard %s, started once more: %s", name, shard.name, failure)
+                logger.warning("%s: shard %s, started again: %s", name, shard.name, failure)
         except Exception as error:  # noqa: BLE001 the first try is still running, and that is enough
-            Complaints(f"{name}: starting shard {shard.name} once more").note(error)
+            Complaints(f"{name}: starting shard {shard.name} again").note(error)
         else:
             self._take(report)
 

@@ -42,7 +42,7 @@ def test_a_step_whose_process_is_killed_once_is_tried_again(local_ray: None, tmp
     made = stage.once(is_killed, (str(tmp_path / "marks"), 1), TaskPlacement(cpus=0.5))
     assert made.rows == 5
     [warning] = [text for level, text in said.records if level == "WARNING"]
-    assert re.match(r"step: the task on node \S+ ended without a word \(.*; trying once more", warning)
+    assert re.match(r"step: the task on node \S+ died silently \(.*; trying again", warning)
 
 
 def test_a_step_whose_process_is_always_killed_fails_the_stage(local_ray: None, tmp_path: Path) -> None:

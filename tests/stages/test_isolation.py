@@ -92,7 +92,7 @@ def test_a_fault_of_the_machine_that_passes_costs_no_row(tmp_path: Path, calls: 
 
 
 def test_a_fault_of_the_machine_that_stays_stops_the_stage_and_costs_no_row(tmp_path: Path, clock: list[float]) -> None:
-    with pytest.raises(StageFailed, match=r"by a fault of the machine; last: OSError: \[Errno 28\]"):
+    with pytest.raises(StageFailed, match=r"because of a fault of the machine; last: OSError: \[Errno 28\]"):
         run(tmp_path, lambda *_: "OSError: [Errno 28] No space left on device")
     assert sum(clock) > isolation.PATIENCE_S
     assert not Ledger(str(tmp_path), "").committed()
@@ -141,6 +141,6 @@ def test_where_a_good_row_fails_too_and_goes_on_failing_no_row_is_lost(tmp_path:
     def fault(number: int, first: int, last: int) -> str | None:
         return "RuntimeError: cannot" if first <= 5 < last or number > 13 else None
 
-    with pytest.raises(StageFailed, match="failed with row 5 and with one that had worked before"):
+    with pytest.raises(StageFailed, match="failed with row 5 and with one that worked before"):
         run(tmp_path, fault)
     assert not Ledger(str(tmp_path), "").committed()

@@ -20,7 +20,7 @@ def attempt(number: int, **more: Any) -> AttemptRecord:
     [
         ("it raised", {"error": "ValueError", "charged": True}, True),
         ("its neighbour's process was ended", {"error": "...", "charged": False}, False),
-        ("its process died without a word", {}, True),
+        ("its process died silently", {}, True),
         ("its node was lost", {"node_id": "gone"}, False),
         ("it raised, and its node was lost later", {"node_id": "gone", "error": "ValueError", "charged": True}, True),
         ("another submission's", {"submission": "theirs"}, False),

@@ -52,7 +52,7 @@ class Lone:
         assert (method, second) == ("work", True)
         assert self.told.wait(PATIENCE_S)
         if self.answer is None:
-            raise WorkerFailed("it was called off")
+            raise WorkerFailed("the worker was stopped")
         return self.answer
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ def test_an_attempt_beyond_its_limit_is_failed_and_its_process_ended_and_its_nei
     [(node, _, _)] = ended
     assert node == "node 1"
     found = {shard: work.ledger.attempts(shard)[0] for shard in running.watch.shards}
-    assert found["000002"].get("error") == "no end after 39 s, the limit for this shard is 10 s"
+    assert found["000002"].get("error") == "still running after 39 s; the limit for this shard is 10 s"
     assert found["000002"].get("charged") is True
     assert found["000003"].get("error") == "its process was ended because of shard 000002"
     assert found["000003"].get("charged") is False
@@ -221,7 +221,7 @@ def test_a_second_try_that_fails_leaves_the_pass_to_the_first(
     with running:
         running.look()
         work.lone[0].told.set()
-        words = "stage: shard 000003, started once more: it was called off"
+        words = "stage: shard 000003, started again: the worker was stopped"
         wait_for(lambda: any(words in text for _, text in said.records), "the words", PATIENCE_S)
         assert results.stopped == 0
 
@@ -240,4 +240,4 @@ def test_looking_outlives_stray_files_and_unexpected_errors(
             wait_for(lambda: said.records, "a complaint", PATIENCE_S)
         work.ledger.begin("000001")
         wait_for(lambda: ("000001", 2) in dict(running.watch.flights.on_their_way()), "the attempt", PATIENCE_S)
-    assert "looking after the attempts failed and will be tried again" in said.records[0][1]
+    assert "watching the attempts failed and will be tried again" in said.records[0][1]

@@ -112,7 +112,7 @@ def test_deadly_rows_are_quarantined_and_all_others_are_kept(source: Manifest, d
         ("0006", "", "engine: out of luck at 0006"),
         ("0012", "", "Segmentation fault"),
         ("0014", "", ""),
-        ("0001", "no end within the limit of", "in hang"),
+        ("0001", "did not end within the limit of", "in hang"),
     ],
     ids=["raise", "raise beside it", "exit", "crash", "kill", "hang"],
 )

@@ -116,7 +116,7 @@ def test_a_worker_whose_process_is_killed_while_it_is_built_is_not_started_for_e
     source: Manifest, tmp_path: Path
 ) -> None:
     stage = Stage(place(tmp_path, "dies"), {}, {"source": source}, PAIR)
-    with pytest.raises(StageFailed, match=r"dies: the process of a worker died \d+ times while it was built"):
+    with pytest.raises(StageFailed, match=r"dies: the process of a worker died silently \d+ times during construction"):
         stage.run(DiesWhileBuilt, (), POOL, source)
 
 

@@ -108,9 +108,7 @@ def test_a_root_that_is_full_is_said_at_once_and_costs_no_row(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(
-        storage.StorageError, match=f"{tmp_path} cannot be written to: No space left on device; make room"
-    ):
+    with pytest.raises(storage.StorageError, match=f"cannot write to {tmp_path}: No space left on device; make room"):
         run(tmp_path, fault)
     assert clock == []
     assert not Ledger(str(tmp_path), "").committed()

@@ -37,7 +37,7 @@ def test_a_model_of_a_stage_is_held_against_its_hashes_when_it_is_fetched(s3_buc
     storage.write_bytes(storage.join(uri, "config.json"), b"evil")
     sha256 = hashlib.sha256(b"good").hexdigest()
     file = storage.InputFile(storage.join(uri, "config.json"), "config.json", 4, f"sha256:{sha256}")
-    with pytest.raises(storage.Damaged, match=rf"config.json has the SHA-256 .*, recorded is {sha256}"):
+    with pytest.raises(storage.Damaged, match=rf"config.json has the SHA-256 .*, but {sha256} was recorded"):
         storage.local_directory(storage.Directory(uri, (file,)))
 
 
@@ -55,7 +55,7 @@ def test_copies_that_another_user_can_write_to_are_not_used(s3_bucket: str, alon
     copy = storage.local_directory(uri)
     assert copy.parent == alone
     copy.chmod(0o777)
-    with pytest.raises(storage.StorageError, match="should be a directory that user"):
+    with pytest.raises(storage.StorageError, match="should be a directory that only user"):
         storage.local_directory(uri)
     copy.chmod(0o700)
     alone.chmod(0o777)

@@ -47,7 +47,9 @@ def test_a_root_without_hard_links_is_refused_with_the_way_out(
     with pytest.raises(storage.StorageError) as refused:
         storage.check_writable(str(root))
     said = storage.words(refused.value)
-    assert re.fullmatch(rf"the file system of {root}/probe-\w+ makes no hard links \(.+; use a directory .+", said)
+    assert re.fullmatch(
+        rf"the file system of {root}/probe-\w+ does not support hard links \(.+; use a directory .+", said
+    )
     assert not list(root.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""What a pattern names, locally and on S3, and what is said of a directory that cannot be listed."""
+"""The files that a pattern names, locally and on S3, and the error for a directory that cannot be listed."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def test_names_with_a_dot_are_left_out_unless_they_are_asked_for(root: str) -> N
     assert found("*/c.json") == ["deep/c.json"]
 
 
-def test_links_are_followed_and_what_cannot_be_listed_is_named(tmp_path: Path) -> None:
+def test_links_are_followed_and_a_broken_or_circular_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "else").mkdir()
     (tmp_path / "else/b.json").write_text("1")
     (tmp_path / "in").mkdir()

@@ -1,10 +1,10 @@
 """Configuration: frozen pydantic models, YAML with dotted overrides, fingerprints.
 
-An unknown key is an error that names the nearest one, and a bad value one that says what the key takes. YAML is read
-without its traps: a number is a plain decimal one (`1:30` is not 90), a date is text, a key stands once.
+An error about an unknown key names the nearest known key; an error about a bad value says what the key takes. YAML is
+read without its traps: numbers are plain decimals (`1:30` is not 90), dates are text, and a key may appear only once.
 
-`fingerprint` is the identity of what a stage computes; `difference` names the first field in which two recipes part, so
-that a refusal can say it.
+`fingerprint` is the identity of what a stage computes; `difference` names the first field in which two recipes differ,
+for error messages.
 """
 
 import difflib
@@ -29,25 +29,25 @@ class ConfigError(ValueError):
 
 
 class Config(BaseModel):
-    """Base of every configuration class: immutable, closed to unknown keys, fields documented by docstrings."""
+    """Base of every configuration class: immutable, refuses unknown keys, documents fields with docstrings."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
 
     def packages(self) -> Sequence[Package]:
-        """Return the libraries that workers need for it, those of what is nested in it not included (packages.py)."""
+        """Return the libraries that workers need for it, without those of nested configurations (packages.py)."""
         return ()
 
 
 def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
     """Read a YAML file and apply dotted overrides such as `augment.placement.max_replicas=16`.
 
-    Values are YAML: plain numbers, `true` and `false`, `null`, `[a, b]`. A leading `[` that YAML cannot parse (globs
-    may hold `*`) is split at commas.
+    Values are YAML: plain numbers, `true` and `false`, `null`, `[a, b]`. A list that YAML cannot parse (globs may hold
+    `*`) is split at commas.
 
     Raises:
-        ConfigError: no such file, no YAML mapping, an override without `=`, an unknown key or a bad value.
+        ConfigError: no such file, not a YAML mapping, an override without `=`, an unknown key or a bad value.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -65,7 +65,7 @@ def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
 
 
 def configured(kind: type[C], values: dict[str, Any], overrides: Sequence[str] = ()) -> C:
-    """Make a configuration of its values; overrides, as of `load`, are put into `values`.
+    """Make a configuration from its values; overrides, as in `load`, are written into `values`.
 
     Raises:
         ConfigError: as `load`.
@@ -85,15 +85,15 @@ def configured(kind: type[C], values: dict[str, Any], overrides: Sequence[str] =
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of which nothing turns into another value than it reads as."""
+    """YAML in which every value is what it looks like."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a key that stands twice: YAML would keep the last one and lose the others."""
+        """Refuse duplicate keys: YAML would keep the last one and lose the others."""
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<" and names.count(key.value) > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value} stands there twice", key.start_mark
+                    None, None, f"the key {key.value} appears twice", key.start_mark
                 )
         return super().construct_mapping(node, deep)
 
@@ -103,8 +103,8 @@ _PLAIN = {
     "tag:yaml.org,2002:int": (r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
     "tag:yaml.org,2002:float": (r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?", "-+0123456789."),
 }
-"""What is read as a boolean or a number, and by which characters it begins. Left out are numbers to base 60, 16, 8 and
-2, infinity, dates, and `yes`, `no`, `on` and `off`, which pydantic still takes where a boolean is wanted."""
+"""Patterns of booleans and numbers, with their possible first characters. They leave out numbers in base 60, 16, 8 and
+2, infinity, dates, and `yes`, `no`, `on` and `off`, which pydantic still accepts for a boolean field."""
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in known if tag not in _PLAIN and not tag.endswith(":timestamp")]
@@ -134,7 +134,7 @@ def _assign(values: dict[str, Any], path: Sequence[str], value: Any, override: s
 
 
 def _booleans_taken_for_numbers(given: Any, made: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield key and value where `true` or `false` was given and pydantic made 1 or 0 of it."""
+    """Yield key and value where `true` or `false` was given and pydantic turned it into 1 or 0."""
     if isinstance(given, bool):
         if isinstance(made, int | float) and not isinstance(made, bool):
             yield path, given
@@ -148,7 +148,7 @@ def _booleans_taken_for_numbers(given: Any, made: Any, path: str = "") -> Iterat
 
 
 def _one_line(error: ValidationError, kind: type["Config"], values: Mapping[str, Any]) -> str:
-    """Say in our words what is wrong with a configuration, each key once."""
+    """Say in our own words what is wrong with a configuration, each key once."""
     problems: dict[str, list[ErrorDetails]] = {}
     for problem in error.errors():
         problems.setdefault(_where(problem, values), []).append(problem)
@@ -157,7 +157,7 @@ def _one_line(error: ValidationError, kind: type["Config"], values: Mapping[str,
 
 
 def _where(problem: ErrorDetails, values: Any) -> str:
-    """Return the key that a problem is about, as a person would write it: without the names of pydantic's choices."""
+    """Return the key that a problem is about, as a person would write it: without the names of pydantic's variants."""
     path, here, last = "", values, len(problem["loc"]) - 1
     for number, part in enumerate(problem["loc"]):
         if isinstance(here, Mapping) and part in here:
@@ -170,13 +170,13 @@ def _where(problem: ErrorDetails, values: Any) -> str:
 
 
 def _sentence(path: str, problems: Sequence[ErrorDetails], kind: type["Config"]) -> str:
-    """Say what is wrong with one key. Several problems of one key are those of the choices that it has."""
+    """Say what is wrong with one key. Several problems with one key come from the variants of a union."""
     first = problems[0]
     if first["type"] == "extra_forbidden":
         return f"unknown key {path}{_suggestion(path, first['loc'], kind)}"
     if first["type"] == "missing" and isinstance(first["loc"][-1], str):
         return f"{path} is missing"
-    if first["type"] == "value_error":  # a rule of our own, which says all that there is to say
+    if first["type"] == "value_error":  # one of our own rules, whose message is complete
         message = " ".join(first["msg"].removeprefix("Value error, ").split())
         return f"{path}: {message}" if path else message
     context = first.get("ctx", {})
@@ -193,7 +193,7 @@ _TAKES = {
     "string": "text", "tuple": "a list", "list": "a list", "dict": "a section of keys and values",
     "model": "a section of keys and values", "none": "null",
 }  # fmt: skip
-"""What a key takes, by the first word of pydantic's type of error."""
+"""What a key takes, by the first word of pydantic's error type."""
 
 _BOUNDS = {
     "greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le",
@@ -218,13 +218,13 @@ def _takes(problem: ErrorDetails) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Write a value as it stands in YAML, cut where it is long."""
+    """Write a value as in YAML, cut if it is long."""
     text = json.dumps(value, ensure_ascii=False, default=str) if not isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _suggestion(path: str, location: Sequence[int | str], kind: type["Config"]) -> str:
-    """Name the known key that is nearest to an unknown one; nothing where none is near."""
+    """Name the known key nearest to an unknown one; if none is near, list the keys of its section."""
     name, parent = path.rpartition(".")[2], path.rpartition(".")[0]
     siblings = [field for model in _models_at(location[:-1], kind) for field in model.model_fields]
     if near := difflib.get_close_matches(name, siblings, 1, 0.7):
@@ -238,13 +238,13 @@ def _suggestion(path: str, location: Sequence[int | str], kind: type["Config"]) 
 
 
 def _models_at(location: Sequence[int | str], kind: type["Config"]) -> list[type["Config"]]:
-    """Return the classes that a place of a configuration may hold, by pydantic's own path to it."""
+    """Return the classes that a place in a configuration may hold, given pydantic's path to it."""
     models = [kind]
     for part in location:
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         if fields:
             models = [found for field in fields for found in _models_in(field.annotation)]
-        else:  # the tag of a choice narrows it; an index of a list or a key of a mapping does not
+        else:  # the tag of a union narrows it; a list index or a mapping key does not
             models = [model for model in models if _kind_of(model) == part] or models
     return models
 
@@ -261,7 +261,7 @@ def _kind_of(model: type["Config"]) -> Any:
 
 
 def _keys(kind: type["Config"], path: str = "") -> Iterator[str]:
-    """Yield every key of a configuration, dotted."""
+    """Yield the dotted path of every key of a configuration."""
     for name, field in kind.model_fields.items():
         yield path + name
         for model in _models_in(field.annotation):
@@ -275,7 +275,7 @@ def fingerprint(value: Any) -> str:
 
 
 def difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """Return (dotted path, old value, new value) of the first place where two JSON values differ, or None."""
+    """Return (dotted path, old value, new value) where two JSON values first differ, or None."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             found = difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))

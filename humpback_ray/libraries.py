@@ -1,9 +1,9 @@
-"""Which libraries a configuration needs, looked up before anything starts.
+"""Check the libraries that a configuration needs before anything starts.
 
-A class of a configuration that needs a library says so by `packages()`: an engine, a method of training, a placement.
+A configuration class that needs a library declares it in `packages()`: an engine, a training method, a placement.
 
-The driver answers for the workers. With `ray job submit` it runs on the head, in the image of all nodes; where only the
-workers' image has a library, `check_packages=false` leaves it to them.
+The driver checks on behalf of the workers. With `ray job submit` it runs on the head, in the image of all nodes. If
+only the workers' image has a library, `check_packages=false` leaves the check to them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from humpback_ray.packages import OURS, Package
 
 
 def declared(section: Config, path: str) -> Iterator[tuple[str, Package]]:
-    """Yield key and library of all that a section declares, those within it included."""
+    """Yield key and library of everything that a section and its subsections declare."""
     yield from ((path, package) for package in section.packages())
     for name in type(section).model_fields:
         yield from _within(getattr(section, name), f"{path}.{name}")
@@ -31,10 +31,10 @@ def _within(value: object, path: str) -> Iterator[tuple[str, Package]]:
 
 
 def refuse_missing(wanted: Iterable[tuple[str, Package]]) -> None:
-    """Refuse what cannot be used here.
+    """Refuse a configuration whose libraries cannot be used here.
 
     Raises:
-        ConfigError: in one line, what needs which library and the command that installs all of them.
+        ConfigError: one line with each key, the library that it needs, and the command that installs all of them.
     """
     faults = {package: (key, fault) for key, package in reversed(list(wanted)) if (fault := package.fault())}
     if not faults:

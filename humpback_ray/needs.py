@@ -1,4 +1,4 @@
-"""What work must find on a node before it can run there, in Ray's names, and how to say it."""
+"""The resources and labels that work needs on a node, in Ray's names, and how to say them in words."""
 
 import re
 from collections.abc import Mapping
@@ -8,19 +8,19 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Need:
-    """What every one of some workers must find on one node."""
+    """Resources and labels that each worker needs on its node."""
 
     workers: int
-    """Number of workers without which the work cannot begin."""
+    """Number of workers that must be up before the work can begin."""
     resources: dict[str, float]
-    """What each asks for, by Ray's names: CPU, GPU, memory in bytes, accelerator_type:H100."""
+    """Resources of each worker, by Ray's names: CPU, GPU, memory in bytes, accelerator_type:H100."""
     labels: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls, workers: int, asked: Mapping[str, float | None], labels: dict[str, str], accelerator_type: str | None
     ) -> Self:
-        """Return the need of workers that each ask for some resources (0 or None: not for this one) and a GPU type."""
+        """Return the need of workers that each ask for resources (0 or None: do not ask) and a GPU type."""
         resources = {name: amount for name, amount in asked.items() if amount}
         if accelerator_type:
             resources[f"accelerator_type:{accelerator_type}"] = 0.001  # every node with such GPUs has 1 of it
@@ -50,7 +50,7 @@ def amounts(resources: Mapping[str, float]) -> str:
 
 
 def _selects(wanted: str, found: str | None) -> bool:
-    """Tell whether a label's value is what a selector asks for: `spot`, `!spot`, `in(a, b)`, `!in(a, b)`."""
+    """Tell whether a label's value matches a selector: `spot`, `!spot`, `in(a, b)`, `!in(a, b)`."""
     plain = wanted.removeprefix("!")
     inside = re.fullmatch(r"in\((.*)\)", plain)
     values = [value.strip() for value in inside[1].split(",")] if inside else [plain]

@@ -1,7 +1,7 @@
-"""Libraries by name, and whether they are installed here in a version that this package takes.
+"""Libraries by name, and whether they are installed here in a version that this package accepts.
 
-Libraries are looked up and not imported: an import of torch takes seconds, and the driver needs none of them. So a
-library that is there and broken is not noticed.
+Libraries are looked up but not imported: importing torch takes seconds, and the driver needs none of them. So an
+installed but broken library is not noticed.
 """
 
 import importlib.metadata
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 OURS = "humpback-ray"
-"""Name of this package as pip knows it."""
+"""Name of this package in pip."""
 
 
 @dataclass(frozen=True)
@@ -21,27 +21,27 @@ class Package:
     """One library."""
 
     module: str
-    """What is imported."""
+    """Name of the module to import."""
     extra: str | None = None
-    """The extra that brings it; None: it comes without one."""
+    """The extra that installs it; None: it needs no extra."""
     name: str | None = None
-    """As pip knows it, where that is another name than the module's."""
+    """Its name in pip, if that differs from the module's."""
     command: str | None = None
-    """What installs it, where no extra does."""
+    """The command that installs it, if no extra does."""
 
     @property
     def project(self) -> str:
-        """Its name as pip knows it."""
+        """Its name in pip."""
         return self.name or self.module
 
     def fault(self) -> str | None:
-        """Say why it cannot be used here; None if it can, as far as one sees without importing it."""
+        """Return why it cannot be used here; None if it can, as far as is visible without importing it."""
         if importlib.util.find_spec(self.module) is None:
             return f"{self.project}, which is not installed"
         wanted, found = _wanted(self.project), _version(self.project)
         if wanted is None or found is None or wanted.specifier.contains(found, prereleases=True):
             return None
-        return f"{self.project} {wanted.specifier}, and {found} is installed"
+        return f"{self.project} {wanted.specifier}, but {found} is installed"
 
     @property
     def install(self) -> str:
@@ -57,7 +57,7 @@ def _version(project: str) -> str | None:
 
 
 def _wanted(project: str) -> "Requirement | None":
-    """Return which versions of a library this package declares; None where it is not installed itself or names none."""
+    """Return the versions of a library that this package requires; None if it names none or is not installed itself."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:

@@ -1,7 +1,7 @@
-"""What a plan assumes: what machines can do and cost, how well they are used, what a run will find.
+"""Assumptions of a plan: speed and price of machines, how well they are used, and what a run will find.
 
-Every figure is a field of the configuration's `plan` section, with where it comes from; nothing here is hashed, and no
-stage reads it. A pilot's measurements take the place of the assumptions that it can measure.
+Every figure is a field of the configuration's `plan` section and names its source. Nothing here is hashed, and no stage
+reads it. A pilot's measurements replace the assumptions that it can measure.
 """
 
 from collections.abc import Mapping
@@ -17,26 +17,26 @@ TERA = 10**12
 
 
 class Machine(Config):
-    """One GPU and its share of the node around it; or, as `cpu`, one core."""
+    """One GPU and its share of the node around it; for `cpu`, one core."""
 
     memory_bytes: int = Field(gt=0)
-    """What torch can allocate on an empty device."""
+    """Memory that torch can allocate on an empty device."""
     peak_flops: float = Field(gt=0)
-    """Dense matrix products per second in bfloat16, as the vendor states them."""
+    """Peak FLOP/s of dense bfloat16 matrix products, as the vendor states it."""
     memory_bytes_per_s: float = Field(gt=0)
-    """Of the device's own memory."""
+    """Bandwidth of the device's own memory."""
     link_bytes_per_s: float = Field(gt=0)
-    """From one GPU to the others of its node, one direction."""
+    """Bandwidth from one GPU to the others of its node, one direction."""
     network_bytes_per_s: float = Field(gt=0)
-    """Of a whole node to other nodes, one direction."""
+    """Bandwidth of a whole node to other nodes, one direction."""
     host_link_bytes_per_s: float = Field(gt=0)
-    """From a GPU to its host's memory, one direction."""
+    """Bandwidth from a GPU to its host's memory, one direction."""
     host_bytes: int = Field(gt=0)
     """Host memory per GPU."""
     per_node: int = Field(ge=1)
-    """GPUs of one node."""
+    """GPUs per node."""
     dollars_per_hour: float = Field(ge=0)
-    """Of one GPU with its share of the node."""
+    """Price of one GPU with its share of the node."""
 
 
 MACHINES: Mapping[str, Machine] = {
@@ -67,97 +67,98 @@ MACHINES: Mapping[str, Machine] = {
     ),
 }  # fmt: skip
 """Vendors' data sheets (SXM modules); nodes as on AWS: p4de (400 Gb/s), p5 and p5en (3,200 Gb/s), g6e.12xlarge
-(100 Gb/s, PCIe), and a core of a general-purpose instance. Prices are assumed, of the size that on-demand ones have."""
+(100 Gb/s, PCIe), and a core of a general-purpose instance. Prices are assumed, about as high as on-demand prices."""
 
 
 class PlanConfig(Config):
-    """Assumptions of `jobs.plan`, and the prices by which `max_dollars` counts."""
+    """Assumptions of `jobs.plan`, and the prices for `max_dollars`."""
 
     size: str | None = None
-    """The base model's row in `train/sizes.py`; None: what its config.json says."""
+    """The base model's row in `train/sizes.py`; None: read its config.json."""
 
     machine: str = "H100-80G"
-    """Whose row of `machines` the placements' GPUs are; those without GPUs are on `cpu`."""
+    """Row of `machines` for placements with GPUs; those without GPUs use `cpu`."""
 
     machines: dict[str, Machine] = Field(default_factory=dict)
-    """Machines of your own, or other figures of known ones: `{H200: {dollars_per_hour: 3.5}}`."""
+    """Your own machines, or other figures for known ones: `{H200: {dollars_per_hour: 3.5}}`."""
 
     usable_share: float = Field(default=0.92, gt=0, le=1)
-    """Of a GPU's memory: the rest is CUDA's, NCCL's and lost between blocks."""
+    """Usable share of a GPU's memory: CUDA, NCCL and fragmentation take the rest."""
 
     training_mfu: float = Field(default=0.45, gt=0, le=1)
-    """Of the peak, what the products of a long enough micro-batch reach. Assumed."""
+    """Share of peak FLOP/s that matrix products reach in a long enough micro-batch. Assumed."""
 
     traffic_share: float = Field(default=0.7, gt=0, le=1)
-    """Of links and network, what collectives reach. Assumed."""
+    """Share of link and network bandwidth that collectives reach. Assumed."""
 
     overlap: float = Field(default=0.5, ge=0, le=1)
-    """Of the shorter one of arithmetic and traffic, what the longer one hides. Assumed."""
+    """Share of the shorter of arithmetic and traffic that the longer one hides. Assumed."""
 
     message_s: float = Field(default=50e-6, ge=0)
-    """What a collective costs however short it is, per doubling of the workers. Assumed."""
+    """Latency of a collective, however short, in seconds per doubling of the workers. Assumed."""
 
     host_updates_per_s: float = Field(default=0.5e9, gt=0)
-    """Parameters that a GPU's share of the host updates per second where the optimizer is offloaded. Assumed."""
+    """Parameters that a GPU's share of the host updates per second if the optimizer is offloaded. Assumed."""
 
     start_s: float = Field(default=300.0, ge=0)
-    """What a stage with a model takes before its first row or step and after its last: machines, weights, export.
-    Assumed."""
+    """Seconds that a stage with a model takes before its first row or step and after its last: machines, weights,
+    export. Assumed."""
 
     prefill_mfu: float = Field(default=0.4, gt=0, le=1)
-    """Of the peak, what reading prompts reaches. Assumed."""
+    """Share of peak FLOP/s that prefill (reading prompts) reaches. Assumed."""
 
     decode_share: float = Field(default=0.5, gt=0, le=1)
-    """Of the memory's bandwidth, what writing replies reaches. Assumed."""
+    """Share of memory bandwidth that decoding (writing replies) reaches. Assumed."""
 
     most_sequences: int = Field(default=256, ge=1)
-    """Replies that one engine writes at once, where memory allows (vLLM's default). Assumed."""
+    """Replies that one engine writes at once if memory allows (vLLM's default). Assumed."""
 
     pages: int = Field(default=2_000_000, ge=0)
-    """Documents of the corpus. Assumed; the paper names only the segments."""
+    """Documents in the corpus. Assumed; the paper names only the segments."""
 
     pages_per_s: float = Field(default=40.0, gt=0)
     """Documents that one core cuts into segments per second. Assumed."""
 
     segments: int = Field(default=502_133, ge=0)
-    """Segments that are kept: for each an instruction is predicted and rated. The paper's (Li et al. 2023, table 1)."""
+    """Kept segments: an instruction is predicted and rated for each. The paper's (Li et al. 2023, table 1)."""
 
     usable_candidates: float = Field(default=0.95, ge=0, le=1)
-    """Of the predicted instructions, those that pass the filters and are rated. Assumed."""
+    """Share of the predicted instructions that pass the filters and are rated. Assumed."""
 
     kept_shares: tuple[float, ...] = (0.083, 0.083)
-    """Of the rated candidates, by round, those that are trained on; the last one stands for further rounds. The
+    """Share of the rated candidates that are trained on, by round; the last value applies to further rounds. The
     paper's for a score of 4.5 in round 2 (table 1)."""
 
     seed_pairs: int = Field(default=3200, ge=0)
-    """The paper's."""
+    """Number of seed pairs; the paper's."""
 
     seed_chars: tuple[float, float] = (1220.0, 880.0)
-    """Instruction and response of a seed pair together, mean and deviation; the paper's (table 1)."""
+    """Characters of a seed pair, instruction and response together, mean and deviation; the paper's (table 1)."""
 
     kept_chars: tuple[float, float] = (1778.0, 640.0)
-    """The same of a kept pair; the paper's for a score of 4.5."""
+    """Characters of a kept pair, likewise; the paper's for a score of 4.5."""
 
     instruction_chars: float = Field(default=352.0, gt=0)
-    """Of a predicted instruction; the paper's, over all candidates."""
+    """Characters of a predicted instruction; the paper's, over all candidates."""
 
     response_chars: float = Field(default=1722.0, gt=0)
-    """Of a segment; the same."""
+    """Characters of a segment; the paper's, over all candidates."""
 
     prompts: int = Field(default=805, ge=0)
     """Test prompts that every model answers; AlpacaEval's."""
 
     chars_per_token: float = Field(default=4.0, gt=0)
-    """Of English, with a vocabulary of 32,000 or more. Assumed; makes the paper's 32 examples 14,000 tokens."""
+    """Characters per token of English, with a vocabulary of 32,000 or more. Assumed; makes the paper's 32 examples
+    14,000 tokens."""
 
     rating_prompt_tokens: int = Field(default=400, ge=0)
-    """What a rating prompt has beside the pair. Measured with the default prompt."""
+    """Tokens of a rating prompt besides the pair. Measured with the default prompt."""
 
     rating_reply_tokens: int = Field(default=150, ge=1)
-    """What a judge writes before it ends. Assumed."""
+    """Tokens of a judge's reply. Assumed."""
 
     answer_tokens: int = Field(default=400, ge=1)
-    """What a model answers a test prompt with. Assumed."""
+    """Tokens of a model's answer to a test prompt. Assumed."""
 
     @field_validator("machines", mode="before")
     @classmethod
@@ -183,7 +184,7 @@ class PlanConfig(Config):
         return {**MACHINES, **self.machines}
 
     def on(self, gpus: float) -> tuple[str, Machine]:
-        """Return name and row of the machine of a placement with so many GPUs."""
+        """Return name and row of the machine for a placement with this many GPUs."""
         name = self.machine if gpus else "cpu"
         return name, self.known[name]
 
@@ -196,7 +197,7 @@ class PlanConfig(Config):
         return self.kept_shares[min(round_number, len(self.kept_shares)) - 1]
 
     def dollars_per_s(self, needs: Mapping[str, float]) -> float:
-        """Return what resources cost per second: GPUs with their hosts, or CPUs where there is no GPU."""
+        """Return the cost of resources per second: GPUs with their hosts, or CPUs if there is no GPU."""
         gpus = needs.get("GPU", 0)
         _, machine = self.on(gpus)
         return (gpus or needs.get("CPU", 0)) * machine.dollars_per_hour / 3600

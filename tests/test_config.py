@@ -127,7 +127,7 @@ def test_a_value_is_what_it_reads_as(file: Path, override: str, field: str, valu
 
 def test_a_key_stands_once(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("inner: {rows: 1}\nroot: a\ninner: {rows: 2}\n")
-    with pytest.raises(ConfigError, match="the key inner stands there twice"):
+    with pytest.raises(ConfigError, match="the key inner appears twice"):
         load(Outer, tmp_path / "twice.yaml")
     (tmp_path / "merged.yaml").write_text("inner: &inner {rows: 1}\nother: {<<: *inner, rows: 2}\n")
     assert load(Outer, tmp_path / "merged.yaml").other == Inner(rows=2)

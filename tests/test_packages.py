@@ -141,7 +141,7 @@ def test_another_version_than_the_declared_one_is_said(without: dict[str, str], 
         old, "jobs.augment", DEMO, root, f"augment.recipe.engine={VLLM}", "train.recipe.method={kind: full}"
     )
     assert code == 2, said
-    assert "augment.recipe.engine needs vllm ==0.32.*, and 0.30.0 is installed" in said
+    assert "augment.recipe.engine needs vllm ==0.32.*, but 0.30.0 is installed" in said
 
 
 def test_every_library_of_an_extra_is_one_that_the_extra_brings() -> None:

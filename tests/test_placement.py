@@ -18,7 +18,7 @@ SPOT = {"ray.io/market-type": "spot"}
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"min_replicas": 4, "max_replicas": 2}, "max_replicas 2 is less than min_replicas 4; raise the one"),
+        ({"min_replicas": 4, "max_replicas": 2}, "max_replicas 2 is less than min_replicas 4; raise the first"),
         ({"gpus_per_replica": 1.5}, "gpus_per_replica is 1.5, but .* set it to 1 or 2"),
         ({"labels": {"ray.io/market type": "spot"}}, "labels"),
         ({"labels": {"ray.io/market-type": "=spot"}}, "labels"),
@@ -65,8 +65,8 @@ def test_a_pool_has_no_more_actors_than_shards() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"gpus_per_replica": 6, "pipeline_parallel": 4}, "is 6 and pipeline_parallel 4, .* a multiple of 4 or"),
-        ({"pipeline_parallel": 2}, "gpus_per_replica is 0 and pipeline_parallel 2, .* a multiple of 2 or"),
+        ({"gpus_per_replica": 6, "pipeline_parallel": 4}, "is 6 and pipeline_parallel is 4, .* a multiple of 4 or"),
+        ({"pipeline_parallel": 2}, "gpus_per_replica is 0 and pipeline_parallel is 2, .* a multiple of 2 or"),
     ],
 )
 def test_gpus_that_cannot_be_shared_out_are_refused_with_both_numbers(fields: dict[str, Any], message: str) -> None:

@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: what names of it stand for."""
+"""The Hugging Face Hub: its ids."""

@@ -1,1 +1,1 @@
-"""Files from outside: records as people publish them, the pairs and prompts that they hold."""
+"""External files: records as people publish them, and the pairs and prompts that they hold."""

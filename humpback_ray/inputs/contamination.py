@@ -1,16 +1,16 @@
-"""Contamination: no pair is trained on that holds a prompt of an evaluation.
+"""Contamination: pairs that hold an evaluation prompt are not trained on.
 
 A pair is `contaminated` if its instruction or its response
 
-- is a prompt: the same words after normalisation; or
-- shares 13 words in a row with one (Brown et al. 2020, arXiv:2005.14165, appendix C: n = 13 for its longer texts). Of
-  shorter prompts only the whole counts.
+- is a prompt: the same words after normalization; or
+- shares 13 words in a row with one (Brown et al. 2020, arXiv:2005.14165, appendix C: n = 13 for its longer texts).
+  A shorter prompt counts only as a whole.
 
-Words are compared in lower case, without punctuation, in Unicode's form NFKC; words.py says what counts as one in
-scripts that put no spaces between words. Responses are looked at, too, since a page that
-quotes a prompt often answers it.
+Words are compared in lower case, without punctuation, in Unicode form NFKC; words.py says what counts as a word in
+scripts without spaces. Responses are checked too, since a page that quotes a prompt often answers it.
 
-Given up: paraphrases and translations; the n-grams that GPT-3's authors let pass because many texts have them.
+Limits: paraphrases and translations are not found. GPT-3's authors let n-grams pass that many texts share; here they
+count.
 """
 
 import re
@@ -32,46 +32,46 @@ CONTAMINATED = "contaminated"
 
 
 class ContaminationRecipe(Config):
-    """Which prompts seed pairs and candidates must not hold."""
+    """The prompts that seed pairs and candidates must not hold."""
 
     version: int = Field(default=1, ge=1)
     """Raised by hand when the meaning of this module changes."""
 
     inputs: list[str] | None = None
-    """Files of further prompts, beside those that the run evaluates on: paths, globs, `s3://` URIs, in any form that
-    `evaluate.recipe.inputs` takes. Enters the fingerprint as what the files hold."""
+    """Files of further prompts, besides those that the run evaluates on: paths, globs, `s3://` URIs, in any form that
+    `evaluate.recipe.inputs` takes. The content of the files enters the fingerprint."""
 
     own_prompts: bool = True
     """Whether the run's own evaluation prompts count. Not hashed by itself: the prompts that count are."""
 
     ngram_words: int | None = Field(default=13, ge=2)
-    """Words in a row that no pair may share with a prompt; None: only whole prompts count."""
+    """Number of words in a row that no pair may share with a prompt; None: only whole prompts count."""
 
     responses: bool = True
-    """Whether responses are looked at, and not instructions alone."""
+    """Whether to check responses as well as instructions."""
 
 
 class ContaminationConfig(Config):
-    """What is kept apart from training. There is no stage of its own: `seed` and `candidates` drop what they find."""
+    """Prompts kept out of training. There is no separate stage: `seed` and `candidates` drop the pairs they find."""
 
     recipe: ContaminationRecipe = ContaminationRecipe()
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The prompts that a stage keeps clear of; without files, none."""
+    """The prompts that a stage must avoid; none if there are no files."""
 
     recipe: ContaminationRecipe = field(default_factory=ContaminationRecipe)
     files: Inventory = field(default_factory=lambda: Inventory(()))
 
     @property
     def identity(self) -> dict[str, dict[str, Any]]:
-        """What a stage adds to its recipe."""
+        """Entries that a stage adds to its recipe."""
         return {"contamination": self.recipe.model_dump(mode="json", exclude={"inputs", "own_prompts"})} if self else {}
 
     @property
     def inputs(self) -> dict[str, Inventory]:
-        """What a stage adds to its inputs, so that other prompts are drift."""
+        """Entries that a stage adds to its inputs, so other prompts are drift."""
         return {"held_out": self.files} if self else {}
 
     def __bool__(self) -> bool:
@@ -79,7 +79,7 @@ class HeldOut:
 
     @staticmethod
     def of(recipe: ContaminationRecipe, own: Inventory | None, named: Inventory | None) -> "HeldOut":
-        """Put the run's own prompts and the named ones together."""
+        """Combine the run's own prompts and the named ones."""
         files = {file.uri: file for part in (own if recipe.own_prompts else None, named) if part for file in part.files}
         return HeldOut(recipe, Inventory(tuple(sorted(files.values(), key=lambda f: (f.name, f.version, f.uri)))))
 
@@ -90,18 +90,18 @@ class HeldOut:
 
 
 NOTHING = HeldOut()
-"""For stages that keep clear of no prompts."""
+"""For stages that need not avoid any prompts."""
 
 
 class Overlap:
     """Finds prompts in pairs.
 
-    A text that shares n words with a prompt shares, among them, a block of b = (n + 1) // 2 words that begins at a
-    multiple of b. So only these blocks of a text are looked up, and n-grams only around those that a prompt has.
+    If a text shares n words with a prompt, these include a block of b = (n + 1) // 2 words that begins at a multiple
+    of b in the text. So only these blocks are looked up, and n-grams only around blocks that a prompt has.
 
     Args:
-        prompts: what must not be found.
-        recipe: how it is looked for.
+        prompts: must not occur in pairs.
+        recipe: how to search for them.
     """
 
     def __init__(self, prompts: Iterable[str], recipe: ContaminationRecipe) -> None:
@@ -131,10 +131,10 @@ class Overlap:
         """Drop the pairs that hold a prompt.
 
         Args:
-            pairs: with `instruction`, `response` and `drop_reason`, of which those without a reason are looked at.
+            pairs: with `instruction`, `response` and `drop_reason`; only pairs without a reason are checked.
 
         Returns:
-            The table with further reasons, and both texts of these pairs blank.
+            The table with further reasons; both texts of newly dropped pairs are blank.
         """
         columns = {name: pairs[name].to_pylist() for name in ("instruction", "response", "drop_reason")}
         if not self.whole:
@@ -163,7 +163,7 @@ _HIDDEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 
 
 def plain_words(text: str) -> list[str]:
-    """Return the words by which texts are compared."""
+    """Return a text's normalized words, for comparison."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", _HIDDEN.sub("", text)).casefold()
     return words(text.lower().replace("_", " "))

@@ -1,6 +1,6 @@
-"""The bytes of a file from outside after decompression, told by how it begins and not by its name.
+"""Decompress an external file; its first bytes, not its name, decide how.
 
-gzip, bzip2, xz, Zstandard and LZ4, of several members or frames as well. Bad bytes never raise: they end the file and
+gzip, bzip2, xz, Zstandard and LZ4, also with several members or frames. Bad bytes never raise: they end the file and
 leave a fault. Errors of the storage itself do raise.
 """
 
@@ -16,7 +16,7 @@ from typing import BinaryIO, Protocol, cast
 import pyarrow as pa
 
 TRUNCATED, CORRUPT, UNSUPPORTED = "archive_truncated", "archive_corrupt", "archive_unsupported"
-"""Drop reasons of what a file lacks."""
+"""Drop reasons for the missing rest of a file."""
 
 PIECE_BYTES = 256 * 1024
 
@@ -30,7 +30,7 @@ class Readable(Protocol):
 
 
 class Decompressed:
-    """The decompressed bytes of a file in bounded pieces; bad ones end them and leave a `fault`."""
+    """The decompressed bytes of a file in bounded pieces; bad bytes end the file and leave a `fault`."""
 
     def __init__(self, stream: BinaryIO) -> None:
         head = stream.read(8)
@@ -40,7 +40,7 @@ class Decompressed:
         self._first = self._read()
 
     def starts_with(self, magic: bytes) -> bool:
-        """Tell whether the content begins so."""
+        """Tell whether the content begins with these bytes."""
         return self._first.startswith(magic)
 
     def pieces(self) -> Iterator[bytes]:
@@ -68,7 +68,7 @@ class Decompressed:
 
     @contextlib.contextmanager
     def seekable(self) -> Iterator[BinaryIO]:
-        """Give the content as a file that can be read anywhere: the file itself, or a temporary copy."""
+        """Yield the content as a seekable file: the file itself, or a temporary copy."""
         if self._opened is self._plain:
             yield self._plain
             return
@@ -79,7 +79,7 @@ class Decompressed:
 
 
 def _decompressed(stream: BinaryIO, head: bytes) -> Readable:
-    """Return a stream of the content, by the magic number that the file begins with."""
+    """Return a stream of the content, chosen by the file's magic number."""
     pythons: dict[bytes, Callable[[BinaryIO], Readable]] = {
         b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream),
         b"BZh": bz2.BZ2File,

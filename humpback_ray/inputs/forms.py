@@ -1,6 +1,6 @@
-"""What a record of somebody's data set asks and answers: the forms in which instructions and responses are published.
+"""Forms of records in published data sets, and how to get the instruction and the response of each.
 
-`auto` recognises a form by the fields of the record itself, so that one file may mix them:
+`auto` recognizes a form by the fields of the record itself, so one file may mix them:
 
     oasst          Open Assistant: a message tree (`prompt` with nested `replies`), or one message of such a tree as on
                    the Hub (`message_id`, `parent_id`, `text`, `role`)
@@ -8,12 +8,12 @@
                    {role, content}
     pair           two texts: instruction/output (Alpaca), instruction/response (Dolly), prompt/completion, ...
 
-Of several turns the first one counts (Li et al. 2023, arXiv:2308.06259, section 3.1). What an instruction is about
-(`input`, `context`, `instances[0].input`) stands under it after a blank line. AlpacaEval's authors joined the two in
-this way for its prompts from Self-Instruct; the training prompts of Alpaca and Dolly have the same order, under
-headings of their own. Field names are compared without regard to case, and a null field is none.
+If there are several turns, only the first counts (Li et al. 2023, arXiv:2308.06259, section 3.1). The text that an
+instruction is about (`input`, `context`, `instances[0].input`) follows it after a blank line. AlpacaEval's authors
+joined the two in this way for its prompts from Self-Instruct; the training prompts of Alpaca and Dolly have the same
+order, under their own headings. Field names are case-insensitive, and a null field counts as missing.
 
-Given up: transcripts in one string ("### Human: ..."), tables with a column per key (pandas' default).
+Limits: transcripts in one string ("### Human: ...") and tables with a column per key (pandas' default) are not read.
 """
 
 from collections.abc import Callable
@@ -51,16 +51,16 @@ class PairForm(Config):
     kind: Literal["pair"] = "pair"
 
     instruction: str
-    """Field of what was asked."""
+    """Field with the instruction."""
 
     response: str
-    """Field of what was answered."""
+    """Field with the response."""
 
     about: str | None = None
-    """Field of what the instruction is about, set under it where it is not empty; None: there is none."""
+    """Field with the text that the instruction is about, appended to it if not empty; None: there is no such field."""
 
     def turn(self, values: Values) -> Turn | None:
-        """Return the pair; None where a field is missing."""
+        """Return the pair; None if a field is missing."""
         values = lowered(values)
         if self.instruction.lower() not in values or self.response.lower() not in values:
             return None
@@ -77,29 +77,29 @@ class ConversationForm(Config):
     """The field with the list of turns."""
 
     def turn(self, values: Values) -> Turn | None:
-        """Return the first turn; None where the field holds no list."""
+        """Return the first turn; None if the field does not hold a list."""
         turns = messages(present(values).get(self.field.lower()))
         return None if turns is None else first_turn(turns)
 
 
 class OasstForm(Config):
-    """Open Assistant's messages: trees of them, or one a record. Whoever reads a file puts trees together (seed.py)."""
+    """Open Assistant's messages: trees, or one message per record, which the file's reader joins to trees (seed.py)."""
 
     kind: Literal["oasst"] = "oasst"
 
     def turn(self, values: Values) -> Turn | None:
-        """Return None: what is no message is nothing."""
+        """Return None: a record that is not a message gives no pair."""
         del values
         return None
 
 
 class AutoForm(Config):
-    """Whatever the fields of each record say."""
+    """The form that the fields of each record suggest."""
 
     kind: Literal["auto"] = "auto"
 
     def turn(self, values: Values) -> Turn | None:
-        """Return the first turn of a conversation or a pair; None where the record is neither."""
+        """Return the first turn of a conversation or a pair; None if the record is neither."""
         named = lowered(values)
         values = present(values)
         said = first(values, SYSTEMS)
@@ -127,7 +127,7 @@ SYSTEMS = ("system", "system_prompt")
 """Names of fields, the usual ones first."""
 WRAPPERS = ("data", "rows", "row", "records", "record", "examples", "example", "items", "item", "samples", "sample",
             "entries", "prompts", "questions", "instructions", "train")  # fmt: skip
-"""Fields that hold other records, or one."""
+"""Fields that hold one or more other records."""
 
 
 def is_tree(values: Values) -> bool:
@@ -143,9 +143,9 @@ def is_message(values: Values) -> bool:
 
 
 def joined(instruction: str, about: str) -> str:
-    """Set what an instruction is about under it; nothing changes where one of them is blank.
+    """Append the text that an instruction is about; if one of the two is blank, return the other.
 
-    Alpaca's authors let `<noinput>` stand for nothing.
+    In Alpaca, `<noinput>` means that there is no such text.
     """
     if not about.strip() or about.strip().lower() == "<noinput>":
         return instruction
@@ -153,7 +153,7 @@ def joined(instruction: str, about: str) -> str:
 
 
 def question(values: Values) -> str | None:
-    """Return the instruction of a record of single texts and what it is about; None where it has none."""
+    """Return the instruction of a record of single texts, with the text it is about; None if it has no instruction."""
     name = next((name for name in INSTRUCTIONS if name in values), None)
     if name is None:
         return None
@@ -163,21 +163,21 @@ def question(values: Values) -> str | None:
 
 
 def _asking(value: object) -> str:
-    """Return the text of an instruction; a number asks nothing."""
+    """Return the text of an instruction; a number is not an instruction."""
     return "" if isinstance(value, int | float) else text(value)
 
 
 def _instance(values: Values) -> Values:
-    """Return the first instance of a task of Self-Instruct."""
+    """Return the first instance of a Self-Instruct task."""
     instances = values.get("instances")
     return instances[0] if isinstance(instances, list) and instances and isinstance(instances[0], dict) else {}
 
 
 def asked(values: Values) -> str | None:
-    """Return the first instruction of a record of prompts, as it stands there; None where no form fits.
+    """Return the first instruction of a record of prompts, unchanged; None if no form fits.
 
     Raises:
-        NoPair: it is no text.
+        NoPair: the instruction is not text.
     """
     values = present(values)
     if isinstance(tree := values.get("prompt"), dict):
@@ -193,9 +193,9 @@ def asked(values: Values) -> str | None:
 
 
 def unwrapped(value: object, fits: Callable[[Values], bool], depth: int = 4) -> list[object]:
-    """Return the records that fit a form in a value that may only wrap them (`{"data": [...]}`); [] where none does.
+    """Return the records that fit a form in a value that may wrap them (`{"data": [...]}`); [] if none does.
 
-    Of a list in which some fit, the others are returned as they are.
+    If some elements of a list fit, the others are returned unchanged.
     """
     if isinstance(value, dict) and fits(value):
         return [value]
@@ -219,7 +219,7 @@ def _is_strings(value: object) -> bool:
 
 
 def keys_of(value: object) -> str:
-    """Return the names of a record's fields for a message, or what it is instead."""
+    """Return the names of a record's fields for a message, or its type if it is not an object."""
     if not isinstance(value, dict):
         return f"a {type(value).__name__}"
     names = ", ".join(str(name)[:40] for name in list(value)[:12])

@@ -1,11 +1,11 @@
-"""Files of prompts: what models are asked in an evaluation, and what must not be trained on.
+"""Prompt files: the prompts that models answer in an evaluation, and that must not be trained on.
 
 Records come in the files that `recordfiles.py` reads and in the forms that `forms.py` knows: `instruction` with an
 `input`, a `context` or Self-Instruct's `instances` below it, `prompt` (IFEval, Koala), FastChat's `turns`,
-`conversations` (LIMA), `messages`. Of several turns the first one counts.
+`conversations` (LIMA), `messages`. If there are several turns, only the first counts.
 
-A file that holds anything else is refused whole: an evaluation of fewer prompts than somebody else's cannot be compared
-with theirs. Texts stay as they are, byte for byte, so that answers can be joined with their prompts again.
+A file that holds anything else is refused as a whole: results on fewer prompts are not comparable with published ones.
+Texts stay unchanged, byte for byte, so answers can be joined with their prompts again.
 """
 
 from collections import Counter
@@ -24,9 +24,9 @@ from humpback_ray.records import record_id
 PROMPT = pa.schema(
     [
         ("id", pa.string()),  # hash of the prompt's own id, its dataset and its text
-        ("instruction", pa.string()),  # as it stands in the file; what it is about stands below it
+        ("instruction", pa.string()),  # unchanged from the file; the text it is about follows it
         ("dataset", pa.string()),  # the record's own, else the name of its file
-        ("drop_reason", pa.string()),  # always null: a file that holds something else than prompts is refused whole
+        ("drop_reason", pa.string()),  # always null: a file that holds anything but prompts is refused
     ]
 )
 
@@ -34,7 +34,7 @@ IDS = ("question_id", "id", "key", "prompt_id")
 
 
 def load_prompts(file: storage.InputFile, seen: Counter[tuple[str, ...]] | None = None) -> pa.Table:
-    """Read a prompt file from storage; its dataset is named after it (`vicuna-80.jsonl`: "vicuna-80")."""
+    """Read a prompt file from storage; the dataset is named after it (`vicuna-80.jsonl`: "vicuna-80")."""
     with storage.reading(file) as stream:
         return read_prompts(stream, PurePosixPath(file.uri).name.split(".")[0], seen)
 
@@ -45,13 +45,13 @@ def read_prompts(stream: BinaryIO, name: str, seen: Counter[tuple[str, ...]] | N
     Args:
         stream: the file, from its start; seekable.
         name: the dataset of records that name none.
-        seen: prompts of other files, with how often they came; this file's are added.
+        seen: prompts of other files with their counts; this file's are added.
 
     Returns:
-        A table of PROMPT, in the file's order. A prompt that occurs again is another row with its own id.
+        A table of PROMPT, in the file's order. A repeated prompt gets another row with its own id.
 
     Raises:
-        ConfigError: a record without an instruction, or none at all; says which, and what fields it has.
+        ConfigError: a record has no instruction (the message names it and its fields), or there are no records.
     """
     rows, seen = [], Counter() if seen is None else seen
     for record in records(stream):
@@ -70,7 +70,7 @@ def read_prompts(stream: BinaryIO, name: str, seen: Counter[tuple[str, ...]] | N
 
 
 def _values(record: Record, name: str) -> list[object]:
-    """Return the prompts of a record: itself, or those that it wraps."""
+    """Return the prompts of a record: the record itself, or those that it wraps."""
     if record.fault == EMPTY:
         return []
     if record.fault:
@@ -87,7 +87,7 @@ def _fits(values: Values) -> bool:
 
 
 def _instruction(value: Values, place: str, name: str) -> str:
-    """Return a prompt's text, of which no tokenizer and no table can complain."""
+    """Return a prompt's text, valid for every tokenizer and table."""
     try:
         instruction = _text(asked(value))
     except NoPair as error:

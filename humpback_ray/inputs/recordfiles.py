@@ -1,14 +1,14 @@
-"""Records of files as people have them: JSON lines, JSON arrays, JSON objects, Parquet; compressed; UTF-8 or UTF-16.
+"""Read records from files as people publish them: JSON lines, arrays or objects, or Parquet; UTF-8, UTF-16 or UTF-32.
 
 The first bytes of a file say what it is, never its name. gzip, bzip2, xz, Zstandard and LZ4 are decompressed; a byte
-order mark, or zeros between ASCII characters, tell UTF-16 and UTF-32. Where the first line is a JSON object the file is
-read line by line, and a bad line costs one line. Otherwise a file that begins with a bracket is read value by value: an
-array (its elements are the records), objects over several lines, or objects with commas between them.
+order mark, or zeros between ASCII characters, indicate UTF-16 and UTF-32. If the first line is a JSON object, the file
+is read line by line, and a bad line costs one line. Otherwise a file that begins with a bracket is read value by value:
+an array (its elements are the records), objects over several lines, or objects with commas between them.
 
-Every line that is not blank and every element gives a `Record`, a bad one with its `fault`. Bad bytes never raise; they
+Each line that is not blank and each element gives a `Record`, a bad one with its `fault`. Bad bytes never raise; they
 end the file with the fault `archive_truncated` or `archive_corrupt`. Errors of the storage itself do raise.
 
-Given up: archives of several files (zip, tar), CSV and Arrow files.
+Limits: archives of several files (zip, tar), CSV and Arrow files are not read.
 """
 
 import codecs
@@ -28,10 +28,10 @@ BAD_JSON, TOO_LARGE, NOT_UTF8 = "bad_json", "too_large", "not_utf8"
 EMPTY = "archive_empty"
 
 MAX_RECORD_BYTES = 20_000_000
-"""Default limit of a line or an element."""
+"""Default size limit of a line or an element."""
 
 _MAX_VALUE_CHARS = 1 << 29
-"""A value that has not ended after this many characters is given up. Arrays are read element by element."""
+"""Reading gives up on a value that has not ended after this many characters. Arrays are read element by element."""
 _PARQUET_ROWS = 256
 _BOM = "\ufeff".encode()
 _BLANK = b" \t\r\n" + _BOM
@@ -39,23 +39,23 @@ _BLANK = b" \t\r\n" + _BOM
 
 @dataclass(frozen=True)
 class Record:
-    """A value of a file, or what stands in its place."""
+    """A value of a file, or the reason why it has none."""
 
     place: str
     """Where it is, in words: "line 3", "record 2"."""
     raw: bytes
-    """Its bytes, for an id; b"" where it is not known where they end."""
+    """Its bytes, for an id; b"" if its end is unknown."""
     value: object = None
     fault: str | None = None
-    """Why there is no value, as a drop reason. One that begins with `archive_` is the file's, and comes last."""
+    """Why there is no value, as a drop reason. A fault that begins with `archive_` is the file's and comes last."""
 
 
 def records(stream: BinaryIO, max_bytes: int = MAX_RECORD_BYTES) -> Iterator[Record]:
-    """Yield every record of a file in its order; of a file without any, one that says `archive_empty`.
+    """Yield the records of a file in order; for a file without any, one with the fault `archive_empty`.
 
     Args:
         stream: the file, from its start; seekable.
-        max_bytes: a longer line or element has the fault `too_large`.
+        max_bytes: a longer line or element gets the fault `too_large`.
     """
     file, last = Decompressed(stream), None
     for last in _parquet(file) if file.starts_with(b"PAR1") else _json(file, max_bytes):
@@ -66,7 +66,7 @@ def records(stream: BinaryIO, max_bytes: int = MAX_RECORD_BYTES) -> Iterator[Rec
 
 
 def _parquet(file: Decompressed) -> Iterator[Record]:
-    """Yield the rows of a Parquet file, without times, of which Python holds some only and no pair is made."""
+    """Yield the rows of a Parquet file without columns of times: Python cannot hold all times, and pairs need none."""
     number = 0
     with file.seekable() as stream:
         try:
@@ -91,10 +91,10 @@ def _row(place: str, batch: pa.RecordBatch) -> Record:
 
 
 def _json(file: Decompressed, max_bytes: int) -> Iterator[Record]:
-    """Read lines or values, whichever the beginning of the file is made of."""
+    """Read lines or values, depending on how the file begins."""
     pieces, head = _utf8(file.pieces()), bytearray()
     line, goes_on = b"", False
-    for piece in pieces:  # the first line, and whether there is another one
+    for piece in pieces:  # the first line, and whether another one follows
         head += piece
         line, _, rest = head.lstrip(_BLANK).partition(b"\n")
         goes_on = bool(rest.lstrip(_BLANK))
@@ -116,7 +116,7 @@ def _json(file: Decompressed, max_bytes: int) -> Iterator[Record]:
 
 
 def _utf8(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Turn UTF-16 and UTF-32 into UTF-8; other encodings pass as they are."""
+    """Convert UTF-16 and UTF-32 to UTF-8; other encodings pass unchanged."""
     first = next(pieces, b"")
     encoding = json.detect_encoding(first)
     if encoding.startswith("utf-8"):
@@ -130,7 +130,7 @@ def _utf8(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _lines(pieces: Iterator[bytes], max_bytes: int, skipped: int) -> Iterator[Record]:
-    """Yield a record per line that is not blank; `skipped` lines stand before the first."""
+    """Yield a record for each line that is not blank; `skipped` lines precede the first."""
     number, line = skipped, bytearray()
     for piece in chain(pieces, [b"\n"]):
         *ended, rest = piece.split(b"\n")
@@ -158,10 +158,10 @@ _NONE = object()
 
 
 def _value(raw: bytes) -> object:
-    """Return the JSON value that bytes hold, `_NONE` where they hold none that Python can."""
+    """Return the JSON value that bytes hold, or `_NONE` if Python cannot parse them."""
     try:
         return json.loads(raw)
-    except (ValueError, RecursionError):  # nesting deeper than the interpreter's stack is no record of ours
+    except (ValueError, RecursionError):  # no usable record is nested deeper than the interpreter's stack
         return _NONE
 
 
@@ -170,21 +170,21 @@ class _Values:
 
     _DECODER = json.JSONDecoder()
     _BETWEEN = re.compile(r"[\s,\ufeff]*(?:\][\s,\ufeff]*(?:\[[\s,\ufeff]*)?)?")
-    """What stands between two values. An array may end there and another one begin."""
+    """The text between two values. An array may end there and another one may begin."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces, self._decoder = pieces, codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
         self._text, self._at, self._open, self._cut = "", 0, False, False
 
     def unread(self) -> Iterator[bytes]:
-        """Give back what was read, and the rest."""
+        """Return everything that was read, and the rest."""
         return chain([_bytes(self._text)], self._pieces)
 
     def records(self, max_bytes: int) -> Iterator[Record]:
-        """Yield every value, of arrays every element.
+        """Yield every value; for an array, every element.
 
-        What is no JSON reaches to the next line that begins like the first value; what was cut off is
-        `archive_truncated`.
+        Text that is not JSON extends to the next line that begins like the first value. A value that was cut off has
+        the fault `archive_truncated`.
         """
         if self._text.startswith("[") or (self._more() and self._text.startswith("[")):
             self._at, self._open = 1, True
@@ -203,16 +203,16 @@ class _Values:
             yield Record("the end", b"", fault=TRUNCATED)
 
     def _beginning(self) -> "re.Pattern[str]":
-        """Return what the first value's line begins with; others begin alike, and what is nested in them does not."""
+        """Return a pattern for the start of the first value's line: other values begin alike, nested ones do not."""
         indent = self._text[: self._at].rpartition("\n")[2]
         return re.compile(rf"\n{indent if indent.isspace() else ''}(?=[{{\[])")
 
     def decoded(self) -> tuple[object, int] | None:
-        """Return the value that stands here and where it ends; None where there is none."""
+        """Return the value at this position and its end; None if there is no value."""
         while True:
             try:
                 value, end = self._DECODER.raw_decode(self._text, self._at)
-                if end < len(self._text) or not self._more():  # a number may go on
+                if end < len(self._text) or not self._more():  # a number may continue in the next piece
                     return value, end
             except json.JSONDecodeError as error:
                 last = len(self._text) - _LONGEST_TOKEN
@@ -224,7 +224,7 @@ class _Values:
                 return None
 
     def _skip(self) -> bool:
-        """Go to the next value; tell whether there is one."""
+        """Move to the next value; return whether there is one."""
         while True:
             match = self._BETWEEN.match(self._text, self._at)
             assert match is not None
@@ -236,7 +236,7 @@ class _Values:
         return self._at < len(self._text)
 
     def _find(self, again: "re.Pattern[str]") -> bool:
-        """Go to the next line that begins as a value does; tell whether there is one."""
+        """Move to the next line that begins like a value; return whether there is one."""
         while True:
             if match := again.search(self._text, self._at + 1):
                 self._at = match.end()
@@ -246,7 +246,7 @@ class _Values:
                 return False
 
     def _more(self) -> bool:
-        """Read as much again as is not used up yet, and at least a piece; tell whether there was anything."""
+        """Read at least as much again as is still unused, and at least one piece; return whether there was more."""
         parts = [self._text[self._at :]]
         had = have = len(parts[0])
         while have <= 2 * had:
@@ -261,7 +261,7 @@ class _Values:
 
 
 def _wraps(value: object) -> bool:
-    """Tell whether a value is an object around many others, as `{"data": [...]}`; no record is as large as these."""
+    """Tell whether a value is an object around many others, like `{"data": [...]}`: it may be larger than a record."""
     inner = value.values() if isinstance(value, dict) else ()
     return any(isinstance(items, list) and len(items) > 1 and isinstance(items[0], dict) for items in inner)
 
@@ -271,4 +271,4 @@ def _bytes(text: str) -> bytes:
 
 
 _LONGEST_TOKEN = 16
-"""A literal or an escape that is cut at the end of what was read begins within so many characters of it."""
+"""Upper bound, in characters, of a literal or an escape that is cut off where reading stopped."""

@@ -1,8 +1,8 @@
 """Fields, texts and turns of records as people publish them.
 
-A conversation is a list of strings that alternate (LIMA), of objects with a role and a text (ShareGPT, OpenAI), of
-objects with a question and its answer, or the columns of one of these; also as JSON in a string. Names are compared
-without regard to case, and a null field is none.
+A conversation is a list of alternating strings (LIMA), of objects with a role and a text (ShareGPT, OpenAI), or of
+objects with a question and its answer; or the columns of such a list; or any of these as JSON in a string. Names are
+case-insensitive, and a null field counts as missing.
 """
 
 import json
@@ -20,12 +20,12 @@ class NoPair(ValueError):
 
 @dataclass(frozen=True)
 class Turn:
-    """The first turn of a record, as it stands there."""
+    """The first turn of a record, unchanged."""
 
     instruction: str
     response: str
     system: str = ""
-    """What a system message before it says; "" without one."""
+    """Text of a system message before it; "" without one."""
 
 
 CONVERSATIONS = ("conversations", "conversation", "messages", "dialogue", "dialog", "chat", "data")
@@ -40,25 +40,25 @@ _ROLE_FIELDS, _TEXT_FIELDS = ("role", "from", "speaker", "author"), ("content", 
 
 
 def lowered(values: Values) -> dict[str, object]:
-    """Return the fields of a record by their names in lower case."""
+    """Return the fields of a record with their names in lower case."""
     return {str(name).strip().lower(): value for name, value in values.items()}
 
 
 def present(values: Values) -> dict[str, object]:
-    """Return the fields that hold something, by their names in lower case."""
+    """Return the fields that are not empty, with their names in lower case."""
     return {name: value for name, value in lowered(values).items() if not is_none(value)}
 
 
 def is_none(value: object) -> bool:
-    """Tell whether a field holds nothing."""
+    """Tell whether a field is empty: null or NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))  # pandas writes NaN for null
 
 
 def text(value: object) -> str:
-    """Return the text of a field: a string, a number as it is written, or the parts of a message, one below the other.
+    """Return the text of a field: a string, a number as written, or the parts of a message, one below the other.
 
     Raises:
-        NoPair: `not_text`, where it is anything else, as an image among the parts.
+        NoPair: `not_text`, for anything else, such as an image among the parts.
     """
     if isinstance(value, list):
         return "\n".join(text(part_text(part)) for part in value)
@@ -72,7 +72,7 @@ def text(value: object) -> str:
 
 
 def part_text(part: object) -> object:
-    """Return what a part of a message says."""
+    """Return the content of a part of a message."""
     if isinstance(part, dict):
         part = next((part[name] for name in ("text", "content") if part.get(name) is not None), part)
     if part is None or isinstance(part, list):
@@ -81,17 +81,17 @@ def part_text(part: object) -> object:
 
 
 def first(values: Values, names: Sequence[str]) -> object:
-    """Return the first field of some names, one that is not blank before the others."""
+    """Return the first of the named fields that is not blank; if all are blank, the first of them."""
     found = [values[name] for name in names if name in values]
     return next((value for value in found if not isinstance(value, str) or value.strip()), found[0] if found else None)
 
 
 Message = tuple[str, object]
-"""Role, in lower case, and what is said."""
+"""Role, in lower case, and content."""
 
 
 def messages(value: object) -> list[Message] | None:
-    """Return the turns that a field holds, as a list or as JSON of one; None where it holds none."""
+    """Return the turns that a field holds, as a list or as JSON of a list; None if it holds none."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
@@ -108,7 +108,7 @@ def messages(value: object) -> list[Message] | None:
 
 
 def _transposed(columns: Values) -> list[object]:
-    """Return the turns of which a record holds the columns, as `datasets` stores a sequence of objects."""
+    """Turn columns into turns: `datasets` stores a sequence of objects as columns."""
     lists = {name: column for name, column in columns.items() if isinstance(column, list)}
     if len(lists) < 2 or len(lists) < len(columns) or not {*_ROLE_FIELDS} & lists.keys():
         return []
@@ -116,7 +116,7 @@ def _transposed(columns: Values) -> list[object]:
 
 
 def _messages_of(turn: object) -> list[Message]:
-    """Return the message that an element of a conversation is, or the question and its answer; [] if it is neither."""
+    """Return an element of a conversation as one message, or as a question and its answer; [] if it is neither."""
     if not isinstance(turn, dict):
         return []
     role = next((turn[name] for name in _ROLE_FIELDS if isinstance(turn.get(name), str)), None)
@@ -129,9 +129,9 @@ def _messages_of(turn: object) -> list[Message]:
 
 
 def conversation(values: Values) -> list[Message] | None:
-    """Return the turns of a record; None where no field holds any.
+    """Return the turns of a record; None if no field holds any.
 
-    A field of another name than the usual ones counts where its turns name their roles.
+    A field with an unusual name counts if its turns name their roles.
     """
     if (asked := messages(values.get("prompt"))) is not None and not isinstance(values["prompt"], dict):
         answer = first(values, RESPONSES)
@@ -140,7 +140,7 @@ def conversation(values: Values) -> list[Message] | None:
     for name in CONVERSATIONS:
         if (turns := messages(values.get(name))) is not None:
             return turns
-    if history := values.get("history"):  # of an Alpaca record: earlier turns, the first one first
+    if history := values.get("history"):  # in an Alpaca record: earlier turns, oldest first
         return messages(history[0]) if isinstance(history, list) else None
     for value in values.values():
         turns = messages(value) if isinstance(value, list) and value and isinstance(value[0], dict) else None
@@ -153,7 +153,7 @@ def first_turn(turns: Sequence[Message]) -> Turn:
     """Return the first question and its answer.
 
     Raises:
-        NoPair: `wrong_role`, where others speak; `no_reply`; `empty`, where only the system speaks.
+        NoPair: `wrong_role` if others speak; `no_reply`; `empty` if only the system speaks.
     """
     system, rest = system_first(turns)
     if not rest:
@@ -168,6 +168,6 @@ def first_turn(turns: Sequence[Message]) -> Turn:
 
 
 def system_first(turns: Sequence[Message]) -> tuple[str, Sequence[Message]]:
-    """Return what the system says before the first turn, and the turns from there on."""
+    """Return the system's text before the first turn, and the turns from there on."""
     count = next((number for number, (role, _) in enumerate(turns) if role not in SYSTEM_ROLES), len(turns))
     return "\n\n".join(text(said) for _, said in turns[:count]), turns[count:]

@@ -1,6 +1,6 @@
-"""What runs in an actor: the ledger around a stage's worker.
+"""The code that runs in an actor: the ledger around a stage's worker.
 
-Ray Data feeds shards to a `ShardActor`, several at a time on one event loop. `LoneActor` does the same outside a pool,
+Ray Data feeds shards to a `ShardActor`, several at a time on one event loop. `LoneActor` does the same outside a pool
 for one shard: a straggler's second try, or a shard that is taken apart (isolation.py).
 
     commit read → attempt recorded → shard loaded → rows made → rows uploaded → commit created
@@ -34,7 +34,7 @@ from humpback_ray.stages.tables import blank_row, check_same_ids, conform, is_qu
 from humpback_ray.storage import InputFile, check_unchanged, steps
 
 TEXT_CHARS = 4000
-"""Characters of a quarantined row's JSON that are kept."""
+"""Number of characters kept of a quarantined row's JSON."""
 
 
 class _Held(Exception):
@@ -46,13 +46,13 @@ class _Held(Exception):
 
 
 class Report(TypedDict):
-    """The result of a shard, as an actor tells the driver."""
+    """The result of a shard, as an actor reports it to the driver."""
 
     shard: str
     error: str
-    """"" where it is committed, or held."""
+    """"" if the shard is committed or held."""
     held_by: str
-    """Another submission that is at work on it; "" if none is."""
+    """Another submission that is working on the shard; "" if none is."""
     tokens: int
     seconds: float
 
@@ -61,12 +61,12 @@ class TableWorker(Protocol):
     """A worker on the rows of a shard."""
 
     def __call__(self, rows: pa.Table, /) -> pa.Table | Awaitable[pa.Table]:
-        """Return a row of the stage's schema for each row, with its id."""
+        """Return one row of the stage's schema for each row, with the same id."""
         ...
 
 
 class FileWorker(Protocol):
-    """A worker on input files that can also read parts of a file, so that a file can be taken apart."""
+    """A worker on input files that can also read parts of a file, so a file can be taken apart."""
 
     def __call__(self, file: InputFile, /) -> pa.Table:
         """Return the rows of a whole file."""
@@ -77,15 +77,15 @@ class FileWorker(Protocol):
         ...
 
     def part(self, file: InputFile, first: int, last: int) -> pa.Table:
-        """Return the rows of the records `first` to `last`, not included, as if nothing came before."""
+        """Return the rows of the records `first` to `last` (exclusive), as if nothing came before."""
         ...
 
     def merge(self, parts: pa.Table) -> pa.Table:
-        """Return the rows of parts that follow each other as those of one file."""
+        """Turn the rows of consecutive parts into the rows of one file."""
         ...
 
     def unread(self, file: InputFile, index: int) -> tuple[dict[str, Any], str]:
-        """Return the row that stands for a record no worker survives, without its reason, and what is known of it."""
+        """Return the row for a record that no worker survives, without its reason, and the record as text."""
         ...
 
 
@@ -101,7 +101,7 @@ class ShardActor:
         placement: of the pool.
         worker: the stage's class, built here with `arguments` and the actor's resources.
         arguments: picklable.
-        dead: submissions whose drivers the driver knows to be dead; nobody else's word is waited for.
+        dead: submissions whose drivers the driver knows to be dead, so the actor need not check.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class ShardActor:
         self.worker = worker(*arguments, replace(placement.resources, agree=ledger.agree))
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Work on the shards of a block, one after another; returns what the driver wants to know of each."""
+        """Work on the shards of a block, one after another; return the columns of their reports."""
         results = [await self._report(str(text)) for text in batch["shards"][0]]
         return {name: [result[name] for result in results] for name in results[0]}
 
@@ -129,14 +129,14 @@ class ShardActor:
             return await self.work(text)
         except _Held as held:
             return {**nothing, "held_by": held.by}
-        except Exception as error:  # noqa: BLE001 whatever a worker raises costs its shard an attempt, not its block
+        except Exception as error:  # noqa: BLE001 an error in a worker costs its shard an attempt, not its block
             return {**nothing, "error": f"{type(error).__name__}: {error}"[:500]}
 
     async def work(self, text: str, second: bool = False) -> Report:
-        """Bring one shard, as JSON, to its commit; `second`: although another attempt is on its way.
+        """Commit one shard, given as JSON; with `second`, even if another attempt is running.
 
         Raises:
-            ShardExhausted: it was tried as often as the placement allows.
+            ShardExhausted: the shard was tried as often as the placement allows.
         """
         shard = Shard.parse(text)
         commit = await asyncio.to_thread(self.ledger.commit_of, shard.name)
@@ -166,14 +166,14 @@ class ShardActor:
             return await asyncio.to_thread(attempt.write, table, {"file": shard.file} if shard.file else None)
 
     async def _call(self, loaded: "InputFile | pa.Table") -> pa.Table:
-        call = cast(Callable[[Any], Any], self.worker)  # which of the two it is follows from the stage's source
+        call = cast(Callable[[Any], Any], self.worker)  # the stage's source decides which protocol it has
         try:
             if inspect.iscoroutinefunction(type(self.worker).__call__):
                 return await call(loaded)
             return await asyncio.to_thread(call, loaded)
         except Dead:
             # Ray replaces this actor, and its running attempts are charged. A normal exit would wait for the threads
-            # of what has died.
+            # of the dead engine.
             sys.stderr.write(traceback.format_exc())
             sys.stderr.flush()
             os._exit(1)
@@ -181,7 +181,7 @@ class ShardActor:
 
 @dataclass(frozen=True)
 class LostRow:
-    """A record that no worker survived: its place in the shard, and how the worker ended."""
+    """A record that no worker survived: its index in the shard, and how the worker ended."""
 
     index: int
     error: str
@@ -193,7 +193,7 @@ class LoneActor(ShardActor):
     """An actor for one shard, made with `ray.remote`."""
 
     async def ready(self) -> Process:
-        """Return which process this is, once the worker is built."""
+        """Return this process, once the worker is built."""
         try:
             stderr = os.readlink("/proc/self/fd/2")
         except OSError:
@@ -202,23 +202,23 @@ class LoneActor(ShardActor):
 
     @property
     def _reader(self) -> FileWorker:
-        """The worker, where shards are files."""
+        """The worker, if shards are files."""
         return cast(FileWorker, self.worker)
 
     async def count(self, text: str) -> int:
-        """Load a shard and return how many records it has."""
+        """Load a shard and return its number of records."""
         loaded = await self._load(text)
         return await asyncio.to_thread(self._reader.count, loaded) if isinstance(loaded, InputFile) else loaded.num_rows
 
     async def _load(self, text: str) -> "InputFile | pa.Table":
-        """Return a shard's rows, or its file; read once by each process."""
+        """Return a shard's rows, or its file; each process reads it once."""
         if getattr(self, "_shard", None) != Shard.parse(text):
             self._shard = Shard.parse(text)
             self._loaded = await asyncio.to_thread(self._shard.load)
         return self._loaded
 
     async def part(self, text: str, first: int, last: int) -> tuple[float, pa.Table]:
-        """Make the rows of a part of the shard; also returns the seconds that took."""
+        """Make the rows of a part of the shard; return the seconds that took, and the rows."""
         loaded, since = await self._load(text), time.monotonic()
         if isinstance(loaded, InputFile):
             made = conform(await asyncio.to_thread(self._reader.part, loaded, first, last), self.schema)
@@ -235,10 +235,10 @@ class LoneActor(ShardActor):
 
         Args:
             text: the shard, as JSON.
-            attempt: at it.
+            attempt: at this shard.
             parts: references to its parts, in order.
             lost: its rows that no worker survived.
-            before: its earlier commit, where parts and lost rows are from that commit's quarantine.
+            before: its earlier commit, if parts and lost rows come from that commit's quarantine.
         """
         loaded = await self._load(text)
         made = await asyncio.gather(*parts)
@@ -253,7 +253,7 @@ class LoneActor(ShardActor):
             table = conform(await asyncio.to_thread(self._reader.merge, table), self.schema)
         steps.reach(5)
         extra = {"file": self._shard.file} if self._shard.file else None
-        ids = table.filter(is_quarantined(table))["id"].to_pylist()  # merging gives copies ids of their own
+        ids = table.filter(is_quarantined(table))["id"].to_pylist()  # merging gives duplicates new ids
         known = [{**row, "id": id_} for row, id_ in zip(known, ids, strict=True)]
         quarantine = pa.Table.from_pylist(known, QUARANTINE)
         return await asyncio.to_thread(attempt.write, table, extra, quarantine)
@@ -264,7 +264,7 @@ class LoneActor(ShardActor):
         return [table.filter(pc.call_function("invert", [is_quarantined(table)])) for table in tables]
 
     def _stand_in(self, lost: LostRow, attempt: Attempt) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return a lost record's row in the stage's table and its row in the quarantine."""
+        """Return a lost record's row for the stage's table and its row for the quarantine."""
         loaded = self._loaded
         if isinstance(loaded, InputFile):
             identity, text = self._reader.unread(loaded, lost.index)

@@ -1,9 +1,8 @@
 """Loops in the background that outlive their errors.
 
-A thread that watches, counts or says how far a stage is must not die of one bad answer: nobody would notice, and with
-it would go what it promises (a line every 30 s, an end at `max_dollars`). So `repeat` catches whatever a step raises,
-logs it with its traceback, at most once a minute, and goes on. What such a loop finds can end the work of the main
-thread: `MainThread`.
+A thread that watches, counts or reports progress must not die of one bad reply: nobody would notice, and its promise (a
+line every 30 s, a stop at `max_dollars`) would be broken. So `repeat` catches every error of a step, logs it with its
+traceback, at most once a minute, and continues. Such a loop can interrupt the main thread: `MainThread`.
 """
 
 import logging
@@ -16,14 +15,14 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 COMPLAIN_EVERY_S = 60.0
-"""Errors of one loop within this time of a logged one are counted, not logged."""
+"""After a logged error, further errors of the same loop within this time are counted but not logged."""
 
 
 class Complaints:
-    """Logs the errors of one loop, one a minute.
+    """Logs the errors of one loop, at most one a minute.
 
     Args:
-        what: could not be done, for the log: "candidates: looking after the attempts".
+        what: the failed activity, for the log: "candidates: watching the attempts".
     """
 
     def __init__(self, what: str) -> None:
@@ -34,7 +33,7 @@ class Complaints:
     def note(self, error: Exception) -> None:
         """Log an error, or count it if another one was logged within the last minute.
 
-        With its traceback, unless it is the operating system's or storage's, which says what and where.
+        An OSError is logged without its traceback, since it says what failed and where.
         """
         now = time.monotonic()
         if self._last is not None and now - self._last < COMPLAIN_EVERY_S:
@@ -47,7 +46,7 @@ class Complaints:
 
 
 class Loop(threading.Thread):
-    """Calls a step again and again, from `repeat` until it is stopped."""
+    """Calls a step repeatedly, from `repeat` until it is stopped."""
 
     def __init__(
         self, what: str, step: Callable[[], object], pause_s: Callable[[], float], end: threading.Event
@@ -59,11 +58,11 @@ class Loop(threading.Thread):
         while not self._over.wait(pause_s()):
             try:
                 step()
-            except Exception as error:  # noqa: BLE001 the loop is the promise; whatever it is, it is logged
+            except Exception as error:  # noqa: BLE001 the loop must survive; every error is logged
                 complaints.note(error)
 
     def stop(self, wait_s: float | None = None) -> None:
-        """End the loop, during a pause at once; a step on its way is waited for this long (None: until its end)."""
+        """End the loop: at once during a pause, else wait this long for the running step (None: until it ends)."""
         self._over.set()
         self.join(wait_s)
 
@@ -71,13 +70,13 @@ class Loop(threading.Thread):
 def repeat(
     what: str, step: Callable[[], object], pause_s: Callable[[], float], end: threading.Event | None = None
 ) -> Loop:
-    """Call a step again and again in a daemon thread, first after a pause; returns the loop, started.
+    """Call a step repeatedly in a daemon thread, first after a pause; return the started loop.
 
     Args:
-        what: names the thread, and what failed in the log.
-        step: whatever it raises is logged, and the loop goes on.
+        what: the activity; names the thread, and the failure in the log.
+        step: its errors are logged, and the loop continues.
         pause_s: seconds before the next call.
-        end: ends the loop as `Loop.stop` does, for those who set it themselves.
+        end: setting it ends the loop, like `Loop.stop`.
     """
     loop = Loop(what, step, pause_s, end or threading.Event())
     loop.start()
@@ -85,23 +84,23 @@ def repeat(
 
 
 class MainThread:
-    """Lets other threads interrupt the main one as Ctrl-C does, also where SIGINT is ignored or blocked.
+    """Lets other threads interrupt the main one as Ctrl-C does, even if SIGINT is ignored or blocked.
 
-    It is a real signal, which ends the wait for a lock, too; `_thread.interrupt_main` would wait for the wait's end.
+    It sends a real signal, which also interrupts a wait for a lock; `_thread.interrupt_main` does not.
     """
 
     def __init__(self) -> None:
-        self._ignored: Any = None  # what SIGINT did before, if nothing
+        self._ignored: Any = None  # SIG_IGN if SIGINT was ignored before, else None
         self._blocked = False
 
     def listen(self) -> None:
-        """Take SIGINT, which a script's background ignores and `ray job submit` blocks. On the main thread."""
+        """Accept SIGINT, which background jobs of a script ignore and `ray job submit` blocks. Main thread only."""
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             self._ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
         self._blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def restore(self) -> None:
-        """Leave SIGINT as it was before `listen`. On the main thread."""
+        """Restore SIGINT as it was before `listen`. Main thread only."""
         if self._blocked:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         if self._ignored is not None:
@@ -110,7 +109,7 @@ class MainThread:
 
     @staticmethod
     def interrupt() -> None:
-        """Raise KeyboardInterrupt in the main thread, whatever it waits for. On any thread."""
+        """Raise KeyboardInterrupt in the main thread, whatever it waits for. Any thread may call it."""
         main = threading.main_thread().ident
         assert main is not None
         signal.pthread_kill(main, signal.SIGINT)

@@ -1,4 +1,4 @@
-"""A shard's commit: which files an attempt wrote for it, and what they hold."""
+"""A shard's commit: the files that an attempt wrote for it, and what they hold."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ from humpback_ray.stages.parsing import check_name, check_types
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file of a commit, named relative to the stage directory; `rows` and `kept` are None where it is no table."""
+    """A file of a commit, named relative to the stage directory; `rows` and `kept` are None if it is not a table."""
 
     name: str
     bytes: int
@@ -37,13 +37,13 @@ class Commit:
     submission: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     quarantine: DataFile | None = None
-    """QUARANTINE rows, one for each row of `files` whose reason is `quarantined`; None where there is none."""
+    """QUARANTINE rows, one for each row of `files` whose reason is `quarantined`; None if there are none."""
     metrics: DataFile | None = None
-    """METRICS rows, one per optimizer step; None where nothing was trained. No part of the digest: it holds times."""
+    """METRICS rows, one per optimizer step; None if nothing was trained. Not in the digest, since it holds times."""
     requests: dict[str, int] = field(default_factory=dict)
     """Requests to object storage since this process's last commit, by operation, retries included."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """What a global step or a training run adds: metrics, counts of its own."""
+    """Values that a global step or a training run adds, such as metrics and counts."""
 
     def json(self) -> bytes:
         """Write the commit as JSON."""
@@ -65,7 +65,7 @@ class Commit:
 
     @property
     def aside(self) -> list[DataFile]:
-        """Its files that are no result: `quarantine` and `metrics`, where there are any."""
+        """Files that are not results: `quarantine` and `metrics`, if they exist."""
         return [file for file in (self.quarantine, self.metrics) if file]
 
 

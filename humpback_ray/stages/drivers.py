@@ -1,11 +1,11 @@
-"""Drivers at work on one stage over shards: each shows that it lives, so that others can leave its shards to it.
+"""Several drivers on one stage over shards: each shows that it is alive, so others leave its shards alone.
 
     drivers/<submission>.beat      a counter, host and process, rewritten every few seconds; deleted when it ends
-    drivers/<submission>.waiting   what it waits for, while it waits (waiting.py); deleted when it does not
+    drivers/<submission>.waiting   what the driver waits for (waiting.py); deleted when it no longer waits
 
-An attempt without an end is *held* while its driver lives: others skip that shard. No clocks are compared: a driver
-whose beat stands still for `STALE_S`, as seen from here, is dead, and so is one whose process on this very machine is
-gone. Being wrong costs a shard that is done twice, of which the first commit wins; nothing rests on a beat.
+An attempt that has not ended is *held* while its driver is alive: others skip that shard. No clocks are compared. A
+driver is dead if its beat does not change for `STALE_S`, as seen from here, or if its process ran on this machine and
+is gone. A wrong guess only costs time: the shard is done twice and the first commit wins.
 """
 
 import json
@@ -32,12 +32,12 @@ BEAT, WAITING = ".beat", ".waiting"
 
 
 def beat_uri(stage: str, submission: str) -> str:
-    """Return where a submission's driver shows that it lives."""
+    """Return the URI of the beat of a submission's driver."""
     return storage.join(stage, FOLDER, f"{submission}{BEAT}")
 
 
 def waiting_uri(stage: str, submission: str) -> str:
-    """Return where a submission's driver says what it waits for."""
+    """Return the URI of the file in which a submission's driver says what it waits for."""
     return storage.join(stage, FOLDER, f"{submission}{WAITING}")
 
 
@@ -46,7 +46,7 @@ class Presence:
 
     Args:
         stage: URI of the stage directory.
-        submission: whose driver this is.
+        submission: the driver's own.
         beat_s: seconds between beats.
     """
 
@@ -66,12 +66,12 @@ class Presence:
         self.stop()
         try:
             storage.delete(self.uri)
-        except OSError as refused:  # others find out when it stands still
-            logger.warning("%s was not deleted: %s", self.uri, refused)
+        except OSError as refused:  # others notice when the beat goes stale
+            logger.warning("%s could not be deleted: %s", self.uri, refused)
 
     def stop(self) -> None:
-        """Beat no more, and leave the last beat where it is: what a driver that was killed looks like."""
-        self._loop.stop(self.beat_s)  # a request that hangs is not waited for
+        """Stop beating and leave the last beat in place, as a killed driver does."""
+        self._loop.stop(self.beat_s)  # do not wait for a request that hangs
 
     def _beat(self) -> None:
         self._beats += 1
@@ -80,13 +80,13 @@ class Presence:
 
 
 class Others:
-    """What one process knows of the drivers of other submissions.
+    """The drivers of other submissions, as one process sees them.
 
     Args:
         stage: URI of the stage directory.
         submission: our own.
         dead: submissions that are known to be dead.
-        stale_s: how long a beat may stand still.
+        stale_s: how long a beat may stay unchanged.
     """
 
     def __init__(self, stage: str, submission: str, dead: Sequence[str] = (), stale_s: float | None = None) -> None:
@@ -97,7 +97,7 @@ class Others:
         self._lock = threading.Lock()
 
     def lives(self, submission: str) -> bool:
-        """Tell whether a submission's driver may be alive: it beat within `stale_s`, or is known for less than that."""
+        """Tell whether a submission's driver may be alive: it beat, or was first seen, within `stale_s`."""
         with self._lock:
             if submission in self._dead:
                 return False
@@ -120,7 +120,7 @@ class Others:
         return [name for name in found if name != self.submission and self.lives(name)]
 
     def dead(self) -> list[str]:
-        """Return the submissions that were looked at and are dead although they left a beat."""
+        """Return the submissions that were checked and are dead although they left a beat."""
         with self._lock:
             known = list(self._seen)
         return [name for name in known if not self.lives(name)]
@@ -128,11 +128,11 @@ class Others:
     def holder(self, attempts: Sequence[Mapping[str, Any]], lives: Callable[[str], bool] | None = None) -> str:
         """Return the submission that holds a shard by its latest attempt; "" if none does.
 
-        Only the latest counts: of two drivers that each have an attempt without an end, one is let in.
+        Only the latest attempt counts: if two drivers each have an attempt that has not ended, one of them may proceed.
 
         Args:
             attempts: at the shard, oldest first, as `Ledger.attempts` returns them.
-            lives: in place of `self.lives`.
+            lives: replaces `self.lives`.
         """
         if not attempts:
             return ""
@@ -142,7 +142,7 @@ class Others:
 
 
 def _boot() -> str:
-    """Return what tells this start of this machine from others; "" where nothing does."""
+    """Return the boot id of this machine; "" if there is none."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return file.read().strip()
@@ -151,7 +151,7 @@ def _boot() -> str:
 
 
 def _is_gone(beat: bytes) -> bool:
-    """Tell whether a beat is of a process of this very machine that is there no more."""
+    """Tell whether a beat belongs to a process that ran on this machine and is gone."""
     import psutil
 
     try:

@@ -1,7 +1,7 @@
-"""An end to a run whose inputs gave too little, or whose rows failed too often, before anything is trained on them.
+"""Stop a run whose inputs gave too few rows, or whose rows failed too often, before anything is trained on them.
 
-A stage that keeps fewer rows than its recipe's `min_kept` fails at once, in one line with the count, the most frequent
-drop reasons and the fields of what was read. Its table stays, so that the rows can be looked at.
+A stage that keeps fewer rows than its recipe's `min_kept` fails at once. One line gives the count, the most frequent
+drop reasons and the fields of the records. Its table stays, so you can inspect the rows.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -17,9 +17,9 @@ from humpback_ray.stages.manifest import Manifest
 
 MOST_REASONS = 3
 UNKNOWN_KEYS = "unknown_keys"
-"""In a manifest: fields of records that no form fits, with how many there were."""
+"""In a manifest: the fields of records that no form fits, each with the number of such records."""
 _READ = 100
-"""Records of a file whose keys are looked at."""
+"""Number of records of a file whose keys are read."""
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
 
@@ -28,9 +28,9 @@ def refuse_few(manifest: Manifest, least: int, field: str, keys: Callable[[], st
 
     Args:
         manifest: of the stage.
-        least: how many it must keep.
+        least: the number it must keep.
         field: the configuration key to blame.
-        keys: says which fields the records that were read had; "" where that is not known.
+        keys: returns the fields of the records that were read; "" if unknown.
 
     Raises:
         StageFailed: with both numbers and the reasons.
@@ -42,14 +42,14 @@ def refuse_few(manifest: Manifest, least: int, field: str, keys: Callable[[], st
     seen = f"; keys seen: {names}" if (names := keys()) else ""
     raise StageFailed(
         f"{manifest.stage}: {manifest.kept:,} of {manifest.rows:,} rows were kept, fewer than {field} = {least:,}; "
-        f"dropped: {why}{seen}; give other inputs, or change the recipe to fit these (the rows are in {manifest.uri})"
+        f"dropped: {why}{seen}; use other inputs, or change the recipe to fit these (the rows are in {manifest.uri})"
     )
 
 
 def refuse_failures(manifest: Manifest, reasons: Collection[str], most: float, field: str) -> None:
-    """Raise if a larger share of a stage's rows failed than its recipe allows; failing is not filtering.
+    """Raise if a larger share of a stage's rows failed than its recipe allows; filtered rows do not count as failed.
 
-    Rows that a chain of scorers did not pass on were not tried and do not count.
+    Rows that a chain of scorers did not pass on were not tried, so they do not count either way.
 
     Raises:
         StageFailed: with both numbers and the reasons.
@@ -60,15 +60,15 @@ def refuse_failures(manifest: Manifest, reasons: Collection[str], most: float, f
 
 
 def refuse_share(manifest: Manifest, failed: int, tried: int, what: str, most: float, field: str) -> None:
-    """Raise if a larger share failed than a recipe allows; failing is not filtering.
+    """Raise if a larger share failed than a recipe allows; filtered rows do not count as failed.
 
     Args:
-        manifest: of the stage. Its table stays, so that a run with a higher share resumes from it.
-        failed: of those tried.
-        tried: how many there were.
+        manifest: of the stage. Its table stays, so a run with a higher share resumes from it.
+        failed: number of failures.
+        tried: number of tries.
         what: what failed, and how: "rewrites failed".
-        most: the share that is allowed.
-        field: the configuration key that says so.
+        most: the largest share allowed.
+        field: the configuration key that sets it.
 
     Raises:
         StageFailed: with both numbers.
@@ -76,18 +76,18 @@ def refuse_share(manifest: Manifest, failed: int, tried: int, what: str, most: f
     if failed > most * tried:
         raise StageFailed(
             f"{manifest.stage}: {failed:,} of {tried:,} ({failed / tried:.1%}) {what}, more than {field} = {most:g} "
-            f"allows; look at the rows in {manifest.uri}, or raise it to continue with the others"
+            f"allows; look at the rows in {manifest.uri}, or raise the limit to continue with the others"
         )
 
 
 def frequent(keys: Mapping[str, int]) -> str:
-    """Return the most frequent of several records' fields, in words."""
+    """Return the most frequent sets of record fields, in words."""
     most = sorted(keys.items(), key=lambda found: (-found[1], found[0]))[:MOST_REASONS]
     return "; ".join(f"({names}) in {count:,}" for names, count in most)
 
 
 def keys_in(files: Iterable[storage.InputFile]) -> str:
-    """Return the fields of the first records of the first JSON file among some files, in words; "" without one."""
+    """Return the fields of the first records of the first JSON file, in words; "" if there is no JSON file."""
     for file in files:
         if any(suffix in file.name.lower() for suffix in JSON_SUFFIXES):
             counts: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""How a stage fails: errors that a driver shows as they are, without a traceback."""
+"""Errors of a failed stage: a driver shows them as they are, without a traceback."""
 
 
 class ShardExhausted(RuntimeError):

@@ -1,6 +1,6 @@
-"""The shards of a pass and the attempts at them: the only state that the threads of a pass share, under one lock.
+"""The shards of a pass and the attempts at them: the only state that a pass's threads share, under one lock.
 
-Each event updates the counts it changes, so it costs the same in a pass over 100,000 shards as in one over ten.
+Each event updates only the counts it changes, so it costs as much in a pass over ten shards as in one over 100,000.
 """
 
 import threading
@@ -31,7 +31,7 @@ class Flights:
         self._tried_twice: set[str] = set()
 
     def note(self, begun: Iterable[Flight], failed: Iterable[Flight], now: float) -> None:
-        """Record attempts that are new in a listing: those that began, and those that failed."""
+        """Record attempts that are new in a listing: those that began and those that failed."""
         failed = set(failed)
         with self._lock:
             for shard, number in begun:
@@ -61,7 +61,7 @@ class Flights:
             self._numbers.pop(shard, None)
 
     def commit(self, shards: Iterable[str]) -> list[str]:
-        """Record commits; returns the shards that were not known to be committed."""
+        """Record commits; return the shards that were not known to be committed."""
         with self._lock:
             fresh = [shard for shard in shards if shard not in self._committed]
             self._committed.update(fresh)
@@ -70,7 +70,7 @@ class Flights:
         return fresh
 
     def close(self, shard: str) -> None:
-        """Record that an actor is done with a shard, whatever the result."""
+        """Record that an actor is done with a shard, successfully or not."""
         with self._lock:
             self._close(shard)
 
@@ -89,13 +89,13 @@ class Flights:
             self._tried_twice.add(shard)
 
     def oldest(self) -> tuple[Flight, float] | None:
-        """Return the oldest of the newest attempts at each open shard, and when it was first seen."""
+        """Return the open shard's newest attempt that was first seen earliest, and when that was."""
         with self._lock:
             seen = [(flight, self._numbers[flight[0]][flight[1]]) for flight in self._latest]
         return min(seen, key=lambda found: found[1], default=None)
 
     def on_their_way(self) -> list[tuple[Flight, float]]:
-        """Return running attempts and when each was first seen: the newest at each open shard, and any beside it."""
+        """Return the running attempts at open shards, each with the time when it was first seen."""
         with self._lock:
             found = [(flight, self._numbers[flight[0]][flight[1]]) for flight in self._latest]
             for shard in self._tried_twice:
@@ -107,7 +107,7 @@ class Flights:
         """Return the open shards not started twice, each with its newest attempt and when that was first seen.
 
         Args:
-            most: with more open shards than this, some are waiting for an actor, and none is returned.
+            most: if more shards than this are open, some still wait for an actor, and the result is [].
         """
         with self._lock:
             if len(self._open) > most:
@@ -121,10 +121,10 @@ class Flights:
 
     @property
     def open_shards(self) -> int:
-        """Number of shards that no actor is done with."""
+        """Number of shards that no actor has finished."""
         return len(self._open)
 
     def is_over(self) -> bool:
-        """Tell whether the pass waits only for the slower attempt of shards that were started twice."""
+        """Tell whether the pass waits only for the slower attempts at shards that were started twice."""
         with self._lock:
             return bool(self._tried_twice) and not self._waiting and not self._latest

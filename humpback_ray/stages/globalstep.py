@@ -1,7 +1,7 @@
 """A global step: the whole work of a stage in one Ray task, under the stage's lease.
 
-A task whose process is killed, or whose node is lost, is tried again, a few times in all; an error of its own ends the
-stage.
+If the task's process is killed or its node is lost, it is tried again a few times. An error that the task raises ends
+the stage.
 """
 
 import logging
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROGRESS = "progress.txt"
-"""In the stage directory: what a long step says of itself."""
+"""File in the stage directory in which a long step reports its progress."""
 TRIES = 3
-"""How often a global step is tried whose process is killed or whose node is lost."""
+"""Number of tries of a global step whose process is killed or whose node is lost."""
 GB = 10**9
 
 
 class GlobalStep:
     """One execution of `Stage.once`: a Ray task that Ray itself never retries.
 
-    Ray would retry what its memory monitor kills without end, whatever `max_retries` says, unless that is 0.
+    Unless `max_retries` is 0, Ray retries a task that its memory monitor kills without limit.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class GlobalStep:
         self.waiting = Waiting(self.name, placement.need(), self._workers, limit, self._cancel, note)
 
     def run(self) -> Commit:
-        """Try until it succeeds, raises an error of its own, or was killed `TRIES` times.
+        """Try until the step succeeds, raises an error, or was killed `TRIES` times.
 
         Raises:
-            StageFailed: it was killed that often, or could not start in time.
+            StageFailed: the step was killed that often, or could not start in time.
         """
         from ray.exceptions import RayError, RayTaskError
 
@@ -82,7 +82,7 @@ class GlobalStep:
         import ray
 
         self.started = None
-        options = {**ray_internals.ONE_AT_A_TIME, **self.placement.remote_arguments()}  # where comes before the work
+        options = {**ray_internals.ONE_AT_A_TIME, **self.placement.remote_arguments()}  # yields its node before working
         task = ray.remote(_in_attempt).options(**options).remote(self.step, self.attempt, self.arguments)
         self.running = running = cast("ray.ObjectRefGenerator", task)
         self.started = cast(Started, ray.get(next(running)))
@@ -100,13 +100,13 @@ class GlobalStep:
         said = f"{self.name}: the task{where} {_end_of(error, self.started, self.placement)}"
         if number == TRIES:
             raise StageFailed(f"{said}; it was tried {TRIES} times") from None
-        logger.warning("%s; trying once more", said)
+        logger.warning("%s; trying again", said)
 
     def _workers(self) -> Workers:
         return Workers(up=int(self.started is not None))
 
     def _concern(self) -> str:
-        """Return what the step says of itself in `progress.txt`, and what it waits for."""
+        """Return the step's report in `progress.txt`, and what it waits for."""
         uri = self.ledger.at(PROGRESS)
         said = f", {storage.read_bytes(uri).decode()}" if storage.exists(uri) else ""
         return said + self.waiting.words()
@@ -118,19 +118,19 @@ class Started:
 
     node: str
     memory_bytes: int
-    """What the node has, or the container that Ray runs in."""
+    """Memory of the node, or of the container that Ray runs in."""
 
 
 def _in_attempt(
     step: Callable[..., Commit], attempt: Attempt, arguments: tuple[Any, ...]
 ) -> Iterator[Started | Commit]:
-    """Run a global step in a Ray worker, in an attempt that the driver has begun; yields where, and the commit."""
+    """Run a global step in a Ray worker, in an attempt that the driver began; yield its node, then the commit."""
     yield Started(node(), ray_internals.memory_bytes())
     yield step(attempt, *arguments)
 
 
 def _end_of(error: Exception, started: Started | None, placement: TaskPlacement) -> str:
-    """Say how a task ended that raised nothing of its own, and how much memory it had."""
+    """Say how a task that raised no error ended, and how much memory it had."""
     from ray.exceptions import OutOfMemoryError
 
     reserved = f"{placement.memory_bytes / GB:.1f} GB" if placement.memory_bytes else "none"
@@ -142,5 +142,5 @@ def _end_of(error: Exception, started: Started | None, placement: TaskPlacement)
         full = f"; {used[1]} of {used[2]} were in use on the node" if used else ""
         full += f", {own[1]} of them by the task" if own and used else ""
         return f"ran out of memory and was killed by Ray's memory monitor{full}; {room}"
-    cause = "killed, for want of memory perhaps, or its node was lost"
-    return f"ended without a word ({type(error).__name__}: {cause}); {room}"
+    cause = "killed, possibly for lack of memory, or its node was lost"
+    return f"died silently ({type(error).__name__}: {cause}); {room}"

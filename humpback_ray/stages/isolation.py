@@ -1,20 +1,20 @@
-"""A shard taken apart: which of its rows does no worker survive?
+"""Take a shard apart to find the rows that no worker survives.
 
-The shard runs alone in an actor of its own, whole at first. Where that raises, hangs or ends its process, its halves
-run, and theirs, down to single rows; parts that work are kept. A row that fails alone is a suspect. When all others are
-done it is tried once more, in another process, and if it fails again, a row that is known to be good must work right
-after it. Only then is it quarantined, with its error and the last words of the process; all others are committed with
-it. Where the good row fails too, it is the machine.
+The shard runs alone in its own actor, whole at first. If that raises, hangs or ends its process, its halves run, then
+their halves, down to single rows; parts that work are kept. A row that fails alone is a suspect. When all others are
+done, each suspect is tried again in another process. If it fails again, a row that is known to be good must work right
+after it. Only then is the suspect quarantined, with its error and the last words of the process; all other rows are
+committed with it. If the good row fails too, the machine is to blame.
 
-Faults of the machine are never a row's: a lost node, errors of the operating system, of the network or of storage. The
-same part runs again, elsewhere or after a pause, for `PATIENCE_S`. Where a node is out of memory nobody knows whose
-fault that is but the good row.
+Faults of the machine are never blamed on a row: a lost node, or errors of the operating system, the network or storage.
+The same part runs again, elsewhere or after a pause, for `PATIENCE_S`. If a node is out of memory, only the good row
+tells whose fault that is.
 
     one deadly row of r: about 2 log2(r) + 1 parts, log2(r) + 3 processes
 
-Given up: when part after part fails, or more rows than `max_quarantined_share`, it is not the rows: the stage fails.
+Limits: if part after part fails, or more rows than `max_quarantined_share`, the rows are not to blame: the stage fails.
 
-`retry` tries the rows that a commit has in quarantine once more, in the same way.
+`retry` tries a commit's quarantined rows again in the same way.
 """
 
 import logging
@@ -40,7 +40,7 @@ FEW_ROWS = 3
 PATIENCE_S = 600.0
 """Seconds that a fault of the machine may last: a full disk is emptied, a network comes back."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
-"""Between two tries meanwhile."""
+"""Bounds of the pauses between tries during such a fault."""
 
 
 class Isolation:
@@ -49,10 +49,10 @@ class Isolation:
     Args:
         name: of the stage.
         ledger: of the stage.
-        worker: where the parts run.
-        pace: what parts should take.
-        share: of the rows that may be quarantined.
-        good: returns a committed shard and the index of a row of it that works, if there is one.
+        worker: runs the parts.
+        pace: sets the time limits of parts.
+        share: largest share of the rows that may be quarantined.
+        good: returns a committed shard and the index of one of its rows that works, or None.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class Isolation:
         self.lost: list[LostRow] = []
 
     def run(self, shard: Shard) -> None:
-        """Bring the shard to its commit.
+        """Take the shard apart and commit it.
 
         Raises:
-            StageFailed: it is not the rows.
-            WorkerFailed: the parts were made, and could not be put together; it may be tried again.
+            StageFailed: the rows are not to blame.
+            WorkerFailed: the parts were made but could not be put together; a retry may work.
         """
         with self.ledger.begin(shard.name, node_id=node_id(), alone=True) as attempt:
             rows = self._count(shard)
@@ -80,7 +80,7 @@ class Isolation:
         """Try the quarantined rows of a commit again, and commit the shard under its next name.
 
         Raises:
-            StageFailed: a row that had worked fails too.
+            StageFailed: a row that worked before fails too.
             WorkerFailed: as `run`.
         """
         with self.ledger.begin(retried(before.shard), node_id=node_id(), alone=True) as attempt:
@@ -93,7 +93,7 @@ class Isolation:
             self._finish(shard, attempt, before)
 
     def _count(self, shard: Shard) -> int:
-        """Return how many rows or records a shard has."""
+        """Return the number of rows or records of a shard."""
         rows = self._patiently(
             shard, lambda: self.worker.call("count", shard.json(), limit_s=self.pace.placement.limit_unmeasured_s)
         )
@@ -106,13 +106,13 @@ class Isolation:
         self.worker.call("finish", shard.json(), attempt, parts, self.lost, before, limit_s=None)
 
     def _take_apart(self, shard: Shard, rows: int, todo: list[tuple[int, int]], most_failures: float) -> None:
-        """Run parts of a shard, halving those that fail, and judge the single rows that are left.
+        """Run parts of a shard, halve those that fail, and judge the single rows that are left.
 
         Args:
-            shard: it.
-            rows: how many it has.
+            shard: to take apart.
+            rows: its number of rows.
             todo: first row and last row + 1 of each part; the last part comes first.
-            most_failures: parts that may fail one after another.
+            most_failures: number of parts that may fail in a row.
         """
         weight = self.pace.weights[shard.name] / max(rows, 1)
         most = max(FEW_ROWS, self.share * rows)
@@ -125,7 +125,8 @@ class Isolation:
                 continue
             failed += 1
             if failed > most_failures:
-                raise self._refusal(shard, f"failed with whatever rows, {failed} times in a row", failure) from failure
+                words = f"failed with whatever rows it got, {failed} times in a row"
+                raise self._refusal(shard, words, failure) from failure
             if last - first > 1:
                 middle = (first + last) // 2
                 todo += [(middle, last), (first, middle)]
@@ -140,7 +141,7 @@ class Isolation:
             self._judge(shard, row, weight)
 
     def _judge(self, shard: Shard, row: int, weight: float) -> None:
-        """Try a suspect once more, in another process; it is lost if it fails and a good row works right after it."""
+        """Try a suspect again in another process; it is lost if it fails and a good row works right after it."""
         failure = None
         for _ in self._pauses():
             self.worker.replace()
@@ -155,15 +156,15 @@ class Isolation:
                 shard.name, row,
             )  # fmt: skip
         assert failure is not None
-        raise self._refusal(shard, f"failed with row {row} and with one that had worked before", failure) from failure
+        raise self._refusal(shard, f"failed with row {row} and with one that worked before", failure) from failure
 
     def _works(self, shard: Shard, weight: float) -> bool:
-        """Tell whether a row works that is known to be good; True where none is known."""
+        """Tell whether a known good row works; True if none is known."""
         known = (shard, min(self.parts)) if self.parts else self.good()
         return known is None or self._part(known[0], known[1], known[1] + 1, weight, keep=False) is None
 
     def _part(self, shard: Shard, first: int, last: int, weight: float, keep: bool = True) -> WorkerFailed | None:
-        """Run a part; returns why it failed, or None."""
+        """Run a part; return its failure, or None."""
         limit_s = self.pace.lone_limit_s(weight * (last - first))
         made = self._patiently(
             shard, lambda: self.worker.call("part", shard.json(), first, last, limit_s=limit_s, returns=2)
@@ -177,10 +178,10 @@ class Isolation:
         return None
 
     def _patiently(self, shard: Shard, call: Callable[[], Any]) -> Any:
-        """Return what a call returns, or why it failed; while it is the machine's fault it is made again.
+        """Return the result of a call, or its failure; repeat the call while the machine is to blame.
 
         Raises:
-            StageFailed: it stays the machine's fault.
+            StageFailed: the fault of the machine persists.
         """
         failure = None
         for pause_s in self._pauses():
@@ -194,14 +195,14 @@ class Isolation:
             if failure.lasts:
                 break
             logger.warning(
-                "%s: shard %s: %s; that is the machine's fault and no row's, again in %.0f s", self.name, shard.name,
-                failure, pause_s,
+                "%s: shard %s: %s; that is a fault of the machine, not of a row; trying again in %.0f s", self.name,
+                shard.name, failure, pause_s,
             )  # fmt: skip
         assert failure is not None
-        raise self._refusal(shard, "cannot be worked on, by a fault of the machine", failure) from failure
+        raise self._refusal(shard, "cannot be processed because of a fault of the machine", failure) from failure
 
     def _pauses(self) -> Iterator[float]:
-        """Yield the seconds of the pause that follows, for `PATIENCE_S`."""
+        """Yield the length of each pause in seconds, for `PATIENCE_S`; sleep that long in between."""
         began, pause_s = time.monotonic(), FIRST_PAUSE_S
         while not self.worker.closed:
             yield pause_s
@@ -209,11 +210,11 @@ class Isolation:
                 return
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        raise WorkerFailed("it was called off")
+        raise WorkerFailed("the worker was stopped")
 
     def _refusal(self, shard: Shard, words: str, failure: WorkerFailed) -> StageFailed:
         done = len(self.ledger.committed())
         return StageFailed(
             f"{self.name}: {done} shards are committed, but shard {shard.name} {words}; last: {failure}. "
-            "Mend the cause and run again"
+            "Fix the cause and run again"
         )

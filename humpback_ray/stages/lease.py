@@ -2,16 +2,16 @@
 
     lease/<epoch>.json   who holds it                             created if absent, once <epoch - 1>.end exists
     lease/<epoch>.beat   a counter, rewritten every few seconds   by the holder
-    lease/<epoch>.end    how the epoch ended                      created if absent: whoever creates it decided
+    lease/<epoch>.end    how the epoch ended                      created if absent: the first writer decides
 
-An epoch ends in one of three ways: `commit`, by the holder, with what is to be published; `released`, by a holder whose
-work failed; `overtaken_by`, by a driver that saw the beat stand still for `stale_s` *by its own clock* (no clocks are
-compared). So the store itself is the fence: a holder that slept while it was overtaken cannot publish, whatever it does
-next, and a driver that finds an epoch ended with a commit publishes that one and does no work. Every file carries a
-nonce, by which a writer whose reply was lost knows its own. While storage does not answer the work goes on: whether
-somebody took over meanwhile is found when it does.
+An epoch ends in one of three ways. The holder writes `commit`, with the commit to publish. A holder whose work failed
+writes `released`. A driver that saw the beat unchanged for `stale_s` *by its own clock* (no clocks are compared) writes
+`overtaken_by`. So the store itself is the fence: a holder that slept while it was overtaken cannot publish, whatever it
+does next. A driver that finds an epoch ended with a commit publishes that commit and does no work. Every file carries a
+nonce, by which a writer whose reply was lost recognizes its own file. While storage does not answer, the work
+continues; when it answers again, the holder learns whether another driver took over.
 
-Given up: a request of the heartbeat that hangs delays the holder's notice of its loss, not the fence.
+Limits: a heartbeat request that hangs delays the moment when the holder notices its loss, but not the fence.
 """
 
 import json
@@ -43,19 +43,19 @@ class LeaseLost(RuntimeError):
 
 
 class Lease:
-    """Hold a stage's lease in a `with` block, or learn what an earlier holder left to be published.
+    """Hold a stage's lease in a `with` block, or find the commit that an earlier holder left to publish.
 
     Args:
         uri: the stage directory.
-        submission: who asks; written down for other drivers to read.
+        submission: our own; recorded for other drivers to read.
         beat_s: seconds between heartbeats.
         stale_s: a beat unchanged for this long belongs to a dead driver.
 
     Raises:
-        LeaseHeld: on entry, when another driver's beat is seen to change.
-        LeaseLost: on exit, whatever the block raised. Entered on the main thread, a block whose lease is lost is
-            interrupted as by Ctrl-C, also where that is ignored or blocked, which Ray Train answers by stopping its
-            workers; elsewhere `end` alone notices.
+        LeaseHeld: on entry, if another driver's beat changes.
+        LeaseLost: on exit, whatever the block raised. If the lease is lost while the block runs on the main thread, the
+            block is interrupted as by Ctrl-C, even if that is ignored or blocked; Ray Train then stops its workers. On
+            other threads only `end` notices.
     """
 
     def __init__(self, uri: str, submission: str, beat_s: float = 3.0, stale_s: float = 15.0) -> None:
@@ -64,7 +64,7 @@ class Lease:
         self.holder = {"submission": submission, "host": socket.gethostname(), "pid": os.getpid()}
         self.epoch = 0
         self.outcome: Any = None
-        """The commit of an ended epoch, this or an earlier one; not None: publish it."""
+        """The commit of an ended epoch, this or an earlier one; publish it if it is not None."""
         self._lost = ""
         self._main = MainThread()
         self._over = threading.Event()
@@ -101,10 +101,10 @@ class Lease:
         self._release(error)
 
     def end(self, commit: Any) -> None:
-        """End the epoch with a commit, JSON values; from here on it alone can be published, by whomever.
+        """End the epoch with a commit (JSON values); from now on, every driver can publish only this one.
 
         Raises:
-            LeaseLost: the lease is another's.
+            LeaseLost: another driver has the lease.
         """
         self._stop_beating()
         if not self._lost and not self._create(self.epoch, "end", {"commit": commit}):
@@ -114,17 +114,17 @@ class Lease:
         self.outcome = commit
 
     def _release(self, error: BaseException | None) -> None:
-        """Let the next driver in at once; if that fails, it waits until the beat is stale."""
+        """Let the next driver in at once; if this fails, that driver waits until the beat is stale."""
         try:
             self._create(self.epoch, "end", {"released": type(error).__name__ if error else "nothing to publish"})
         except OSError as refused:
-            logger.warning("the lease of %s was not released: %s", self.directory, refused)
+            logger.warning("the lease of %s could not be released: %s", self.directory, refused)
 
     def _refusal(self) -> LeaseLost:
-        return LeaseLost(f"{self.directory}: {self._lost}; nothing is published")
+        return LeaseLost(f"{self.directory}: {self._lost}; nothing was published")
 
     def _advance(self) -> None:
-        """Take one step towards an epoch of our own: read how the latest ended, end it if it is dead, take the next."""
+        """Take one step toward our own epoch: read how the latest ended, end it if it is dead, take the next."""
         latest = self._latest()
         end = self._read(latest, "end") if latest else {}
         if end is None:
@@ -136,24 +136,24 @@ class Lease:
             self.epoch = latest + 1
 
     def _is_dead(self, epoch: int) -> bool:
-        """Watch an epoch's beat; True once it stood still for `stale_s`, False if the epoch ends meanwhile.
+        """Watch an epoch's beat; return True once it is unchanged for `stale_s`, False if the epoch ends meanwhile.
 
         Raises:
-            LeaseHeld: the beat moves.
+            LeaseHeld: the beat changes.
         """
         seen, since = self._beat(epoch), time.monotonic()
         holder = self._read(epoch, "json")
         who = f"{holder['host']} (process {holder['pid']}, submission {holder['submission']})"
-        logger.info("the lease of %s belongs to %s; waiting to see whether it lives", self.directory, who)
+        logger.info("the lease of %s belongs to %s; waiting to see whether it is alive", self.directory, who)
         while time.monotonic() - since < self.stale_s:
             time.sleep(min(0.5, self.beat_s / 2))
             if self._read(epoch, "end") is not None:
                 return False
             if self._beat(epoch) != seen:
                 raise LeaseHeld(
-                    f"{self.directory}: {who} is at work on this stage; wait for it, or stop it and run again"
+                    f"{self.directory}: {who} is working on this stage; wait for it, or stop it and run again"
                 )
-        logger.warning("%s stood still for %.0f s; taking over", who, self.stale_s)
+        logger.warning("%s sent no heartbeat for %.0f s; taking over", who, self.stale_s)
         return True
 
     def _latest(self) -> int:
@@ -170,7 +170,7 @@ class Lease:
             return None
 
     def _beat(self, epoch: int) -> bytes:
-        """Return the counter of an epoch as it was written; b"" before the first."""
+        """Return the counter of an epoch as written; b"" before the first beat."""
         try:
             return storage.read_bytes(self._name(epoch, "beat"))
         except FileNotFoundError:
@@ -191,7 +191,7 @@ class Lease:
                 good = time.monotonic()
                 if lost := self._closed():
                     self._give_up(lost, inside_main)
-            except OSError as error:  # nobody may have overtaken us, and who did is found when storage answers again
+            except OSError as error:  # when storage answers again, we learn whether we were overtaken
                 silent_s = time.monotonic() - good
                 logger.warning("no heartbeat of %s for %.0f s, trying again: %s", self.directory, silent_s, error)
             self._over.wait(self.beat_s)
@@ -205,7 +205,7 @@ class Lease:
                     self._main.interrupt()
 
     def _closed(self) -> str:
-        """Say who ended this epoch; "" while it lasts."""
+        """Return a sentence about who ended this epoch; "" while it lasts."""
         end = self._read(self.epoch, "end")
         if end is None:
             return ""
@@ -213,6 +213,6 @@ class Lease:
         return f"epoch {self.epoch} was overtaken by {by.get('host')} (submission {by.get('submission')})"
 
     def _stop_beating(self) -> None:
-        """Say that the block is over; no interruption comes after."""
+        """Mark the block as over; after this it is not interrupted."""
         with self._gate:
             self._over.set()

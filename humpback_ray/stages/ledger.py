@@ -1,20 +1,20 @@
-"""The shard ledger: what is in a stage directory, and how a shard gets from planned to committed.
+"""The shard ledger: the files of a stage directory, and how a shard gets from planned to committed.
 
     recipe.json                     fingerprint, recipe, inputs     created if absent, first
     plan.json                       the frozen list of shards       created if absent
-    agreed/<name>.json              what an actor has measured and all use, such as an engine's dtype   likewise
+    agreed/<name>.json              a value that one actor measured and all use (an engine's dtype)   created if absent
     attempts/<shard>/<n>.json       who started it, where, when     created if absent; <n>.error.json if it raised
     data/<shard>.<attempt>.parquet  the rows
-    quarantine/<shard>.<attempt>.parquet   what is known of the rows that no worker survived, if any
+    quarantine/<shard>.<attempt>.parquet   the rows that no worker survived, if any
     commits/<shard>.json            what the file holds             created if absent: the first commit wins
     manifest.json                   the commits and totals          created if absent, last: makes the stage visible
 
-Quarantined rows can be tried again until a later stage reads the manifest. Shard 000012 then becomes the shard
-000012r1, which holds all of its rows; 000012r1 becomes 000012r2, and so on. Each has attempts, data and a commit of its
-own, and the manifest, written anew, lists the last one.
+Quarantined rows can be tried again until a later stage reads the manifest. Shard 000012 then becomes shard 000012r1,
+which holds all of its rows; 000012r1 becomes 000012r2, and so on. Each has its own attempts, data and commit. The
+manifest is rewritten and lists the last one.
 
-`Ledger` is all of this for one directory; it holds no state but the address, so an actor, a driver and `jobs.verify`
-see the same thing. A writer whose commit lost deletes its file; a file of unknown outcome is left alone.
+`Ledger` covers all of this for one directory. Its only state is the address, so an actor, a driver and `jobs.verify`
+see the same thing. A writer that loses the race to commit deletes its file; a file of unknown outcome stays.
 """
 
 import functools
@@ -49,27 +49,27 @@ logger = logging.getLogger(__name__)
 _SHARD_FILE = re.compile(r"(\d{6,}|all)\.json")
 _ATTEMPT_FILE = re.compile(r"(?:\d{6,}(?:r\d+)?|all)/\d{4,}\.json")
 _WORD_FILE = re.compile(r"(?:\d{6,}(?:r\d+)?|all)/\d{4,}(?:\.error)?\.json")
-"""Names of what the ledger writes; other files, of file systems and file managers, are left alone."""
+"""Names of the files that the ledger writes. Other files, such as those of file managers, are ignored."""
 
 MOST_LOST_NODES = 20
-"""Attempts at one shard within a submission after which lost nodes are no excuse any more."""
+"""Attempts at one shard within a submission after which lost nodes count as failures too."""
 
 
 class AttemptRecord(TypedDict):
-    """Who started an attempt, where and when; and how it failed, if somebody saw that."""
+    """Who started an attempt, where and when, and how it failed if that was recorded."""
 
     shard: str
     attempt: int
     submission: str
     node: str
     node_id: str
-    """Ray's id of the node; "" where the attempt is no actor's."""
+    """Ray's id of the node; "" if the attempt is not an actor's."""
     pid: int
     born: str
-    """When the process began, as `processes.born` says it."""
+    """When the process began, as `processes.born` returns it."""
     started: float
     alone: bool
-    """No other shard was worked on by the process."""
+    """The process worked on no other shard."""
     nonce: str
     error: NotRequired[str]
     charged: NotRequired[bool]
@@ -81,7 +81,7 @@ class Ledger:
 
     Args:
         uri: the stage directory.
-        submission: id of the submission on whose behalf this process works.
+        submission: id of the submission that this process works for.
     """
 
     def __init__(self, uri: str, submission: str) -> None:
@@ -92,17 +92,17 @@ class Ledger:
         return storage.join(self.uri, *parts)
 
     def create_or_read(self, name: str, value: Any) -> Any:
-        """Create a JSON file if absent and return what it holds now, ours or another's."""
+        """Create a JSON file if absent and return what it now holds: our value or another writer's."""
         if storage.create(self.at(name), json.dumps(value, indent=1).encode()):
             return value
         return storage.read_json(self.at(name))
 
     def agree(self, name: str, value: str) -> str:
-        """Return what all actors of the stage use for something that each may measure otherwise: the first value."""
+        """Return the first value that an actor reported under a name: all actors of the stage use that one."""
         return self.create_or_read(f"agreed/{name}.json", {"value": value})["value"]
 
     def agreed(self) -> dict[str, str]:
-        """Return what the actors agreed on, by name."""
+        """Return the values that the actors agreed on, by name."""
         names = [name for name in storage.list_names(self.at("agreed")) if name.endswith(".json")]
         return {name.removesuffix(".json"): storage.read_json(self.at("agreed", name))["value"] for name in names}
 
@@ -121,19 +121,19 @@ class Ledger:
         return {name[1] for name in names if name}
 
     def last_commit_of(self, commit: Commit) -> Commit:
-        """Return the commit of a shard's last retry; without any, the given one."""
+        """Return the commit of a shard's last retry, or the given commit if there was no retry."""
         while later := self.commit_of(retried(commit.shard)):
             commit = later
         return commit
 
     def quarantined(self, commit: Commit) -> set[int]:
-        """Return the indices of a commit's quarantined rows in their shard."""
+        """Return the indices, within the shard, of a commit's quarantined rows."""
         if commit.quarantine is None:
             return set()
         return set(storage.read_table(self.at(commit.quarantine.name), ["index"])["index"].to_pylist())
 
     def attempts_made(self) -> Counter[str]:
-        """Count the attempts by shard, of all submissions, in one listing."""
+        """Count the attempts of all submissions by shard, with one listing."""
         return Counter(name.split("/")[0] for name in self.attempt_names() if _ATTEMPT_FILE.fullmatch(name))
 
     def attempt_names(self) -> list[str]:
@@ -141,7 +141,7 @@ class Ledger:
         return [name for name in storage.list_names(self.at("attempts")) if _WORD_FILE.fullmatch(name)]
 
     def attempts(self, shard: str) -> list[AttemptRecord]:
-        """Return the attempts at a shard, oldest first, each with `error` and `charged` if somebody saw it fail."""
+        """Return the attempts at a shard, oldest first, each with `error` and `charged` if its failure was recorded."""
         directory = self.at("attempts", shard)
         names = [name for name in storage.list_names(directory) if _WORD_FILE.fullmatch(f"{shard}/{name}")]
         found = list[AttemptRecord]()
@@ -159,16 +159,16 @@ class Ledger:
         node_id: str = "",
         alone: bool = False,
     ) -> "Attempt":
-        """Record the start of an attempt: one request for the first, a few more for a later one.
+        """Record the start of an attempt: one request for the first attempt, a few more for a later one.
 
         Args:
             shard: its name.
-            refuse: told about the attempts already made, says whether there may be another.
-            node_id: Ray's id of this process's node, by which a lost node is known later.
-            alone: no other shard is worked on by this process.
+            refuse: gets the attempts already made; returns True to refuse another.
+            node_id: Ray's id of this process's node, used later to recognize a lost node.
+            alone: this process works on no other shard.
 
         Raises:
-            ShardExhausted: `refuse` said so.
+            ShardExhausted: `refuse` returned True.
         """
         number = 1
         while True:
@@ -183,19 +183,19 @@ class Ledger:
                 return Attempt(self, shard, number)
             past = self.attempts(shard)
             if refuse and refuse(past):
-                raise ShardExhausted(f"shard {shard} was tried {len(past)} times; last: {last_words(past)}")
+                raise ShardExhausted(f"shard {shard} was tried {len(past)} times; last failure: {last_words(past)}")
             number = max((attempt["attempt"] for attempt in past), default=number) + 1
 
     def fail(self, shard: str, number: int, error: str, charged: bool = True) -> None:
-        """Write down why an attempt ended without a commit; one that is not `charged` was not its shard's fault."""
+        """Record why an attempt ended without a commit; `charged` is False if that was not the shard's fault."""
         name = self.at("attempts", shard, f"{number:04d}.error.json")
         storage.create(name, json.dumps({"error": error[:2000], "charged": charged}).encode())
 
     def commit(self, commit: Commit) -> Commit:
-        """Publish a shard's result; the first commit wins, and the winner is returned.
+        """Publish a shard's result and return the winning commit: the first one.
 
-        A create that failed is read back: if it names our attempt, a retried request had succeeded and we won;
-        otherwise our files are deleted.
+        If the create fails, the file is read back. If it names our attempt, an earlier try of the request succeeded
+        and we won; otherwise our files are deleted.
         """
         name = self.at("commits", f"{commit.shard}.json")
         created = storage.create(name, commit.json())
@@ -210,7 +210,7 @@ class Ledger:
 
 
 class Attempt:
-    """One attempt at a shard, in a `with` block: an exception is written down before it propagates."""
+    """One attempt at a shard, as a `with` block: an exception is recorded before it propagates."""
 
     def __init__(self, ledger: Ledger, shard: str, number: int) -> None:
         self.ledger, self.shard, self.number = ledger, shard, number
@@ -230,21 +230,21 @@ class Attempt:
         )  # an interrupt is nobody's fault
         try:
             self.ledger.fail(self.shard, self.number, said, charged)
-        except OSError as refused:  # storage may be what failed; the error on its way says more
-            logger.warning("%s: shard %s: what it failed with was not noted: %s", self.ledger.uri, self.shard, refused)
+        except OSError as refused:  # storage itself may have failed; the propagating error says more
+            logger.warning("%s: shard %s: its error could not be recorded: %s", self.ledger.uri, self.shard, refused)
 
     @functools.cached_property
     def directory(self) -> str:
-        """Where a global step or a training run writes, relative to the stage; another one each time it is executed."""
+        """Where a global step or a training run writes, relative to the stage; a new directory for each execution."""
         return f"data/{self.shard}.{self.number}-{secrets.token_hex(3)}"
 
     def write(self, table: pa.Table, extra: Mapping[str, Any] | None = None, lost: pa.Table | None = None) -> Commit:
-        """Upload the rows as one Parquet file, once, and commit the shard; returns the winning commit.
+        """Upload the rows as one Parquet file, commit the shard, and return the winning commit.
 
         Args:
-            table: the rows, those of `lost` among them.
+            table: the rows, including those of `lost`.
             extra: goes into the commit.
-            lost: QUARANTINE rows, if any; they get a file of their own.
+            lost: QUARANTINE rows, if any; they get their own file.
         """
         name = f"{self.shard}.{self.number}.parquet"
         file = write_table(self.ledger, f"data/{name}", table)
@@ -263,7 +263,7 @@ class Attempt:
         tokens: int = 0,
         extra: Mapping[str, Any] | None = None,
     ) -> Commit:
-        """Return the commit of this attempt for files that are written."""
+        """Return this attempt's commit for files already written."""
         return Commit(
             shard=self.shard, attempt=self.number, files=tuple(files), rows=sum(file.rows or 0 for file in files),
             kept=sum(file.kept or 0 for file in files), drops=dict(drops), tokens=tokens,
@@ -282,11 +282,11 @@ def write_table(ledger: Ledger, name: str, table: pa.Table) -> DataFile:
 
 
 def charged(attempts: Sequence[AttemptRecord], submission: str, alive: Collection[str]) -> list[AttemptRecord]:
-    """Return the attempts that count against a shard: those of this submission whose end may be the shard's fault.
+    """Return the attempts that count against a shard: this submission's attempts that may have failed because of it.
 
-    Not counted: attempts that somebody wrote down as not charged, and those that ended without a word on a node that is
-    no longer among the `alive` (preempted, lost). A shard that lost its node `MOST_LOST_NODES` times may be what the
-    nodes die of, so then all count.
+    Attempts recorded as not charged do not count. Neither do attempts that ended without a record on a node that is no
+    longer `alive` (preempted, lost). A shard tried `MOST_LOST_NODES` times may itself be killing the nodes, so then all
+    attempts count.
     """
     ours = [attempt for attempt in attempts if attempt["submission"] == submission]
     if len(ours) >= MOST_LOST_NODES:
@@ -295,6 +295,6 @@ def charged(attempts: Sequence[AttemptRecord], submission: str, alive: Collectio
 
 
 def last_words(attempts: Sequence[AttemptRecord]) -> str:
-    """Say what the last of some attempts ended with."""
+    """Say how the last attempt ended."""
     last = attempts[-1]
-    return last.get("error") or f"the worker process died without a word (node {last['node']}, process {last['pid']})"
+    return last.get("error") or f"the worker process died silently (node {last['node']}, process {last['pid']})"

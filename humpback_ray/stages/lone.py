@@ -1,7 +1,7 @@
-"""An actor that works for one thread alone: for a straggler's second try, and for a shard that is taken apart.
+"""An actor that works for one thread alone: for a straggler's second try, or for a shard that is taken apart.
 
-It is replaced when it died, and started elsewhere when its node was lost; a call that fails says why, with the last
-words of its process.
+It is replaced when it dies and started elsewhere when its node is lost. A call that fails says why, with the last words
+of its process.
 """
 
 import builtins
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 NODE_WAIT_S = 4 * 3600
 """Seconds that an actor may take to start: GPU nodes can take hours to come up."""
 MOST_NODES = 20
-"""Nodes lost under one shard after which it fails."""
+"""A call fails after it lost this many nodes."""
 
 _MACHINE = {
     "NodeDiedError", "RaySystemError", "RpcError", "ObjectLostError", "OwnerDiedError", "StorageError",
     "ClientConnectorError", "ClientOSError", "ServerDisconnectedError", "EndpointConnectionError", "HTTPClientError",
     "ConnectionClosedError", "ConnectTimeoutError", "ReadTimeoutError",
 }  # fmt: skip
-"""Names of errors that are the machine's, beside those of the operating system (OSError and what is derived of it)."""
+"""Names of errors that are the machine's, besides OSError and its subclasses."""
 _LASTING = {
     "FileNotFoundError",
     "PermissionError",
@@ -37,11 +37,11 @@ _LASTING = {
     "Damaged",
     "InputChanged",
 }
-"""Names of those that do not pass by themselves."""
+"""Names of those that do not go away by themselves."""
 
 
 class WorkerFailed(Exception):
-    """A call raised, hung or ended its process; holds the last words of the process, and its node."""
+    """A call raised, hung or ended its process; holds the process's last words and its node."""
 
     def __init__(self, error: str, last_words: str = "", node: str = "") -> None:
         super().__init__(error)
@@ -49,7 +49,7 @@ class WorkerFailed(Exception):
 
     @property
     def kind(self) -> str:
-        """The name of the error's class, where the message begins with it."""
+        """Name of the error's class, if the message begins with it."""
         return str(self).partition(":")[0].rpartition(".")[2]
 
     @property
@@ -60,17 +60,17 @@ class WorkerFailed(Exception):
 
     @property
     def lasts(self) -> bool:
-        """True for a fault of the machine that does not pass by itself."""
+        """True for a fault of the machine that does not go away by itself."""
         return self.kind in _LASTING
 
 
 class LoneWorker:
-    """A `LoneActor` that is replaced when it died. Used by one thread; `close` by any.
+    """A `LoneActor` that is replaced when it dies. One thread uses it; any may call `close`.
 
     Args:
         arguments: of the actor.
-        placement: what it is given.
-        avoid_node: Ray's id of a node to stay away from where there is another.
+        placement: its resources.
+        avoid_node: Ray's id of a node to avoid if there is another.
     """
 
     def __init__(self, arguments: tuple[Any, ...], placement: PoolPlacement, avoid_node: str | None = None) -> None:
@@ -80,19 +80,19 @@ class LoneWorker:
         self._process = Process("", "", 0, "")
 
     def call(self, method: str, *arguments: Any, limit_s: float | None, returns: int = 1) -> Any:
-        """Return the result of a method; of several, references to those after the first.
+        """Return the result of a method; if it returns several, the first result and references to the others.
 
         Raises:
-            WorkerFailed: it raised, or hung, or its process ended; not if its node was lost.
+            WorkerFailed: it raised or hung, or its process ended, but not because its node was lost.
             StageFailed: no actor could be started.
         """
         for _ in range(MOST_NODES):
             try:
                 return self._call(method, *arguments, limit_s=limit_s, returns=returns)
             except processes.NodeLost as lost:
-                logger.warning("%s; the same again elsewhere", lost)
+                logger.warning("%s; trying again elsewhere", lost)
                 self.replace()
-        raise WorkerFailed(f"{MOST_NODES} nodes were lost under it")
+        raise WorkerFailed(f"{MOST_NODES} nodes were lost while they worked on it")
 
     def _call(self, method: str, *arguments: Any, limit_s: float | None, returns: int) -> Any:
         import ray
@@ -104,7 +104,7 @@ class LoneWorker:
             value = ray.get(first, timeout=limit_s)
         except GetTimeoutError:
             processes.end(self._process.node_id, self._process.pid)
-            raise self._failed(f"no end within the limit of {limit_s:.0f} s") from None
+            raise self._failed(f"did not end within the limit of {limit_s:.0f} s") from None
         except RayTaskError as error:
             _look_at(others)
             raise WorkerFailed(reason(error), node=self._process.node) from error
@@ -120,7 +120,7 @@ class LoneWorker:
 
         for last_try in (False, False, True):
             if self.closed:
-                raise WorkerFailed("it was called off")
+                raise WorkerFailed("the worker was stopped")
             if self._actor is not None:
                 break
             options = self.placement.actor_arguments(self.avoid_node)
@@ -135,7 +135,7 @@ class LoneWorker:
         return self._actor
 
     def _failed(self, error: str) -> WorkerFailed:
-        """Return the failure of the process that has just ended, with its last words."""
+        """Return the failure of the process that just ended, with its last words."""
         process = self._process
         words = processes.words(process.node_id, process.stderr)
         self.replace()
@@ -156,7 +156,7 @@ class LoneWorker:
 
 
 def _look_at(references: Sequence[Any]) -> None:
-    """Take note of errors that are known already; Ray would print each of them as unhandled."""
+    """Retrieve errors that are already known; otherwise Ray prints each of them as unhandled."""
     import ray
     from ray.exceptions import RayError
 

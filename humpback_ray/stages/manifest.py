@@ -1,6 +1,6 @@
-"""A finished stage's manifest: the commits of its shards, their totals, and what they were made from.
+"""A finished stage's manifest: the commits of its shards, their totals, and the inputs that they were made from.
 
-The manifest alone makes a stage visible: other stages, the report and `jobs.verify` read what it lists.
+A stage is visible only through its manifest: other stages, the report and `jobs.verify` read only the files it lists.
 """
 
 import functools
@@ -19,7 +19,7 @@ from humpback_ray.stages.commits import Commit, DataFile
 from humpback_ray.stages.parsing import check_types, read_as
 
 CARD = "README.md"
-"""The model card: prose that names the run, so it is no part of the model's identity."""
+"""The model card: prose that names the run, so it is not part of the model's identity."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,24 @@ class Manifest:
     driver_requests: dict[str, int] = field(default_factory=dict)
     """Requests to object storage that the publishing driver made for this stage."""
     sources: dict[str, str] = field(default_factory=dict)
-    """Where the stages among its inputs are, by the input's name: relative to the run's root, or of another run."""
+    """Locations of input stages, by the input's name: relative to the run's root, or absolute for another run."""
     ids_of: str = ""
-    """The input whose kept ids each have one fate here; "" where rows are made of something else."""
+    """Name of the input whose kept ids each have one fate here; "" if the rows come from something else."""
     located: dict[str, list[str]] = field(default_factory=dict)
-    """Where the files of inputs from outside were, by the input's name, in the order of `inputs`."""
+    """URIs of the files of external inputs, by the input's name, in the order of `inputs`."""
 
     agreed: dict[str, str] = field(default_factory=dict)
-    """What the actors measured and agreed on: "dtype" of the transformers engine where that is "auto"."""
+    """Values that the actors measured and agreed on: "dtype" of the transformers engine, if the recipe says "auto"."""
     stated: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """The digest and totals that the file states, for `verify`; everybody else goes by the commits."""
+    """The digest and totals written in the file, for `verify`; all other code uses the commits."""
 
     def source_uris(self) -> dict[str, str]:
-        """Return where the stages among its inputs are."""
+        """Return the URIs of the input stages, by name."""
         root = self.uri.removesuffix(f"/{self.stage}")
         return {name: path if _is_absolute(path) else storage.join(root, path) for name, path in self.sources.items()}
 
     def input_files(self, name: str) -> list[storage.InputFile]:
-        """Return the files of an input from outside; those whose place was not recorded have no URI."""
+        """Return the files of an external input; `uri` is "" if the location was not recorded."""
         known = self.inputs[name]
         uris = self.located.get(name) or [""] * len(known)
         return [
@@ -65,14 +65,14 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Identity of the content, for the fingerprints of stages that read it; prose about it is no part of it."""
+        """Identity of the content, for the fingerprints of stages that read it; excludes the model card."""
         return fingerprint(
             [[file.sha256 for file in commit.files if not file.name.endswith(f"/{CARD}")] for commit in self.commits]
         )
 
     @property
     def rows(self) -> int:
-        """Rows written, kept and dropped."""
+        """Rows written, kept or dropped."""
         return sum(commit.rows for commit in self.commits)
 
     @property
@@ -92,12 +92,12 @@ class Manifest:
 
     @property
     def requests(self) -> dict[str, int]:
-        """Requests to object storage by operation, of the driver that published and of all committed attempts."""
+        """Requests to object storage by operation: the publishing driver's and those of all committed attempts."""
         return dict(sum((Counter(commit.requests) for commit in self.commits), Counter(self.driver_requests)))
 
     @property
     def quarantined(self) -> int:
-        """Rows that no worker survived; they are among the dropped."""
+        """Rows that no worker survived; they also count as dropped."""
         return self.drops.get(QUARANTINED, 0)
 
     @property
@@ -112,7 +112,7 @@ class Manifest:
 
     @property
     def extra(self) -> dict[str, Any]:
-        """What a global step or a training run added to its only commit."""
+        """Values that a global step or a training run added to its only commit."""
         return self.commits[0].extra if len(self.commits) == 1 else {}
 
     @property
@@ -131,19 +131,19 @@ class Manifest:
             yield table if columns is None else table.select(columns)
 
     def quarantine(self) -> pa.Table:
-        """Read what is known of the quarantined rows, schema QUARANTINE."""
+        """Read the records of quarantined rows, schema QUARANTINE."""
         files = [commit.quarantine.name for commit in self.commits if commit.quarantine]
         tables = [storage.read_table(storage.join(self.uri, name)) for name in files]
         return pa.concat_tables([QUARANTINE.empty_table(), *tables])
 
     def metrics(self) -> pa.Table:
-        """Read what was measured at each optimizer step, schema METRICS; no rows where nothing was trained."""
+        """Read the metrics of each optimizer step, schema METRICS; empty if nothing was trained."""
         files = [commit.metrics.name for commit in self.commits if commit.metrics]
         tables = [storage.read_table(storage.join(self.uri, name)) for name in files]
         return pa.concat_tables([METRICS.empty_table(), *tables])
 
     def json(self) -> bytes:
-        """Write the manifest as JSON; the URI is where it lies and not part of it."""
+        """Write the manifest as JSON, without its URI."""
         totals = {
             "rows": self.rows, "kept": self.kept, "drops": self.drops, "tokens": self.tokens,
             "quarantined": self.quarantined, "requests": self.requests,
@@ -166,10 +166,10 @@ class Manifest:
 
 
 def read_manifest(uri: str) -> Manifest | None:
-    """Return the manifest of a stage directory; None where the stage is not finished.
+    """Return the manifest of a stage directory; None if the stage is not finished.
 
     Raises:
-        Damaged: it is none.
+        Damaged: manifest.json is not a manifest.
     """
     name = storage.join(uri, "manifest.json")
     try:

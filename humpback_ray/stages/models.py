@@ -1,4 +1,4 @@
-"""A model that a stage uses, made by a stage of this run or from outside."""
+"""A model that a stage uses, made by a stage of this run or external."""
 
 from dataclasses import dataclass
 
@@ -21,9 +21,9 @@ class Model:
 
     @property
     def directory(self) -> storage.Directory:
-        """The directory with the versions of its files: of the model that is loaded, as of the one that is hashed.
+        """The directory with the versions of its files, so the loaded model is the hashed one.
 
-        What a stage of this run wrote to local storage is not hashed again each time it is loaded; `jobs.verify` does.
+        A model that a stage of this run wrote to local storage is not hashed again at each load; `jobs.verify` does so.
         """
         if isinstance(self.source, Inventory):
             return storage.Directory(self.uri, self.source.files)

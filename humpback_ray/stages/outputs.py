@@ -1,4 +1,4 @@
-"""What a global step writes: tables one after another, or a directory of other files."""
+"""Output of a global step: tables one after another, or a directory of other files."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from humpback_ray.stages.tables import conform, drop_counts
 
 
 class TableWriter:
-    """Writes the tables of a global step one after another, and counts."""
+    """Writes the tables of a global step one after another and counts their rows."""
 
     def __init__(self, attempt: Attempt, schema: pa.Schema) -> None:
         self.attempt, self.schema = attempt, schema
@@ -29,11 +29,11 @@ class TableWriter:
         self.drops.update(drop_counts(table))
 
     def commit(self, extra: Mapping[str, Any] | None = None) -> Commit:
-        """Describe what was written."""
+        """Return the commit of the tables written so far."""
         return self.attempt.describe(self.files, self.drops, extra=extra)
 
 
 def upload_files(attempt: Attempt, local: Path) -> list[DataFile]:
-    """Upload a directory of files that are no tables (a model, a web) as files of an attempt."""
+    """Upload a directory of files that are not tables (a model, a web) as files of an attempt."""
     entries = storage.upload_directory(local, attempt.ledger.at(attempt.directory))
     return [DataFile(f"{attempt.directory}/{entry.name}", entry.bytes, entry.sha256) for entry in entries]

@@ -1,4 +1,4 @@
-"""How long shards take, measured over the passes of a submission: how long to expect, and when it is too long."""
+"""How long shards take, measured over the passes of a submission: the expected time and the limit."""
 
 import bisect
 import threading
@@ -13,17 +13,17 @@ class Pace:
     def __init__(self, placement: PoolPlacement, weights: Mapping[str, float]) -> None:
         self.placement, self.weights = placement, weights
         self._rates: list[float] = []
-        """Seconds per unit of weight of every shard that ended, sorted."""
+        """Seconds per unit of weight of each shard that ended, sorted."""
         self._lock = threading.Lock()
 
     def ended(self, weight: float, seconds: float) -> None:
-        """Record a shard, or a part of one, that has ended."""
+        """Record that a shard, or a part of one, ended."""
         if weight > 0:
             with self._lock:
                 bisect.insort(self._rates, seconds / weight)
 
     def expected_s(self, weight: float) -> float | None:
-        """Return the seconds that this weight takes by the median; None while nothing has ended."""
+        """Return the expected seconds for this weight, by the median; None while nothing has ended."""
         with self._lock:
             count, middle = len(self._rates), len(self._rates) // 2
             if not count:
@@ -46,7 +46,7 @@ class Pace:
         return max(self.placement.limit_floor_s / 10, self.placement.limit_factor * expected)
 
     def is_straggler(self, weight: float, age_s: float) -> bool:
-        """Tell whether a shard should be started once more."""
+        """Tell whether a shard should be started again."""
         factor, expected = self.placement.straggler_factor, self.expected_s(weight)
         if factor is None or expected is None:
             return False

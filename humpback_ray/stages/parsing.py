@@ -1,6 +1,6 @@
-"""JSON of a stage directory, read back: every value is checked before anybody trusts it.
+"""Read the JSON of a stage directory back: every value is checked before use.
 
-A file that a run did not write, or that was edited by hand, is `Damaged`: the error names the file and the field.
+A file that a run did not write, or that somebody edited, is `Damaged`: the error names the file and the field.
 """
 
 import errno
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def read_as(parse: Callable[[Any], T], value: Any, uri: str) -> T:
-    """Return what a JSON value stands for.
+    """Return the parsed value.
 
     Raises:
-        Damaged: it does not stand for that.
+        Damaged: the value cannot be parsed.
     """
     try:
         return parse(value)
@@ -27,7 +27,7 @@ def read_as(parse: Callable[[Any], T], value: Any, uri: str) -> T:
 
 
 def check_types(of: type, values: Mapping[str, Any]) -> None:
-    """Raise TypeError unless values are what the fields of a dataclass are annotated as, as deep as plain ones go."""
+    """Raise TypeError unless values match a dataclass's annotations, as far as these are plain types."""
     for name, value in values.items():
         kind, inner = _kinds(of).get(name, (None, None))
         if kind and not isinstance(value, kind):
@@ -38,7 +38,7 @@ def check_types(of: type, values: Mapping[str, Any]) -> None:
 
 @functools.cache
 def _kinds(of: type) -> dict[str, tuple[Any, Any]]:
-    """Return by field what a value has to be, and those in it: plain types, and dictionaries of them."""
+    """Return by field the type of its value, and of that value's items: plain types, and dictionaries of them."""
     found: dict[str, tuple[Any, Any]] = {}
     for name, hint in get_type_hints(of).items():
         kind, inner = get_origin(hint) or hint, get_args(hint)

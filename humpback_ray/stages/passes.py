@@ -1,9 +1,9 @@
 """One pass of a stage's shards through a pool of Ray Data actors, from the first block until every actor is done.
 
-Ray Data carries descriptors of shards; rows never go through the object store. While the pass runs, a loop looks at
-its attempts (watch.py): the process of an attempt that takes too long is ended, attempts at other shards in that
-process are not charged, and a straggler is started a second time. Once all shards are committed the pass ends, and
-attempts that are still running are dropped.
+Ray Data carries descriptors of shards; rows never go through the object store. While the pass runs, a loop watches its
+attempts (watch.py). It ends the process of an attempt that takes too long, without charging the attempts at other
+shards in that process, and starts stragglers a second time. Once all shards are committed, the pass ends and abandons
+the attempts that are still running.
 """
 
 import functools
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SINGLE_BLOCKS = 1000
-"""Shards at the end of a pass that travel alone."""
+"""Shards at the end of a pass that get a block each."""
 SHARDS_PER_BLOCK = 8
-"""Shards before those that one actor takes together."""
+"""Shards per block before those."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """The work of a stage within one submission: the same for all its passes."""
+    """The work of a stage within one submission; all its passes share it."""
 
     name: str
     """Name of the stage."""
@@ -58,7 +58,7 @@ class Work:
     placement: PoolPlacement
     progress: Progress
     rows: Mapping[str, int]
-    """Rows (or files) that each shard adds to the progress."""
+    """Rows (or files) that each shard adds to the progress, by shard."""
     pace: Pace
 
     @functools.cached_property
@@ -67,11 +67,11 @@ class Work:
         return Others(self.ledger.uri, self.ledger.submission)
 
     def actor_arguments(self, placement: PoolPlacement) -> tuple[Any, ...]:
-        """Return what an actor is made with."""
+        """Return the arguments of an actor's constructor."""
         return self.ledger, self.schema, placement, self.worker, self.arguments, self.others.dead()
 
     def lone_worker(self, avoid_node: str | None = None) -> LoneWorker:
-        """Return an actor outside the pool, on another node than `avoid_node` if there is one."""
+        """Return an actor outside the pool, if possible not on `avoid_node`."""
         return LoneWorker(self.actor_arguments(self.placement), self.placement, avoid_node)
 
     def done_with(self, shard: str) -> None:
@@ -80,12 +80,12 @@ class Work:
 
 
 class Pass:
-    """A running pass, in a `with` block: watches the attempts, and ends everything it started with the block.
+    """A running pass, as a `with` block: watches the attempts, and on exit ends everything it started.
 
     Args:
-        work: what is done.
+        work: what to do with each shard.
         shards: of the pass.
-        results: yields the reports of the actors, in tables (`mapped`).
+        results: yields the actors' reports, as tables (`mapped`).
     """
 
     def __init__(self, work: Work, shards: Sequence[Shard], results: "ray.data.Dataset") -> None:
@@ -95,10 +95,10 @@ class Pass:
         """Shards that other drivers hold."""
         self._lock = threading.Lock()
         self._second_tries: list[LoneWorker] | None = []
-        """Actors on which stragglers were started again; None once the pass is over."""
+        """Actors that run stragglers a second time; None once the pass is over."""
 
     def __enter__(self) -> "Pass":
-        what = f"{self.work.name}: looking after the attempts"
+        what = f"{self.work.name}: watching the attempts"
         self._loop = repeat(what, self.look, self.watch.pause_s)
         return self
 
@@ -113,7 +113,7 @@ class Pass:
             worker.close()
 
     def take_reports(self) -> None:
-        """Take the reports of the actors until all are done, or `stop` is called.
+        """Take the actors' reports until all are done or `stop` is called.
 
         Raises:
             RayError: the pool cannot work.
@@ -123,11 +123,11 @@ class Pass:
                 self._take(cast(Report, row))
 
     def stop(self) -> None:
-        """End the pass at once, whatever is still running. On any thread."""
+        """End the pass at once, whatever is still running. Safe on any thread."""
         ray_internals.stop(self.results)
 
     def look(self) -> None:
-        """Look at commits and attempts once, and act on what takes too long."""
+        """Look at commits and attempts once, and act on those that take too long."""
         for shard in self.watch.look():
             self.work.done_with(shard)
         for overdue in self.watch.overdue():
@@ -154,7 +154,7 @@ class Pass:
         self._stop_if_over()
 
     def _end(self, overdue: Overdue) -> None:
-        """Fail an attempt and end its process; other attempts in that process are not charged."""
+        """Fail an attempt and end its process, without charging the other attempts in that process."""
         name, record = self.work.name, overdue.record
         logger.warning(
             "%s: shard %s: %s; ending its process on %s", name, record["shard"], overdue.why, record["node"]
@@ -169,7 +169,7 @@ class Pass:
             logger.warning("%s: %s", name, lost)
 
     def _start_again(self, straggler: Straggler) -> None:
-        """Start a shard again, in an actor of its own on another node; the first commit wins."""
+        """Start a shard again in a separate actor on another node; the first commit wins."""
         worker, shard = self.work.lone_worker(straggler.away_from), straggler.shard
         with self._lock:
             if self._second_tries is None:
@@ -183,20 +183,20 @@ class Pass:
             report = worker.call("work", shard.json(), True, limit_s=pace.limit_s(pace.weights[shard.name]))
         except (WorkerFailed, StageFailed) as failure:
             if not worker.closed:
-                logger.warning("%s: shard %s, started once more: %s", name, shard.name, failure)
-        except Exception as error:  # noqa: BLE001 the first try is still running, and is enough
-            Complaints(f"{name}: starting shard {shard.name} once more").note(error)
+                logger.warning("%s: shard %s, started again: %s", name, shard.name, failure)
+        except Exception as error:  # noqa: BLE001 the first try is still running, and that is enough
+            Complaints(f"{name}: starting shard {shard.name} again").note(error)
         else:
             self._take(report)
 
     def _stop_if_over(self) -> None:
-        """End the pass if it waits only for the slower attempt of shards that were started twice."""
+        """End the pass if it waits only for the slower attempts at shards that were started twice."""
         if self.watch.flights.is_over():
             self.stop()
 
 
 def mapped(work: Work, shards: Sequence[Shard]) -> "ray.data.Dataset":
-    """Return the reports of a pool of actors on shards, as a data set that runs when it is read."""
+    """Return the reports of a pool of actors on shards, as a lazy data set: it runs when it is read."""
     import ray.data
 
     placement = work.placement.for_shards(len(shards))
@@ -214,9 +214,9 @@ def mapped(work: Work, shards: Sequence[Shard]) -> "ray.data.Dataset":
 
 
 def groups(shards: Sequence[Shard]) -> Iterator[Sequence[Shard]]:
-    """Divide the shards of a pass into what Ray Data carries as one block: one each, or, of very many, first a few.
+    """Divide the shards of a pass into blocks for Ray Data: up to SHARDS_PER_BLOCK each, the last SINGLE_BLOCKS alone.
 
-    A block costs the driver some kilobytes for the whole pass; the last ones are single, so that actors end together.
+    Each block costs the driver a few kilobytes for the whole pass. Single shards at the end let actors end together.
     """
     first = 0
     while first < len(shards):
@@ -227,7 +227,7 @@ def groups(shards: Sequence[Shard]) -> Iterator[Sequence[Shard]]:
 
 
 def in_order(shards: Sequence[Shard], submission: str) -> list[Shard]:
-    """Return shards in the order in which a submission takes them where there are other drivers: its own."""
+    """Return shards in a submission's own order, which it uses when other drivers work on the stage too."""
     mixed = list(shards)
     random.Random(hashlib.sha256(submission.encode()).digest()).shuffle(mixed)
     return mixed
@@ -240,7 +240,7 @@ def _context() -> "ray.data.DataContext":
     context = ray.data.DataContext.get_current().copy()
     context.max_errored_blocks = -1
     context.max_consecutive_actor_init_deaths = 2
-    context.execution_no_progress_timeout_s = -1  # what stands still is named (waiting.py) or ended (watch.py)
+    context.execution_no_progress_timeout_s = -1  # waiting.py names work that makes no progress; watch.py ends it
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0

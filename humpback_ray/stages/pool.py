@@ -1,10 +1,10 @@
-"""Shards over a pool of Ray Data actors: pass after pass, and what becomes of shards that fail.
+"""Map shards over a pool of Ray Data actors, pass after pass, and deal with shards that fail.
 
 A pass (passes.py) maps the uncommitted shards. A shard that failed as often as its placement allows runs alone and is
-taken apart (isolation.py), since a process that dies takes its neighbours' attempts with it.
+taken apart (isolation.py): alone, because a dying process also ends the attempts at other shards in it.
 
-Where another driver works on the stage too, each takes the shards in an order of its own and skips those that the other
-holds (drivers.py). When only held shards are left, it waits until they are committed or their driver dies.
+If another driver works on the same stage, each takes the shards in its own order and skips those that the other holds
+(drivers.py). When only held shards are left, a driver waits until they are committed or their holder dies.
 """
 
 import contextlib
@@ -34,31 +34,31 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 HELD_EVERY_S = 2.0
-"""Seconds between checks whether shards that others hold are committed or free."""
+"""Seconds between checks whether shards held by other drivers are committed or free."""
 
 
 class Pool:
-    """The work of one stage on its shards, within one submission. Used by one thread; `concern` by any.
+    """The work of one stage on its shards, within one submission. One thread uses it; any may call `concern`.
 
     Args:
-        work: what is done.
+        work: what to do with each shard.
     """
 
     def __init__(self, work: Work) -> None:
         self.work, self.name, self.ledger, self.placement = work, work.name, work.ledger, work.placement
         self._idle = 0
-        """Number of passes in a row that changed nothing."""
+        """Consecutive passes that changed nothing."""
         self._known: dict[str, Shard] = {}
         """The shards of all passes."""
         self._pass: Pass | None = None
-        """The pass that is running."""
+        """The running pass."""
         self._waiting: Waiting | None = None
         """Watches whether actors are up."""
         self._waits_for = ""
         """What this driver waits for other drivers to finish; "" if nothing."""
 
     def work_on(self, pending: Sequence[Shard]) -> None:
-        """Make one pass over the uncommitted shards, or take apart those that are left because they failed too often.
+        """Make one pass over the uncommitted shards; once only shards that failed too often are left, take them apart.
 
         Raises:
             StageFailed: a shard fails whatever rows it gets, or several passes in a row changed nothing.
@@ -82,19 +82,19 @@ class Pool:
         self._idle = self._idle + 1 if before == self._state() and not left else 0
         if self._idle >= self.placement.max_attempts:
             raise StageFailed(
-                f"{self.name}: {self._idle} passes neither committed nor tried one of {len(pending)} open "
+                f"{self.name}: {self._idle} passes neither committed nor tried any of the {len(pending)} open "
                 "shards; the errors are in the log"
             )
 
     def concern(self) -> str:
-        """Return what the progress line should say of shards that take long, and of actors that are not up."""
+        """Return what the progress line should say about slow shards and about actors that are not up."""
         running, waiting, waits_for = self._pass, self._waiting, self._waits_for
         stuck = running.watch.concern() if running else ""
         absent = waiting.words() if waiting else ""
         return stuck + absent + (f"; {waits_for}" if waits_for else "")
 
     def _held(self, shards: Sequence[Shard]) -> dict[str, str]:
-        """Return the shards that other drivers hold, each with the submission that holds it."""
+        """Return the shards that other drivers hold, each with its holder's submission."""
         found = {}
         lives = functools.cache(self.work.others.lives)
         for shard in shards:
@@ -103,9 +103,9 @@ class Pool:
         return found
 
     def _wait(self, held: Mapping[str, str], pending: Sequence[Shard]) -> None:
-        """Wait until one of the held shards is committed, or free."""
+        """Wait until one of the held shards is committed or free."""
         by = ", ".join(sorted(set(held.values())))
-        self._waits_for = f"{len(held)} shards, which are all that is left, are with submission {by}"
+        self._waits_for = f"the last {len(held)} shards are held by submission {by}"
         logger.info("%s: %s; waiting for it", self.name, self._waits_for)
         looked = time.monotonic()
         while self._are_held(held):
@@ -117,7 +117,7 @@ class Pool:
         self._waits_for = ""
 
     def _are_held(self, held: Mapping[str, str]) -> bool:
-        """Tell whether none of the shards is committed and all their holders are alive."""
+        """Tell whether all the shards are still uncommitted and all their holders alive."""
         if not all(map(self.work.others.lives, set(held.values()))):
             return False
         return not any(self.ledger.commit_of(name) for name in held)
@@ -131,27 +131,27 @@ class Pool:
         return self.ledger.committed(), self.ledger.attempts_made()
 
     def _map(self, shards: Sequence[Shard], alive: set[str]) -> int:
-        """Make a pass over shards; returns how many of them it left to other drivers.
+        """Make a pass over shards and return how many of them it left to other drivers.
 
         Args:
-            shards: in the order in which they are taken.
-            alive: nodes that were there before.
+            shards: in the order in which to take them.
+            alive: nodes that were alive before the pass.
 
         Raises:
-            StageFailed: it was not possible, and not because a node was lost.
+            StageFailed: the pool could not run, and no lost node explains it.
         """
         failure, left = self._tried(shards)
         self._refuse_to_wait()
         if failure:
             if not nodes_lost(alive):
-                raise StageFailed(f"{self.name}: its workers could not run: {failure}; mend it and run again")
-            logger.warning("%s: a node was lost and its pool with it (%s); going on with another", self.name, failure)
+                raise StageFailed(f"{self.name}: its workers could not run: {failure}; fix that and run again")
+            logger.warning("%s: its pool was lost with a node (%s); continuing with another pool", self.name, failure)
         return left
 
     def _tried(self, shards: Sequence[Shard]) -> tuple[str, int]:
-        """Make a pass; returns why it could not be made, and how many shards it left to other drivers.
+        """Make a pass; return why it failed ("" if it did not) and how many shards it left to other drivers.
 
-        An exception would keep this frame, and so actors, alive.
+        It returns the failure because an exception would keep this frame, and with it the actors, alive.
         """
         from ray.exceptions import RayError
 
@@ -169,7 +169,7 @@ class Pool:
 
     @contextlib.contextmanager
     def _wait_for(self, kind: str, give_up: Callable[[], object]) -> Iterator[None]:
-        """Watch whether actors of a class come up during the block; `give_up` ends it if that takes too long."""
+        """Watch whether actors of a class come up during the block; call `give_up` if that takes too long."""
         note = waiting_uri(self.ledger.uri, self.ledger.submission)
         limit = self.placement.give_up_waiting_minutes
         self._waiting = Waiting(self.name, self.placement.need(), Actors(kind), limit, give_up, note)
@@ -177,7 +177,7 @@ class Pool:
             yield
 
     def _refuse_to_wait(self) -> None:
-        """Raise if the wait for actors was given up."""
+        """Raise if the wait for actors took too long."""
         if self._waiting and self._waiting.gave_up:
             raise StageFailed(self._waiting.gave_up)
 
@@ -185,7 +185,7 @@ class Pool:
         """Try the quarantined rows of commits again.
 
         Raises:
-            StageFailed: rows that had worked fail too, or a shard could not be put together.
+            StageFailed: rows that worked before fail too, or a shard could not be put together.
         """
 
         def again(item: tuple[Shard, Commit], worker: LoneWorker) -> None:
@@ -199,7 +199,7 @@ class Pool:
         self._alone(shards, again)
 
     def _alone(self, items: Sequence[T], do: Callable[[T, LoneWorker], None]) -> None:
-        """Call `do` for each item with an actor of its own, as many at once as the pool has actors."""
+        """Call `do` for each item with its own actor, as many at once as the pool has actors."""
         workers = [self.work.lone_worker() for _ in items]
 
         def one(item: T, worker: LoneWorker) -> None:
@@ -221,12 +221,12 @@ class Pool:
             except BaseException as error:
                 close()
                 if isinstance(error, StageFailed):
-                    self._refuse_to_wait()  # it says more than that a worker was called off
+                    self._refuse_to_wait()  # its message says more than "the worker was stopped"
                 raise
             self._refuse_to_wait()
 
     def _good(self) -> tuple[Shard, int] | None:
-        """Return a committed shard that this submission knows, and the index of a row of it that worked."""
+        """Return a committed shard that this submission knows, and the index of one of its rows that worked."""
         for name in sorted(self.ledger.committed() & self._known.keys()):
             commit = self.ledger.commit_of(name)
             if commit and not commit.quarantine and commit.rows:
@@ -240,7 +240,7 @@ class Pool:
     def _take_apart(self, shard: Shard, worker: LoneWorker) -> None:
         past = charged(self.ledger.attempts(shard.name), self.ledger.submission, alive_nodes())
         if len([attempt for attempt in past if attempt["alone"]]) >= self.placement.max_attempts:
-            raise StageFailed(f"{self.name}: shard {shard.name} failed {len(past)} times, last: {last_words(past)}")
+            raise StageFailed(f"{self.name}: shard {shard.name} failed {len(past)} times; last: {last_words(past)}")
         if worker.closed:
             return
         try:

@@ -1,10 +1,10 @@
-"""Worker processes on other machines of the cluster: end one, read what it wrote last.
+"""Worker processes on other machines of the cluster: end one, or read its last output.
 
-Both are Ray tasks without CPUs that are bound to the process's node, so they run where an actor would not answer. A
-node that does not run them in time is taken for lost.
+Both are Ray tasks that need no CPU and are bound to the process's node, so they run even if an actor does not answer. A
+node that does not run them in time counts as lost.
 
-A hanging process is asked for the stacks of its threads with SIGUSR1. `answer_when_ended` lets faulthandler write them
-and then passes the signal on, which ends the process: once it is gone, all of its words are there.
+SIGUSR1 asks a hanging process for the stacks of its threads. `answer_when_ended` lets faulthandler write them and then
+passes the signal on, which ends the process: once it is gone, its output is complete.
 """
 
 import contextlib
@@ -18,42 +18,42 @@ from pathlib import Path
 from typing import Any
 
 NODE_ANSWERS_S = 60
-"""How long a node has to run a task that needs nothing: a worker process may have to start for it."""
+"""Time limit of a task without resources: a worker process may have to start for it."""
 STACKS_S = 20.0
-"""How long a hanging process has to write its stacks before it is killed: on a busy machine it waits for its turn."""
+"""Time that a hanging process has to write its stacks before it is killed; a busy machine may be slow to run it."""
 WORDS_BYTES = 32_000
-"""The end of its standard error that is kept. A stack takes about 1,000, and an engine has dozens of threads."""
+"""Bytes kept of the end of standard error. A stack takes about 1,000, and an engine has dozens of threads."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """A worker process, as somebody on another machine needs to know it."""
+    """A worker process, as code on another machine needs to know it."""
 
     node_id: str
     node: str
     pid: int
     stderr: str
-    """Path of its standard error on that node; "" if it is no file."""
+    """Path of its standard error on that node; "" if that is not a file."""
 
 
 class NodeLost(RuntimeError):
-    """The node is gone, or does not answer."""
+    """The node is gone or does not answer."""
 
 
 class Dead(RuntimeError):
-    """What this process works with has died (its engine), so it can do no more work and should end."""
+    """This process's engine has died, so it can do no more work and should end."""
 
 
 def answer_when_ended() -> None:
-    """Let this process write where it hangs to its standard error when `end` ends it."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # standard error is no file, or not POSIX
+    """Make this process write its stacks to standard error when `end` ends it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # standard error is not a file, or not POSIX
         faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)
 
 
 def born(pid: int | None = None) -> str:
-    """Return when a process (None: this one) began, in ticks since its machine did; "" where no one can tell.
+    """Return when a process (None: this one) began, in ticks since its machine booted; "" if unknown.
 
-    With its number this identifies a process. Clocks that are set do not change it, as they do psutil's time.
+    Together with the pid this identifies a process. Unlike psutil's time, it does not change when a clock is set.
     """
     try:
         return Path(f"/proc/{pid or 'self'}/stat").read_text().rpartition(")")[2].split()[19]
@@ -62,24 +62,24 @@ def born(pid: int | None = None) -> str:
 
 
 def end(node_id: str, pid: int, began: str = "") -> None:
-    """End a worker process; it says where it hangs first, and is killed if it takes longer than `STACKS_S` to do so.
+    """End a worker process; it first writes where it hangs, and is killed if that takes longer than `STACKS_S`.
 
     Args:
         node_id: Ray's id of its node.
-        pid: its number.
-        began: what `born` says of it there; another process of that number is spared. "": it is known to be this one.
+        pid: its process id.
+        began: what `born` returns for it there, so a new process with the same pid is spared; "": skip this check.
 
     Raises:
-        NodeLost: nobody is there to do it.
+        NodeLost: the node is gone or does not answer.
     """
     _on_node(node_id, _end, pid, began)
 
 
 def words(node_id: str, path: str) -> str:
-    """Return the end of a file on a node: what a process that died wrote to its standard error last.
+    """Return the end of a file on a node: the last output of a dead process to standard error.
 
     Raises:
-        NodeLost: nobody is there to read it.
+        NodeLost: the node is gone or does not answer.
     """
     return _on_node(node_id, _tail, path)
 
@@ -104,7 +104,7 @@ def _end(pid: int, began: str) -> None:
     try:
         process = psutil.Process(pid)
         if began and born(pid) != began:
-            return  # another process has its number by now
+            return  # another process has its pid by now
         if hasattr(signal, "SIGUSR1"):
             process.send_signal(signal.SIGUSR1)
             deadline = time.monotonic() + STACKS_S

@@ -1,7 +1,7 @@
-"""Progress as log records: the package logs, a job decides how it looks.
+"""Progress as log records: the package logs, and a job decides how they look.
 
 A `Progress` emits one record a second (DEBUG, for a live display), one every 30 s (INFO, for a log), and one at the
-end. Each carries its figures in `record.progress`; the message is the same in words.
+end. Each carries its figures in `record.progress`; the message says the same in words.
 """
 
 import logging
@@ -34,11 +34,11 @@ class Progress:
 
     Args:
         stage: its name.
-        total: how much there is to do; None where nobody knows.
-        done: what earlier submissions did.
-        unit: what is counted.
-        concern: asked once per line, and every 5 s where there is no total; what it returns ("" for nothing) is added:
-            which shard is stuck, how far a long step has come.
+        total: number of units to do; None if unknown.
+        done: number of units that earlier submissions did.
+        unit: name of the unit.
+        concern: called once per line, and every 5 s if there is no total. Its result ("" for nothing) is added to the
+            line: which shard is stuck, how far a long step is.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Progress:
         self._said, self._asked_s = "", 0.0
         self._since = time.monotonic()
         self._last = time.monotonic()
-        self._complaints = Complaints(f"{stage}: looking for what takes long")
+        self._complaints = Complaints(f"{stage}: looking for slow work")
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Progress":
         self._last = time.monotonic()
-        self._loop = repeat(f"{self.stage}: saying how far it is", self._tick, lambda: 1.0)
+        self._loop = repeat(f"{self.stage}: reporting progress", self._tick, lambda: 1.0)
         return self
 
     def __exit__(
@@ -65,12 +65,12 @@ class Progress:
         self._emit(logging.INFO, ended=True)
 
     def begin(self, total: int, done: int = 0) -> None:
-        """Start the clock anew, with what there is to do: a rate should not count the start of workers."""
+        """Restart the clock and set the total, so the rate does not count the start of workers."""
         self.total, self.done, self.start, self.tokens = total, done, done, 0
         self._since = time.monotonic()
 
     def advance(self, count: int, tokens: int = 0) -> None:
-        """Add rows, and tokens if there are any, to what is done; on any thread."""
+        """Add finished rows, and tokens if there are any. Any thread may call it."""
         with self._lock:
             self.done += count
             self.tokens += tokens
@@ -84,7 +84,7 @@ class Progress:
     def _concern(self) -> str:
         try:
             return self.concern() if self.concern else ""
-        except Exception as error:  # noqa: BLE001 the line comes every 30 s, whatever cannot be added to it
+        except Exception as error:  # noqa: BLE001 the line comes every 30 s, even if something cannot be added to it
             self._complaints.note(error)
             return f"; (could not look for stuck shards: {type(error).__name__}: {error})"
 

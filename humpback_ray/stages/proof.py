@@ -1,6 +1,6 @@
-"""What of files from outside can be proven again: how the rows of a stage that read them are made anew.
+"""How `jobs.verify` proves a stage that reads external files: it makes the ids of its rows again.
 
-A stage of the graph that reads such files says which of the two it is; `operate/verify.py` does it.
+A stage of the graph that reads such files says which of the two ways applies; `operate/verify.py` does the work.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from humpback_ray.storage import InputFile
 
 
 class Difference(Exception):
-    """What storage holds is not what it says it holds; the message names the stage, the file and both values."""
+    """Storage does not hold what the records say; the message names the stage, the file and both values."""
 
 
 @dataclass(frozen=True)
@@ -22,21 +22,21 @@ class Together:
     """All files become one table."""
 
     ids: Callable[[Manifest, Sequence[InputFile]], Iterator[pa.ChunkedArray]]
-    """Reads the files again and yields the ids of their rows, dropped ones included."""
+    """Reads the files again and yields the ids of their rows, including dropped ones."""
 
 
 @dataclass(frozen=True)
 class EachFile:
-    """Each file becomes a shard, each of its documents (column `document_id`) any number of rows.
+    """Each file becomes a shard, and each of its documents (column `document_id`) any number of rows.
 
-    A document that is in the files twice has its rows, and their ids, twice.
+    A document that occurs twice has its rows, and their ids, twice.
     """
 
     check: Callable[[Manifest, Commit, InputFile, frozenset[str]], int]
-    """Reads a file again and returns its documents, those in quarantine (the last argument) left alone; raises
-    Difference where one has other rows than its shard. Called in processes of its own."""
+    """Reads a file again, except documents in quarantine (the last argument), and returns its number of documents;
+    raises Difference if one has other rows than its shard. Called in separate processes."""
     refusal: Callable[[Manifest], str]
-    """Says why that cannot be done with a stage, "" where it can."""
+    """Returns why a stage cannot be checked in this way, or ""."""
 
 
 Again = Together | EachFile

@@ -12,7 +12,7 @@ _counted: Counter[str] = Counter()
 
 
 def requests_since_last() -> dict[str, int]:
-    """Return this process's requests to object storage, by operation, since this was last asked."""
+    """Return this process's requests to object storage since the last call, by operation."""
     global _counted
     now = storage.requests()
     made, _counted = now - _counted, now
@@ -26,7 +26,7 @@ def node() -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions of what decides results here, without importing any of it."""
+    """Return the versions of the libraries that affect results, without importing them."""
     found = {"python": platform.python_version()}
     for name in ("humpback-ray", "ray", "torch", "transformers", "deepspeed", "pyarrow"):
         try:

@@ -1,7 +1,7 @@
-"""What the package uses of Ray that Ray does not promise to keep: private names, and its gRPC interfaces.
+"""Parts of Ray that the package uses although Ray does not promise to keep them: private names and gRPC interfaces.
 
-Written against Ray 2.60. Nothing else outside of train/ reaches into Ray, and tests/stages/test_ray_internals.py says
-which name has moved, before a run finds out. Each function tells why Ray's public interface was not enough.
+Written against Ray 2.60. Nothing else outside train/ uses Ray's internals, and tests/stages/test_ray_internals.py says
+which name has moved before a run finds out. Each function says why Ray's public interface is not enough.
 """
 
 import logging
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 WRITTEN_AGAINST = "2.60.0"
 
 HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
-"""Environment variable that names the function which a worker process calls before its actor comes.
+"""Environment variable that names the function that a worker process calls before its actor starts.
 
-The public setup hook is that of a whole job. It stands here as Ray has it, since the driver's imports know no Ray.
+The public setup hook applies to a whole job. The name is copied here because the driver must not import Ray for it.
 """
 
 ONE_AT_A_TIME = {"num_returns": "streaming", "_generator_backpressure_num_objects": 1}
-"""Options of a task that yields, and goes on when what it yielded has been taken."""
+"""Options of a task that yields, and continues once the yielded value was taken."""
 
 
 def stoppable(results: "ray.data.Dataset") -> "ray.data.Dataset":
-    """Let a data set know its executor from the start; Ray Data sets it when the first block is there, if ever."""
+    """Make a data set know its executor from the start; Ray Data sets it only once the first block arrives."""
     create = results._create_executor
 
     def created() -> Any:
@@ -38,20 +38,20 @@ def stoppable(results: "ray.data.Dataset") -> "ray.data.Dataset":
 
 
 def stop(results: "ray.data.Dataset") -> None:
-    """End a data set whose iterator waits; Ray Data has no public call for that."""
+    """End a data set while its iterator waits; Ray Data has no public call for that."""
     executor = results._current_executor
     if executor is not None:
         executor.shutdown(force=True)
 
 
 class Address(TypedDict):
-    """Where an actor is."""
+    """Node of an actor."""
 
     NodeID: str
 
 
 class ActorRow(TypedDict):
-    """What the table of actors says of one, of which more is there."""
+    """An actor's entry in Ray's table of actors; only the fields used here."""
 
     ActorID: str
     ActorClassName: str
@@ -59,12 +59,12 @@ class ActorRow(TypedDict):
     Address: Address
     Pid: int
     StartTime: int
-    """0 while it never was up."""
+    """0 until it is up for the first time."""
     NumRestarts: int
 
 
 def actors_in(state: str) -> list[ActorRow]:
-    """Return this job's actors in a state; the public list comes from the dashboard, which may not run."""
+    """Return this job's actors in a state; the public list needs the dashboard, which may not be running."""
     import ray
     from ray._private.state import actors
 
@@ -73,28 +73,28 @@ def actors_in(state: str) -> list[ActorRow]:
 
 
 def free_resources() -> dict[str, dict[str, float]]:
-    """Return what is free on each node, by its id; `ray.available_resources` has the sum alone."""
+    """Return each node's free resources, by its id; `ray.available_resources` has only the sum."""
     from ray._private.state import available_resources_per_node
 
     return available_resources_per_node()
 
 
 def memory_bytes() -> int:
-    """Return the memory of this machine, or of the container that Ray runs in, as Ray counts it."""
+    """Return the memory, as Ray counts it, of this machine or of the container that Ray runs in."""
     from ray._common.utils import get_system_memory
 
     return get_system_memory()
 
 
 def channel_to(address: str) -> "grpc.Channel":
-    """Return a gRPC channel to a process of Ray's at HOST:PORT, with the cluster's token if it has one."""
+    """Return a gRPC channel to a Ray process at HOST:PORT, with the cluster's token if it has one."""
     from ray._private.grpc_utils import init_grpc_channel
 
     return cast("grpc.Channel", init_grpc_channel(address, asynchronous=False))
 
 
 class Raylet:
-    """A node's raylet, asked for worker processes ahead of their actors; Ray has no public call for that."""
+    """A node's raylet, which can start worker processes ahead of their actors; Ray has no public call for that."""
 
     def __init__(self, address: str) -> None:
         from ray.core.generated.node_manager_pb2_grpc import NodeManagerServiceStub
@@ -105,16 +105,16 @@ class Raylet:
         """Ask for one idle process.
 
         Args:
-            job_id: whose it is.
-            environment: its runtime environment as JSON, byte for byte as Ray will write that of the actor.
-            keep_s: how long it is kept if nobody takes it.
+            job_id: the job that it belongs to.
+            environment: its runtime environment as JSON, byte for byte as Ray will write the actor's.
+            keep_s: seconds to keep it while no actor takes it.
         """
         from ray.core.generated import common_pb2, node_manager_pb2
 
         request = node_manager_pb2.PrestartWorkersRequest(  # pyright: ignore[reportAttributeAccessIssue]
             language=common_pb2.PYTHON,  # pyright: ignore[reportAttributeAccessIssue]
             job_id=job_id,
-            num_workers=1,  # of several it starts one per CPU
+            num_workers=1,  # for more, it starts only one per CPU
             keep_alive_duration_secs=keep_s,
         )
         request.runtime_env_info.serialized_runtime_env = environment
@@ -133,10 +133,10 @@ def training_variables() -> dict[str, str]:
 
 
 def address_of_running() -> str:
-    """Return HOST:PORT of the cluster that runs on this machine, where RAY_ADDRESS is `auto`.
+    """Return HOST:PORT of the cluster that runs on this machine, for RAY_ADDRESS=auto.
 
     Raises:
-        ConnectionError, ValueError: there is none, or there are several.
+        ConnectionError, ValueError: no cluster runs here, or several do.
     """
     from ray._private.services import canonicalize_bootstrap_address_or_die
 
@@ -144,7 +144,7 @@ def address_of_running() -> str:
 
 
 def check_gcs_alive(channel: "grpc.Channel", timeout_s: float) -> tuple[str, bool]:
-    """Ask a GCS for its version, and whether it knows a living node on this machine; `ray.init` would hang or abort.
+    """Ask a GCS for its version and whether a node on this machine is alive; `ray.init` would hang or abort.
 
     Raises:
         grpc.RpcError: it does not answer, or refuses our token.
@@ -166,14 +166,14 @@ def load_token() -> None:
 
 
 def token_headers() -> dict[str, str]:
-    """Return the HTTP headers that the dashboard wants of us."""
+    """Return the HTTP headers that the dashboard requires."""
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
     return get_auth_headers_if_auth_enabled({})
 
 
 def upload_limit_bytes() -> int:
-    """Return the size of the largest working directory that a dashboard takes."""
+    """Return the size of the largest working directory that a dashboard accepts."""
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 
     return DASHBOARD_CLIENT_MAX_SIZE
@@ -182,13 +182,13 @@ def upload_limit_bytes() -> int:
 def walk_upload(
     root: Path, visit: Callable[[Path], None], environment: Mapping[str, str], logger: logging.Logger
 ) -> None:
-    """Visit what Ray would upload of a working directory: what its ignore files leave.
+    """Visit the files of a working directory that Ray would upload: those that no ignore file excludes.
 
     Args:
         root: the directory, absolute.
-        visit: told about every file and directory.
-        environment: variables of this process, one of which decides whether .gitignore counts.
-        logger: for what Ray wants to say meanwhile.
+        visit: called with every file and directory.
+        environment: this process's environment variables; one of them decides whether .gitignore counts.
+        logger: for Ray's messages.
     """
     from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE, get_runtime_env_default_excludes
     from ray._private.runtime_env.packaging import _dir_travel, _get_excludes

@@ -1,13 +1,13 @@
-"""A stage: a directory that says by which recipe it was made, and a way to make what is missing in it.
+"""A stage: a directory that records the recipe it was made with, and the code that computes what is missing in it.
 
-`run` maps shards over a pool of actors until every shard has its commit; `once` does a whole step in one Ray task or
-one training run, under a lease. Either ends with a manifest, and a stage that has one costs one read. A directory of
-another recipe or other inputs is drift and refused, naming the field.
+`run` maps shards over a pool of actors until every shard has its commit. `once` does a whole step in one Ray task,
+`leased` in this process, both under a lease. Each ends with a manifest; a stage that already has one costs one read.
+A directory made from another recipe or other inputs is refused as drift, and the error names the field.
 
     recipe → plan → attempts → commits → manifest        (ledger.py has the files)
 
-Given up: stages do not stream into each other; each ends before the next begins, so that each can be looked at, and
-so that GPUs for the next are only asked for when its inputs are proven.
+Limits: stages do not stream into each other. Each ends before the next begins, so you can inspect it, and the next
+stage asks for GPUs only once its inputs are complete.
 """
 
 import json
@@ -41,35 +41,35 @@ from humpback_ray.storage import steps
 from humpback_ray.storage.inventory import Inventory
 
 READERS = 32
-"""Commits that are read at once: object storage answers each in tens of milliseconds, and there may be thousands."""
+"""Commits read in parallel: object storage takes tens of milliseconds for each, and there may be thousands."""
 ALL = "all"
-"""Name of the only shard of a global step."""
+"""Name of a global step's only shard."""
 
 
 class Drift(ConfigError):
-    """A stage directory was made by another recipe or from other inputs."""
+    """A stage directory was made with another recipe or from other inputs."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a stage lives, and the submission on whose behalf it is worked on."""
+    """Where a stage lives, and the submission that works on it."""
 
     name: str
     uri: str
     submission: str
     check_unread: "Callable[[Manifest], None] | None" = None
-    """Where quarantined rows are to be tried again: raises once a later stage has read the manifest."""
+    """Raises if a later stage has read the manifest. Set only where quarantined rows should be tried again."""
 
 
 class Stage:
     """One stage directory.
 
     Args:
-        place: where.
-        recipe: what is computed; hashed.
-        inputs: by name, what it reads: manifests of other stages, or inventories of files from outside.
-        schema: of its tables; None where it makes files of another kind (models).
-        ids_of: the input whose kept ids each have one fate here, by its name; `run` knows it by itself.
+        place: the directory and the submission.
+        recipe: what the stage computes; hashed.
+        inputs: what the stage reads, by name: manifests of other stages, or inventories of external files.
+        schema: of its tables; None if it writes other files (models).
+        ids_of: name of the input whose kept ids each have one fate here; `run` finds it by itself.
 
     Raises:
         Drift: the directory holds another recipe or other inputs.
@@ -93,7 +93,7 @@ class Stage:
         self.done = self._open()
 
     def _open(self) -> Manifest | None:
-        """Check the directory against this recipe, creating it if new, and return its manifest if it is finished."""
+        """Check the directory against this recipe, create it if new, and return its manifest if it is finished."""
         manifest = read_manifest(self.place.uri)
         if manifest:
             found: dict[str, Any] = {"recipe": manifest.recipe, "inputs": manifest.inputs}
@@ -105,7 +105,7 @@ class Stage:
         if parted:
             field, old, new = parted
             raise Drift(
-                f"{self.place.uri} was made with {field} = {short(old)}, this run has {short(new)}; "
+                f"{self.place.uri} was made with {field} = {short(old)}, but this run has {short(new)}; "
                 "use another root (reuse: shares what is unchanged), or change it back"
             )
         return manifest
@@ -117,14 +117,14 @@ class Stage:
         placement: PoolPlacement,
         source: "Manifest | Inventory",
     ) -> Manifest:
-        """Bring every shard of the source to its commit and return the manifest.
+        """Commit every shard of the source and return the manifest.
 
         Args:
-            worker: a class; `worker(*arguments, resources)` in each actor, then, sync or async, called with a shard's
-                rows (or file URI) it returns a table of the stage's schema.
+            worker: a class. Each actor builds `worker(*arguments, resources)` and calls it, sync or async, with a
+                shard's rows (or input file); it returns a table of the stage's schema.
             arguments: picklable.
             placement: the pool.
-            source: what is cut into shards: the kept rows of a stage, or files, one by one. The plan of the first
+            source: what to cut into shards: the kept rows of a stage, or files, one shard each. The plan of the first
                 submission stays in force.
 
         Raises:
@@ -143,12 +143,12 @@ class Stage:
             while pending := [shard.located(source) for shard in shards if shard.name not in committed]:
                 pool.work_on(pending)
                 committed = self.ledger.committed()
-                progress.done = _total(rows, committed)  # other drivers' among them
+                progress.done = _total(rows, committed)  # includes the shards of other drivers
             del pending
         return self._publish(self._commits([shard.name for shard in shards]))
 
     def _planned(self, source: "Manifest | Inventory", rows_per_shard: int) -> list[Shard]:
-        """Return the shards of the plan, which is made here if it is not there yet."""
+        """Return the shards of the plan; make the plan if it does not exist yet."""
         plan = plan_files(source) if isinstance(source, Inventory) else plan_rows(source, rows_per_shard)
         frozen = self.ledger.create_or_read("plan.json", {"shards": [asdict(shard) for shard in plan]})
         steps.reach(2)
@@ -162,7 +162,7 @@ class Stage:
         placement: PoolPlacement,
         source: "Manifest | Inventory",
     ) -> Manifest:
-        """Try the quarantined rows of a finished stage again, if that is asked for, and publish what came of it."""
+        """Try the quarantined rows of a finished stage again, if requested, and publish the result."""
         check = self.place.check_unread
         lost = [commit for commit in done.commits if commit.quarantine]
         if check is None or not lost:
@@ -180,18 +180,18 @@ class Stage:
             last = {commit.shard: self.ledger.last_commit_of(commit) for commit in lost}
             commits = tuple(last.get(commit.shard, commit) for commit in done.commits)
             attempts, ended = self.ledger.attempts_made().total(), done.ended + time.monotonic() - began
-            check(done)  # the retry took its time
+            check(done)  # again: a stage may have read the manifest during the retry
             manifest = replace(done, commits=commits, attempts=attempts, ended=ended, stated={})
             storage.write_bytes(self.ledger.at("manifest.json"), manifest.json())
         return manifest
 
     def _lost_shards(self, lost: Sequence[Commit], source: "Manifest | Inventory") -> list[tuple[Shard, Commit]]:
-        """Return the shards of some commits with lost rows, each with its commit."""
+        """Return the shards of commits with lost rows, each with its commit."""
         plan = {shard["name"]: shard for shard in storage.read_json(self.ledger.at("plan.json"))["shards"]}
         return [
             (Shard.of(plan[planned(commit.shard)]).located(source), commit)
             for commit in lost
-            if self.ledger.last_commit_of(commit) is commit  # else a retry has ended before it could publish
+            if self.ledger.last_commit_of(commit) is commit  # else an earlier retry committed but did not publish
         ]
 
     def _pool(
@@ -203,7 +203,7 @@ class Stage:
         rows: Mapping[str, int],
         weights: Mapping[str, float],
     ) -> Pool:
-        """Return a pool for shards of this stage, of which the progress line tells what takes long."""
+        """Return a pool for shards of this stage; the progress line names the shards that take long."""
         assert self.schema is not None, "shards become tables"
         pace = Pace(placement, weights)
         pool = Pool(
@@ -215,32 +215,32 @@ class Stage:
         return pool
 
     def _name_of(self, source: Manifest) -> str:
-        """Return under which name a stage is among the inputs."""
+        """Return the name of a stage among the inputs."""
         names = [name for name, value in self.inputs.items() if value is source]
         if not names:
-            raise ValueError(f"{self.place.name} is cut into shards from {source.stage}, which is none of its inputs")
+            raise ValueError(f"{self.place.name} is cut into shards from {source.stage}, which is not an input")
         return names[0]
 
     def _path(self, source: Manifest) -> str:
-        """Return where a stage is: relative to the root where it is of the same run, so that a run can be moved."""
+        """Return where a stage is: relative to the root if it belongs to the same run, so a run can be moved."""
         root = f"{self.place.uri.removesuffix(f'/{self.place.name}')}/"
         return source.uri.removeprefix(root) if source.uri.startswith(root) else storage.located(source.uri)
 
     def _commits(self, shards: Sequence[str]) -> list[Commit]:
-        """Read the commits of shards, many at a time, in their order."""
+        """Read the commits of shards, many at a time, in order."""
         found: list[Commit] = []
         with ThreadPoolExecutor(READERS) as readers:
-            while len(found) < len(shards):  # in pieces: what waits in an executor costs kilobytes
+            while len(found) < len(shards):  # in batches: each call queued in an executor costs kilobytes
                 found += readers.map(self._commit_of, shards[len(found) : len(found) + 20 * READERS])
         return found
 
     def once(self, step: Callable[..., Commit], arguments: Sequence[Any], placement: TaskPlacement) -> Manifest:
-        """Run `step(attempt, *arguments)` in one Ray task under the stage's lease; the rest is as in `leased`.
+        """Run `step(attempt, *arguments)` in one Ray task under the stage's lease; otherwise as `leased`.
 
-        A task whose node is lost, or whose process is killed, is tried again, `TRIES` times in all.
+        A task is tried up to `TRIES` times if its node is lost or its process is killed.
 
         Raises:
-            StageFailed: that happened every time; or it could not start within the placement's time.
+            StageFailed: every try ended that way, or the task could not start within the placement's time.
         """
         return self.leased(
             lambda attempt: GlobalStep(self.place.name, step, attempt, tuple(arguments), placement).run()
@@ -249,11 +249,11 @@ class Stage:
     def leased(self, work: Callable[[Attempt], Commit]) -> Manifest:
         """Run `work(attempt)` in this process under the stage's lease and publish the commit it returns.
 
-        Where an earlier driver ended its lease with a commit and died before the manifest, that commit is published
-        and no work is done.
+        If an earlier driver ended its lease with a commit but died before the manifest, that commit is published and
+        no work is done.
 
         Raises:
-            LeaseHeld: another driver is at it.
+            LeaseHeld: another driver is working on the stage.
             LeaseLost: another driver took over; nothing is published.
         """
         if self.done:
@@ -270,7 +270,7 @@ class Stage:
     def _commit_of(self, shard: str) -> Commit:
         commit = self.ledger.commit_of(shard)
         if commit is None:
-            raise StageFailed(f"{self.place.name}: the commit of shard {shard} was there and is gone; was it deleted?")
+            raise StageFailed(f"{self.place.name}: the commit of shard {shard} existed and is gone; was it deleted?")
         return commit
 
     def _publish(self, commits: list[Commit]) -> Manifest:
@@ -302,7 +302,7 @@ class Stage:
 
 
 def _total(rows: Mapping[str, int], shards: Collection[str]) -> int:
-    """Add up the rows of some shards, of those that are known."""
+    """Sum the rows of shards; unknown shards count as 0."""
     return sum(rows[name] for name in shards if name in rows)
 
 

@@ -1,4 +1,4 @@
-"""Tables of a stage: the checks that they pass before they are written, and what is counted in them."""
+"""Tables of a stage: checks before they are written, and counts."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def check_same_ids(shard: str, loaded: pa.Table, made: pa.Table) -> None:
-    """Raise unless every id that went in came out exactly as often (P1)."""
+    """Raise unless every id came out exactly as often as it went in (P1)."""
     went, came = Counter(loaded["id"].to_pylist()), Counter(made["id"].to_pylist())
     if went != came:
         lost, surplus = (went - came).total(), (came - went).total()
-        raise ValueError(f"shard {shard}: {lost} of {went.total()} ids lost and {surplus} made up by the worker")
+        raise ValueError(f"shard {shard}: the worker lost {lost} of {went.total()} ids and made up {surplus}")
 
 
 def blank_row(schema: pa.Schema, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a quarantined row: the given values, empty text elsewhere, no number, and the reason."""
+    """Return a quarantined row: the given values, the reason, empty text, and null elsewhere."""
     blank = {field.name: "" if pa.types.is_string(field.type) else None for field in schema}
     return {**blank, **identity, "drop_reason": QUARANTINED}
 
@@ -39,7 +39,7 @@ def drop_counts(table: pa.Table) -> dict[str, int]:
 
 
 def is_quarantined(table: pa.Table) -> pa.ChunkedArray:
-    """Return which rows of a table are quarantined, as booleans."""
+    """Return a boolean column: whether each row of a table is quarantined."""
     equal = pc.call_function("equal", [table["drop_reason"], pa.scalar(QUARANTINED)])
     return pc.call_function("coalesce", [equal, pa.scalar(False)])
 

@@ -1,10 +1,10 @@
-"""What a stage waits for before it can work: a node of a kind, room on busy nodes, a constructor that does not end.
+"""What a stage waits for before it can work: a kind of node, room on busy nodes, or a constructor that does not return.
 
-A look every few seconds asks Ray's own tables which of the driver's workers are up, which are being built and where,
-and what the nodes offer. The words go into the progress line, and into a file of the stage for `status`. Where a
-placement says how long is too long (`give_up_waiting_minutes`), the stage is ended.
+Every few seconds, a loop asks Ray which of the driver's workers are up, which are being built and where, and what the
+nodes offer. The result goes into the progress line and into a file of the stage for `status`. If a placement sets a
+limit (`give_up_waiting_minutes`), the stage ends there.
 
-Times are from when this driver first saw the state.
+Times count from when this driver first saw the state.
 """
 
 import json
@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 5.0
 NAMED_AFTER_S = 20.0
-"""What has taken this long is named: with a line every 30 s, within a minute of its begin."""
+"""A wait this long is reported; since there is a line every 30 s, that is within a minute of its start."""
 WRITE_EVERY_S = 60.0
-"""How often the file for `status` is written anew while nothing changes."""
+"""Seconds between writes of the file for `status` while nothing changes."""
 MOST_DEATHS = 3
-"""A worker whose process died this often while it was built, and never was up, is given up."""
+"""The stage gives up once a worker's process died this often during construction and the worker never was up."""
 MOST_KINDS = 5
-"""Kinds of nodes that a line names."""
+"""Number of node kinds that a line names."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,23 @@ class Constructor:
 
 @dataclass(frozen=True)
 class Workers:
-    """How far the workers of a stage are."""
+    """State of a stage's workers."""
 
     up: int = 0
     constructors: Sequence[Constructor] = ()
     deaths: int = 0
-    """The most that the process of one worker died that never was up."""
+    """Deaths of the process of one worker that never was up; the maximum over workers."""
 
 
 class Waiting:
-    """Look in a `with` block how far the workers of a stage are.
+    """Watch, in a `with` block, whether the workers of a stage come up.
 
     Args:
         name: of the stage.
-        need: what its workers want.
-        look: tells how far they are.
-        limit_minutes: how long none of them may be up; None: any time.
-        give_up: called once, from another thread, where that is reached; `gave_up` says why.
+        need: what its workers need.
+        look: returns their state.
+        limit_minutes: how long the stage may have no worker up; None: no limit.
+        give_up: called once, from another thread, when the limit is reached; `gave_up` says why.
         note: URI of the file for `status`; "" for none.
     """
 
@@ -78,7 +78,7 @@ class Waiting:
     ) -> None:
         self.name, self.need, self.limit_minutes = name, need, limit_minutes
         self.gave_up = ""
-        """Why it was given up; "" if it was not."""
+        """Why the wait was given up; "" if it was not."""
         self._workers, self._give_up, self._note = look, give_up, note
         self._idle_since: float | None = time.monotonic()
         self._since: dict[str, float] = {}
@@ -86,7 +86,7 @@ class Waiting:
         self._written = ("", 0.0)
 
     def __enter__(self) -> "Waiting":
-        self._loop = repeat(f"{self.name}: looking after its workers", self.look, lambda: LOOK_EVERY_S)
+        self._loop = repeat(f"{self.name}: watching its workers", self.look, lambda: LOOK_EVERY_S)
         return self
 
     def __exit__(
@@ -97,16 +97,16 @@ class Waiting:
         if self._written[0]:
             try:
                 storage.delete(self._note)
-            except OSError as refused:  # it is only read while the stage is at work
-                logger.warning("%s was not deleted: %s", self._note, refused)
+            except OSError as refused:  # the file is read only while the stage works
+                logger.warning("%s could not be deleted: %s", self._note, refused)
 
     def words(self) -> str:
-        """Return what the progress line should add; "" while nothing takes long."""
+        """Return the addition to the progress line; "" while nothing takes long."""
         what, began = self._what, self._began
         return f"; waiting {duration(time.monotonic() - began)} for {what}" if what else ""
 
     def look(self) -> None:
-        """Look once: change the words, write them down, and give up where it is time."""
+        """Look once: update the words, write them to the file, and give up if the limit is reached."""
         workers, now = self._workers(), time.monotonic()
         self._idle_since = None if workers.up else self._idle_since or now
         self._since = {one.key: self._since.get(one.key, now) for one in workers.constructors}
@@ -124,7 +124,7 @@ class Waiting:
         return "", 0.0
 
     def _write(self, now: float) -> None:
-        """Keep the file for `status`: what is waited for, and for how long when that was written."""
+        """Update the file for `status`: what the stage waits for, and how long it had waited at the time of writing."""
         what, written = self._written
         if not self._note or (not self._what and not what):
             return
@@ -140,8 +140,8 @@ class Waiting:
             return
         if workers.deaths >= MOST_DEATHS:
             self.gave_up = (
-                f"{self.name}: the process of a worker died {workers.deaths} times while it was built, without a word "
-                "(killed, for want of memory perhaps)"
+                f"{self.name}: the process of a worker died silently {workers.deaths} times during construction "
+                "(killed, possibly for lack of memory)"
             )
         elif self._idle_since is not None and self.limit_minutes is not None:
             waited_s = now - self._idle_since
@@ -152,9 +152,9 @@ class Waiting:
 
 
 def given_up(name: str, limit_minutes: float, what: str) -> str:
-    """Return the sentence of a stage that waited too long."""
+    """Return the error message of a stage that waited too long."""
     return (
-        f"{name}: no worker was up for {limit_minutes:g} minutes, which is placement.give_up_waiting_minutes; it "
+        f"{name}: no worker was up for {limit_minutes:g} minutes, the limit in placement.give_up_waiting_minutes; it "
         f"waited for {what}; add such nodes, ask for less, or wait longer, and run again"
     )
 
@@ -175,7 +175,7 @@ def place_words(need: Need) -> str:
 
 
 def offer_words(nodes: Sequence[Mapping[str, Any]], free: Mapping[str, Mapping[str, float]]) -> str:
-    """Say what the nodes of a cluster have, by kind, and what of it is free."""
+    """Say what the nodes of a cluster have, by kind, and how much of it is free."""
     kinds: Counter[str] = Counter()
     left: Counter[tuple[str, str]] = Counter()
     for node in nodes:
@@ -196,7 +196,7 @@ def offer_words(nodes: Sequence[Mapping[str, Any]], free: Mapping[str, Mapping[s
 
 
 class Actors:
-    """How far this driver's actors of some classes are, looked at again and again.
+    """The state of this driver's actors of some classes; each call looks again.
 
     Args:
         kinds: parts of their class names, as Ray writes them.
@@ -205,7 +205,7 @@ class Actors:
     def __init__(self, *kinds: str) -> None:
         self.kinds = kinds
         self._seen: dict[str, tuple[int, str, int]] = {}
-        """By actor that never was up: its restarts, where it was, and how often its process died there."""
+        """For each actor that never was up: its restarts, its node, and how often its process died there."""
 
     def __call__(self) -> Workers:
         """Ask Ray's table of actors."""
@@ -224,7 +224,7 @@ class Actors:
         return [one for one in actors_in(state) if any(kind in one["ActorClassName"] for kind in self.kinds)]
 
     def _deaths(self, coming: Sequence[ActorRow], alive: Collection[str]) -> int:
-        """Count the deaths of processes before their actor was up; those of lost nodes are nobody's fault."""
+        """Count the processes that died before their actor was up, without those of lost nodes."""
         last, self._seen = self._seen, {}
         for one in coming:
             restarts, node, deaths = last.get(one["ActorID"], (0, "", 0))

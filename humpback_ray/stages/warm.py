@@ -1,15 +1,15 @@
-"""Processes kept warm for a Ray that runs on this machine alone: an actor finds its libraries imported.
+"""Warm processes for a Ray that runs only on this machine: an actor finds its libraries already imported.
 
 A fresh worker process spends 1 s on Ray and up to 5 s on torch, transformers and DeepSpeed before an actor does
-anything: more than many a stage of a small run takes. So `keep` asks the raylet for idle processes in the runtime
-environments of the next pool and the next training, where Ray's setup hook imports what those actors will want. Code
-that starts such actors gives them that environment and says so (`took`); the raylet is then asked for other processes
-in their place, which start while the stage works.
+anything: longer than many stages of a small run take. So `keep` asks the raylet for idle processes in the runtime
+environments of the next pool and the next training run, where Ray's setup hook imports the libraries of those actors.
+Code that starts such actors gives them that environment and calls `took`. The raylet is then asked for replacements,
+which start while the stage works.
 
-Nothing depends on a warm process: without one, an actor starts as it always does. On a cluster nothing is kept, since
-a stage there works for hours; nor on a machine with GPUs, since libraries may look for them before Ray has said which
-ones an actor gets. An idle process takes up to 350 MB, so where memory is short fewer are kept, and the
-raylet ends those that nobody took for `IDLE_S`.
+Nothing depends on a warm process: without one, an actor starts as usual. No processes are kept on a cluster, since a
+stage there works for hours, nor on a machine with GPUs, since libraries may look for them before Ray has said which
+ones an actor gets. An idle process takes up to 350 MB, so fewer are kept where memory is short, and the raylet ends
+those that no actor took for `IDLE_S`.
 """
 
 import contextlib
@@ -23,28 +23,28 @@ from humpback_ray.stages.nodes import alive
 from humpback_ray.stages.ray_internals import HOOK, Raylet, training_variables
 
 IDLE_S = 600
-"""How long an idle process is kept."""
+"""Seconds to keep an idle process."""
 
 PROCESS_BYTES = 1 << 30
 """Memory that must be available for each further process."""
 
 HELPERS = 3
-"""Actors that Ray Train's controller starts beside its workers: for barriers, for data, and to clean up after it."""
+"""Actors that Ray Train's controller starts besides its workers: for barriers, for data, and to clean up after it."""
 
 VARIABLES = {
     "RAY_idle_worker_killing_time_threshold_ms": str(1000 * IDLE_S),  # else one second
-    "RAY_worker_maximum_startup_concurrency": "8",  # else as many as CPUs, and further requests are forgotten
+    "RAY_worker_maximum_startup_concurrency": "8",  # else as many as CPUs, and Ray forgets further requests
 }
-"""Environment in which Ray must be started."""
+"""Environment variables with which Ray must be started."""
 
 
 def import_models() -> None:
-    """Import what the actor of a pool wants."""
+    """Import the libraries of a pool's actor."""
     _import(["ray.data", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"])
 
 
 def import_training() -> None:
-    """Import what a training worker wants."""
+    """Import the libraries of a training worker."""
     import_models()
     _import(["humpback_ray.train.fit", "ray.train.torch", *DEEPSPEED])
 
@@ -53,12 +53,12 @@ DEEPSPEED = (
     "deepspeed.runtime.engine", "deepspeed.runtime.zero.stage_1_and_2",
     "torch._inductor.compile_fx", "pandas", "networkx",
 )  # fmt: skip
-"""DeepSpeed, and what `deepspeed.initialize` imports besides."""
+"""DeepSpeed, and other modules that `deepspeed.initialize` imports."""
 
 
 def _import(modules: Sequence[str]) -> None:
     for module in modules:
-        with contextlib.suppress(ImportError):  # raised where it is missed, with the words of those who miss it
+        with contextlib.suppress(ImportError):  # the code that needs the module raises, with a better message
             importlib.import_module(module)
 
 
@@ -73,18 +73,18 @@ class Reserve:
         """Ask for idle processes, as far as there is memory for them.
 
         Args:
-            processes: how many.
-            environment: their runtime environment as JSON, byte for byte as Ray will write that of the actor.
+            processes: number of processes.
+            environment: their runtime environment as JSON, byte for byte as Ray will write the actor's.
         """
         import grpc
         import psutil
 
         for _ in range(min(processes, psutil.virtual_memory().available // PROCESS_BYTES)):
-            with contextlib.suppress(grpc.RpcError):  # a raylet that is gone is found out by those who need it
+            with contextlib.suppress(grpc.RpcError):  # the code that needs the raylet notices if it is gone
                 self.raylet.prestart(self.job_id, environment, IDLE_S)
 
     def replace(self, actors: int, training_workers: int) -> None:
-        """Ask for the processes of a pool, and for those of a training with Ray Train's own actors."""
+        """Ask for the processes of a pool, and for those of a training run including Ray Train's own actors."""
         if actors:
             self.add(actors, _written({"env_vars": MODELS}))
         if training_workers:
@@ -95,13 +95,13 @@ class Reserve:
 
 
 MODELS, TRAINING = ({HOOK: f"{__name__}.{hook.__name__}"} for hook in (import_models, import_training))
-"""Environment variables of processes that import ahead, for a pool and for a training."""
+"""Environment variables of processes that import ahead, for a pool and for a training run."""
 
 _reserve: Reserve | None = None
 
 
 def keep(actors: int, training_workers: int) -> None:
-    """Keep idle processes from now on for a pool and for a training, if any; Ray runs on this machine alone."""
+    """Keep idle processes from now on for a pool and for a training run, if any; Ray must run only on this machine."""
     import ray
 
     global _reserve
@@ -115,19 +115,19 @@ def keep(actors: int, training_workers: int) -> None:
 
 
 def drop() -> None:
-    """Keep none any more."""
+    """Stop keeping idle processes."""
     global _reserve
     _reserve = None
 
 
 def took(actors: int = 0, training_workers: int = 0) -> None:
-    """Say that actors of a pool, or the workers of a training, have been asked for; others start in their place."""
+    """Replace the idle processes that a pool's actors or a training run's workers are about to take."""
     if _reserve is not None:
         _reserve.replace(actors, training_workers)
 
 
 def pool_environment() -> dict[str, Any] | None:
-    """Return the runtime environment in which the actors of a pool find a warm process; None where none are kept."""
+    """Return the runtime environment in which a pool's actors find a warm process; None if none are kept."""
     return {"env_vars": dict(MODELS)} if _reserve is not None else None
 
 
@@ -137,5 +137,5 @@ def training_environment() -> dict[str, Any] | None:
 
 
 def _written(environment: Mapping[str, Any], inherited: bool = False) -> str:
-    """Write a runtime environment as Ray does: without spaces where an actor has inherited a part of it."""
+    """Write a runtime environment as Ray does: without spaces if an actor inherits part of it."""
     return json.dumps(environment, sort_keys=True, separators=(",", ":") if inherited else None)

@@ -1,9 +1,9 @@
-"""Watching a pass: which attempts are running, since when, and which of them take too long.
+"""Watch a pass: which attempts are running, since when, and which of them take too long.
 
 The watch lists the attempts and times each from when it first saw it, so no clocks are compared. It knows the median
-time per row (for files: per byte) from the shards that ended. It decides and does not act: it names the attempts that
-are over their limit, and, once all open shards are with actors, the shards that take far longer than the median and
-should be started a second time. passes.py acts on both.
+time per row (for files: per byte) from the shards that ended. It decides but does not act: it names the attempts that
+are over their limit and, once actors have all open shards, the shards that take far longer than the median and should
+be started a second time. passes.py acts on both.
 
 A look lists the directory, so the pause before the next is at least ten times as long as the look took.
 """
@@ -29,7 +29,7 @@ LOOK_EVERY_S = 30.0
 """The longest pause between two looks, unless a look itself takes more than a tenth of it."""
 
 _ATTEMPT = re.compile(r"([^/]+)/(\d+)(\.error)?\.json")
-"""An attempt, or its error, in a listing; what else lies there is not ours."""
+"""An attempt, or its error, in a listing; other files there are not ours."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Overdue:
 
 @dataclass(frozen=True)
 class Straggler:
-    """A shard to be started once more, away from a node (its Ray id) if one is known."""
+    """A shard to start again, away from a node (its Ray id) if one is known."""
 
     shard: Shard
     away_from: str | None
@@ -64,12 +64,12 @@ class Watch:
         self.flights = Flights(self.shards)
         self._known = self._listed()
         self._tail = 0.0
-        """When all open shards were first seen with actors."""
+        """When actors were first seen to have all open shards."""
         self._look_s = 0.0
         self._records: dict[Flight, AttemptRecord] = {}
 
     def committed(self, shard: str, seconds: float) -> bool:
-        """Record that an actor committed a shard; returns False if that was known."""
+        """Record that an actor committed a shard; return False if that was already known."""
         self.pace.ended(self.pace.weights[shard], seconds)
         return bool(self.flights.commit([shard]))
 
@@ -80,11 +80,11 @@ class Watch:
 
     def left_to(self, shard: str, holder: str) -> None:
         """Record that an actor left a shard to another driver, which is working on it."""
-        logger.info("%s: shard %s is left to submission %s, which is at work on it", self.name, shard, holder)
+        logger.info("%s: shard %s is left to submission %s, which is working on it", self.name, shard, holder)
         self.flights.close(shard)
 
     def concern(self) -> str:
-        """Name the attempt that has run for longest, with its node, once it is older than `STUCK_AFTER_S`."""
+        """Name the attempt that has run the longest, with its node, once it is older than `STUCK_AFTER_S`."""
         oldest = self.flights.oldest()
         if oldest is None or (age := time.monotonic() - oldest[1]) < STUCK_AFTER_S:
             return ""
@@ -95,7 +95,7 @@ class Watch:
         return max(min(LOOK_EVERY_S, max(0.2, self.pace.placement.limit_floor_s / 20)), 10 * self._look_s)
 
     def look(self) -> list[str]:
-        """List attempts and commits once; returns the newly committed shards."""
+        """List attempts and commits once; return the newly committed shards."""
         began = perf_counter()
         self._note_attempts()
         fresh = self.flights.commit(self.ledger.committed() & self.shards.keys())
@@ -115,33 +115,33 @@ class Watch:
         self.flights.note(begun, failed, time.monotonic())
 
     def overdue(self) -> Iterator[Overdue]:
-        """Yield the attempts of ours that are over their limit."""
+        """Yield our attempts that are over their limit."""
         now = time.monotonic()
         for flight, seen in self.flights.on_their_way():
             age, limit = now - seen, self.pace.limit_s(self.pace.weights[flight[0]])
             if age > limit and self._is_ours(flight):
-                why = f"no end after {age:.0f} s, the limit for this shard is {limit:.0f} s"
+                why = f"still running after {age:.0f} s; the limit for this shard is {limit:.0f} s"
                 yield Overdue(self._record(flight), why)
 
     def beside(self, record: AttemptRecord) -> list[AttemptRecord]:
-        """Return the running attempts at other shards in the process of an attempt."""
+        """Return the running attempts at other shards in the same process."""
         others = [self._record(flight) for flight, _ in self.flights.on_their_way()]
         return [one for one in others if one["shard"] != record["shard"] and _process(one) == _process(record)]
 
     def stragglers(self) -> Iterator[Straggler]:
-        """Yield the shards that should be started once more; each is counted as started when it is yielded."""
+        """Yield the shards that should be started again; a shard counts as started when it is yielded."""
         if self.flights.open_shards > self.pace.placement.most_shards_held:
             return  # some wait for an actor
         now = time.monotonic()
         self._tail = self._tail or now
         for shard, flight, seen in self.flights.candidates(self.pace.placement.most_shards_held):
-            age = now - (self._tail if seen is None else seen)  # one without waits inside an actor, behind a slow one
+            age = now - (self._tail if seen is None else seen)  # not seen: it waits inside an actor, behind a slow one
             if not self.pace.is_straggler(self.pace.weights[shard], age) or (flight and not self._is_ours(flight)):
                 continue
             slow = self._record(flight) if flight else None
             where = slow["node"] if slow else "behind another one"
             logger.warning(
-                "%s: shard %s has taken %.0f s (%s); starting it once more", self.name, shard, age, where
+                "%s: shard %s has taken %.0f s (%s); starting it again", self.name, shard, age, where
             )  # fmt: skip
             self.flights.started_again(shard)
             yield Straggler(self.shards[shard], slow["node_id"] if slow else None)

@@ -1,26 +1,26 @@
-"""Local paths and `s3://` URIs behind a handful of functions; the only package that touches a filesystem.
+"""Local paths and `s3://` URIs behind a handful of functions; the only package that touches a file system.
 
-The other rooms write `storage.join(...)`, `storage.read_json(...)`. What is where, lowest first; each module imports
-those above it, none imports this front:
+Other packages write `storage.join(...)`, `storage.read_json(...)`. The modules, lowest first; each imports only those
+above it, and none imports this front:
 
-    errors       what storage raises, and `words` for it
+    errors       the errors that storage raises, and `words` for them
     uri          names: `join`, `located`, `is_s3`
-    steps        the places between two writes where a fault test can interfere
-    s3           requests to S3: retries, uploads in parts, ranges (the only module that imports botocore)
-    connection   this process's S3 client, with its patience and the count of its requests: the room's mutable state
-    local        local files written whole and synced, hard links, trees of directories
-    listings     the files under a directory, and uploads that nobody has ended
+    steps        the points between two writes where a fault test can interfere
+    s3           requests to S3: retries, multipart uploads, ranges (the only module that imports botocore)
+    connection   this process's S3 client, with its patience and request counts: the package's mutable state
+    local        local files written whole and synced, hard links, directory trees
+    listings     the files under a directory, and unfinished uploads
     files        one file: `read_bytes`, `write_bytes`, `create`, `delete`, `sha256_of`; checks of a root
-    versions     files from outside, each in the version that the run took stock of
+    versions     external files, each in the version that the run recorded
     globs        `find`: the files that a path, directory or glob names
     parquet      tables
     transfer     uploads and copies
-    cache        this node's copies of what lies on S3
+    cache        this node's copies of files on S3
     inventory    the inputs of a run, resolved and identified
 
-Credentials, region and endpoint of S3 come from the environment or the standard AWS files, never from a configuration.
+S3 credentials, region and endpoint come from the environment or the standard AWS files, never from a configuration.
 
-Given up: other stores (gs://, abfs://) until someone needs them; local filesystems without hard links.
+Limits: no other stores (gs://, abfs://) until someone needs them; no local file systems without hard links.
 """
 
 from humpback_ray.storage.cache import forget_local_file, forget_old_copies, local_directory, local_file

@@ -1,7 +1,7 @@
-"""Copies on this node of what lies on S3: fetched once for all processes of a user, and forgotten when unused.
+"""This node's copies of files on S3: fetched once for all processes of a user, and deleted when unused.
 
-A copy is named after the versions of its files, so it never gets stale. Its directory belongs to this user alone, since
-what lies there is loaded as weights.
+A copy is named after the versions of its files, so it never goes stale. Its directory belongs to this user alone, since
+files in it are loaded as weights.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ from humpback_ray.storage.versions import Directory, InputFile, changed, check_u
 def local_directory(wanted: str | Directory, without: tuple[str, ...] = ()) -> Path:
     """Return a local directory with the files of a directory: itself, or a copy fetched once per node.
 
-    Processes of one node that ask at once wait for the first to fetch.
+    If processes of one node ask at the same time, the others wait for the first to fetch.
 
     Args:
-        wanted: local or s3://; from a `Directory` only the files it names, each in its version.
-        without: suffixes of the names of files that are not needed.
+        wanted: local or s3://; from a `Directory`, only the files it names, each in its version.
+        without: suffixes of file names to leave out.
 
     Raises:
-        InputChanged, Damaged: a file is not in its version.
+        InputChanged, Damaged: a file has another version.
     """
     directory = Directory(wanted) if isinstance(wanted, str) else wanted
     expected = [file for file in directory.files if not file.name.endswith(without)]
@@ -60,11 +60,11 @@ def local_directory(wanted: str | Directory, without: tuple[str, ...] = ()) -> P
 
 
 def _fetch_version(file: InputFile, path: Path) -> None:
-    """Download an object in the version that its etag or its hash names."""
+    """Download an object in the version given by its etag or hash."""
     kind, _, value = file.version.partition(":")
     stored = s3().stat(file.uri)
     if stored is None:
-        raise FileNotFoundError(errno.ENOENT, "there is no such object", file.uri)
+        raise FileNotFoundError(errno.ENOENT, "no such object", file.uri)
     if kind == "etag" and etag_version(stored) != file.version:
         raise changed(file, etag_version(stored))
     try:
@@ -72,14 +72,14 @@ def _fetch_version(file: InputFile, path: Path) -> None:
     except FileExistsError as error:
         raise changed(file, "another etag") from error
     if kind == "sha256" and (found := sha256_of(str(path))) != value:
-        raise Damaged(errno.EIO, f"{file.uri} has the SHA-256 {found}, recorded is {value}; see `jobs.verify`")
+        raise Damaged(errno.EIO, f"{file.uri} has the SHA-256 {found}, but {value} was recorded; see `jobs.verify`")
 
 
 def local_file(uri: str) -> Path:
     """Return a local path with a file's content: itself, or a copy fetched once per node, until `forget_local_file`.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
     """
     stored = s3().stat(uri) if is_s3(uri) else None
     if stored is None and not os.path.isfile(uri):
@@ -90,13 +90,13 @@ def local_file(uri: str) -> Path:
 
 
 def forget_local_file(uri: str, path: Path) -> None:
-    """Delete what `local_file` returned if it is a copy, for all processes of this node."""
+    """Delete the path that `local_file` returned if it is a copy, for all processes of this node."""
     if is_s3(uri):
         shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _copied(content: str, fetch: Callable[[Path], None]) -> Path:
-    """Return the directory of this node that `fetch` fills with the named content, unless somebody has done so."""
+    """Return this node's directory with the named content; call `fetch` to fill it if no process has done so yet."""
     cache = _cache()
     target = cache / hashlib.sha256(content.encode()).hexdigest()[:32]
     with _file_lock(target.with_suffix(".lock")):
@@ -110,7 +110,7 @@ def _copied(content: str, fetch: Callable[[Path], None]) -> Path:
 
 
 def _cache() -> Path:
-    """Return the directory of this node's copies: this user's alone, since what lies there is loaded as weights."""
+    """Return the directory of this node's copies; only this user may write to it, since it holds weights to load."""
     cache = Path(tempfile.gettempdir()) / f"humpback-ray-{os.getuid()}"
     cache.mkdir(mode=0o700, exist_ok=True)
     _refuse_others(cache)
@@ -118,18 +118,18 @@ def _cache() -> Path:
 
 
 def _refuse_others(directory: Path) -> None:
-    """Raise if a directory of copies is another user's, or a link, or others may write into it."""
+    """Raise if a directory of copies is another user's or a link, or if others may write to it."""
     stat = directory.lstat()
     if not S_ISDIR(stat.st_mode) or stat.st_uid != os.getuid() or stat.st_mode & 0o022:
         raise StorageError(
             errno.EPERM,
-            f"{directory} should be a directory that user {os.getuid()} alone can write to, but it is "
+            f"{directory} should be a directory that only user {os.getuid()} can write to, but it is "
             f"{filemode(stat.st_mode)} of user {stat.st_uid}; delete it, or set TMPDIR to another directory",
         )
 
 
 def forget_old_copies(unused_s: float) -> list[str]:
-    """Delete this node's copies that nobody has asked for in `unused_s` seconds; return their paths."""
+    """Delete this node's copies that were not used for `unused_s` seconds; return their paths."""
     gone, now = [], time.time()
     for target in [path for path in _cache().iterdir() if path.is_dir() and not path.is_symlink()]:
         with _file_lock(target.with_suffix(".lock")):

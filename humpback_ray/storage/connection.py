@@ -1,7 +1,7 @@
-"""This process's client of S3: made at the first use of an s3:// URI, with its patience and the count of its requests.
+"""This process's S3 client, created at the first use of an s3:// URI; it holds its patience and counts its requests.
 
-Apart from `steps.hook`, the room's only mutable state. A forked process makes a client of its own. A run on local paths
-makes none, and so never imports botocore.
+Apart from `steps.hook`, this is the package's only mutable state. A forked process creates its own client. A run on
+local paths creates none, so it never imports botocore.
 """
 
 import functools
@@ -37,11 +37,11 @@ def _count(operation: str) -> None:
 
 
 def requests() -> Counter[str]:
-    """Return how many requests this process has sent to S3 so far, by operation (PutObject); each try counts."""
+    """Return the number of requests this process has sent to S3 so far, by operation (PutObject); each try counts."""
     with _lock:
         return _requests.copy()
 
 
 def be_patient(seconds: float) -> None:
-    """Make this process retry every S3 request for at least `seconds` while it fails for a passing reason."""
+    """Make this process retry every S3 request for at least `seconds` while it fails for a transient reason."""
     s3().patience_s = seconds

@@ -1,20 +1,20 @@
-"""The errors that storage raises, and how to say one in a line."""
+"""The errors that storage raises, and how to write one in a line."""
 
 
 class StorageError(OSError):
-    """Storage answered something that the caller cannot act on; the message says which URI and what to do."""
+    """Storage failed in a way that the caller cannot handle; the message names the URI and says what to do."""
 
 
 class NoLinks(StorageError):
-    """A local file system does not make hard links; the message says what to use instead."""
+    """A local file system does not support hard links; the message says what to use instead."""
 
 
 class Damaged(StorageError):
-    """The content of a file is not what was recorded of it."""
+    """The content of a file differs from what was recorded."""
 
 
 class InputChanged(Damaged):
-    """A file from outside is no longer the one that the run took stock of."""
+    """An external file is no longer the one that the run recorded."""
 
 
 def words(error: OSError) -> str:

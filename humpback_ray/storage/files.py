@@ -1,8 +1,8 @@
-"""One file at a time: read, written, created, deleted, hashed; and whether a root can be written to at all.
+"""One file at a time: read, write, create, delete, hash; and check whether a root is writable.
 
-The promise that the ledger rests on is `create`: of any number of writers of one name exactly one succeeds, readers
-see the whole content or nothing, and a writer whose request was retried after it had succeeded can find out by reading
-back (`create` returns False, the content is its own).
+The ledger rests on the promise of `create`: if several writers create one name, exactly one succeeds, and readers see
+the whole content or nothing. If a request is retried although it had succeeded, `create` returns False; the writer then
+finds its own content when it reads the file back.
 """
 
 import errno
@@ -29,7 +29,7 @@ def read_bytes(uri: str) -> bytes:
     """Return a file's content.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
     """
     return s3().read(uri) if is_s3(uri) else Path(uri).read_bytes()
 
@@ -38,25 +38,25 @@ def read_json(uri: str) -> Any:
     """Return the JSON object that a file of a run holds.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
         Damaged: it holds something else.
     """
     data = read_bytes(uri)
     try:
         value = json.loads(data)
         if not isinstance(value, dict):
-            raise ValueError("no object in braces")
+            raise ValueError("not an object in braces")
         return value
     except (ValueError, RecursionError) as error:
         raise Damaged(
             errno.EIO,
-            f"{uri} is not JSON ({error}; {len(data)} bytes): it was cut off or is not the run's; restore it from a "
-            "copy, or delete it if nothing else is known of it",
+            f"{uri} is not JSON ({error}; {len(data)} bytes): it was cut off, or the run did not write it; restore it "
+            "from a copy, or delete it if there is none",
         ) from None
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a file whole, over what was there; readers see the old content or the new."""
+    """Write a whole file, replacing any old one; readers see the old content or the new."""
     if is_s3(uri):
         s3().write(uri, len(data), lambda start, stop: data[start:stop])
     else:
@@ -64,19 +64,19 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Write a file if there is none of that name; return whether this call wrote it.
+    """Write a file if the name is unused; return whether this call wrote it.
 
-    False may also mean that an earlier request of this very call had succeeded while its reply was lost: a caller to
-    whom that matters reads the file and compares.
+    False may also mean that an earlier request of this same call succeeded but its reply was lost. If that matters, the
+    caller reads the file and compares.
 
     Raises:
-        OSError: the store went on refusing, or has no conditional create.
+        OSError: the store kept refusing, or has no conditional create.
     """
     return s3().create(uri, data) if is_s3(uri) else create_local(uri, data)
 
 
 def delete(uri: str) -> None:
-    """Delete one file; a missing one is no error."""
+    """Delete one file; a missing one is not an error."""
     if is_s3(uri):
         s3().delete(uri)
     else:
@@ -84,7 +84,7 @@ def delete(uri: str) -> None:
 
 
 def open_input(uri: str) -> BinaryIO:
-    """Open a file for reading, seekable; 32 MiB of an S3 object are fetched at once, the rest as it is read."""
+    """Open a file for reading, seekable; the first 32 MiB of an S3 object are fetched at once, the rest when read."""
     return s3().open(uri) if is_s3(uri) else open(uri, "rb")
 
 
@@ -98,10 +98,10 @@ def sha256_of(uri: str) -> str:
 
 
 def check_writable(uri: str) -> None:
-    """Create and delete a file under a root, so that a wrong path or a missing permission is found before any work.
+    """Create and delete a file under a root, to find a wrong path or a missing permission before any work.
 
     Raises:
-        StorageError: it cannot be written, or the store ignores the condition of a conditional create.
+        StorageError: the root is not writable, or the store ignores the condition of a conditional create.
     """
     probe = join(uri, f"probe-{uuid.uuid4().hex}")
     try:
@@ -119,8 +119,8 @@ def check_writable(uri: str) -> None:
 
 
 _UNCONDITIONAL = (
-    "its store cannot create a file only if there is none (PUT with If-None-Match: *), so two workers could commit the "
-    "same shard; use a store that can (AWS S3, Cloudflare R2, MinIO and SeaweedFS do) or a shared directory"
+    "its store cannot create a file only if the name is unused (PUT with If-None-Match: *), so two workers could "
+    "commit the same shard; use a store that can (AWS S3, Cloudflare R2, MinIO, SeaweedFS) or a shared directory"
 )
 
 
@@ -128,7 +128,7 @@ def check_room(uri: str) -> None:
     """Check that a local directory has room for a small file; S3 always has.
 
     Raises:
-        StorageError: it has none; the message says what to do.
+        StorageError: the file system is full; the message says what to do.
     """
     if is_s3(uri):
         return
@@ -138,11 +138,11 @@ def check_room(uri: str) -> None:
         if error.errno in _FULL:
             raise StorageError(
                 error.errno,
-                f"{uri} cannot be written to: {os.strerror(error.errno)}; make room on its file system (`python -m "
-                "jobs.gc` names what of a run may go)",
+                f"cannot write to {uri}: {os.strerror(error.errno)}; make room on its file system (`python -m jobs.gc` "
+                "names the files of a run that can be deleted)",
             ) from error
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-"""Errors of a file system that is full, or whose quota is used up."""
+"""Error numbers of a full file system or an exhausted quota."""
 ROOM_BYTES = 64 << 10

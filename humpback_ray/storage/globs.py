@@ -14,8 +14,8 @@ from humpback_ray.storage.versions import InputFile, etag_version, stamp_of
 def find(pattern: str) -> list[InputFile]:
     """Return the files that a path, directory, glob or s3:// URI names, sorted by name; [] if none.
 
-    A directory stands for every file under it, links followed. Names that begin with a dot, of files and of
-    directories, are left out unless the pattern has the dot, too. Local files have no version yet.
+    A directory stands for every file under it, links followed. Files and directories whose names begin with a dot are
+    left out unless the pattern has the dot too. Local files have no version yet.
 
     Raises:
         OSError: a directory cannot be read, or a link leads nowhere.
@@ -52,9 +52,9 @@ def _find_s3(fixed: str, wild: str) -> list[InputFile]:
 
 
 def _matches(name: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Tell whether a path fits a glob, both split at "/"; `**` stands for any number of directories, or for all files.
+    """Tell whether a path matches a glob, both split at "/"; `**` stands for any number of directories, or all files.
 
-    As in a shell, wildcards fit no name that begins with a dot.
+    As in a shell, wildcards do not match names that begin with a dot.
     """
     if not pattern or not name:
         return not name and all(part == "**" for part in pattern)
@@ -64,7 +64,7 @@ def _matches(name: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _leads_to(directory: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Tell whether files under a directory can fit a glob, both split at "/"."""
+    """Tell whether files under a directory can match a glob, both split at "/"."""
     if not directory:
         return bool(pattern)
     if not pattern:

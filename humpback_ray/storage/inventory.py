@@ -1,9 +1,9 @@
-"""Inputs from outside, resolved: which files a pattern names, and what identifies them.
+"""External inputs, resolved: the files that a pattern names, and their identities.
 
-A file is identified by its name relative to the pattern's fixed part, its size, and its S3 etag or content hash; so
-new and changed files are seen and a moved folder is not. Local hashes are remembered by path, size and what the file
-system says of the file (`InputFile.stamp`), which keeps a resumed run from reading terabytes again; forgetting
-them only costs time. Whoever reads a file later checks that it is still the one that was hashed (`versions.reading`).
+A file is identified by its name relative to the pattern's fixed part, its size, and its S3 etag or content hash. So new
+and changed files are noticed, and a moved folder makes no difference. Local hashes are cached by path, size and the
+file's state in the file system (`InputFile.stamp`), so a resumed run need not read terabytes again; losing the cache
+only costs time. Code that reads a file later checks that it is still the one that was hashed (`versions.reading`).
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from humpback_ray.storage.versions import InputFile
 logger = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 60.0
-"""How much hashing is lost when a job is killed meanwhile."""
+"""Seconds between saves: at most this much hashing is lost when a job is killed."""
 SAY_EVERY_BYTES = 10 << 30
-"""A line for each so many bytes that are hashed."""
+"""Hashed bytes between two log lines."""
 
 
 _VERSION = re.compile("sha256:[0-9a-f]{64}")
@@ -34,13 +34,13 @@ _VERSION = re.compile("sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Inventory:
-    """The files that a stage reads from outside the run, in the order of their names."""
+    """The external files that a stage reads, in the order of their names."""
 
     files: tuple[InputFile, ...]
 
     @property
     def identity(self) -> list[dict[str, object]]:
-        """What enters a fingerprint: names, sizes and versions, no locations."""
+        """The part of a fingerprint: names, sizes and versions, without locations."""
         return [{"name": f.name, "bytes": f.bytes, "version": f.version} for f in self.files]
 
     @property
@@ -62,7 +62,7 @@ class Hashes:
         self._known: dict[str, list[object]] = known if isinstance(known, dict) else {}
 
     def of(self, file: InputFile) -> InputFile:
-        """Return a file with what identifies its content: its etag on S3, `sha256:...` of a local one."""
+        """Return a file with its version set: its etag on S3, `sha256:...` for a local file."""
         if is_s3(file.uri):
             return file
         known = self._known.get(file.uri)
@@ -77,7 +77,7 @@ class Hashes:
         return hashed
 
     def _tell(self, file: InputFile) -> None:
-        """Say now and then how far hashing has come, and keep what it gave."""
+        """Log the progress of hashing and save the hashes from time to time."""
         self._hashed += file.bytes
         if self._hashed - self._said >= SAY_EVERY_BYTES:
             self._said = self._hashed
@@ -86,7 +86,7 @@ class Hashes:
             self.save()
 
     def save(self) -> None:
-        """Write down what was learned."""
+        """Write the hashes to their file if there are new ones."""
         if self._changed:
             write_bytes(self.uri, json.dumps(self._known).encode())
             self._changed, self._saved = False, time.monotonic()
@@ -96,7 +96,7 @@ def resolve(field: str, patterns: Sequence[str], hashes: Hashes) -> Inventory:
     """Find the files that patterns name.
 
     Raises:
-        ConfigError: a pattern that names nothing; `field` is the configuration key to blame.
+        ConfigError: a pattern matches no file; `field` is the configuration key to blame.
     """
     found: dict[str, InputFile] = {}
     for pattern in patterns:
@@ -111,7 +111,7 @@ def _inventory(files: Iterable[InputFile], hashes: Hashes) -> Inventory:
     try:
         known = [hashes.of(file) for file in files]
     except BaseException:
-        with contextlib.suppress(OSError):  # the error on its way says more
+        with contextlib.suppress(OSError):  # the propagating error says more
             hashes.save()
         raise
     hashes.save()
@@ -125,19 +125,19 @@ def resolve_model(field: str, uri: str, hashes: Hashes) -> Inventory:
     """Find the files of a model directory.
 
     Raises:
-        ConfigError: it is no model directory: no config.json, or no safetensors weights.
+        ConfigError: it is not a model directory: no config.json, or no safetensors weights.
     """
     files = [file for file in find(uri) if file.name.endswith(MODEL_FILES)]
     names = {file.name for file in files}
     if "config.json" not in names:
-        raise ConfigError(f"{field}: {uri} is no model directory (it has no config.json)")
+        raise ConfigError(f"{field}: {uri} is not a model directory (it has no config.json)")
     if not any(name.endswith(".safetensors") for name in names):
-        raise ConfigError(f"{field}: {uri} has no .safetensors weights; pickled weights are not loaded")
+        raise ConfigError(f"{field}: {uri} has no .safetensors weights; pickled weights are not supported")
     return _inventory(files, hashes)
 
 
 def refuse_untemplated(setting: str, field: str, model: Inventory | None) -> None:
-    """Refuse a model without a chat template where a setting asks for the model's own chat format.
+    """Refuse a model without a chat template if a setting asks for the model's own chat format.
 
     Args:
         setting: the configuration key that is "own".
@@ -145,7 +145,7 @@ def refuse_untemplated(setting: str, field: str, model: Inventory | None) -> Non
         model: its files; None: the sample's base model.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: the model has no chat template.
     """
     files = {file.name: file.uri for file in model.files} if model else {}
     config = files.get("tokenizer_config.json")
@@ -153,6 +153,6 @@ def refuse_untemplated(setting: str, field: str, model: Inventory | None) -> Non
         return
     where = f"the model in {files['config.json'].removesuffix('config.json')}" if files else "the sample's base model"
     raise ConfigError(
-        f"{field}: {where} has no chat template, so {setting} cannot be own; name a model that was tuned to chat, or "
-        "set the layout to chat or raw"
+        f"{field}: {where} has no chat template, so {setting} cannot be own; name a chat model, or set the layout to "
+        "chat or raw"
     )

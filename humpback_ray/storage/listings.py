@@ -1,4 +1,4 @@
-"""Directories: the files under them, and on S3 the uploads that nobody has ended."""
+"""Directories: the files under them and, on S3, unfinished uploads."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class UnfinishedUpload:
-    """A multipart upload on S3 that never ended: the name its file was to have, `begun` by the store's clock."""
+    """A multipart upload on S3 that never ended: the intended name of its file, and `begun` by the store's clock."""
 
     name: str
     upload_id: str
@@ -38,9 +38,9 @@ def list_names(uri: str) -> list[str]:
 
 
 def listing(uri: str, follow: bool = True) -> list[Listed]:
-    """Return all files under a directory with size and time, sorted by name; temporary local files included.
+    """Return all files under a directory with size and time, sorted by name, including temporary local files.
 
-    Without `follow` a link to a directory is listed as a file, and what lies behind it is not.
+    Without `follow`, a link to a directory is listed as a file, and the files behind it are not listed.
     """
     if is_s3(uri):
         entries = [Listed(name, stored.bytes, stored.modified) for name, stored in stored_under(uri)]
@@ -50,7 +50,7 @@ def listing(uri: str, follow: bool = True) -> list[Listed]:
 
 
 def stored_under(uri: str) -> "Iterator[tuple[str, Stored]]":
-    """Yield the objects under a directory of S3 by their names relative to it."""
+    """Yield the objects under an S3 directory with their names relative to it."""
     directory = uri.rstrip("/") + "/"
     for stored in s3().objects(directory):
         if not stored.uri.endswith("/"):  # others are directory markers
@@ -58,9 +58,9 @@ def stored_under(uri: str) -> "Iterator[tuple[str, Stored]]":
 
 
 def unfinished_uploads(uri: str) -> list[UnfinishedUpload]:
-    """Return the multipart uploads under a directory that were neither completed nor aborted; locally there are none.
+    """Return the multipart uploads under a directory that were neither completed nor aborted; [] for a local directory.
 
-    Only parts of files above 64 MiB are stored so; no reader sees them, but they cost money.
+    Only files above 64 MiB are uploaded in parts. No reader sees the parts, but they cost money.
     """
     if not is_s3(uri):
         return []
@@ -70,5 +70,5 @@ def unfinished_uploads(uri: str) -> list[UnfinishedUpload]:
 
 
 def abort_upload(uri: str, upload_id: str) -> None:
-    """Drop the parts of an unfinished upload of the file `uri`; one that has ended is no error."""
+    """Drop the parts of an unfinished upload of the file `uri`; an ended upload is not an error."""
     s3().abort(uri, upload_id)

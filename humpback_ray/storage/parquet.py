@@ -1,4 +1,4 @@
-"""Tables: Parquet files written from memory, and read whole or by their kept rows."""
+"""Tables: Parquet files written from memory, and read whole or only their kept rows."""
 
 import io
 from typing import Any
@@ -11,7 +11,7 @@ from humpback_ray.storage.uri import is_s3
 
 
 def parquet_bytes(table: pa.Table, row_group_rows: int = 1000) -> bytes:
-    """Write a table to Parquet in memory: an exception half-way then publishes nothing."""
+    """Write a table to Parquet in memory, so an exception halfway publishes nothing."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", row_group_size=row_group_rows)
     return sink.getvalue()
@@ -24,7 +24,7 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def read_kept_rows(uri: str, start: int, stop: int) -> pa.Table:
-    """Read the kept rows (`drop_reason` null) start to stop, counted among the kept, touching only their row groups."""
+    """Read kept rows (`drop_reason` null) start to stop, counted among the kept; only their row groups are read."""
     with _open_parquet(uri) as file:
         parquet = pq.ParquetFile(file)
         seen, tables = 0, []
@@ -41,5 +41,5 @@ def read_kept_rows(uri: str, start: int, stop: int) -> pa.Table:
 
 
 def _open_parquet(uri: str) -> Any:
-    """Open a file for Arrow; a local one natively: threads that hold a Python file at exit abort the process."""
+    """Open a file for Arrow, a local one natively: threads that hold a Python file at exit abort the process."""
     return s3().open(uri, from_end=True) if is_s3(uri) else pa.OSFile(uri, "rb")  # the footer is at the end

@@ -1,12 +1,12 @@
-"""S3 as storage needs it: every request counted, tried again while it fails for a passing reason, whole or not at all.
+"""S3 as storage needs it: requests are counted and retried after transient errors; files appear whole or not at all.
 
-Requests go through s3fs, which knows credentials, regions and endpoints. There is one way to try again, `S3.call`, for
-every operation and the body of its reply; those of s3fs and botocore are off, so that tries do not multiply and errors
-say how many there were (aiohttp repeats a request by itself, once and uncounted, on a connection that was closed while
-idle). A file above `MULTIPART_BYTES` goes up in parts; its name appears when the last part is there, and a failure
-aborts the upload.
+Requests go through s3fs, which handles credentials, regions and endpoints. `S3.call` is the only place that retries,
+for every operation and the body of its reply. The retries of s3fs and botocore are off, so tries do not multiply and
+errors say how many there were (aiohttp itself repeats a request, once and uncounted, on a connection that was closed
+while idle). A file above `MULTIPART_BYTES` is uploaded in parts; its name appears once the last part is there, and a
+failure aborts the upload.
 
-Given up: a reply to "begin an upload" that is lost leaves an upload that only `uploads` (and so `gc`) sees.
+Limits: if the reply to "begin an upload" is lost, an upload is left that only `uploads` (and so `gc`) sees.
 """
 
 import errno
@@ -36,16 +36,17 @@ logger = logging.getLogger(__name__)
 
 TRIES = 10
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
-"""Bounds of the first and of every later pause; each is drawn from 0 to its bound, which doubles: 10 s in all."""
+"""Upper bounds of the first and the longest pause. The bound doubles; each pause is drawn between 0 and it: 10 s in
+all."""
 SAY_EVERY_S = 30.0
-"""A request that is tried for longer than that says so, now and then."""
+"""Seconds between log lines about a request that is still being retried."""
 MULTIPART_BYTES = 64 << 20
 PART_BYTES, PARTS_AT_ONCE = 16 << 20, 4
-"""What an upload or a download holds in memory at a time."""
+"""Size and number of the parts that an upload or a download holds in memory at a time."""
 MOST_PARTS = 10_000
-"""S3's limit; parts of a file above 160 GB are larger for it."""
+"""S3's limit on parts; files above 160 GB get larger parts."""
 WHOLE_BYTES, BLOCK_BYTES = 32 << 20, 8 << 20
-"""What an open file fetches at once, and with every further request."""
+"""Bytes that an open file fetches at first, and with each further request."""
 CONNECTIONS = 64
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 
@@ -114,15 +115,15 @@ class S3:
         self._files = s3fs.S3FileSystem(session=session, config_kwargs=config, skip_instance_cache=True)
         self._files.retries = 1
         self.patience_s = 0.0
-        """How long a request is tried at least, beside its `TRIES`."""
+        """Minimum time to retry a request, in addition to its `TRIES`."""
 
     def call(self, operation: str, uri: str, **arguments: Any) -> Any:
-        """Make one request, again while it fails for a passing reason, and return the reply.
+        """Make one request, retry it after transient errors, and return the reply.
 
         Args:
             operation: name of a method of botocore's client.
-            uri: what it is about; without a key where the operation is about a bucket.
-            arguments: the operation's further ones.
+            uri: its object, or its bucket (without a key).
+            arguments: further arguments of the operation.
 
         Raises:
             OSError: with URI, operation and number of tries. FileNotFoundError, PermissionError, FileExistsError
@@ -149,8 +150,8 @@ class S3:
     def _reply(self, operation: str, uri: str, named: dict[str, Any]) -> Any:
         """Make one request; the body of its reply, if any, is read whole.
 
-        A server that fails before the first byte may answer 200 and nothing, so an empty body is believed when HEAD
-        confirms it, and a listing when it says whether it is the last page.
+        A server that fails before the first byte may answer 200 with an empty body. So an empty body is accepted only
+        if HEAD confirms it, and a listing only if it says whether it is the last page.
         """
         reply: Any = self._files.call_s3(operation, **named)
         if "Body" in reply:
@@ -162,7 +163,7 @@ class S3:
         return reply
 
     def stat(self, uri: str) -> Stored | None:
-        """Return what is stored under a name, or None; one HEAD."""
+        """Return the object stored under a name, or None; one HEAD."""
         head = self._head(uri)
         return head and Stored(uri, head["ContentLength"], head["ETag"], head["LastModified"].timestamp())
 
@@ -177,7 +178,7 @@ class S3:
         return self.call("get_object", uri)["Body"]
 
     def piece(self, uri: str, span: str, etag: str | None = None) -> Piece:
-        """Return the bytes of an object that an HTTP range names; with `etag`, of this version or none.
+        """Return the bytes of an object in an HTTP range; with `etag`, only of that version.
 
         Raises:
             OSError: EEXIST, the object has changed.
@@ -193,16 +194,16 @@ class S3:
         return Piece(data, int(found.split("-")[0]), int(total), reply.get("ETag", ""))
 
     def open(self, uri: str, from_end: bool = False, etag: str | None = None) -> BinaryIO:
-        """Open an object to read from, seekable; one GET for `WHOLE_BYTES` of its beginning, or its end.
+        """Open an object for reading, seekable; one GET for `WHOLE_BYTES` of its beginning, or of its end.
 
-        A smaller object costs no further request, a larger one a request per `BLOCK_BYTES` of the rest. With `etag`,
-        of this version or none.
+        A smaller object costs no further request, a larger one costs a request per `BLOCK_BYTES` of the rest. With
+        `etag`, only that version is opened.
 
         Raises:
             FileExistsError: the object has changed.
         """
         held = self.piece(uri, f"bytes=-{WHOLE_BYTES}" if from_end else f"bytes=0-{WHOLE_BYTES - 1}", etag or None)
-        if etag and not held.total:  # of an empty object no range was satisfied, so no condition either
+        if etag and not held.total:  # the range of an empty object fails before its condition is checked
             self.call("head_object", uri, IfMatch=etag)
         if len(held.data) == held.total:
             return io.BytesIO(held.data)
@@ -219,10 +220,10 @@ class S3:
             list(pool.map(fetch, range(0, stored.bytes, PART_BYTES)))
 
     def create(self, uri: str, data: bytes) -> bool:
-        """Write an object if there is none of that name; False may mean that an earlier try had succeeded.
+        """Write an object if the name is unused; False may mean that an earlier try succeeded.
 
         Raises:
-            OSError: ENOTSUP where the store has no conditional create.
+            OSError: ENOTSUP if the store has no conditional create.
         """
         try:
             self.call("put_object", uri, Body=data, IfNoneMatch="*")
@@ -231,7 +232,7 @@ class S3:
         return True
 
     def write(self, uri: str, size_bytes: int, read: Callable[[int, int], bytes]) -> None:
-        """Write an object whole; `read(start, stop)` gives its bytes, and is called by several threads."""
+        """Write a whole object; `read(start, stop)` returns its bytes, and several threads call it."""
         if size_bytes <= MULTIPART_BYTES:
             self.call("put_object", uri, Body=read(0, size_bytes))
             return
@@ -267,11 +268,11 @@ class S3:
                 raise
 
     def delete(self, uri: str) -> None:
-        """Delete an object; a missing one is no error."""
+        """Delete an object; a missing one is not an error."""
         self.call("delete_object", uri)
 
     def objects(self, uri: str) -> Iterator[Stored]:
-        """Return the objects whose URI begins with this one, by name; one request per thousand."""
+        """Yield the objects whose URI begins with this one, by name; one request per thousand."""
         bucket, prefix = split(uri)
         more: dict[str, Any] = {}
         while True:
@@ -284,7 +285,7 @@ class S3:
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def uploads(self, uri: str) -> Iterator[Upload]:
-        """Return the unfinished multipart uploads whose URI begins with this one."""
+        """Yield the unfinished multipart uploads whose URI begins with this one."""
         bucket, prefix = split(uri)
         more: dict[str, Any] = {}
         while True:
@@ -297,7 +298,7 @@ class S3:
             more = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     def abort(self, uri: str, upload: str) -> None:
-        """Abort a multipart upload and drop its parts; one that is no more is no error."""
+        """Abort a multipart upload and drop its parts; a missing upload is not an error."""
         try:
             self.call("abort_multipart_upload", uri, UploadId=upload)
         except FileNotFoundError:
@@ -305,7 +306,7 @@ class S3:
 
 
 class _Reader(io.RawIOBase):
-    """An object as a seekable file: the piece that is held is read from memory, the rest by one GET per read."""
+    """An object as a seekable file: reads come from the held piece in memory, or else cost one GET each."""
 
     def __init__(self, s3: S3, uri: str, held: Piece) -> None:
         self._s3, self._uri, self._held, self._at = s3, uri, held, 0
@@ -330,7 +331,7 @@ class _Reader(io.RawIOBase):
         return len(data)
 
     def _bytes(self, start: int, stop: int) -> bytes:
-        """Return bytes from `start` on, fewer than asked for where the held piece ends or begins."""
+        """Return bytes from `start` on, fewer than asked for if the held piece begins or ends in between."""
         if start >= stop:
             return b""
         first, last = self._held.start, self._held.start + len(self._held.data)
@@ -363,7 +364,7 @@ def _status(error: Exception) -> int:
 
 
 def _described(error: Exception, operation: str, uri: str, tries: int) -> OSError:
-    """Return the OSError, of the subclass that its errno stands for, that says what failed."""
+    """Return an OSError, of the subclass for its errno, that says what failed."""
     reason = error.response["Error"] if isinstance(error, faults.ClientError) else {}
     words = f"{reason.get('Code', '')} {reason.get('Message', '')}".strip() or f"{type(error).__name__}: {error}"
     times = "once" if tries == 1 else f"{tries} times"

@@ -1,6 +1,6 @@
-"""The numbered steps from a recipe to a visible stage, and the place where a test can interfere at each.
+"""The numbered steps from a recipe to a visible stage, and a hook where a test can interfere after each.
 
-`reach` is called when a step has just been done and does nothing. A fault test puts a function into `hook` that kills
+Code calls `reach` right after each step; normally that does nothing. A fault test sets `hook` to a function that kills
 the process, waits or raises, and so shows that nothing is lost between any two steps.
 """
 
@@ -20,13 +20,13 @@ STEPS = (
     "11 lease ended",
     "12 manifest created",
 )
-"""In the order of a stage. 7 is there for shards with quarantined rows, 8 on local storage (before the `link` of every
-created file), 11 for global steps and training."""
+"""In the order of a stage. Step 7 occurs only for shards with quarantined rows, 8 only on local storage (before the
+`link` of every created file), 11 only for global steps and training."""
 
 hook: Callable[[str], None] | None = None
 
 
 def reach(number: int) -> None:
-    """Say that step `number` (from 1) has been done."""
+    """Report that step `number` (from 1) is done."""
     if hook is not None:
         hook(STEPS[number - 1])

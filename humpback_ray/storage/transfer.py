@@ -1,4 +1,4 @@
-"""Files that travel: a local file or directory to a URI, a file from one URI to another; each whole or not at all."""
+"""Upload a local file or directory to a URI, or copy a file between URIs; each file whole or not at all."""
 
 import errno
 import functools
@@ -71,9 +71,9 @@ def _fetch(uri: str, path: Path, sha256: str) -> None:
     elif stored := s3().stat(uri):
         s3().download(stored, path)
     else:
-        raise FileNotFoundError(errno.ENOENT, "there is no such object", uri)
+        raise FileNotFoundError(errno.ENOENT, "no such object", uri)
     if (found := sha256_of(str(path))) != sha256:
-        raise Damaged(errno.EIO, f"{uri} has the SHA-256 {found}, recorded is {sha256}; it was not copied")
+        raise Damaged(errno.EIO, f"{uri} has the SHA-256 {found}, but {sha256} was recorded; it was not copied")
 
 
 def _bytes_of(local: Path, start: int, stop: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Names of files: local paths and `s3://` URIs, as text; nothing here looks at what they name."""
+"""Names of files: local paths and `s3://` URIs, as text; nothing here accesses the files."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def located(uri: str) -> str:
-    """Return a local path made absolute, `~` expanded; an s3:// URI as it is, without a trailing slash.
+    """Return a local path as absolute, with `~` expanded; an s3:// URI unchanged but without a trailing slash.
 
     Raises:
         StorageError: a URI of another scheme.

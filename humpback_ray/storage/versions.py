@@ -1,7 +1,7 @@
-"""Files from outside the run, each in the version that the run took stock of; every read checks that it still is.
+"""External files, each in the version that the run recorded; every read checks that the version is unchanged.
 
-An etag identifies the content on S3, a hash elsewhere. A local file is hashed again only when the file system
-says that it may have changed.
+An etag identifies the content on S3, a hash elsewhere. A local file is hashed again only if the file system says that
+it may have changed.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ class InputFile:
     name: str
     bytes: int
     version: str = ""
-    """Identity of the content: `etag:...` on S3, `sha256:...` elsewhere; "" if nobody has looked."""
+    """Identity of the content: `etag:...` on S3, `sha256:...` elsewhere; "" if not determined yet."""
     stamp: str = ""
-    """State of a local file as its file system reports it (see `stamp_of`): while it stays, the content does."""
+    """State of a local file as its file system reports it (`stamp_of`): while it is unchanged, so is the content."""
 
 
 @dataclass(frozen=True)
 class Directory:
-    """A directory and the files that it must hold, each in its version; if none is named, whatever it holds."""
+    """A directory and the files that it must hold, each in its version; without `files`, any files in any version."""
 
     uri: str
     files: tuple[InputFile, ...] = ()
@@ -43,10 +43,10 @@ class Directory:
 
 @contextlib.contextmanager
 def reading(file: InputFile) -> Iterator[BinaryIO]:
-    """Open an input file in the version that the run took stock of, in a `with` block.
+    """Open an input file in the version that the run recorded, in a `with` block.
 
     Raises:
-        InputChanged: it is another one; for a local file that is known only at the end of the block, when it was read.
+        InputChanged: the version differs; for a local file this is checked only at the end of the block, after reading.
     """
     if is_s3(file.uri):
         try:
@@ -61,7 +61,7 @@ def reading(file: InputFile) -> Iterator[BinaryIO]:
 
 
 def check_unchanged(file: InputFile) -> None:
-    """Raise InputChanged if an input file is not the one that the run took stock of; hash a local one if in doubt."""
+    """Raise InputChanged if an input file is not the one that the run recorded; hash a local file if in doubt."""
     if is_s3(file.uri):
         stored = s3().stat(file.uri)
         found = etag_version(stored) if stored else "no object"
@@ -75,16 +75,16 @@ def check_unchanged(file: InputFile) -> None:
 
 
 def changed(file: InputFile, found: str) -> InputChanged:
-    """Return the error for an input file of which another version was found."""
+    """Return the error for an input file that was found in another version."""
     return InputChanged(
         errno.EIO,
-        f"{file.uri} has changed since this run took stock of it: recorded is {file.version} ({file.bytes:,} bytes), "
-        f"there is {found}; put the old file back, or use another root for the new one",
+        f"{file.uri} has changed since this run recorded it: recorded {file.version} ({file.bytes:,} bytes), found "
+        f"{found}; put the old file back, or use another root for the new one",
     )
 
 
 def stamp_of(stat: os.stat_result) -> str:
-    """Return a text that changes when a file is written or replaced, even if size and modification time are kept."""
+    """Return text that changes when a file is written or replaced, even if size and modification time stay the same."""
     return f"{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_ino}"
 
 

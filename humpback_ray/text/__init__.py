@@ -1,1 +1,1 @@
-"""What texts are made of: words, numbers, languages, clean characters."""
+"""Parts of texts: words, numbers, languages, clean characters."""

@@ -1,9 +1,8 @@
-"""Numbers that a text holds and another does not: what a rewrite made up.
+"""Numbers that one text holds and another does not: those that a rewrite made up.
 
-Numbers are compared by value, so `1,000`, `1000`, `1 000`, `1K` and "a thousand" are one, as are `3` and "three", `½`
-and "half", 50 % and 0.5, May and 5. Where a spelling has two readings (`1.500`) either will do, and numbers before a
-list's items ("1.") count nothing. What it gives up: arithmetic (17:00 for 5 pm is found new), and words for numbers of
-other languages than English.
+Numbers are compared by value, so `1,000`, `1000`, `1 000`, `1K` and "a thousand" are the same, as are `3` and "three",
+`½` and "half", 50 % and 0.5, May and 5. If a spelling has two readings (`1.500`), either will do. Numbers before list
+items ("1.") do not count. Limits: no arithmetic (17:00 for 5 pm counts as new), and number words only in English.
 """
 
 import re
@@ -53,11 +52,11 @@ _HAN = dict(
 )
 _GROUP_DIGITS = 3
 _MIN_WORD_VALUE = 13
-"""Smaller numbers in words ("one", "two ways") are mostly turns of phrase: a rewrite may use them."""
+"""Smaller numbers in words ("one", "two ways") are mostly figures of speech: a rewrite may use them."""
 
 
 def new_numbers(text: str, *, given: str) -> list[str]:
-    """Return the numbers of a text, as they are written, that a given text does not hold in any form."""
+    """Return the numbers of a text, as written, that a given text does not hold in any form."""
     plain = unicodedata.normalize("NFKC", text).replace("⁄", "/")
     known = _known(unicodedata.normalize("NFKC", given).replace("⁄", "/"))
     known.add(float(len(_LIST_ITEM.findall(plain))))
@@ -68,7 +67,7 @@ def new_numbers(text: str, *, given: str) -> list[str]:
 
 
 def _is_known(match: re.Match[str], known: set[float]) -> bool:
-    """Return whether a reading of a written number is known, or each of its parts is (`1,2,3`, a version)."""
+    """Tell whether a reading of a written number is known, or each of its parts is (`1,2,3`, a version)."""
     parts = re.findall(r"\d+", match["number"])
     apart = any(len(part) != _GROUP_DIGITS for part in parts[1:])
     return not known.isdisjoint(_values(match)) or (apart and known.issuperset(map(float, parts)))
@@ -95,7 +94,7 @@ def _values(match: re.Match[str]) -> Iterator[float]:
 
 
 def _readings(written: str) -> set[float]:
-    """Return what a written number may mean: its last separator is a decimal point, or all part thousands."""
+    """Return the possible values of a written number: its last separator is a decimal point, or all mark thousands."""
     parts = re.split(r"\D+", written)
     found = {float("".join(parts))} if all(len(part) == _GROUP_DIGITS for part in parts[1:]) else set()
     if len(parts) > 1 and re.search(r"[.,]\d+$", written):
@@ -104,7 +103,7 @@ def _readings(written: str) -> set[float]:
 
 
 def _spelled(text: str) -> Iterator[tuple[str, float]]:
-    """Yield the numbers of a text that are written in English words, with their values: "twenty-one", "two million"."""
+    """Yield the numbers that a text writes in English words, with their values: "twenty-one", "two million"."""
     total, current, said = 0.0, None, []
     for word in [*re.findall(r"[a-z]+|\d+|[^\sa-z\d-]", text.casefold()), ""]:
         value, scale = _SMALL.get(word), _SCALES.get(word) if len(word) > 2 else None

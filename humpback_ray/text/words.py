@@ -1,10 +1,10 @@
-"""Words of a text in any script: what every filter that counts or compares words counts.
+"""Words of a text in any script, for every filter that counts or compares words.
 
-Chinese, Japanese, Thai, Lao, Khmer and Burmese put no spaces between words, so a run of their letters would be one word
-of a whole sentence. Such a run gives its character n-grams instead: two characters of Chinese and Japanese, where most
-words have one or two; four of the others, which spell words out. Vowel signs and accents that are characters of their
-own (Hindi, Arabic, Thai) belong to the word. No dictionary is needed: an n-gram is not a word, but texts that share
-words share n-grams, and texts that repeat words repeat them.
+Chinese, Japanese, Thai, Lao, Khmer and Burmese put no spaces between words, so a whole sentence would be one word. A
+run of such letters gives its character n-grams instead: n = 2 for Chinese and Japanese, where most words have one or
+two characters; n = 4 for the others, which spell words out. Vowel signs and accents that are separate characters
+(Hindi, Arabic, Thai) belong to the word. This needs no dictionary: an n-gram is not a word, but texts that share words
+share n-grams, and texts that repeat words repeat them.
 """
 
 import re
@@ -24,9 +24,9 @@ _MIN_CONTENT_CHARS = 4
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in order, as they are written; character n-grams where a script has no spaces.
+    """Return the words of a text in order, as written; character n-grams for scripts without spaces.
 
-    A run of k such characters gives k - n + 1 n-grams; one shorter than n is one word.
+    A run of k such characters gives k - n + 1 n-grams; a run shorter than n is one word.
     """
     if text.isascii():
         return _ASCII_WORD.findall(text)
@@ -46,9 +46,9 @@ def _parts(word: str) -> Iterator[str]:
 
 
 def content_words(text: str) -> set[str]:
-    """Return the distinct words that tell what a text is about: of four letters or more, and numbers.
+    """Return the distinct words that show what a text is about: numbers, and words of four letters or more.
 
-    Shorter words are mostly those that every text has; so are runs of hiragana, Japanese's endings and particles.
+    Shorter words mostly occur in every text, as do runs of hiragana: Japanese endings and particles.
     """
     found = set(words(text.casefold()))
     return {word for word in found if len(word) >= _MIN_CONTENT_CHARS or word.isdigit() or _is_dense(word)}

@@ -2,17 +2,17 @@
 
     503            S3's SlowDown; the server never saw the request
     409            ConditionalRequestConflict; the server never saw the request
-    404            NoSuchUpload, as S3 answers for an upload that a lost request has ended; the server never saw it
+    404            NoSuchUpload, as S3 answers for an upload that a lost request ended; the server never saw it
     501            NotImplemented, as a store without conditional create answers; the server never saw the request
     reset_before   the connection is reset; the server never saw the request
-    reset_after    the server did it, the connection is reset without a reply
-    lost_reply     the server did it, the connection is closed cleanly without a reply
+    reset_after    the server handled the request; the connection is reset without a reply
+    lost_reply     the server handled the request; the connection is closed cleanly without a reply
     slow           the request waits `slow_s` before the server sees it
-    empty          200 with no body, as a server answers that failed before the first byte; it never saw the request
+    empty          200 without a body, as from a server that failed before the first byte; it never saw the request
     torn           half of the reply's body, then a reset
-    ignore_condition   the request goes without its If-None-Match, signed anew
+    ignore_condition   the request is sent without its If-None-Match, signed again
 
-Whole messages are held in memory, bodies as they came, so that signatures stay valid. In a test:
+Whole messages are held in memory, with bodies unchanged, so signatures stay valid. In a test:
 
     with FaultProxy("http://127.0.0.1:8333") as proxy:
         proxy.rule("lost_reply", method="PUT", path="/commits/")
@@ -52,7 +52,7 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclass(frozen=True)
 class Message:
-    """A request or a reply: its first line, its headers and its body with whatever framing it came in."""
+    """A request or a reply: its first line, its headers and its body with its original framing."""
 
     first: str
     headers: tuple[tuple[str, str], ...]
@@ -84,7 +84,7 @@ class Message:
 
 @dataclass
 class Rule:
-    """Give `fault` to requests of this method whose path contains `path`: after `skip` of them, to `times` of them."""
+    """Give `fault` to `times` requests of this method whose path contains `path`, after skipping `skip` of them."""
 
     fault: str
     method: str | None
@@ -104,11 +104,11 @@ class Rule:
 
 @dataclass
 class FaultProxy:
-    """A proxy in a thread of its own while its `with` block lasts; `run` is the same on the caller's event loop.
+    """A proxy in its own thread during a `with` block; `run` does the same on the caller's event loop.
 
     Args:
         target: the S3 server's endpoint.
-        share: of all requests that no rule takes, so many get a fault at random.
+        share: share of the requests without a matching rule that get a fault at random.
         seed: of the random choice.
         slow_s: how long "slow" waits.
         port: to listen on; 0 for any that is free.
@@ -130,8 +130,8 @@ class FaultProxy:
         self._idle: list[Connection] = []
 
     def rule(self, fault: str, method: str | None = "PUT", path: str = "", times: int = 1, skip: int = 0) -> None:
-        """Give a fault to the next requests that fit; a method of None is any."""
-        assert fault in RULED, f"{fault} is none of {sorted(RULED)}"
+        """Give a fault to the next matching requests; method None matches any."""
+        assert fault in RULED, f"{fault} is not one of {sorted(RULED)}"
         self._rules.append(Rule(fault, method, path, times, skip))
 
     def clear(self) -> None:
@@ -154,7 +154,7 @@ class FaultProxy:
         self._thread.join(20)
 
     def end(self) -> None:
-        """Let `run` return; called on its event loop."""
+        """Make `run` return; called on its event loop."""
         self._ended.set()
 
     async def run(self, ready: Callable[[], None]) -> None:
@@ -167,7 +167,7 @@ class FaultProxy:
         server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one client's requests one after another; one that vanishes costs nothing but its request."""
+        """Answer one client's requests one after another; a client that vanishes costs only its request."""
         broken = (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError)
         with contextlib.suppress(*broken):
             while request := await _read_request(reader, writer):
@@ -177,7 +177,7 @@ class FaultProxy:
             writer.close()
 
     async def _answer(self, request: Message, client: asyncio.StreamWriter) -> bool:
-        """Pass a request on and its reply back, or inject a fault; returns whether the connection goes on."""
+        """Pass a request on and its reply back, or inject a fault; return whether the connection stays open."""
         self.requests[request.method] += 1
         fault = self._fault(request)
         if fault:
@@ -216,7 +216,7 @@ class FaultProxy:
         return self._random.choice(fitting + ["torn"] * (request.method == "GET") + ["409"] * bool(conditional))
 
     async def _exchange(self, request: Message) -> Message:
-        """Send a request to the server and return its reply, on a connection that is kept."""
+        """Send a request to the server over a persistent connection and return its reply."""
         while self._idle:
             connection = self._idle.pop()
             if connection[0].at_eof() or connection[1].is_closing():
@@ -252,7 +252,7 @@ async def _send(writer: asyncio.StreamWriter, message: Message) -> bool:
 
 
 def _reset(writer: asyncio.StreamWriter) -> bool:
-    """End a connection by RST; returns that it does not go on."""
+    """End a connection with RST; return False: it is not open."""
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
     return False
@@ -284,7 +284,7 @@ async def _read_reply(reader: asyncio.StreamReader, method: str) -> Message:
 
 
 async def _read_head(reader: asyncio.StreamReader) -> Message | None:
-    """Read up to the empty line; None where the other side has ended the connection between messages."""
+    """Read up to the empty line; None if the other side closed the connection between messages."""
     try:
         raw = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as error:

@@ -1,4 +1,4 @@
-"""Each fault does what it says, seen by a client that neither retries nor forgives."""
+"""Each fault does what it says, as seen by a client that does not retry."""
 
 import contextlib
 import http.client
@@ -23,7 +23,7 @@ CONTENT = bytes(range(256)) * 400
 
 
 class Store(http.server.BaseHTTPRequestHandler):
-    """Remembers what was put and gives it back."""
+    """Stores objects in memory and returns them."""
 
     protocol_version = "HTTP/1.1"
     held: dict[str, bytes]
@@ -109,7 +109,7 @@ def test_without_a_fault_bodies_of_every_framing_pass_on_one_connection(
     assert not proxy.injected
 
 
-def test_a_client_that_waits_to_be_told_to_send_its_body_is_told(proxy: FaultProxy, held: dict[str, bytes]) -> None:
+def test_a_client_that_waits_for_100_continue_gets_it(proxy: FaultProxy, held: dict[str, bytes]) -> None:
     address = urlsplit(proxy.endpoint)
     with socket.create_connection((address.hostname, address.port), timeout=20) as client:
         client.sendall(b"PUT /waiting HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
@@ -122,7 +122,7 @@ def test_a_client_that_waits_to_be_told_to_send_its_body_is_told(proxy: FaultPro
 @pytest.mark.parametrize(("fault", "status", "code"), [
     ("503", 503, b"SlowDown"), ("409", 409, b"ConditionalRequestConflict"), ("501", 501, b"NotImplemented"),
 ])  # fmt: skip
-def test_a_refusal_never_reaches_the_server_and_the_connection_goes_on(
+def test_a_refused_request_never_reaches_the_server_and_the_connection_stays_open(
     proxy: FaultProxy, held: dict[str, bytes], fault: str, status: int, code: bytes
 ) -> None:
     proxy.rule(fault)
@@ -181,7 +181,7 @@ def test_a_condition_can_be_ignored_though_it_was_signed(fault_proxy: FaultProxy
     assert storage.read_bytes(uri) == b"new"
 
 
-def test_a_rule_takes_only_what_fits_after_what_it_skips(proxy: FaultProxy) -> None:
+def test_a_rule_applies_only_to_matching_requests_after_those_it_skips(proxy: FaultProxy) -> None:
     proxy.rule("503", method="PUT", path="/commits/", times=2, skip=1)
     with connected(proxy.endpoint) as client:
         statuses = [ask(client, "PUT", path, b"x")[0] for path in ["/data/1", *["/commits/1"] * 4]]
@@ -189,7 +189,7 @@ def test_a_rule_takes_only_what_fits_after_what_it_skips(proxy: FaultProxy) -> N
     assert statuses == [200, 200, 503, 503, 200]
 
 
-def test_a_share_of_all_requests_gets_faults_and_the_same_ones_for_the_same_seed(
+def test_a_share_of_all_requests_gets_faults_and_the_same_seed_gives_the_same_faults(
     store: http.server.ThreadingHTTPServer,
 ) -> None:
     def injected() -> dict[str, int]:
@@ -206,7 +206,7 @@ def test_a_share_of_all_requests_gets_faults_and_the_same_ones_for_the_same_seed
     assert set(found) == {"503", "reset_before", "reset_after", "lost_reply", "slow", "torn"}
 
 
-def test_as_a_process_it_says_its_endpoint_survives_clients_that_vanish_and_leaves_its_counts(
+def test_as_a_process_it_prints_its_endpoint_survives_vanishing_clients_and_saves_its_counts(
     store: http.server.ThreadingHTTPServer, tmp_path: Path
 ) -> None:
     state = tmp_path / "state.json"

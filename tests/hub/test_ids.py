@@ -1,4 +1,4 @@
-"""A Hub id where a directory or files are wanted is refused with the command that fetches it."""
+"""A Hub id where a directory or files are expected is refused with the command that fetches it."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_a_path_that_is_missing_is_a_path(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "weights").mkdir()
     for value in ("models/llama-7b", "weights/llama", str(tmp_path / "nowhere")):
         with pytest.raises(
-            ConfigError, match=f"{value} is no model directory: .* --local-dir {value}` fetches a model"
+            ConfigError, match=f"{value} is not a model directory: .* --local-dir {value}` fetches a model"
         ):
             refuse_model("base_model", value)
 

@@ -1,4 +1,4 @@
-"""A pair that holds a prompt of an evaluation is dropped, and others are not."""
+"""A pair that holds an evaluation prompt is dropped; others are not."""
 
 import io
 import json
@@ -62,7 +62,7 @@ def test_a_prompt_is_found_whole_and_a_long_one_by_thirteen_words(text: str) -> 
         "Write a polite letter to the mayor of a small town, in which you ask whether a dog may stay in the yard.",
     ],
 )
-def test_twelve_words_and_a_short_prompt_within_a_text_are_no_prompt(text: str) -> None:
+def test_twelve_words_or_a_short_prompt_within_a_text_do_not_count(text: str) -> None:
     assert not overlap().holds(text)
 
 
@@ -140,7 +140,7 @@ SHARED_WITH_ALPACA_EVAL = {
     "f7a53981-0bfd-4595-8ca2-bae2c3b64345", "c79045d6-a800-40f8-bfd7-5b078f19023f",
     "90632573-79ad-42f9-9b96-e09117985e21", "eb5ce270-2d63-40fb-9558-790d409ae16c",
 }  # fmt: skip
-"""Open Assistant's trees whose prompts AlpacaEval took over."""
+"""Open Assistant's trees whose prompts are in AlpacaEval."""
 
 
 @pytest.mark.realdata

@@ -1,4 +1,4 @@
-"""Prompts of the usual evaluations are read whole, and byte for byte."""
+"""Prompts of the usual evaluations are read completely and byte for byte."""
 
 import gzip
 import io
@@ -59,7 +59,7 @@ def test_ids_depend_on_content_and_a_repeated_prompt_has_its_own() -> None:
         (b"[1]", "mine, record 1: a int, not an object"),
     ],
 )
-def test_a_prompt_that_is_none_is_named(text: bytes, message: str) -> None:
+def test_a_record_that_is_not_a_prompt_is_named(text: bytes, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_prompts(io.BytesIO(text), "mine")
 
@@ -87,9 +87,7 @@ def test_a_prompt_that_is_none_is_named(text: bytes, message: str) -> None:
         ({"question": "Hi", "answer": "Hello."}, "Hi"),
     ],
 )
-def test_prompts_of_the_usual_evaluations_are_read_with_what_they_are_about(
-    record: dict[str, Any], instruction: str
-) -> None:
+def test_prompts_of_the_usual_evaluations_are_read_with_their_inputs(record: dict[str, Any], instruction: str) -> None:
     assert prompts_of(record)["instruction"].to_pylist() == [instruction]
 
 

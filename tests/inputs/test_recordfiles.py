@@ -1,4 +1,4 @@
-"""A file is read for what it holds, and what is bad in it costs as little as it can."""
+"""A file is read by its content, and bad parts cost as few records as possible."""
 
 import bz2
 import gzip
@@ -20,7 +20,7 @@ LINES = "\n".join(json.dumps(value, ensure_ascii=False) for value in VALUES)
 
 
 def read(data: bytes | str, max_bytes: int = 10_000) -> list[Any]:
-    """The values of a file, and the fault where there is none."""
+    """The values of a file, or a fault in place of each missing one."""
     stream = io.BytesIO(data if isinstance(data, bytes) else data.encode())
     return [record.fault or record.value for record in records(stream, max_bytes)]
 
@@ -47,7 +47,7 @@ def test_every_layout_in_every_encoding_gives_the_same_values(layout: str, encod
 
 
 @pytest.mark.parametrize("packed", [gzip.compress, bz2.compress, lzma.compress, zstd])
-def test_a_compressed_file_is_told_by_its_beginning_and_a_cut_or_spoiled_one_keeps_what_precedes(packed: Any) -> None:
+def test_compression_is_found_by_content_and_records_before_the_damage_are_kept(packed: Any) -> None:
     data = packed(LINES.encode())
     assert read(data) == read(data[: len(data)]) == VALUES
     assert read(data + data) == [*VALUES[:2], "bad_json", *VALUES[1:]], "the last and the first line are one"
@@ -90,11 +90,11 @@ def test_two_files_written_one_after_the_other_are_read_as_one() -> None:
         ('[{"a": "' + "x" * 10_000 + '"}, {"a": 2}]', ["too_large", {"a": 2}]),
     ],
 )
-def test_what_is_bad_costs_a_line_or_an_element(data: bytes | str, found: list[Any]) -> None:
+def test_bad_json_costs_one_line_or_element(data: bytes | str, found: list[Any]) -> None:
     assert read(data) == found
 
 
-def test_a_bad_element_of_an_array_reaches_to_the_next_that_begins_like_the_first() -> None:
+def test_a_bad_element_of_an_array_extends_to_the_next_one_that_begins_like_the_first() -> None:
     for layout in ("an array over lines", "an array, an element a line"):
         first, _, rest = LAYOUTS[layout].partition('"a": [')
         assert read(f'{first}"a" [{rest}') == [VALUES[0], "bad_json", VALUES[2]]
@@ -120,7 +120,7 @@ def test_parquet_rows_are_records_also_compressed_and_damaged_ones_end_the_file(
     assert read(sink.getvalue()[:-20]) == ["archive_corrupt"]
 
 
-def test_parquet_times_are_left_out_and_bytes_that_are_no_text_cost_their_row() -> None:
+def test_parquet_times_are_left_out_and_bytes_that_are_not_text_cost_their_row() -> None:
     texts = pa.array([b"ok", b"\xe9", b"fine"]).view(pa.string())
     table = pa.table({"text": texts, "made": pa.array([1, 2, 3], pa.timestamp("ns")), "n": [1, 2, 3]})
     sink = io.BytesIO()
@@ -128,7 +128,7 @@ def test_parquet_times_are_left_out_and_bytes_that_are_no_text_cost_their_row() 
     assert read(sink.getvalue()) == [{"text": "ok", "n": 1}, "not_utf8", {"text": "fine", "n": 3}]
 
 
-def test_a_store_that_fails_is_no_damage() -> None:
+def test_an_error_of_the_store_is_raised_and_not_recorded_as_damage() -> None:
     class Failing(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             if self.tell() > 8:
@@ -150,7 +150,7 @@ JSON = st.recursive(
 
 
 @given(st.lists(st.dictionaries(st.text(max_size=3), JSON, min_size=1), min_size=1, max_size=5), st.booleans())
-def test_whatever_json_holds_comes_back(values: list[Any], ascii_alone: bool) -> None:
+def test_any_json_value_comes_back(values: list[Any], ascii_alone: bool) -> None:
     texts = [json.dumps(value, ensure_ascii=ascii_alone) for value in values]
     spread = [json.dumps(value, ensure_ascii=ascii_alone, indent=1) for value in values]
     for layout in ("\n".join(texts), "\n".join(spread), f"[{','.join(texts)}]", f"[{','.join(spread)}]"):

@@ -51,10 +51,10 @@ UNUSABLE: dict[tuple[str, ...], str] = {
         "error: seed.recipe.inputs: no file matches /nowhere/trees.jsonl"
     ),
     ("pipeline", DEMO, "base_model=/nowhere/llama"): (
-        "error: base_model: /nowhere/llama is no model directory: there is none of that name; `hf download"
+        "error: base_model: /nowhere/llama is not a model directory: it does not exist; `hf download"
     ),
     ("pipeline", DEMO, "base_model=meta-llama/Llama-3.1-8B"): (
-        "error: base_model: meta-llama/Llama-3.1-8B is a Hub id, and a directory or an s3:// URI is wanted; "
+        "error: base_model: meta-llama/Llama-3.1-8B is a Hub id, not a directory or an s3:// URI; "
         "`hf download meta-llama/Llama-3.1-8B --local-dir models/Llama-3.1-8B` fetches it"
     ),
     ("pipeline", DEMO, "max_hours=1:30"): "error: max_hours is '1:30', but it takes a plain number",
@@ -69,7 +69,7 @@ UNUSABLE: dict[tuple[str, ...], str] = {
     ("pipeline", DEMO, "curate.placement.max_replicas=0"): "error: curate.placement.max_replicas",
     ("pipeline", DEMO, "corpus.recipe.inputs=[{at}/page.pdf]"): ("error: no reader takes {at}/page.pdf"),
     ("pipeline", DEMO, "base_model={at}"): (
-        "error: base_model: {at} has no .safetensors weights; pickled weights are not loaded"
+        "error: base_model: {at} has no .safetensors weights; pickled weights are not supported"
     ),
     ("pipeline", "nowhere.yaml"): "error: cannot read the configuration nowhere.yaml: No such file or directory",
     ("curate", DEMO, SINGLE, "curate.recipe.rounds=[{threshold: 4.5}]"): (
@@ -212,8 +212,8 @@ sys.exit(guarded(work))
     [
         ("write_bytes(uri, b'1')", "error: [Errno 28] No space left on device: '{uri}'"),
         ("create(uri, b'1')", "error: [Errno 28] No space left on device: '{uri}'"),
-        ("check_room(uri)", "error: {uri} cannot be written to: No space left on device; make room on its file system "
-         "(`python -m jobs.gc` names what of a run may go)"),
+        ("check_room(uri)", "error: cannot write to {uri}: No space left on device; make room on its file system "
+         "(`python -m jobs.gc` names the files of a run that can be deleted)"),
     ],
 )  # fmt: skip
 def test_a_disk_that_is_full_in_the_middle_of_a_run_is_one_line(tmp_path: Path, call: str, said: str) -> None:
@@ -237,7 +237,7 @@ sys.exit(code)
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, ""), done.stderr
     assert done.stdout.startswith(f"error: the file system of {tmp_path}/fat/probe-")
-    assert "makes no hard links (Operation not permitted)" in done.stdout
+    assert "does not support hard links (Operation not permitted)" in done.stdout
     assert done.stdout.count("\n") == 1
 
 

@@ -66,7 +66,7 @@ def test_a_damaged_file_is_told_and_does_not_appear(
     (weights,) = model.rglob("*.safetensors")
     weights.write_bytes(b"v" * 5000)
     assert main([str(model), str(tmp_path / "out")]) == 1
-    assert "recorded is" in capsys.readouterr().out
+    assert "was recorded; it was not copied" in capsys.readouterr().out
     assert not list((tmp_path / "out").glob("*.safetensors"))
     assert storage.listing(str(tmp_path / "out")) == [
         entry for entry in storage.listing(str(tmp_path / "out")) if not storage.is_temporary(entry.name)

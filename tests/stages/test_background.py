@@ -1,4 +1,4 @@
-"""Loops in the background go on whatever a step raises, and say so once a minute."""
+"""Background loops continue after any error of a step, and log errors once a minute."""
 
 import threading
 
@@ -9,7 +9,7 @@ from tests.conftest import Said
 PATIENCE_S = 60
 
 
-def test_a_loop_goes_on_after_any_error_and_logs_the_first_with_its_traceback(said: Said) -> None:
+def test_a_loop_continues_after_any_error_and_logs_the_first_with_its_traceback(said: Said) -> None:
     calls, enough = [], threading.Event()
 
     def step() -> None:
@@ -26,7 +26,7 @@ def test_a_loop_goes_on_after_any_error_and_logs_the_first_with_its_traceback(sa
     assert (level, message) == ("WARNING", "looking failed and will be tried again: 'number 1'")
 
 
-def test_a_loop_that_is_stopped_takes_no_further_step_and_waits_for_the_one_on_its_way_as_long_as_is_said() -> None:
+def test_a_stopped_loop_takes_no_further_step_and_waits_as_long_as_asked_for_the_running_one() -> None:
     begun, let_go, calls = threading.Event(), threading.Event(), []
 
     def step() -> None:

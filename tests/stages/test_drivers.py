@@ -1,4 +1,4 @@
-"""Two drivers on one stage: each leaves the other's shards alone while it lives, and takes them when it is dead."""
+"""Two drivers on one stage: each leaves the other's shards alone while it is alive, and takes them once it is dead."""
 
 import json
 import multiprocessing
@@ -49,14 +49,14 @@ def attempt(submission: str, number: int = 1, **more: Any) -> dict[str, Any]:
         ([attempt("mine"), attempt("theirs", 2)], "theirs"),
     ],
 )
-def test_a_shard_is_held_by_whose_attempt_is_the_latest_has_no_end_and_whose_driver_lives(
+def test_a_shard_is_held_if_its_latest_attempt_has_not_ended_and_that_driver_is_alive(
     past: list[dict[str, Any]], holder: str, tmp_path: Path
 ) -> None:
     with Presence(str(tmp_path), "theirs"):
         assert Others(str(tmp_path), "mine").holder(past) == holder
 
 
-def test_a_driver_lives_while_its_beat_moves_and_is_dead_once_that_stood_still_or_is_gone(tmp_path: Path) -> None:
+def test_a_driver_is_alive_while_its_beat_changes_and_dead_once_that_is_stale_or_gone(tmp_path: Path) -> None:
     others, patient = Others(str(tmp_path), "mine", stale_s=0.5), Others(str(tmp_path), "mine", stale_s=600)
     assert others.there() == []
     with Presence(str(tmp_path), "theirs", beat_s=0.02) as presence:
@@ -88,7 +88,7 @@ def beat_for_ever(stage: str) -> None:
         time.sleep(PATIENCE_S)
 
 
-def test_each_submission_has_an_order_of_its_own_and_always_the_same() -> None:
+def test_each_submission_has_its_own_order_and_always_the_same() -> None:
     shards = [Shard(f"{number:06d}") for number in range(50)]
     mine, theirs = in_order(shards, "mine"), in_order(shards, "theirs")
     assert sorted(mine, key=lambda shard: shard.name) == shards
@@ -103,7 +103,7 @@ def source(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Manifes
 
 
 @pytest.mark.ray
-def test_a_driver_works_on_all_shards_but_those_of_another_and_takes_them_when_its_beat_stands_still(
+def test_a_driver_leaves_anothers_shards_alone_and_takes_them_once_its_beat_is_stale(
     source: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drivers, "STALE_S", 3.0)
@@ -157,7 +157,7 @@ Stage(place(root, "shared", submission), {}, {"source": source}, PAIR).run(Slow,
 
 @pytest.fixture
 def pair(local_ray: Any, tmp_path: Path) -> "Iterator[list[subprocess.Popen[bytes]]]":
-    """Two drivers that have been let go on one stage of `tmp_path`."""
+    """Two drivers started on one stage of `tmp_path`."""
     Stage(place(tmp_path, "source"), {}, {}, PAIR).once(make_source, ([100],), TaskPlacement(cpus=0.5))
     with (tmp_path / "log").open("w") as log:
         both = [
@@ -186,7 +186,7 @@ def begun_by(root: Path) -> Counter[str]:
 
 @pytest.mark.ray
 @pytest.mark.chaos
-def test_two_drivers_share_the_shards_and_do_hardly_any_twice(
+def test_two_drivers_share_the_shards_and_do_hardly_any_of_them_twice(
     pair: "list[subprocess.Popen[bytes]]", tmp_path: Path
 ) -> None:
     assert [process.wait(PATIENCE_S) for process in pair] == [0, 0]
@@ -200,7 +200,7 @@ def test_two_drivers_share_the_shards_and_do_hardly_any_twice(
 
 @pytest.mark.ray
 @pytest.mark.chaos
-def test_of_two_drivers_one_is_killed_and_the_other_ends_the_stage(
+def test_when_one_of_two_drivers_is_killed_the_other_finishes_the_stage(
     pair: "list[subprocess.Popen[bytes]]", tmp_path: Path
 ) -> None:
     wait_for(lambda: len(begun_by(tmp_path)) == 2, "both at work", PATIENCE_S)

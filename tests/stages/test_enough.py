@@ -1,4 +1,4 @@
-"""Inputs that give too little end the job at once, in one line that says what was read."""
+"""Inputs that give too few rows end the job at once, with one line that says what was read."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def inventory(folder: Path, name: str, records: list[Any]) -> Inventory:
     return resolve("inputs", [str(folder / name)], Hashes(str(folder / "hashes.json")))
 
 
-def test_the_most_frequent_fields_are_named_and_those_of_the_first_records_of_a_file(tmp_path: Path) -> None:
+def test_the_most_frequent_fields_and_those_of_a_files_first_records_are_named(tmp_path: Path) -> None:
     assert frequent({"a, b": 2, "c": 1_000, "d": 1, "e": 1}) == "(c) in 1,000; (a, b) in 2; (d) in 1"
     files = inventory(tmp_path, "a.jsonl", [{"title": "t", "body": "b"}] * 150 + [{"never": "seen"}])
     assert keys_in(files.files) == "(title, body) in 100 of the first records of a.jsonl"
@@ -40,7 +40,7 @@ def test_the_most_frequent_fields_are_named_and_those_of_the_first_records_of_a_
 
 
 @pytest.mark.ray
-def test_a_seed_in_which_no_form_fits_ends_the_job_and_says_what_it_has(tmp_path: Path, local_ray: None) -> None:
+def test_a_seed_that_fits_no_form_ends_the_job_and_its_fields_are_named(tmp_path: Path, local_ray: None) -> None:
     files = inventory(
         tmp_path, "seed.jsonl", [{"title": str(n), "body": "b"} for n in range(49)] + [{"instruction": ""}]
     )
@@ -49,7 +49,7 @@ def test_a_seed_in_which_no_form_fits_ends_the_job_and_says_what_it_has(tmp_path
         r"seed: 0 of 50 rows were kept, fewer than seed\.recipe\.min_kept = 1; dropped: no_pair 50; keys seen: "
         r"\(title, body\) in 49; \(instruction\) in 1; [^\n]*$"
     )
-    for _ in range(2):  # the second time the stage is there already
+    for _ in range(2):  # the second time, the stage already exists
         with pytest.raises(StageFailed, match=words):
             make_seed(SeedConfig(), files, place)
     assert make_seed(SeedConfig(recipe=SeedRecipe(min_kept=0)), files, place).rows == 50

@@ -1,4 +1,4 @@
-"""What is on its way in a pass, counted event by event, as a recount finds it."""
+"""The running attempts of a pass, counted event by event, equal those of a full recount."""
 
 from hypothesis import given
 from hypothesis import strategies as st

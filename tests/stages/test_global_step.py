@@ -1,4 +1,4 @@
-"""A global step whose process is killed, by Ray's memory monitor or otherwise, is tried a few times and then named."""
+"""A global step whose process is killed, by Ray's memory monitor or otherwise, is tried a few times, then it fails."""
 
 import os
 import re
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.ray
 
 
 def note(marks: str) -> int:
-    """Leave a mark; returns how many there are."""
+    """Leave a mark; return how many there are."""
     with Path(marks).open("a") as file:
         file.write("x")
     return len(Path(marks).read_text())
@@ -42,7 +42,7 @@ def test_a_step_whose_process_is_killed_once_is_tried_again(local_ray: None, tmp
     made = stage.once(is_killed, (str(tmp_path / "marks"), 1), TaskPlacement(cpus=0.5))
     assert made.rows == 5
     [warning] = [text for level, text in said.records if level == "WARNING"]
-    assert re.match(r"step: the task on node \S+ ended without a word \(.*; trying once more", warning)
+    assert re.match(r"step: the task on node \S+ died silently \(.*; trying again", warning)
 
 
 def test_a_step_whose_process_is_always_killed_fails_the_stage(local_ray: None, tmp_path: Path) -> None:
@@ -82,10 +82,10 @@ def waits(attempt: Attempt, folder: str) -> Commit:
 
 
 @pytest.mark.chaos
-def test_a_step_that_the_memory_monitor_kills_is_not_retried_for_ever_and_says_how_much_memory_it_had(
+def test_a_step_that_the_memory_monitor_kills_is_not_retried_forever_and_says_how_much_memory_it_had(
     tmp_path: Path,
 ) -> None:
-    """The monitor takes a node for full when a thousandth of its memory is in use."""
+    """The monitor considers a node full when a thousandth of its memory is in use."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-c", DRIVER, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)

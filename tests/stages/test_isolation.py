@@ -1,4 +1,4 @@
-"""Which rows a shard loses while the machine is ill, without Ray: the worker is called by the book."""
+"""Which rows a shard loses while the machine has faults; without Ray, with the real actor's calls."""
 
 import asyncio
 import errno
@@ -27,11 +27,11 @@ from tests.stages.test_stage import pairs
 ROWS = 64
 SHARD = Shard("000000", slices=(("f", 0, ROWS),))
 Fault = Callable[[int, int, int], str | None]
-"""Of a call's number and a part's first and last row + 1: what it fails with, if it does."""
+"""Takes a call's number and a part's first and last row + 1; returns the error it fails with, or None."""
 
 
 class Worker:
-    """Stands where a `LoneWorker` does: the calls are the real actor's, the faults are made up."""
+    """Replaces a `LoneWorker`: the calls are the real actor's, the faults are made up."""
 
     closed = False
 
@@ -65,7 +65,7 @@ class Worker:
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Pauses pass at once; their seconds are noted."""
+    """Pauses pass at once; their lengths are recorded."""
     slept: list[float] = []
     monkeypatch.setattr(isolation, "time", SimpleNamespace(sleep=slept.append, monotonic=lambda: sum(slept)))
     monkeypatch.setattr(isolation, "node_id", lambda: "n")
@@ -92,13 +92,13 @@ def test_a_fault_of_the_machine_that_passes_costs_no_row(tmp_path: Path, calls: 
 
 
 def test_a_fault_of_the_machine_that_stays_stops_the_stage_and_costs_no_row(tmp_path: Path, clock: list[float]) -> None:
-    with pytest.raises(StageFailed, match=r"by a fault of the machine; last: OSError: \[Errno 28\]"):
+    with pytest.raises(StageFailed, match=r"because of a fault of the machine; last: OSError: \[Errno 28\]"):
         run(tmp_path, lambda *_: "OSError: [Errno 28] No space left on device")
     assert sum(clock) > isolation.PATIENCE_S
     assert not Ledger(str(tmp_path), "").committed()
 
 
-def test_a_root_that_is_full_is_said_at_once_and_costs_no_row(
+def test_a_full_root_is_reported_at_once_and_costs_no_row(
     tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fault(*_: int) -> str:
@@ -108,15 +108,13 @@ def test_a_root_that_is_full_is_said_at_once_and_costs_no_row(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(
-        storage.StorageError, match=f"{tmp_path} cannot be written to: No space left on device; make room"
-    ):
+    with pytest.raises(storage.StorageError, match=f"cannot write to {tmp_path}: No space left on device; make room"):
         run(tmp_path, fault)
     assert clock == []
     assert not Ledger(str(tmp_path), "").committed()
 
 
-def test_an_input_that_has_changed_is_said_at_once(tmp_path: Path, clock: list[float]) -> None:
+def test_a_changed_input_is_reported_at_once(tmp_path: Path, clock: list[float]) -> None:
     with pytest.raises(StageFailed, match=r"last: InputChanged: \[Errno 5\] a.warc"):
         run(tmp_path, lambda *_: "InputChanged: [Errno 5] a.warc")
     assert clock == []
@@ -137,10 +135,10 @@ def test_a_row_is_given_up_only_if_a_good_one_works_right_after_it(tmp_path: Pat
     assert (commit.rows, commit.kept, commit.drops) == (ROWS, ROWS - 1, {"quarantined": 1})
 
 
-def test_where_a_good_row_fails_too_and_goes_on_failing_no_row_is_lost(tmp_path: Path) -> None:
+def test_if_a_good_row_keeps_failing_too_no_row_is_lost(tmp_path: Path) -> None:
     def fault(number: int, first: int, last: int) -> str | None:
         return "RuntimeError: cannot" if first <= 5 < last or number > 13 else None
 
-    with pytest.raises(StageFailed, match="failed with row 5 and with one that had worked before"):
+    with pytest.raises(StageFailed, match="failed with row 5 and with one that worked before"):
         run(tmp_path, fault)
     assert not Ledger(str(tmp_path), "").committed()

@@ -1,4 +1,4 @@
-"""One driver at a time, a dead one is replaced, an overtaken one may not publish, a commit is published once."""
+"""One driver at a time; a dead one is replaced, an overtaken one cannot publish, and a commit is published once."""
 
 import contextlib
 import functools
@@ -30,7 +30,7 @@ from tests.jobs.heads import wait_for
 
 
 class Clock:
-    """Stands for the module `time` of leases; the test can let time pass."""
+    """Replaces the module `time` of leases; the test can let time pass."""
 
     time, sleep = staticmethod(time.time), staticmethod(time.sleep)
 
@@ -49,12 +49,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def lease(path: Path | str, who: str, stale_s: float = 60.0) -> Lease:
-    """A lease that beats often, and is taken for dead after longer than any thread waits for its turn."""
+    """A lease that beats often, and counts as dead only after longer than any thread waits to run."""
     return Lease(str(path), who, beat_s=0.1, stale_s=stale_s)
 
 
 def dead(path: Path | str, who: str = "dead") -> Lease:
-    """A driver that took the lease and stands still."""
+    """A driver that took the lease and hangs."""
     held = lease(path, who)
     while not held.epoch:
         held._advance()
@@ -81,7 +81,7 @@ def test_a_lease_whose_work_failed_is_taken_at_once(tmp_path: Path) -> None:
         assert second.epoch == 2
 
 
-def test_a_driver_that_stands_still_is_overtaken_and_may_not_publish(tmp_path: Path) -> None:
+def test_a_driver_that_hangs_is_overtaken_and_cannot_publish(tmp_path: Path) -> None:
     still = dead(tmp_path, "first")
     with lease(tmp_path, "second", stale_s=0.3) as second:
         assert second.epoch == 2
@@ -92,7 +92,7 @@ def test_a_driver_that_stands_still_is_overtaken_and_may_not_publish(tmp_path: P
     assert ends(tmp_path)["000002"]["commit"] == {"rows": 2}
 
 
-def test_what_an_epoch_ended_with_is_handed_to_the_next_driver_which_holds_nothing(tmp_path: Path) -> None:
+def test_the_commit_of_an_ended_epoch_goes_to_the_next_driver_which_holds_no_lease(tmp_path: Path) -> None:
     with lease(tmp_path, "first") as first:
         first.end({"rows": 1})
     with Lease(str(tmp_path), "second", stale_s=1e6) as second:
@@ -100,7 +100,7 @@ def test_what_an_epoch_ended_with_is_handed_to_the_next_driver_which_holds_nothi
     assert set(ends(tmp_path)) == {"000001"}
 
 
-def test_of_many_drivers_that_reach_for_a_dead_lease_one_gets_it(tmp_path: Path, clock: Clock, said: Said) -> None:
+def test_when_many_drivers_reach_for_a_dead_lease_one_gets_it(tmp_path: Path, clock: Clock, said: Said) -> None:
     dead(tmp_path)
     holding, most, told = 0, 0, []
     gate, all_told = threading.Lock(), threading.Event()
@@ -132,7 +132,7 @@ def test_of_many_drivers_that_reach_for_a_dead_lease_one_gets_it(tmp_path: Path,
     assert len(told) == 5
 
 
-def test_of_many_who_end_one_epoch_at_once_exactly_one_decides_how(tmp_path: Path) -> None:
+def test_when_many_drivers_end_one_epoch_at_once_exactly_one_decides_how(tmp_path: Path) -> None:
     """The holder wakes up and publishes just when others find it dead, thirty times."""
     for number in range(30):
         path = tmp_path / str(number)
@@ -167,7 +167,7 @@ def test_of_many_who_end_one_epoch_at_once_exactly_one_decides_how(tmp_path: Pat
         assert len(set(taken)) == len(taken), "an epoch was taken twice"
 
 
-def test_a_reply_that_was_lost_is_recognised_as_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_reply_is_recognized_as_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create = storage.create
     monkeypatch.setattr(storage, "create", lambda uri, data: create(uri, data) and False)
     with lease(tmp_path, "first") as first:
@@ -178,15 +178,15 @@ def test_a_reply_that_was_lost_is_recognised_as_success(tmp_path: Path, monkeypa
 
 
 def overtake(path: Path) -> None:
-    """End the first epoch as a driver would that saw its beat stand still."""
+    """End the first epoch as a driver does that saw its beat go stale."""
     Lease(str(path), "second")._create(1, "end", {"overtaken_by": {"host": "there", "submission": "second"}})
 
 
 def outage(path: Path, clock: Clock, said: Said) -> None:
-    """Let nothing be written under a lease for longer than a beat may stand still."""
+    """Let nothing be written under a lease for longer than a beat may stay unchanged."""
     (path / "lease").rename(path / "away")
     while not (path / "lease").is_file():
-        with contextlib.suppress(IsADirectoryError):  # a beat has just made the directory anew
+        with contextlib.suppress(IsADirectoryError):  # a beat has just recreated the directory
             (path / "lease").write_text("in the way")
         shutil.rmtree(path / "lease", ignore_errors=True)
     clock.ahead += 100.0
@@ -226,8 +226,8 @@ def test_work_is_interrupted_when_the_lease_is_lost_but_not_by_an_outage_of_stor
     assert isinstance(raised.value.__cause__, KeyboardInterrupt)
 
 
-def test_work_in_a_scripts_background_is_interrupted_too(tmp_path: Path) -> None:
-    """There SIGINT is ignored, and it stays so outside of the lease."""
+def test_work_in_a_background_job_of_a_script_is_interrupted_too(tmp_path: Path) -> None:
+    """SIGINT is ignored there, and stays ignored outside the lease."""
 
     def work() -> None:
         with lease(tmp_path, "first"):
@@ -265,7 +265,7 @@ except LeaseLost:
 """
 
 
-def test_a_main_thread_that_waits_for_a_lock_hears_of_the_loss_also_where_sigint_is_blocked(tmp_path: Path) -> None:
+def test_a_main_thread_that_waits_for_a_lock_learns_of_the_loss_even_if_sigint_is_blocked(tmp_path: Path) -> None:
     command = [sys.executable, "-c", BLOCKED_DRIVER, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as driver:
@@ -310,7 +310,7 @@ def test_ctrl_c_stays_ctrl_c(tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL at a step: nothing after it is done."""
+    """Simulates SIGKILL at a step: nothing after it happens."""
 
 
 @pytest.mark.s3

@@ -20,23 +20,23 @@ def attempt(number: int, **more: Any) -> AttemptRecord:
     [
         ("it raised", {"error": "ValueError", "charged": True}, True),
         ("its neighbour's process was ended", {"error": "...", "charged": False}, False),
-        ("its process died without a word", {}, True),
+        ("its process died silently", {}, True),
         ("its node was lost", {"node_id": "gone"}, False),
         ("it raised, and its node was lost later", {"node_id": "gone", "error": "ValueError", "charged": True}, True),
         ("another submission's", {"submission": "theirs"}, False),
     ],
 )
-def test_an_attempt_counts_if_its_end_may_be_the_shards_fault(what: str, made: dict[str, Any], counted: bool) -> None:
+def test_an_attempt_counts_if_the_shard_may_have_ended_it(what: str, made: dict[str, Any], counted: bool) -> None:
     assert bool(charged([attempt(1, **made)], "ours", {"alive"})) is counted, what
 
 
-def test_a_shard_under_which_node_after_node_is_lost_is_suspect_itself() -> None:
+def test_a_shard_that_loses_node_after_node_is_suspect_itself() -> None:
     lost = [attempt(number, node_id="gone") for number in range(MOST_LOST_NODES)]
     assert not charged(lost[:-1], "ours", {"alive"})
     assert charged(lost, "ours", {"alive"}) == lost
 
 
-def test_an_error_is_not_hidden_by_storage_that_cannot_note_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_not_hidden_if_storage_cannot_record_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(str(tmp_path), "s")
 
     def full(*_: Any) -> bool:
@@ -51,7 +51,7 @@ def test_an_error_is_not_hidden_by_storage_that_cannot_note_it(tmp_path: Path, m
         fail()
 
 
-def test_files_that_are_not_the_ledgers_are_left_alone(tmp_path: Path) -> None:
+def test_files_that_are_not_the_ledgers_are_ignored(tmp_path: Path) -> None:
     ledger = Ledger(str(tmp_path), "s")
     with ledger.begin("000000"):
         pass

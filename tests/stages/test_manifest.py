@@ -1,4 +1,4 @@
-"""Manifests: read as written, proven, and identified by their files alone."""
+"""Manifests: read back as written, verified, and identified by their files alone."""
 
 import json
 from dataclasses import replace
@@ -52,7 +52,7 @@ def trained(root: Path, seconds: float) -> Manifest:
     return Stage(Place("models/m0", str(root), "test"), {}, {}).leased(work)
 
 
-def test_metrics_are_read_and_proven_but_their_times_are_no_part_of_a_models_identity(tmp_path: Path) -> None:
+def test_metrics_are_read_and_verified_but_their_times_are_not_part_of_a_models_identity(tmp_path: Path) -> None:
     made = trained(tmp_path / "one", 0.5)
     assert made.metrics().column("seconds").to_pylist() == [0.5, 0.5]
     assert made.digest == trained(tmp_path / "other", 0.7).digest
@@ -63,7 +63,7 @@ def test_metrics_are_read_and_proven_but_their_times_are_no_part_of_a_models_ide
         verify_stage(made)
 
 
-def test_the_card_beside_a_models_weights_is_no_part_of_its_identity() -> None:
+def test_the_card_beside_a_models_weights_is_not_part_of_its_identity() -> None:
     def model(card: str, weights: str) -> str:
         named = {"README.md": card, "model.safetensors": weights}
         files = tuple(DataFile(f"data/all.1-abc/{name}", 9, sha256) for name, sha256 in named.items())

@@ -1,4 +1,4 @@
-"""A pass acts on what its watch finds, counts every commit once, and ends all that it started; without Ray."""
+"""A pass acts on the findings of its watch, counts every commit once, and ends everything it started; without Ray."""
 
 import contextlib
 import threading
@@ -41,7 +41,7 @@ def test_groups_hold_every_shard_once_in_order_and_end_with_single_ones(count: i
 
 @dataclass
 class Lone:
-    """Stands for an actor of its own: answers when it is told to, and fails when it is closed."""
+    """Replaces a lone actor: answers when told to, and fails when closed."""
 
     away_from: str | None
     answer: Report | None = None
@@ -52,7 +52,7 @@ class Lone:
         assert (method, second) == ("work", True)
         assert self.told.wait(PATIENCE_S)
         if self.answer is None:
-            raise WorkerFailed("it was called off")
+            raise WorkerFailed("the worker was stopped")
         return self.answer
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class Lone:
 
 @dataclass(frozen=True)
 class LoneWork(Work):
-    """Work whose actors of their own are stand-ins."""
+    """Work whose lone actors are stand-ins."""
 
     lone: list[Lone] = field(default_factory=list)
 
@@ -72,7 +72,7 @@ class LoneWork(Work):
 
 
 class Results:
-    """Stands for a data set whose executor runs until it is shut down; yields reports that a test has put there."""
+    """Replaces a data set whose executor runs until it is shut down; yields the reports that a test put there."""
 
     def __init__(self) -> None:
         self.reports: list[Report] = []
@@ -89,7 +89,7 @@ class Results:
 
 
 def begun(folder: Path, count: int, placement: PoolPlacement | None = None) -> tuple[Pass, LoneWork, Results]:
-    """A pass over shards, each of which an attempt has begun, two in each process."""
+    """A pass over shards with one running attempt each, two in each process."""
     shards = [Shard(f"{number:06d}", slices=(("f", 0, ROWS),)) for number in range(count)]
     rows = {shard.name: ROWS for shard in shards}
     ledger, placement = Ledger(str(folder), "first"), placement or PoolPlacement(limit_floor_s=4)
@@ -123,7 +123,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-def test_a_commit_that_is_listed_and_reported_counts_once(tmp_path: Path) -> None:
+def test_a_commit_that_is_both_listed_and_reported_counts_once(tmp_path: Path) -> None:
     running, work, results = begun(tmp_path, 3)
     commit(work, "000001")
     running.look()
@@ -136,14 +136,14 @@ def test_a_commit_that_is_listed_and_reported_counts_once(tmp_path: Path) -> Non
     assert running.left_to_others == 0
 
 
-def test_shards_that_others_hold_are_counted_apart(tmp_path: Path) -> None:
+def test_shards_held_by_other_drivers_are_counted_separately(tmp_path: Path) -> None:
     running, work, results = begun(tmp_path, 3)
     results.reports = [report("000000", held_by="theirs"), report("000002", held_by="theirs")]
     running.take_reports()
     assert (running.left_to_others, work.progress.done, running.watch.flights.open_shards) == (2, 0, 1)
 
 
-def test_an_attempt_beyond_its_limit_is_failed_and_its_process_ended_and_its_neighbour_is_not_charged(
+def test_an_attempt_over_its_limit_fails_its_process_ends_and_its_neighbor_is_not_charged(
     tmp_path: Path, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = []
@@ -162,13 +162,13 @@ def test_an_attempt_beyond_its_limit_is_failed_and_its_process_ended_and_its_nei
     [(node, _, _)] = ended
     assert node == "node 1"
     found = {shard: work.ledger.attempts(shard)[0] for shard in running.watch.shards}
-    assert found["000002"].get("error") == "no end after 39 s, the limit for this shard is 10 s"
+    assert found["000002"].get("error") == "still running after 39 s; the limit for this shard is 10 s"
     assert found["000002"].get("charged") is True
     assert found["000003"].get("error") == "its process was ended because of shard 000002"
     assert found["000003"].get("charged") is False
     assert not any("error" in found[shard] for shard in ("000000", "000001", "000004"))
     running.look()
-    assert len(ended) == 1, "an attempt that has failed is on its way no more"
+    assert len(ended) == 1, "a failed attempt is no longer running"
 
 
 def second_try(folder: Path, clock: SimpleNamespace) -> tuple[Pass, LoneWork, Results]:
@@ -183,7 +183,7 @@ def second_try(folder: Path, clock: SimpleNamespace) -> tuple[Pass, LoneWork, Re
     return made
 
 
-def test_a_straggler_is_started_once_more_and_its_commit_ends_the_pass(tmp_path: Path, clock: SimpleNamespace) -> None:
+def test_a_straggler_is_started_again_and_its_commit_ends_the_pass(tmp_path: Path, clock: SimpleNamespace) -> None:
     running, work, results = second_try(tmp_path, clock)
     with running:
         running.look()
@@ -221,12 +221,12 @@ def test_a_second_try_that_fails_leaves_the_pass_to_the_first(
     with running:
         running.look()
         work.lone[0].told.set()
-        words = "stage: shard 000003, started once more: it was called off"
+        words = "stage: shard 000003, started again: the worker was stopped"
         wait_for(lambda: any(words in text for _, text in said.records), "the words", PATIENCE_S)
         assert results.stopped == 0
 
 
-def test_looking_outlives_stray_files_and_unexpected_errors(
+def test_watching_survives_stray_files_and_unexpected_errors(
     tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running, work, _ = begun(tmp_path, 2)
@@ -240,4 +240,4 @@ def test_looking_outlives_stray_files_and_unexpected_errors(
             wait_for(lambda: said.records, "a complaint", PATIENCE_S)
         work.ledger.begin("000001")
         wait_for(lambda: ("000001", 2) in dict(running.watch.flights.on_their_way()), "the attempt", PATIENCE_S)
-    assert "looking after the attempts failed and will be tried again" in said.records[0][1]
+    assert "watching the attempts failed and will be tried again" in said.records[0][1]

@@ -1,4 +1,4 @@
-"""A row that no worker survives costs one row, however it kills: it is quarantined with its words, the others stay."""
+"""A deadly row costs only itself, however it kills: it is quarantined with the process's last words; others stay."""
 
 import ctypes
 import json
@@ -48,7 +48,7 @@ def kill(row: str) -> None:
 
 
 def hang(row: str) -> None:
-    ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps the interpreter's lock: no thread of the process runs any more
+    ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps the interpreter's lock, so no thread of the process runs any more
 
 
 DEATHS = {death.__name__: death for death in (raise_, exit_, crash, kill, hang)}
@@ -56,7 +56,7 @@ DEADLY = {"0001": "hang", "0006": "exit_", "0012": "crash", "0014": "kill", "201
 
 
 class DiesOf:
-    """Fails whenever it sees one of some rows, each in its own way."""
+    """Fails whenever it sees one of the given rows, each in its own way."""
 
     def __init__(self, deaths: Mapping[str, str], resources: Resources) -> None:
         self.deaths = {row: DEATHS[death] for row, death in deaths.items()}
@@ -79,9 +79,9 @@ def source(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Manifes
 def done(source: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """A stage with a deadly row of every kind.
 
-    The watch over the pool has a clock that runs ten times as fast: there a limit of 50 s ends the hanging shard after
-    5 s, and whom else it ends on a slow machine is only tried alone. Alone, a part has a tenth of 50 s by the true
-    clock, which is what hanging costs and still far more than a part that works takes on a busy machine.
+    The watch over the pool has a clock that runs ten times as fast, so a limit of 50 s ends the hanging shard after
+    5 s. If it ends other shards on a slow machine, they are tried alone. Alone, a part has a tenth of 50 s by the true
+    clock: that is the cost of a hang, and still far more than a working part takes on a busy machine.
     """
     placement = POOL.model_copy(
         update={"rows_per_shard": 2, "min_replicas": 2, "shards_in_flight": 1, "limit_floor_s": 50,
@@ -112,7 +112,7 @@ def test_deadly_rows_are_quarantined_and_all_others_are_kept(source: Manifest, d
         ("0006", "", "engine: out of luck at 0006"),
         ("0012", "", "Segmentation fault"),
         ("0014", "", ""),
-        ("0001", "no end within the limit of", "in hang"),
+        ("0001", "did not end within the limit of", "in hang"),
     ],
     ids=["raise", "raise beside it", "exit", "crash", "kill", "hang"],
 )
@@ -125,9 +125,7 @@ def test_a_deadly_row_leaves_its_error_its_words_and_its_text(
     assert f"ask {int(row)}" in lost["text"]
 
 
-def test_rows_per_shard_decides_nothing_about_which_rows_are_lost(
-    source: Manifest, done: Manifest, tmp_path: Path
-) -> None:
+def test_rows_per_shard_does_not_affect_which_rows_are_lost(source: Manifest, done: Manifest, tmp_path: Path) -> None:
     stage = Stage(place(tmp_path, "by-1000"), {}, {"source": source}, PAIR)
     pool = POOL.model_copy(update={"rows_per_shard": 1000, "max_quarantined_share": 0.5})
     whole = stage.run(DiesOf, (dict.fromkeys(DEADLY, "raise_"),), pool, source)
@@ -135,7 +133,7 @@ def test_rows_per_shard_decides_nothing_about_which_rows_are_lost(
     assert fates(whole) == fates(done)
 
 
-def test_a_worker_that_fails_with_any_row_stops_the_stage_and_loses_none(source: Manifest, tmp_path: Path) -> None:
+def test_a_worker_that_fails_with_every_row_stops_the_stage_and_loses_none(source: Manifest, tmp_path: Path) -> None:
     stage = Stage(place(tmp_path, "any"), {}, {"source": source}, PAIR)
     everything = dict.fromkeys(fates(source), "raise_")
     with pytest.raises(StageFailed, match=r"shard 00000\d (lost|failed with whatever).* last: ValueError: cannot"):
@@ -153,7 +151,7 @@ def test_a_row_that_eats_memory_is_ended_by_the_memory_monitor_and_costs_one_row
 
 
 class KilledAtStep:
-    """Ends its process at the first step of a number that it reaches anywhere, once."""
+    """Ends its process, once, at the first step with a given number."""
 
     def __init__(self, step: int, marker: str, resources: Resources) -> None:
         def at(step_reached: str) -> None:

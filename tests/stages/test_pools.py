@@ -1,7 +1,7 @@
-"""Pools of actors on GPUs: parts of one on spot nodes, growing while shards wait and shrinking after; whole ones.
+"""Pools of actors on GPUs: fractions on spot nodes, growing while shards wait and shrinking afterward; whole GPUs.
 
-The GPUs are only said to be there; where actors are placed, and how many GPUs are taken, is Ray's own doing. Shards
-wait until the test has seen what it waits for, so nothing here depends on how fast the machine is.
+The GPUs are only declared to Ray, but Ray really places the actors and counts the GPUs. Shards wait until the test has
+seen what it waits for, so nothing here depends on the speed of the machine.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ PATIENCE_S = 200
 
 @pytest.fixture(scope="module")
 def cluster(local_ray: "Cluster") -> "Iterator[Cluster]":
-    """Two on-demand nodes with more GPUs than anybody here wants, and a spot node with one; others may be added."""
+    """Two on-demand nodes with more GPUs than needed here, and a spot node with one; others may be added."""
     for labels, gpus in ((ON_DEMAND, 3), (ON_DEMAND, 3), (SPOT, 1)):
         add(local_ray, labels, gpus)
     yield local_ray
@@ -65,7 +65,7 @@ def source(cluster: "Cluster", tmp_path_factory: pytest.TempPathFactory) -> Mani
 
 
 class Waits:
-    """Notes who works on a shard and on which GPU, and ends it when the file of its gate is there."""
+    """Records who works on a shard and on which GPU, and ends it once the file of its gate exists."""
 
     def __init__(self, folder: str, slow: str, resources: Resources) -> None:
         import ray
@@ -89,14 +89,14 @@ class Waits:
 
 @dataclass
 class Seen:
-    """What was seen of the pool."""
+    """Observations of the pool."""
 
     notes: list[dict[str, Any]] = field(default_factory=list)
-    """Of every shard: who worked on it, since when."""
+    """For each shard: who worked on it, and since when."""
     grown: list[dict[str, Any]] = field(default_factory=list)
-    """The same of the shards at work when the pool was at its largest and none had ended."""
+    """The same for the running shards when the pool was at its largest and none had ended."""
     taken: list[tuple[float, float]] = field(default_factory=list)
-    """When how many GPUs were taken."""
+    """Times, and the number of GPUs taken at each."""
     spot: list[str] = field(default_factory=list)
     """Nodes; the first was there from the start."""
     shards: int = 0
@@ -104,7 +104,7 @@ class Seen:
 
 @contextlib.contextmanager
 def gpus_taken(found: list[tuple[float, float]]) -> Iterator[None]:
-    """Note ten times a second how many of the cluster's GPUs are taken."""
+    """Record ten times a second how many of the cluster's GPUs are taken."""
     import ray
 
     over = threading.Event()
@@ -132,9 +132,9 @@ def spot_nodes() -> list[str]:
 
 @pytest.fixture(scope="module")
 def seen(cluster: "Cluster", source: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    """Run a stage whose shards wait for four actors, two of them on a late node, and whose last one waits for one.
+    """Run a stage whose shards wait for four actors, two of them on a late node, and whose last shard waits for one.
 
-    That one is the last indeed: a shard that an actor held behind it would wait for ever.
+    It must really be the last: a shard queued behind it in the same actor would wait forever.
     """
     root = tmp_path_factory.mktemp("halves")
     notes = root / "notes"
@@ -166,12 +166,12 @@ def seen(cluster: "Cluster", source: Manifest, tmp_path_factory: pytest.TempPath
     return seen
 
 
-def test_every_shard_is_worked_on_once_and_on_spot_nodes_alone(seen: Seen) -> None:
+def test_every_shard_runs_once_and_only_on_spot_nodes(seen: Seen) -> None:
     assert len(seen.notes) == seen.shards > 30
     assert {note["node"] for note in seen.notes} == set(seen.spot)
 
 
-def test_half_a_gpu_each_puts_two_actors_on_one_at_the_same_time(seen: Seen) -> None:
+def test_two_actors_with_half_a_gpu_each_share_one_at_the_same_time(seen: Seen) -> None:
     by_gpu: dict[tuple[str, int], set[int]] = defaultdict(set)
     for note in seen.grown:
         (gpu,) = note["gpus"]
@@ -179,7 +179,7 @@ def test_half_a_gpu_each_puts_two_actors_on_one_at_the_same_time(seen: Seen) -> 
     assert [len(processes) for processes in by_gpu.values()] == [2, 2]
 
 
-def test_the_pool_grows_from_its_least_to_its_most_and_shrinks_at_the_tail(seen: Seen) -> None:
+def test_the_pool_grows_from_its_minimum_to_its_maximum_and_shrinks_at_the_end(seen: Seen) -> None:
     assert next(gpus for _, gpus in seen.taken if gpus) == 0.5, "one actor at the start"
     assert max(gpus for _, gpus in seen.taken) == 2.0, "four at the most"
     most = max(at for at, gpus in seen.taken if gpus == 2.0)
@@ -194,7 +194,7 @@ def test_a_node_that_comes_late_is_used(seen: Seen) -> None:
 
 
 class Replica:
-    """Writes down what it was given, and waits until all replicas have done so."""
+    """Records its resources, and waits until all replicas have done so."""
 
     def __init__(self, folder: str, resources: Resources) -> None:
         import ray

@@ -1,4 +1,4 @@
-"""A process that hangs says where before it ends, however busy the machine is and however many threads it has."""
+"""A hanging process says where it hangs before it ends, however busy the machine and however many its threads."""
 
 import signal
 import subprocess
@@ -39,7 +39,7 @@ def words(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hanging(words: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A process of many threads that hangs, with all that it writes to a file."""
+    """A hanging process with many threads, which writes its output to a file."""
     with words.open("w") as stderr:
         process = subprocess.Popen([sys.executable, "-c", HANGS], stdout=subprocess.PIPE, stderr=stderr, text=True)
     assert process.stdout
@@ -53,13 +53,13 @@ def hanging(words: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def stopped(process: "subprocess.Popen[str]") -> None:
-    """Take the processor from a process, as a busy machine does for a while."""
+    """Stop a process for a while, as a busy machine does."""
     process.send_signal(signal.SIGSTOP)
     while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
         time.sleep(0.01)
 
 
-def test_a_process_that_waits_for_its_turn_still_says_where_every_thread_hangs(
+def test_a_process_that_waits_for_the_cpu_still_says_where_every_thread_hangs(
     hanging: "subprocess.Popen[str]", words: Path
 ) -> None:
     stopped(hanging)
@@ -85,6 +85,6 @@ def test_a_process_that_never_answers_is_killed(
     assert hanging.wait(10) == -signal.SIGKILL
 
 
-def test_a_process_that_got_the_number_of_an_ended_one_is_left_alone(hanging: "subprocess.Popen[str]") -> None:
+def test_a_process_that_got_the_pid_of_an_ended_one_is_left_alone(hanging: "subprocess.Popen[str]") -> None:
     processes._end(hanging.pid, str(int(processes.born(hanging.pid)) - 1))
     assert hanging.poll() is None

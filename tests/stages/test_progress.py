@@ -1,4 +1,4 @@
-"""Progress: lines that say how much, how fast and how long, and that outlive a failing look-up."""
+"""Progress: lines that say how much, how fast and how long, and that survive a failing look-up."""
 
 import logging
 import time
@@ -30,7 +30,7 @@ def lines() -> Iterator[list[str]]:
     logger.setLevel(level)
 
 
-def test_a_line_says_share_rate_and_what_is_of_concern(lines: list[str]) -> None:
+def test_a_line_gives_share_rate_and_concern(lines: list[str]) -> None:
     with Progress("candidates", 1000, done=200, concern=lambda: "; shard 7 is stuck") as counted:
         counted.advance(300, tokens=6000)
         counted._since -= 60
@@ -52,7 +52,7 @@ def test_a_concern_that_cannot_be_looked_up_does_not_end_the_lines(lines: list[s
     assert "could not look for stuck shards: OSError: 503" in lines[0]
 
 
-def test_a_step_without_a_total_says_what_it_says_of_itself(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_without_a_total_shows_its_own_report(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.5)
     with Progress("sample/base", None, concern=lambda: ", step 3 of 9"):
         time.sleep(1.5)

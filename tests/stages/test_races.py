@@ -1,6 +1,6 @@
-"""Thirty-two writers on one shard, again and again, while storage fails and writers die: one commit, nothing lost.
+"""Thirty-two writers on one shard, round after round, while storage fails and writers die: one commit, nothing lost.
 
-`HUMPBACK_RACE_ROUNDS` sets how often; `make chaos` has 200.
+`HUMPBACK_RACE_ROUNDS` sets the number of rounds; `make chaos` runs 200.
 """
 
 import errno
@@ -30,12 +30,12 @@ FAULTS_SHARE = 0.05
 
 
 class Death(BaseException):
-    """A writer's process ends here: nothing of it runs any more."""
+    """A writer's process ends here; nothing of it runs afterward."""
 
 
 @pytest.fixture(scope="module")
 def faulty_endpoint(s3_server: str, s3_bucket: str) -> Iterator[str]:
-    """A proxy in a process of its own, so that it does not compete with the writers for one interpreter."""
+    """A proxy in its own process, so it does not compete with the writers for one interpreter."""
     command = [sys.executable, "-m", "tests.faults.proxy", "--target", s3_server]
     command += ["--share", str(FAULTS_SHARE), "--slow-s", "0.05"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
@@ -52,12 +52,12 @@ def rows_of(shard: str, attempt: int) -> pa.Table:
 
 
 def begun(ledger: Ledger, shard: str, number: int) -> Attempt:
-    """An attempt that was begun in peace: the race is about its end, and 32 beginnings cost more than all the rest."""
+    """An attempt begun without faults: the race is about its end, and 32 starts cost more than all the rest."""
     return Attempt(ledger, shard, number).__enter__()
 
 
 def race(ledger: Ledger, shard: str, pool: ThreadPoolExecutor) -> list[Commit]:
-    """Let all writers write one shard at once; returns what those that lived were told is its commit."""
+    """Let all writers write one shard at once; return the commits that the surviving writers got back."""
     together = threading.Barrier(WRITERS)
 
     def write(number: int) -> Commit | None:
@@ -72,7 +72,7 @@ def race(ledger: Ledger, shard: str, pool: ThreadPoolExecutor) -> list[Commit]:
 
 
 def run_rounds(ledger: Ledger) -> list[int]:
-    """Race `ROUNDS` times, check what readers see, and return how many writers lived in each round."""
+    """Race `ROUNDS` times, check what readers see, and return how many writers survived each round."""
     shards = [f"{number:06d}" for number in range(ROUNDS)]
     with ThreadPoolExecutor(WRITERS) as pool:
         told = {shard: race(ledger, shard, pool) for shard in shards}
@@ -90,7 +90,7 @@ def run_rounds(ledger: Ledger) -> list[int]:
 
 @pytest.mark.s3
 @pytest.mark.timeout(1800)
-def test_on_s3_with_faults_all_writers_live_and_agree_and_only_the_winners_file_stays(
+def test_on_s3_with_faults_all_writers_survive_and_agree_and_only_the_winners_file_stays(
     faulty_endpoint: str, s3_bucket: str
 ) -> None:
     ledger = Ledger(storage.join(s3_bucket, uuid.uuid4().hex), "race")
@@ -98,14 +98,14 @@ def test_on_s3_with_faults_all_writers_live_and_agree_and_only_the_winners_file_
     assert len(storage.list_names(ledger.at("data"))) == ROUNDS
 
 
-def test_on_a_local_disk_with_faults_and_deaths_those_who_live_agree(
+def test_on_a_local_disk_with_faults_and_deaths_the_survivors_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(steps, "hook", dies_sometimes)
     monkeypatch.setattr(os, "link", fails_sometimes(os.link))
     ledger = Ledger(str(tmp_path), "race")
     living = run_rounds(ledger)
-    assert 0 < sum(living) < WRITERS * ROUNDS, "some died and some lived"
+    assert 0 < sum(living) < WRITERS * ROUNDS, "some died and some survived"
 
 
 def dies_sometimes(step: str) -> None:
@@ -114,7 +114,7 @@ def dies_sometimes(step: str) -> None:
 
 
 def fails_sometimes(link: Callable[[str, str], None]) -> Callable[[str, str], None]:
-    """`link` as on a network file system: the reply is lost before it is made, or after."""
+    """`link` as on a network file system: the reply is lost before the link is made, or after."""
 
     def failing(source: str, target: str) -> None:
         chance = random.random()
@@ -128,7 +128,7 @@ def fails_sometimes(link: Callable[[str, str], None]) -> Callable[[str, str], No
 
 
 @pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.s3)])
-def test_attempts_that_begin_at_once_have_numbers_of_their_own(
+def test_attempts_that_begin_at_once_have_different_numbers(
     request: pytest.FixtureRequest, tmp_path: Path, where: str
 ) -> None:
     root = str(tmp_path)

@@ -1,4 +1,4 @@
-"""Every private name of Ray that the package uses is where it was, with the shape that the package relies on."""
+"""Every private name of Ray that the package uses exists, with the shape that the package relies on."""
 
 import ast
 import importlib
@@ -18,7 +18,7 @@ MODULE = "humpback_ray/stages/ray_internals.py"
 
 
 def takes(*parameters: str) -> Callable[[Any], object]:
-    """A function that can be called with some parameters and no others."""
+    """A function that can be called with these parameters and no others."""
     return lambda found: inspect.signature(found).bind(**dict.fromkeys(parameters))
 
 
@@ -49,7 +49,7 @@ def is_stub_with(*methods: str) -> Callable[[Any], object]:
 
 
 def says(text: str) -> Callable[[Any], object]:
-    """Python code in which a text stands."""
+    """Python code that contains a text."""
 
     def check(found: Any) -> None:
         if text not in inspect.getsource(found):
@@ -105,7 +105,7 @@ SHAPES: Mapping[str, Callable[[Any], object]] = {
     "ray.data.Dataset": says("executor = self._create_executor()"),
     "ray.data._internal.execution.streaming_executor.StreamingExecutor.shutdown": takes("self", "force"),
 }
-"""What each name has to be."""
+"""The required shape of each name."""
 
 
 def found(name: str) -> Any:
@@ -123,10 +123,10 @@ def found(name: str) -> Any:
 
 
 def moved(name: str, shape: Callable[[Any], object]) -> str:
-    """Say what has become of a name; "" where it is as it was."""
+    """Say how a name has changed; "" if it has not."""
     try:
         shape(found(name))
-    except Exception as error:  # noqa: BLE001 whatever it is, the name is not what it was
+    except Exception as error:  # noqa: BLE001 any error means that the name has changed
         return (
             f"{name} has moved or changed ({type(error).__name__}: {error}): Ray {ray.__version__} is installed, and "
             f"{MODULE} was written against {WRITTEN_AGAINST}"
@@ -135,7 +135,7 @@ def moved(name: str, shape: Callable[[Any], object]) -> str:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_private_name_is_as_it_was(name: str) -> None:
+def test_a_private_name_has_not_changed(name: str) -> None:
     assert not moved(name, SHAPES[name]), moved(name, SHAPES[name])
 
 
@@ -152,7 +152,7 @@ def test_a_private_name_is_as_it_was(name: str) -> None:
         (f"{CONSTANTS}.DASHBOARD_CLIENT_MAX_SIZE", is_a(str), "no str"),
     ],
 )
-def test_a_name_that_has_moved_is_said_with_both_versions(name: str, shape: Callable[[Any], object], why: str) -> None:
+def test_a_moved_name_is_reported_with_both_versions(name: str, shape: Callable[[Any], object], why: str) -> None:
     said = moved(name, shape)
     assert said.startswith(f"{name} has moved or changed (")
     assert why in said
@@ -180,7 +180,7 @@ def test_every_private_name_that_is_imported_is_checked() -> None:
     assert imported <= SHAPES.keys(), imported - SHAPES.keys()
 
 
-def test_only_modules_named_for_it_reach_into_ray() -> None:
+def test_only_modules_meant_for_it_use_rays_internals() -> None:
     paths = [path for room in ("humpback_ray", "jobs") for path in (REPOSITORY / room).rglob("*.py")]
     offenders = [
         f"{path.relative_to(REPOSITORY)} imports {name}"

@@ -1,4 +1,4 @@
-"""Quarantined rows are tried again: those that work take their place, and nothing else of the stage changes."""
+"""Quarantined rows are tried again: those that now work replace their blank rows, and nothing else changes."""
 
 import functools
 import json
@@ -42,7 +42,7 @@ LOST = ("0006", "0014", "2010", "2011")
 
 
 def stage(root: Path, name: str, source: Manifest, retry: bool = False) -> Stage:
-    """The stage `name` of the root, opened to try its quarantined rows again or not."""
+    """The stage `name` of the root, opened with or without trying its quarantined rows again."""
     check = functools.partial(refuse_read, str(root)) if retry else None
     return Stage(Place(name, str(root / name), "retry" if retry else "first", check), {}, {"source": source}, PAIR)
 
@@ -61,19 +61,17 @@ def made(source: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Manifest
 
 @pytest.fixture
 def lossy(made: Manifest, tmp_path: Path) -> Manifest:
-    """A stage that has lost the rows LOST, to each test as its own."""
+    """A stage that lost the rows LOST; a copy for each test."""
     shutil.copytree(made.uri, tmp_path / "seed")
     return replace(made, uri=str(tmp_path / "seed"))
 
 
 def again(root: Path, source: Manifest, deadly: Mapping[str, str]) -> Manifest:
-    """Try the quarantined rows again with a worker that some rows still end."""
+    """Try the quarantined rows again with a worker that some rows still kill."""
     return stage(root, "seed", source, retry=True).run(DiesOf, (deadly,), POOL, source)
 
 
-def test_rows_that_work_now_take_the_place_of_those_in_quarantine(
-    source: Manifest, lossy: Manifest, tmp_path: Path
-) -> None:
+def test_rows_that_now_work_replace_those_in_quarantine(source: Manifest, lossy: Manifest, tmp_path: Path) -> None:
     assert lossy.quarantined == len(LOST)
     before = {file.name: file.sha256 for file in lossy.files}
     done = again(tmp_path, source, {"0006": "exit_"})
@@ -95,29 +93,27 @@ def test_rows_that_work_now_take_the_place_of_those_in_quarantine(
     assert again(tmp_path, source, dict.fromkeys(LOST, "kill")) == done  # nothing is left to try
 
 
-def test_without_being_asked_for_nothing_is_tried_again(source: Manifest, lossy: Manifest, tmp_path: Path) -> None:
+def test_without_a_request_nothing_is_tried_again(source: Manifest, lossy: Manifest, tmp_path: Path) -> None:
     assert stage(tmp_path, "seed", source).run(DiesOf, ({},), POOL, source) == lossy
 
 
-def test_where_rows_fail_that_had_worked_the_machine_is_to_blame_and_nothing_changes(
+def test_if_rows_that_worked_before_fail_the_machine_is_to_blame_and_nothing_changes(
     source: Manifest, lossy: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("humpback_ray.stages.isolation.PATIENCE_S", 3)
-    with pytest.raises(StageFailed, match="and with one that had worked before"):
+    with pytest.raises(StageFailed, match="and with one that worked before"):
         again(tmp_path, source, dict.fromkeys(fates(lossy), "raise_"))
     assert read_manifest(lossy.uri) == lossy
 
 
-def test_once_a_later_stage_has_read_it_a_stage_stays_as_it_is(
-    source: Manifest, lossy: Manifest, tmp_path: Path
-) -> None:
+def test_a_stage_that_a_later_stage_has_read_does_not_change(source: Manifest, lossy: Manifest, tmp_path: Path) -> None:
     Stage(Place("corpus", str(tmp_path / "corpus"), "first"), {}, {"from": lossy}, PAIR)
     with pytest.raises(ConfigError, match=r"seed of .* was read by corpus, so it stays as it is"):
         again(tmp_path, source, {})
     assert read_manifest(lossy.uri) == lossy
 
 
-def test_a_stage_that_is_read_while_its_rows_are_tried_again_stays_as_it_is(
+def test_a_stage_that_is_read_while_its_rows_are_tried_again_does_not_change(
     source: Manifest, lossy: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def begun(pool: Pool, shards: Sequence[tuple[Shard, Commit]]) -> None:
@@ -132,7 +128,7 @@ def test_a_stage_that_is_read_while_its_rows_are_tried_again_stays_as_it_is(
     assert "each of" in verify_stage(lossy)
 
 
-def test_what_a_retry_has_committed_is_published_by_the_next(
+def test_a_retrys_unpublished_commit_is_published_by_the_next(
     source: Manifest, lossy: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -157,7 +153,7 @@ def interrupt_at(name: str) -> Callable[[str, bytes], None]:
     return interrupted
 
 
-def test_gc_leaves_a_retry_alone_that_has_not_committed_yet(source: Manifest, lossy: Manifest, tmp_path: Path) -> None:
+def test_gc_leaves_an_uncommitted_retry_alone(source: Manifest, lossy: Manifest, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     on_its_way = tmp_path / "seed/data/000000r1.1.parquet"
     on_its_way.write_bytes(b"half of it")
@@ -173,7 +169,7 @@ def test_gc_leaves_a_retry_alone_that_has_not_committed_yet(source: Manifest, lo
 
 
 class Fussy(Segmenter):
-    """Cannot cut pages that speak of certain things."""
+    """Fails on pages that mention certain things."""
 
     def __init__(self, words: str, recipe: SegmentRecipe, resources: Resources) -> None:
         super().__init__(recipe)
@@ -191,7 +187,7 @@ class Fussy(Segmenter):
         return made
 
 
-def test_records_of_files_are_found_again_by_their_place_and_copies_are_no_different(
+def test_records_of_files_are_found_again_by_their_index_even_if_they_are_duplicates(
     local_ray: None, tmp_path: Path
 ) -> None:
     texts = ["A page of some length about ships and the sea.", "A page of some length about poison and its use."]
@@ -230,7 +226,7 @@ async def call(self, segments):
 
 augment.Predictor.__call__ = call
 """
-"""sitecustomize.py of a machine on which one segment cannot be worked on while the file ILL is there."""
+"""sitecustomize.py of a machine on which one segment fails while the file ILL exists."""
 
 
 def test_the_job_retries_with_the_configuration_of_the_last_submission(

@@ -1,4 +1,4 @@
-"""A shard that runs far beyond the median is started once more elsewhere; the first commit wins and ends the pass."""
+"""A shard that runs far beyond the median is started again elsewhere; the first commit wins and ends the pass."""
 
 import os
 import time
@@ -24,10 +24,10 @@ PATIENCE_S = 240
 
 
 class SlowAtFirst:
-    """The first process that sees row 0012 waits over it until a file is there, and says that it was let go."""
+    """The first process that sees row 0012 waits until a file exists, then records that it was released."""
 
     def __init__(self, folder: str, resources: Resources) -> None:
-        import pyarrow.parquet  # noqa: F401 what every shard needs takes no time of the first one
+        import pyarrow.parquet  # noqa: F401 import it now, so the first shard does not pay for it
 
         self.folder = Path(folder)
 
@@ -46,7 +46,7 @@ class SlowAtFirst:
 
 
 @pytest.mark.ray
-def test_a_straggler_is_started_once_more_and_the_pass_does_not_wait_for_it(local_ray: None, tmp_path: Path) -> None:
+def test_a_straggler_is_started_again_and_the_pass_does_not_wait_for_it(local_ray: None, tmp_path: Path) -> None:
     source: Manifest = Stage(place(tmp_path, "source"), {}, {}, PAIR).once(
         make_source, ([25],), TaskPlacement(cpus=0.5)
     )
@@ -60,7 +60,7 @@ def test_a_straggler_is_started_once_more_and_the_pass_does_not_wait_for_it(loca
 
 
 class Clock:
-    """Stands for the module `time` of the watch, and shows what the test sets."""
+    """Replaces the module `time` of the watch; shows the time that the test sets."""
 
     now = 1.0
 
@@ -70,7 +70,7 @@ class Clock:
 
 @contextmanager
 def watched(folder: Path, factor: float | None) -> Iterator[Callable[[float], list[tuple[str, str | None]]]]:
-    """Watch a pass over four shards, two of which have taken a second; yields what is to be started once more when."""
+    """Watch a pass over four shards, two of which took a second; yield a look: time → shards to start again."""
     ledger, clock = Ledger(str(folder), "first"), Clock()
     shards = [Shard(f"{number:06d}") for number in range(4)]
     placement = POOL.model_copy(update={"straggler_factor": factor, "limit_floor_s": 4.0, "limit_factor": 1000.0})
@@ -91,13 +91,13 @@ def watched(folder: Path, factor: float | None) -> Iterator[Callable[[float], li
         yield look
 
 
-def test_a_shard_is_a_straggler_after_three_times_the_median_and_is_started_once_more_elsewhere(tmp_path: Path) -> None:
+def test_a_shard_is_a_straggler_after_three_times_the_median_and_is_started_again_elsewhere(tmp_path: Path) -> None:
     with watched(tmp_path, factor=3.0) as look:
         assert look(3.9) == []
         assert look(4.1) == [("000002", "node of 000002"), ("000003", "node of 000003")]
         assert look(900.0) == [], "once"
 
 
-def test_no_shard_is_a_straggler_where_that_is_off(tmp_path: Path) -> None:
+def test_no_shard_is_a_straggler_if_that_is_off(tmp_path: Path) -> None:
     with watched(tmp_path, factor=None) as look:
         assert look(900.0) == []

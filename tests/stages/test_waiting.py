@@ -1,4 +1,4 @@
-"""What a stage waits for is named, shown by status, and given up where the placement says so, on a real Ray."""
+"""On a real Ray: a waiting stage says what it waits for, status shows it, and it gives up at the placement's limit."""
 
 import json
 import os
@@ -33,7 +33,7 @@ PATIENCE_S = 240
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes a second is named, and there is a line every second."""
+    """Waits of a second are reported, and there is a line every second."""
     monkeypatch.setattr(waiting, "LOOK_EVERY_S", 0.2)
     monkeypatch.setattr(waiting, "NAMED_AFTER_S", 1.0)
     monkeypatch.setattr(progress, "LINE_EVERY_S", 1.0)
@@ -46,7 +46,7 @@ def source(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Manifes
 
 
 class Hangs:
-    """Its constructor does not return before a file is there."""
+    """Its constructor does not return before a file exists."""
 
     def __init__(self, folder: str, resources: Resources) -> None:
         Path(folder, "written").write_text(str(os.getpid()))
@@ -96,7 +96,7 @@ def test_a_constructor_that_hangs_is_named_with_its_node_and_process_in_the_log_
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("impatient")
-def test_a_pool_whose_gpu_never_comes_says_what_it_waits_for_and_is_given_up_after_its_time(
+def test_a_pool_whose_gpu_never_comes_says_what_it_waits_for_and_gives_up_at_its_limit(
     source: Manifest, tmp_path: Path, said: Said
 ) -> None:
     stage = Stage(place(tmp_path, "gpus"), {}, {"source": source}, PAIR)
@@ -112,17 +112,17 @@ def test_a_pool_whose_gpu_never_comes_says_what_it_waits_for_and_is_given_up_aft
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("impatient")
-def test_a_worker_whose_process_is_killed_while_it_is_built_is_not_started_for_ever(
+def test_a_worker_whose_process_is_killed_during_construction_is_not_restarted_forever(
     source: Manifest, tmp_path: Path
 ) -> None:
     stage = Stage(place(tmp_path, "dies"), {}, {"source": source}, PAIR)
-    with pytest.raises(StageFailed, match=r"dies: the process of a worker died \d+ times while it was built"):
+    with pytest.raises(StageFailed, match=r"dies: the process of a worker died silently \d+ times during construction"):
         stage.run(DiesWhileBuilt, (), POOL, source)
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("impatient")
-def test_a_global_step_that_finds_no_room_says_so_and_is_given_up(local_ray: None, tmp_path: Path, said: Said) -> None:
+def test_a_global_step_that_finds_no_room_says_so_and_gives_up(local_ray: None, tmp_path: Path, said: Said) -> None:
     import ray
 
     @ray.remote(num_cpus=2)
@@ -146,7 +146,7 @@ def looked(states: Iterator[Workers], **more: Any) -> Waiting:
     return Waiting("stage", Need(1, {"CPU": 1}), lambda: next(states), **more)
 
 
-def test_a_constructor_that_takes_a_moment_is_not_worth_a_word(tmp_path: Path) -> None:
+def test_a_constructor_that_takes_a_moment_is_not_reported(tmp_path: Path) -> None:
     built = Workers(constructors=[Constructor("a", "node", 7)])
     watched = looked(iter([built, Workers(up=1)]), note=str(tmp_path / "drivers/first.waiting"))
     watched.look()
@@ -172,7 +172,7 @@ def test_a_constructor_is_named_although_others_are_up_and_forgotten_when_it_ret
 
 
 @pytest.mark.usefixtures("impatient")
-def test_looking_goes_on_after_an_error(said: Said) -> None:
+def test_watching_continues_after_an_error(said: Said) -> None:
     seen = threading.Event()
 
     def answers() -> Iterator[Workers]:

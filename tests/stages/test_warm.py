@@ -1,4 +1,4 @@
-"""Warm processes on a real Ray: actors of a pool and of a training start in them, and without them as ever."""
+"""Warm processes on a real Ray: actors of a pool and of a training run start in them, or as usual without them."""
 
 import os
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 @pytest.fixture
 def kept() -> Iterator[None]:
-    """One process for a pool is kept, and is ready."""
+    """One process is kept for a pool and is ready."""
     warm.keep(actors=1, training_workers=0)
     try:
         wait_for(lambda: idle(warm.MODELS), "a warm process", 300)
@@ -31,7 +31,7 @@ def kept() -> Iterator[None]:
 
 
 def idle(variables: dict[str, str]) -> list[int]:
-    """Worker processes that wait in an environment with some variables."""
+    """Idle worker processes whose environment has these variables."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
@@ -43,7 +43,7 @@ def idle(variables: dict[str, str]) -> list[int]:
 
 
 class Tells:
-    """Writes down in which process it is made."""
+    """Records the process in which it is made."""
 
     def __init__(self, path: Path, resources: Resources) -> None:
         path.write_text(str(os.getpid()))
@@ -61,18 +61,18 @@ def run(folder: Path) -> int:
 
 
 @pytest.mark.usefixtures("kept")
-def test_an_actor_starts_in_a_warm_process_and_another_one_takes_its_place(tmp_path: Path) -> None:
+def test_an_actor_starts_in_a_warm_process_and_another_one_replaces_it(tmp_path: Path) -> None:
     ready = idle(warm.MODELS)
     assert run(tmp_path) in ready
     wait_for(lambda: set(idle(warm.MODELS)) - set(ready), "another warm process", 300)
 
 
-def test_without_them_actors_start_as_ever(tmp_path: Path) -> None:
+def test_without_them_actors_start_as_usual(tmp_path: Path) -> None:
     assert warm.pool_environment() is warm.training_environment() is None
     assert run(tmp_path) not in idle(warm.MODELS)
 
 
-def test_environments_are_written_as_ray_writes_those_of_its_trainings_actors() -> None:
+def test_environments_are_written_as_ray_writes_those_of_its_training_actors() -> None:
     import ray
 
     class Worker:
@@ -92,7 +92,7 @@ def test_environments_are_written_as_ray_writes_those_of_its_trainings_actors() 
     assert ray.get(controller.of_a_worker.remote(variables | warm.TRAINING)) == inherited
 
 
-def test_none_are_asked_for_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_none_are_requested_if_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     class Raylet:

@@ -1,4 +1,4 @@
-"""The watch over a pass: what takes too long, found at the same cost at any number of shards."""
+"""The watch over a pass finds slow attempts at the same cost for any number of shards."""
 
 import time
 from pathlib import Path
@@ -23,7 +23,7 @@ def watch(folder: Path, count: int) -> Watch:
 
 
 def test_the_events_of_twenty_thousand_shards_cost_a_moment_each(tmp_path: Path) -> None:
-    """Recounting at every event, they took minutes."""
+    """With a recount at every event, they took minutes."""
     watched = watch(tmp_path, MANY)
     names = list(watched.shards)
     since = time.process_time()

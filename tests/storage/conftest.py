@@ -1,4 +1,4 @@
-"""Where the tests of storage write: a directory, and a bucket of a real S3 server."""
+"""Roots for the tests of storage: a directory, and a bucket of a real S3 server."""
 
 import uuid
 from pathlib import Path

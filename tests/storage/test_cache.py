@@ -32,18 +32,18 @@ def test_weights_that_changed_are_not_loaded(root: str) -> None:
 
 
 @pytest.mark.s3
-def test_a_model_of_a_stage_is_held_against_its_hashes_when_it_is_fetched(s3_bucket: str) -> None:
+def test_a_model_of_a_stage_is_checked_against_its_hashes_when_it_is_fetched(s3_bucket: str) -> None:
     uri = storage.join(s3_bucket, uuid.uuid4().hex)
     storage.write_bytes(storage.join(uri, "config.json"), b"evil")
     sha256 = hashlib.sha256(b"good").hexdigest()
     file = storage.InputFile(storage.join(uri, "config.json"), "config.json", 4, f"sha256:{sha256}")
-    with pytest.raises(storage.Damaged, match=rf"config.json has the SHA-256 .*, recorded is {sha256}"):
+    with pytest.raises(storage.Damaged, match=rf"config.json has the SHA-256 .*, but {sha256} was recorded"):
         storage.local_directory(storage.Directory(uri, (file,)))
 
 
 @pytest.fixture
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where this user's copies are."""
+    """The directory of this user's copies."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path / f"humpback-ray-{os.getuid()}"
 
@@ -55,7 +55,7 @@ def test_copies_that_another_user_can_write_to_are_not_used(s3_bucket: str, alon
     copy = storage.local_directory(uri)
     assert copy.parent == alone
     copy.chmod(0o777)
-    with pytest.raises(storage.StorageError, match="should be a directory that user"):
+    with pytest.raises(storage.StorageError, match="should be a directory that only user"):
         storage.local_directory(uri)
     copy.chmod(0o700)
     alone.chmod(0o777)
@@ -69,7 +69,7 @@ def test_copies_that_another_user_can_write_to_are_not_used(s3_bucket: str, alon
 
 
 @pytest.mark.s3
-def test_of_the_processes_of_a_node_that_need_a_model_at_once_one_fetches_it(s3_bucket: str) -> None:
+def test_when_processes_of_a_node_need_a_model_at_once_only_one_fetches_it(s3_bucket: str) -> None:
     root = storage.join(s3_bucket, uuid.uuid4().hex)
     for name in ("config.json", "weights"):
         storage.write_bytes(storage.join(root, name), os.urandom(1 << 20))

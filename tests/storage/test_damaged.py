@@ -1,4 +1,4 @@
-"""Whatever is wrong with a file of a run, verify, status, gc, limits and a lease name it in a line; none crashes."""
+"""If a file of a run is damaged in any way, verify, status, gc, limits and a lease name it in a line; none crashes."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def damages(data: bytes) -> Iterator[bytes]:
-    """Yield what may be found in the place of a JSON object."""
+    """Yield damaged contents of a file that should hold a JSON object."""
     yield from (data[: len(data) // 2], b"", b"\xff\xfe", b"\0" * 8, b"[]", b"null", b"3", b'"x"', b"{}", b"[" * 99_999)
     value = json.loads(data)
     for key, found in value.items():
@@ -86,7 +86,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_whatever_is_in_the_place_of_a_record_is_named(root: Path, reader: str) -> None:
+def test_a_damaged_record_of_any_kind_is_named(root: Path, reader: str) -> None:
     part, read = READERS[reader]
     cases = refused = 0
     for path in sorted(

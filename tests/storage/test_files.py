@@ -1,4 +1,4 @@
-"""One file: what is created stands, what is written is read, and a root that cannot be written to is named."""
+"""One file: a created file stays, a written file is read back, and a root that is not writable is named."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ import pytest
 from humpback_ray import storage
 
 
-def test_of_many_writers_of_one_name_exactly_one_succeeds_and_its_content_stands(root: str) -> None:
+def test_when_many_writers_create_one_name_exactly_one_succeeds_and_its_content_stays(root: str) -> None:
     uri = storage.join(root, "commit.json")
     with ThreadPoolExecutor(16) as pool:
         won = list(pool.map(lambda i: storage.create(uri, str(i).encode()), range(16)))
@@ -39,14 +39,14 @@ def test_what_is_written_is_read_listed_found_and_deleted(root: str) -> None:
         storage.read_bytes(storage.join(root, "a/b.json"))
 
 
-def test_a_root_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
+def test_a_root_that_is_not_writable_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(storage.StorageError, match=r"cannot write to .*file"):
         storage.check_writable(str(tmp_path / "file"))
 
 
 @pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EROFS"])
-def test_a_root_that_is_full_is_said_so_with_its_name_and_leaves_nothing(
+def test_a_full_root_is_named_and_the_failed_write_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     def fsync(descriptor: int) -> None:  # a file system that delays allocation answers here, and names no file

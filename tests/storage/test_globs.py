@@ -1,4 +1,4 @@
-"""What a pattern names, locally and on S3, and what is said of a directory that cannot be listed."""
+"""The files that a pattern names, locally and on S3, and the error for a directory that cannot be listed."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def test_names_with_a_dot_are_left_out_unless_they_are_asked_for(root: str) -> N
     assert found("*/c.json") == ["deep/c.json"]
 
 
-def test_links_are_followed_and_what_cannot_be_listed_is_named(tmp_path: Path) -> None:
+def test_links_are_followed_and_a_broken_or_circular_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "else").mkdir()
     (tmp_path / "else/b.json").write_text("1")
     (tmp_path / "in").mkdir()
@@ -34,11 +34,11 @@ def test_links_are_followed_and_what_cannot_be_listed_is_named(tmp_path: Path) -
     assert storage.list_names(str(tmp_path / "in")) == ["linked/b.json"]
     (tmp_path / "in/gone").symlink_to(tmp_path / "nowhere")
     for look in (storage.find, storage.list_names, storage.listing):
-        with pytest.raises(storage.StorageError, match=r"in/gone is a link to .*nowhere, which is not there"):
+        with pytest.raises(storage.StorageError, match=r"in/gone is a link to .*nowhere, which does not exist"):
             look(str(tmp_path / "in"))
     (tmp_path / "in/gone").unlink()
     (tmp_path / "else/back").symlink_to(tmp_path / "in")
-    with pytest.raises(storage.StorageError, match="is a link to a directory that it lies in"):
+    with pytest.raises(storage.StorageError, match="is a link to a directory that contains it"):
         storage.find(str(tmp_path / "in"))
 
 

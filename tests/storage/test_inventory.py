@@ -1,4 +1,4 @@
-"""What identifies an input: content and relative name, not where it lies."""
+"""An input is identified by content and relative name, not by location."""
 
 import json
 import os
@@ -95,13 +95,13 @@ def test_a_file_that_was_replaced_under_its_old_time_and_size_is_hashed_again(fo
 
 
 @pytest.mark.parametrize("damaged", [b"{", b"[]", b'{"x": 3}', b"\xff"])
-def test_a_damaged_memory_of_hashes_is_forgotten(folder: Path, damaged: bytes) -> None:
+def test_a_damaged_cache_of_hashes_is_ignored(folder: Path, damaged: bytes) -> None:
     before = digest(folder, "web")
     (folder / "hashes.json").write_bytes(damaged)
     assert digest(folder, "web") == before
 
 
-def test_a_memory_of_hashes_with_a_damaged_entry_is_not_believed(folder: Path) -> None:
+def test_a_damaged_entry_in_the_cache_of_hashes_is_ignored(folder: Path) -> None:
     before, memory = digest(folder, "web"), folder / "hashes.json"
     known = json.loads(memory.read_bytes())
     for damaged in ([], [None], ["sha256:"], [f"sha256:{'0' * 64}", "more"]):
@@ -123,7 +123,7 @@ inventory.resolve("inputs", [sys.argv[1]], inventory.Hashes(sys.argv[2]))
 """
 
 
-def test_hashing_that_is_killed_goes_on_where_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_hashing_resumes_where_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "abc":
         (folder / f"web/{name}.jsonl").write_text(name)
     memory = str(folder / "hashes.json")
@@ -137,7 +137,7 @@ def test_hashing_that_is_killed_goes_on_where_it_was(folder: Path, monkeypatch: 
     assert seen == [str(folder / f"web/{name}.jsonl") for name in ("c", "deep/b")]
 
 
-def test_hashing_says_how_far_it_is_and_a_full_disk_hides_no_error(
+def test_hashing_reports_progress_and_a_full_disk_hides_no_error(
     folder: Path, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inventory, "SAY_EVERY_BYTES", 2)

@@ -1,4 +1,4 @@
-"""Local files outlive a loss of power, faults of the file system and a writer that dies."""
+"""Local files survive a power loss, faults of the file system and a writer that dies."""
 
 import contextlib
 import errno
@@ -47,12 +47,14 @@ def test_a_root_without_hard_links_is_refused_with_the_way_out(
     with pytest.raises(storage.StorageError) as refused:
         storage.check_writable(str(root))
     said = storage.words(refused.value)
-    assert re.fullmatch(rf"the file system of {root}/probe-\w+ makes no hard links \(.+; use a directory .+", said)
+    assert re.fullmatch(
+        rf"the file system of {root}/probe-\w+ does not support hard links \(.+; use a directory .+", said
+    )
     assert not list(root.iterdir())
 
 
 class Disk:
-    """Knows what a loss of power would leave: contents of files and entries of directories at their last fsync."""
+    """Knows what a power loss would leave: the files' contents and directory entries at their last fsync."""
 
     def __init__(self, top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.top = top
@@ -88,7 +90,7 @@ class Disk:
         )
 
 
-def test_whatever_is_written_outlives_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_written_file_survives_a_power_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     top, source = tmp_path / "top", tmp_path / "source"
     source.mkdir()
     (source / "file").write_bytes(b"content")
@@ -108,9 +110,7 @@ def test_whatever_is_written_outlives_a_loss_of_power(tmp_path: Path, monkeypatc
         assert disk.keeps(path), name
 
 
-def test_data_outlives_a_loss_of_power_before_the_commit_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_survives_a_power_loss_before_the_commit_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, ledger = Disk(tmp_path, monkeypatch), Ledger(str(tmp_path / "stage"), "s")
     with ledger.begin("000000") as attempt:
         attempt.write(pa.table({"id": ["1"], "drop_reason": pa.nulls(1, pa.string())}))

@@ -1,4 +1,4 @@
-"""Rows of a table by their number among the kept."""
+"""Rows of a table by their index among the kept rows."""
 
 import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""The room's own rules: imports go down the list in its front, and local paths cost no client of S3."""
+"""Rules of the package: modules import only those above them in the front's list; local paths need no S3 client."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Storage on a real S3 server: what each function costs, and what it does about each fault."""
+"""Storage on a real S3 server: the requests of each function, and how it handles each fault."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ def spent(before: Counter[str]) -> dict[str, int]:
 
 
 @pytest.mark.s3
-def test_what_each_function_costs_in_requests(s3_bucket: str, tmp_path: Path) -> None:
+def test_each_function_costs_a_known_number_of_requests(s3_bucket: str, tmp_path: Path) -> None:
     root = storage.join(s3_bucket, uuid.uuid4().hex)
     rows = [{"id": os.urandom(500).hex(), "drop_reason": "odd" if i % 2 else None} for i in range(2500)]
     table = pa.Table.from_pylist(rows, schema=pa.schema([PAIR.field("id"), PAIR.field("drop_reason")]))
@@ -87,9 +87,7 @@ FUNCTIONS: dict[str, tuple[str, Callable[[str, Path], object], object]] = {
 
 @pytest.mark.s3
 @pytest.mark.parametrize("fault", ["503", "reset_before", "reset_after", "lost_reply", "slow", "torn"])
-def test_every_function_lives_through_a_fault(
-    fault_proxy: FaultProxy, s3_bucket: str, tmp_path: Path, fault: str
-) -> None:
+def test_every_function_survives_a_fault(fault_proxy: FaultProxy, s3_bucket: str, tmp_path: Path, fault: str) -> None:
     fault_proxy.slow_s = 0.05
     (tmp_path / "local").write_bytes(b"new")
     for name, (method, function, expected) in FUNCTIONS.items():
@@ -128,7 +126,7 @@ def test_an_error_after_the_last_try_names_file_operation_and_tries(
     fault_proxy.rule("503", times=3)
     with pytest.raises(OSError, match=rf"{uri}: put_object was tried 3 times: SlowDown"):
         storage.write_bytes(uri, b"content")
-    fault_proxy.rule("reset_before", "GET", times=6)  # aiohttp asks once more by itself on a connection it knows
+    fault_proxy.rule("reset_before", "GET", times=6)  # aiohttp itself retries once on a connection it knows
     with pytest.raises(OSError, match=rf"{uri}: get_object was tried 3 times: .*[Cc]onnection"):
         storage.read_bytes(uri)
     with pytest.raises(FileNotFoundError, match=f"{uri}: get_object was tried once: NoSuchKey"):
@@ -153,7 +151,7 @@ def test_a_patient_process_waits_for_a_store_that_is_away_and_says_so(
     assert "put_object was tried 8 times: SlowDown" in capsys.readouterr().err
 
 
-def test_an_empty_reply_is_believed_only_of_an_empty_file(fault_proxy: FaultProxy, s3_bucket: str) -> None:
+def test_an_empty_reply_is_accepted_only_for_an_empty_file(fault_proxy: FaultProxy, s3_bucket: str) -> None:
     root = storage.join(s3_bucket, uuid.uuid4().hex)
     for content, tries in ((b"content", 2), (b"", 1)):
         storage.write_bytes(f"{root}/a", content)
@@ -192,7 +190,7 @@ def test_a_store_without_conditional_create_is_refused_with_the_way_out(
     ("503", "POST", "uploads"), ("503", "PUT", "partNumber=2"), ("reset_after", "PUT", "partNumber=1"),
     ("lost_reply", "POST", "uploadId="), ("reset_before", "POST", "uploadId="),
 ])  # fmt: skip
-def test_a_large_file_goes_up_in_parts_and_lives_through_a_fault(
+def test_a_large_file_is_uploaded_in_parts_and_survives_a_fault(
     fault_proxy: FaultProxy, s3_bucket: str, tmp_path: Path, small_parts: None, fault: str, method: str, path: str
 ) -> None:
     root, data = storage.join(s3_bucket, uuid.uuid4().hex), os.urandom(12 << 20)
@@ -207,7 +205,7 @@ def test_a_large_file_goes_up_in_parts_and_lives_through_a_fault(
 
 
 @pytest.mark.s3
-def test_an_upload_that_was_completed_by_a_request_whose_reply_was_lost_is_known_again(
+def test_an_upload_whose_completion_lost_its_reply_counts_as_completed(
     fault_proxy: FaultProxy, s3_bucket: str, small_parts: None
 ) -> None:
     root, data = storage.join(s3_bucket, uuid.uuid4().hex), os.urandom(6 << 20)

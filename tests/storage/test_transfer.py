@@ -1,11 +1,11 @@
-"""A directory that is uploaded comes back as it was."""
+"""An uploaded directory comes back unchanged."""
 
 from pathlib import Path
 
 from humpback_ray import storage
 
 
-def test_a_directory_travels_there_and_back(root: str, tmp_path: Path) -> None:
+def test_an_uploaded_directory_comes_back_unchanged(root: str, tmp_path: Path) -> None:
     source = tmp_path / "model"
     (source / "deep").mkdir(parents=True)
     (source / "config.json").write_text("{}")

@@ -134,7 +134,7 @@ def test_training_does_not_use_cudnn_attention() -> None:
 
 
 def test_flash_attention_without_a_gpu_is_refused() -> None:
-    with pytest.raises(ValueError, match="gpus_per_worker 0"):
+    with pytest.raises(ValueError, match="gpus_per_worker is 0"):
         TrainPlacement(attention="flash_attention_2")
 
 

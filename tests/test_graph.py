@@ -43,7 +43,7 @@ def test_stages_stand_in_the_order_of_the_run() -> None:
         "evaluation/prompts", "evaluation/m0", "evaluation/m1", "evaluation/m2",
     ]  # fmt: skip
     assert graph_of().until("corpus") == names[:4]
-    with pytest.raises(ConfigError, match=r"round-2/rewritten is no stage of this run; its stages are sample/web, "):
+    with pytest.raises(ConfigError, match=r"round-2/rewritten is not a stage of this run; its stages are sample/web, "):
         graph_of().until("round-2/rewritten")
     assert [name for name in stage_names(2) if name in names] == names, "the order is the same whatever is there"
 
@@ -70,7 +70,7 @@ def test_what_a_configuration_changes_in_what_is_read() -> None:
         "rewrite.model=it", "curate.recipe.scorer={kind: rubric, rater: base}", "curate.recipe.canaries=false",
     ).nodes  # fmt: skip
     assert changed["models/m2"].reads == ("round-2/tokens",)
-    assert changed["round-2/scores"].reads == ("candidates",), "the base model is no stage"
+    assert changed["round-2/scores"].reads == ("candidates",), "the base model is not a stage"
     assert changed["round-2/tokens"].ids_of == "round-2/rewritten"
     assert changed["seed"].reads == ()
     assert not {"sample/base", "canaries", "round-1/canary-scores"} & changed.keys()
@@ -101,7 +101,7 @@ def test_cheap_scores_of_a_chain_are_made_each_round_or_by_the_base_model_once()
 
 
 def test_a_reused_stage_must_be_one() -> None:
-    with pytest.raises(ConfigError, match=r"reuse names round-3/scores, which is no stage; the stages are sample/web"):
+    with pytest.raises(ConfigError, match=r"reuse names round-3/scores, which is not a stage; the stages are sample/web"):
         graph_of("reuse={round-3/scores: there}")
 
 
@@ -180,5 +180,5 @@ def test_a_stage_sees_only_what_the_graph_says_it_reads(
     run = Run(load(RunConfig, DEMO, [f"root={tmp_path}/run"]))
     web = Stage(run.at("sample/web"), {}, {}).leased(lambda attempt: attempt.describe([], {}))
     context = StageContext(run, run.graph.nodes["shouted"], {"seed": web, "sample/web": web})
-    with pytest.raises(KeyError, match=r"shouted reads no sample/web; graph\.py says what it reads"):
+    with pytest.raises(KeyError, match=r"shouted does not read sample/web; graph\.py says what it reads"):
         context["sample/web"]

@@ -47,7 +47,7 @@ def test_recipes_hold_neither_placements_nor_locations(tmp_path: Path) -> None:
 
 def test_an_unfinished_stage_cannot_be_reused(tmp_path: Path) -> None:
     (tmp_path / "other/corpus").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"reuse\.corpus: .* is no finished stage"):
+    with pytest.raises(ConfigError, match=r"reuse\.corpus: .* is not a finished stage"):
         run(tmp_path / "mine", f"reuse.corpus={tmp_path}/other/corpus")
 
 

@@ -62,9 +62,9 @@ UNUSABLE: dict[tuple[str, ...], str] = {
         "error: train.placement.workers is 'many', but it takes a plain whole number or a list"
     ),
     ("pipeline", DEMO, "sample=null"): (
-        "error: base_model is not set, and there is no `sample` section to take it from"
+        "error: base_model is not set, and no `sample` section is set to take it from"
     ),
-    ("pipeline", DEMO, "reuse.corpus=/nowhere"): "error: reuse.corpus: /nowhere is no finished stage",
+    ("pipeline", DEMO, "reuse.corpus=/nowhere"): "error: reuse.corpus: /nowhere is not a finished stage",
     ("pipeline", DEMO, "root=/proc/nowhere"): "error: cannot write to /proc/nowhere",
     ("pipeline", DEMO, "curate.placement.max_replicas=0"): "error: curate.placement.max_replicas",
     ("pipeline", DEMO, "corpus.recipe.inputs=[{at}/page.pdf]"): ("error: no reader takes {at}/page.pdf"),
@@ -79,7 +79,7 @@ UNUSABLE: dict[tuple[str, ...], str] = {
     ("curate", DEMO, "curate.recipe.rounds=[{threshold: 6}]"): (
         "error: curate.recipe: round 1 keeps scores >= 6, but the scores of rubric go from 1 to 5"
     ),
-    ("train", DEMO, "model=m7"): "error: models/m7 is no stage of this run",
+    ("train", DEMO, "model=m7"): "error: models/m7 is not a stage of this run",
 }
 """What is unusable, and how the only line begins that is said of it."""
 

@@ -168,7 +168,7 @@ def test_the_log_is_followed_and_the_exit_code_is_the_runs(config: Path, head: H
     }
     said = {name: process.communicate(timeout=180)[0] for name, process in runs.items()}
     assert {name: process.returncode for name, process in runs.items()} == {"refused": 2, "taken": 2}, said
-    assert "error: reuse.corpus: /nowhere is no finished stage" in said["refused"]
+    assert "error: reuse.corpus: /nowhere is not a finished stage" in said["refused"]
     (identifier,) = {word for word in said["refused"].split() if word.startswith("mine-20")} & {
         job["submission_id"] for job in head.ask("/api/jobs/")
     }

@@ -85,7 +85,7 @@ def test_what_is_no_model_and_a_directory_in_use_are_refused(
     (tmp_path / "used" / "model.safetensors").write_bytes(b"other")
     refused = {
         (str(seed), str(tmp_path / "out")): "is the stage seed, which makes no model",
-        (str(tmp_path / "run"), str(tmp_path / "out")): "is no finished stage",
+        (str(tmp_path / "run"), str(tmp_path / "out")): "is not a finished stage",
         (str(model), str(tmp_path / "used")): "holds model.safetensors, which is no file of",
     }
     for arguments, said in refused.items():

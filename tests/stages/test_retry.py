@@ -112,7 +112,7 @@ def test_once_a_later_stage_has_read_it_a_stage_stays_as_it_is(
     source: Manifest, lossy: Manifest, tmp_path: Path
 ) -> None:
     Stage(Place("corpus", str(tmp_path / "corpus"), "first"), {}, {"from": lossy}, PAIR)
-    with pytest.raises(ConfigError, match=r"seed of .* was read by corpus, so it stays as it is"):
+    with pytest.raises(ConfigError, match=r"seed of .* was read by corpus, so it cannot change"):
         again(tmp_path, source, {})
     assert read_manifest(lossy.uri) == lossy
 

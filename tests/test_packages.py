@@ -73,7 +73,7 @@ def test_a_library_that_is_not_installed_is_said_before_the_first_stage(
     assert said.count("\n") == 1
     assert key in said
     assert command in said
-    assert not (tmp_path / "run").exists(), "nothing was begun"
+    assert not (tmp_path / "run").exists(), "nothing was started"
 
 
 def keys(*overrides: str, stages: Sequence[str] | None = None) -> set[tuple[str, str]]:

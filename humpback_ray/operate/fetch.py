@@ -48,7 +48,7 @@ def model_of(uri: str) -> Manifest:
     """
     manifest = read_manifest(uri)
     if manifest is None:
-        raise ConfigError(f"{uri} is no finished stage (it has no manifest.json); a model's is <root>/models/<name>")
+        raise ConfigError(f"{uri} is not a finished stage (it has no manifest.json); a model's is <root>/models/<name>")
     if not isinstance(manifest.extra.get("model"), str):
         raise ConfigError(f"{uri} is the stage {manifest.stage}, which makes no model; name one of <root>/models")
     return manifest

@@ -109,7 +109,7 @@ def survey(root: str, older_than_s: float) -> Survey:
         ConfigError: there is no run.
     """
     if not storage.exists(storage.join(root, "run.json")):
-        raise ConfigError(f"{root} is no run: it has no run.json")
+        raise ConfigError(f"{root} is not a run: it has no run.json")
     files = storage.listing(root, follow=False)
     files += [_Upload(upload.name, 0, upload.begun, upload.upload_id) for upload in storage.unfinished_uploads(root)]
     now = time.time()

@@ -116,7 +116,7 @@ class Limits:
             if limit is not None and taken >= limit:
                 return (
                     f"{self.run.root}: the run has taken {hours:.3g} hours and ${dollars:,.2f} by the prices of `plan` "
-                    f"and {field} is {limit:g}; the same command with a higher {field} goes on from here"
+                    f"and {field} is {limit:g}; the same command with a higher {field} resumes from here"
                 )
         return ""
 

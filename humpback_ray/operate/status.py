@@ -94,7 +94,7 @@ def status(root: str) -> RunStatus:
         ConfigError: there is no run.
     """
     if not storage.exists(storage.join(root, "run.json")):
-        raise ConfigError(f"{root} is no run: it has no run.json")
+        raise ConfigError(f"{root} is not a run: it has no run.json")
     submitted = submissions(root)
     latest, how = submitted[-1] if submitted else (None, {})
     finished = finished_stages(root, submitted)

@@ -68,7 +68,7 @@ def verify(root: str, unproven: list[str] | None = None) -> Iterator[str]:
     """
     run = storage.join(root, "run.json")
     if not storage.exists(run):
-        raise Difference(f"{root} is no run: it has no run.json")
+        raise Difference(f"{root} is not a run: it has no run.json")
     with Verifier.opened([] if unproven is None else unproven) as verifier:
         for name in stages_there(root):
             uri = storage.join(root, name)

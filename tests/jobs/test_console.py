@@ -61,9 +61,7 @@ UNUSABLE: dict[tuple[str, ...], str] = {
     ("pipeline", DEMO, "train.placement.workers=many"): (
         "error: train.placement.workers is 'many', but it takes a plain whole number or a list"
     ),
-    ("pipeline", DEMO, "sample=null"): (
-        "error: base_model is not set, and no `sample` section is set to take it from"
-    ),
+    ("pipeline", DEMO, "sample=null"): ("error: base_model is not set, and no `sample` section is set to take it from"),
     ("pipeline", DEMO, "reuse.corpus=/nowhere"): "error: reuse.corpus: /nowhere is not a finished stage",
     ("pipeline", DEMO, "root=/proc/nowhere"): "error: cannot write to /proc/nowhere",
     ("pipeline", DEMO, "curate.placement.max_replicas=0"): "error: curate.placement.max_replicas",
@@ -75,7 +73,7 @@ UNUSABLE: dict[tuple[str, ...], str] = {
     ("curate", DEMO, SINGLE, "curate.recipe.rounds=[{threshold: 4.5}]"): (
         "error: curate.recipe: round 1 keeps scores >= 4.5 but rates each pair once"
     ),
-    ("curate", DEMO, "--compare", "round=7"): "error: round is '7', this run has the rounds 1 to 2",
+    ("curate", DEMO, "--compare", "round=7"): "error: round is '7'; this run has rounds 1 to 2",
     ("curate", DEMO, "curate.recipe.rounds=[{threshold: 6}]"): (
         "error: curate.recipe: round 1 keeps scores >= 6, but the scores of rubric go from 1 to 5"
     ),
@@ -141,24 +139,24 @@ IN_HASH = (  # `system` ignores SIGINT; the word comes from a thread, once the m
     "hashlib.pbkdf2_hmac('sha256', b'x', b'y', 10**9)"
 )
 KNOWN, HANGS = "lambda: '5 of 24 shards'", "lambda: time.sleep(60)"
-GOES_ON = "the same command goes on from here"
+RESUMES = "the same command resumes from here"
 
 
 TOLD: dict[str, tuple[int, str, str, int, list[str]]] = {
-    "SIGTERM": (signal.SIGTERM, WAITS, KNOWN, 143, ["given back", f"terminated; 5 of 24 shards; {GOES_ON}"]),
-    "Ctrl-C": (signal.SIGINT, WAITS, KNOWN, 130, ["given back", f"interrupted; 5 of 24 shards; {GOES_ON}"]),
-    "the main thread hangs": (signal.SIGTERM, IN_C, KNOWN, 143, [f"terminated; 5 of 24 shards; {GOES_ON}"]),
+    "SIGTERM": (signal.SIGTERM, WAITS, KNOWN, 143, ["given back", f"terminated; 5 of 24 shards; {RESUMES}"]),
+    "Ctrl-C": (signal.SIGINT, WAITS, KNOWN, 130, ["given back", f"interrupted; 5 of 24 shards; {RESUMES}"]),
+    "the main thread hangs": (signal.SIGTERM, IN_C, KNOWN, 143, [f"terminated; 5 of 24 shards; {RESUMES}"]),
     "storage hangs": (
-        signal.SIGTERM, WAITS, HANGS, 143, ["given back", f"terminated; what is committed stays; {GOES_ON}"]
+        signal.SIGTERM, WAITS, HANGS, 143, ["given back", f"terminated; committed work stays; {RESUMES}"]
     ),
-    "SIGHUP": (signal.SIGHUP, WAITS, KNOWN, 129, ["given back", f"terminated; 5 of 24 shards; {GOES_ON}"]),
+    "SIGHUP": (signal.SIGHUP, WAITS, KNOWN, 129, ["given back", f"terminated; 5 of 24 shards; {RESUMES}"]),
     "Ctrl-C, and storage hangs": (
-        signal.SIGINT, WAITS, HANGS, 130, ["given back", f"interrupted; what is committed stays; {GOES_ON}"]
+        signal.SIGINT, WAITS, HANGS, 130, ["given back", f"interrupted; committed work stays; {RESUMES}"]
     ),
     "Ctrl-C, and the main thread hangs": (
-        signal.SIGINT, IN_HASH, HANGS, 130, [f"interrupted; what is committed stays; {GOES_ON}"]
+        signal.SIGINT, IN_HASH, HANGS, 130, [f"interrupted; committed work stays; {RESUMES}"]
     ),
-    "both hang": (signal.SIGTERM, IN_C, HANGS, 143, [f"terminated; what is committed stays; {GOES_ON}"]),
+    "both hang": (signal.SIGTERM, IN_C, HANGS, 143, [f"terminated; committed work stays; {RESUMES}"]),
 }  # fmt: skip
 """The signal, what the job is at, what it knows of its state; its exit code and its last lines."""
 
@@ -220,7 +218,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_run_is_one_line(tmp_path: Path, 
     uri = str(tmp_path / "manifest.json")
     script = FULL.format(call=call).replace("uri", repr(uri))
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    left = f"; candidates has 5 of 24 shards committed; {GOES_ON}"
+    left = f"; candidates has 5 of 24 shards committed; {RESUMES}"
     assert (done.returncode, done.stdout, done.stderr) == (1, said.format(uri=uri) + left + "\n", "")
 
 

@@ -51,7 +51,7 @@ DEAD = "127.0.0.1:{dead}"
 CASES = {
     "a driver, a port where nobody is": Case("right", "pipeline", DEAD, "no Ray answers at " + DEAD),
     "a driver, a name that nobody has": Case("right", "pipeline", "nobody.invalid:6379", "cannot be looked up"),
-    "a driver, a dashboard": Case("right", "pipeline", "{api}", "a dashboard, and a driver joins HOST:6379"),
+    "a driver, a dashboard": Case("right", "pipeline", "{api}", "a dashboard, but a driver joins HOST:6379"),
     "a driver, a dashboard's port": Case("right", "pipeline", "{api_port}", "no Ray answers at {api_port}"),
     "a driver, the Ray client": Case("right", "pipeline", "ray://127.0.0.1:10001", "python -m jobs.submit --address"),
     "a driver, no address at all": Case("right", "pipeline", "localhost", "which is not HOST:PORT"),
@@ -59,12 +59,12 @@ CASES = {
     "a driver, no token": Case("without", "pipeline", "{gcs}", "export RAY_AUTH_MODE=token"),
     "submit, a port where nobody is": Case("right", "submit", "http://" + DEAD, "no Ray answers at http://" + DEAD),
     "submit, a GCS": Case("right", "submit", "{gcs}", "but jobs are submitted to a dashboard: http://HOST:8265"),
-    "submit, a GCS as a dashboard": Case("right", "submit", "http://{gcs}", "not as Ray's dashboard does"),
+    "submit, a GCS as a dashboard": Case("right", "submit", "http://{gcs}", "not like Ray's dashboard"),
     "submit, another token": Case("wrong", "submit", "{api}", "refuses our token; export RAY_AUTH_MODE=token"),
-    "submit, no token": Case("without", "submit", "{api}", "asks for a token, and we sent none"),
+    "submit, no token": Case("without", "submit", "{api}", "asks for a token, but none was sent"),
     "submit, an unknown key": Case("right", "submit", "{api}", "did you mean augment?", ["augmnt.placement.x=1"]),
     "submit, an odd id": Case("right", "submit", "{api}", "it takes letters, digits", ["--submission-id", "a b"]),
-    "submit, a configuration elsewhere": Case("right", "submit", "{api}", "lies outside of", ["--working-dir", "jobs"]),
+    "submit, a configuration elsewhere": Case("right", "submit", "{api}", "is outside of", ["--working-dir", "jobs"]),
 }
 
 
@@ -110,7 +110,7 @@ def test_what_cannot_work_is_one_line_and_exit_code_2_within_seconds(
     assert words.count("\n") == 1
     assert said in words
     assert seconds < 30
-    assert not root.exists(), "nothing was begun"
+    assert not root.exists(), "nothing was started"
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_the_log_is_followed_and_the_exit_code_is_the_runs(config: Path, head: H
         job["submission_id"] for job in head.ask("/api/jobs/")
     }
     assert head.job(identifier)["driver_exit_code"] == 2
-    assert "did not take taken: a submission of this id exists already" in said["taken"]
+    assert "did not accept taken: a submission with this id already exists" in said["taken"]
     assert "Traceback" not in "".join(said.values())
 
 
@@ -201,8 +201,8 @@ def test_exit_codes_for_a_person_stop_the_job_where_a_retry_would_cost(config: P
     assert job["status"] == "STOPPED", job
     said = head.logs("for-a-person")
     assert "error: unknown key augment.recipe.engin; did you mean augment.recipe.engine?" in said
-    assert "exit code 2 is for a person: for-a-person stops itself" in said
-    assert "goes on from here" not in said
+    assert "exit code 2 needs a person: for-a-person stops itself" in said
+    assert "resumes from here" not in said
 
 
 @pytest.mark.slow
@@ -217,7 +217,7 @@ def test_who_stops_following_leaves_the_run_alone_and_a_stopped_run_is_143(
         first.send_signal(2)
         said = first.communicate(timeout=30)[0]
         assert first.returncode == 130, said
-        assert "no longer following; the run goes on: ray job logs -f followed" in said
+        assert "no longer following; the run continues: ray job logs -f followed" in said
         assert head.job("followed")["status"] == "RUNNING"
         head.stop("followed")
         head.finish("followed")

@@ -67,8 +67,8 @@ def test_gc_shows_what_it_would_delete_deletes_it_when_told_to_and_verify_passes
     loser = root / "seed/data/all.2-abcdef/000000.parquet"
     ((code, out),) = jobs(("gc", str(root)))
     assert code == 0, out
-    assert "unknown, left alone: 1 files, first: notes [bold].txt" in out
-    assert "may go (--delete deletes): 1 files, 5 bytes" in out
+    assert "unknown files, left alone: 1; first: notes [bold].txt" in out
+    assert "not needed (--delete deletes them): 1 files, 5 bytes" in out
     assert loser.exists()
     (code, out), (verified, proof) = jobs(("gc", str(root), "--delete"), ("verify", str(root)))
     assert code == 0, out
@@ -83,6 +83,6 @@ def test_what_is_unusable_is_one_line_and_exit_code_2(root: Path, tmp_path: Path
     nowhere.mkdir()
     commands = (("status", str(nowhere)), ("gc", str(nowhere)), ("gc", str(root), "--delete", "--older-than-hours=0.5"))
     *no_run, (code, out) = jobs(*commands)
-    assert no_run == [(2, f"error: {nowhere} is no run: it has no run.json")] * 2
+    assert no_run == [(2, f"error: {nowhere} is not a run: it has no run.json")] * 2
     assert code == 2
     assert out.startswith("error: --older-than-hours is 0.5")

@@ -71,7 +71,7 @@ def test_a_stopped_job_says_what_is_left_and_another_submission_goes_on(
     assert prepared.commits(stage) == BEFORE
     said = [line for line in head.logs("stopped").splitlines() if line.startswith("terminated; candidates has ")]
     assert len(said) == 1, head.logs("stopped")
-    assert f" {BEFORE} of {SHARDS} shards committed; the same command goes on from here" in said[0]
+    assert f" {BEFORE} of {SHARDS} shards committed; the same command resumes from here" in said[0]
     head.submit(" ".join(command), "again")
     assert head.finish("again")["status"] == "SUCCEEDED", head.logs("again")
     assert prepared.fates(stage) == undisturbed

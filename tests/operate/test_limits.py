@@ -72,7 +72,7 @@ def test_a_run_within_its_limits_is_left_alone_and_what_it_took_is_written_down(
 def test_hours_add_up_over_submissions_and_stop_the_second_one_in_the_middle(tmp_path: Path, clock: Clock) -> None:
     limit = "max_hours=1.25"
     work(run(tmp_path, limit), 0.5, clock)
-    with pytest.raises(LimitReached, match=r"max_hours is 1.25; .* higher max_hours goes on .*models/m0"):
+    with pytest.raises(LimitReached, match=r"max_hours is 1.25; .* higher max_hours resumes .*models/m0"):
         work(run(tmp_path, limit), LONG, clock)
     assert clock.hours < LONG
     with pytest.raises(LimitReached, match="max_hours"):
@@ -109,7 +109,7 @@ def test_a_job_that_reached_a_limit_says_so_in_a_line_and_exits_4(
         signal.set_wakeup_fd(-1)
     said = " ".join(capsys.readouterr().out.split())
     assert said.startswith("stopped: ")
-    assert "goes on from here; models/m0 is not done" in said
+    assert "resumes from here; models/m0 is not done" in said
 
 
 def test_every_stage_of_a_run_has_a_placement_that_is_paid_for(tmp_path: Path) -> None:

@@ -245,5 +245,5 @@ def test_the_stages_are_those_that_the_configuration_leads_to(
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no run"):
+    with pytest.raises(ConfigError, match="is not a run"):
         status(str(tmp_path))

@@ -133,7 +133,7 @@ def test_a_lost_document_is_named(root: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(Difference, match="is no run"):
+    with pytest.raises(Difference, match="is not a run"):
         list(verify(str(tmp_path)))
 
 

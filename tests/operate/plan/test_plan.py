@@ -112,7 +112,7 @@ def test_the_job_answers_at_once_in_words_and_as_json(tmp_path: Path) -> None:
     code, said = job()
     assert time.monotonic() - began < 20
     assert code == 0, said
-    for words in ("65,285,660,672 parameters", "optimizer", "fits", "sensible", "together", "no pilot", "Assumed"):
+    for words in ("65,285,660,672 parameters", "optimizer", "fits", "sensible", "total", "no pilot", "Assumed"):
         assert words in said
     code, said = job("train.placement.workers=8", "--json")
     assert code == 1, "does not fit"

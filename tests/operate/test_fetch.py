@@ -43,11 +43,11 @@ def test_a_model_is_copied_whole_and_a_second_time_nothing_is(
     assert held(target) == FILES
     assert f"serve it: vllm serve {target}" in capsys.readouterr().out
     assert main([str(model), target]) == 0
-    assert capsys.readouterr().out.count("was there") == len(FILES)
+    assert capsys.readouterr().out.count("already there") == len(FILES)
     Path(target, "config.json").write_bytes(b"[]")
     assert main([str(model), target]) == 0
     assert held(target) == FILES
-    assert capsys.readouterr().out.count("was there") == len(FILES) - 1
+    assert capsys.readouterr().out.count("already there") == len(FILES) - 1
 
 
 @pytest.mark.s3
@@ -84,9 +84,9 @@ def test_what_is_no_model_and_a_directory_in_use_are_refused(
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "model.safetensors").write_bytes(b"other")
     refused = {
-        (str(seed), str(tmp_path / "out")): "is the stage seed, which makes no model",
+        (str(seed), str(tmp_path / "out")): "is the stage seed, which does not make a model",
         (str(tmp_path / "run"), str(tmp_path / "out")): "is not a finished stage",
-        (str(model), str(tmp_path / "used")): "holds model.safetensors, which is no file of",
+        (str(model), str(tmp_path / "used")): "holds model.safetensors, which is not a file of",
     }
     for arguments, said in refused.items():
         assert main([*arguments]) == 2
@@ -103,7 +103,7 @@ def test_weights_of_another_model_are_not_replaced(
     weights.write_bytes(b"v" * 5000)
     (target / "config.json").unlink()
     assert main([str(model), str(target)]) == 2
-    assert "holds other weights than" in capsys.readouterr().out
+    assert "is damaged or another model's" in capsys.readouterr().out
     assert weights.read_bytes() == b"v" * 5000
     assert not (target / "config.json").exists()
 

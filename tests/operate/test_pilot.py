@@ -77,7 +77,7 @@ def test_a_pilot_lies_beside_the_run_takes_few_steps_and_forgives_models_that_le
 
 
 def test_a_pilot_of_a_finished_corpus_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"reuse\.corpus is a stage that is finished; leave it out"):
+    with pytest.raises(ConfigError, match=r"reuse\.corpus is a finished stage; remove it from reuse"):
         as_pilot(load(RunConfig, DEMO, ["pilot=0.1", "reuse.corpus=/elsewhere/corpus"]))
 
 

@@ -139,7 +139,7 @@ def test_a_folder_that_is_no_run_is_said_so(tmp_path: Path) -> None:
 
 def test_a_stage_whose_source_is_gone_is_not_passed_over(root: Path) -> None:
     shutil.rmtree(root / "corpus")
-    with pytest.raises(Difference, match=r"candidates was made from corpus at .*root/corpus, which is not here"):
+    with pytest.raises(Difference, match=r"candidates was made from corpus at .*root/corpus, which is missing"):
         list(verify(str(root)))
 
 
@@ -226,7 +226,7 @@ def test_an_input_file_that_changed_is_a_difference_and_one_that_is_gone_is_said
     inputs["1.jsonl"].rename(tmp_path / "kept")
     assert "each of 22 documents" in next(verify(str(root), unproven))
     assert len(unproven) == 1
-    assert "segments: 1 of 2 input files are not there" in unproven[0]
+    assert "segments: 1 of 2 input files are missing" in unproven[0]
     assert main([str(root)]) == 5
     (tmp_path / "kept").rename(inputs["1.jsonl"])
     assert main([str(root)]) == 0

@@ -64,9 +64,9 @@ def test_what_the_configuration_leaves_out_is_not_planned() -> None:
 def test_what_does_not_fit_is_said_with_both_numbers_and_the_way_out() -> None:
     cramped = load(RunConfig, LARGE, ["train.placement.workers=8", "curate.placement.gpus_per_replica=1"])
     train, curate = plan_run(cramped.model_copy(update={"augment": load(RunConfig, LARGE).augment})).problems[:2]
-    assert "a worker of 8 x H100-80G needs" in train
-    assert "usable are 78.0 GB" in train
-    assert "32 workers would do" in train
+    assert "each of 8 workers on H100-80G needs" in train
+    assert "; 78.0 GB and " in train
+    assert "32 workers would fit" in train
     assert "gpus_per_replica" in curate
 
 

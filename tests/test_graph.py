@@ -101,7 +101,9 @@ def test_cheap_scores_of_a_chain_are_made_each_round_or_by_the_base_model_once()
 
 
 def test_a_reused_stage_must_be_one() -> None:
-    with pytest.raises(ConfigError, match=r"reuse names round-3/scores, which is not a stage; the stages are sample/web"):
+    with pytest.raises(
+        ConfigError, match=r"reuse names round-3/scores, which is not a stage; the stages are sample/web"
+    ):
         graph_of("reuse={round-3/scores: there}")
 
 

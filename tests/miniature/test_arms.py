@@ -282,7 +282,7 @@ def test_seeds_are_drawn_once_and_stay(tmp_path: Path) -> None:
     assert miniature.draw_seeds(str(tmp_path / "a"), "5") == drawn
     assert miniature.draw_seeds(str(tmp_path / "b"), "5") != drawn
     assert miniature.draw_seeds(str(tmp_path / "c"), "[4, 2]") == [4, 2]
-    with pytest.raises(ConfigError, match=r"begun with the seeds \[4, 2\], not 3"):
+    with pytest.raises(ConfigError, match=r"started with the seeds \[4, 2\], not 3"):
         miniature.draw_seeds(str(tmp_path / "c"), "3")
     for wrong in ("many", "0", "[]"):
         with pytest.raises(ConfigError, match="number of seeds"):

@@ -161,7 +161,7 @@ def test_a_damaged_count_is_named_with_what_to_do_and_other_names_are_left_alone
         storage.write_bytes(f"{tmp_path}/spent/{name}", b"\0")
     assert spent(str(tmp_path)) == (0.0, 0.0)
     storage.write_bytes(f"{tmp_path}/spent/cut.json", b'{"hours": 1')
-    with pytest.raises(ConfigError, match=r"spent/cut\.json is damaged .* delete it"):
+    with pytest.raises(ConfigError, match=r"spent/cut\.json is damaged .* delete the file"):
         Limits(opened)
 
 
@@ -203,7 +203,10 @@ def driver(root: Path, work: str) -> "subprocess.Popen[str]":
 
 
 def test_a_main_thread_that_waits_for_a_lock_is_stopped_and_a_deaf_one_is_terminated(tmp_path: Path) -> None:
-    both: Sequence[tuple[str, int, str]] = (("lock", 4, "stopped"), ("deaf", -signal.SIGTERM, "did not end within 1 s"))
+    both: Sequence[tuple[str, int, str]] = (
+        ("lock", 4, "stopped"),
+        ("deaf", -signal.SIGTERM, "did not stop within"),
+    )
     running = [driver(tmp_path / name, WAIT if name == "lock" else DEAF) for name, _, _ in both]
     try:
         for process, (name, code, words) in zip(running, both, strict=True):

@@ -59,7 +59,7 @@ def test_fields_without_a_form_contaminated_rows_and_empty_outputs_are_counted(t
     assert notes["seed"] == "fields of records without a pair: (title, body) in 2"
     assert notes["evaluation/m0"] == "2 prompts have an empty output"
     said = " ".join(summary.sentences(run.manifests, [], []))
-    assert "1 rows of seed and 0 rows of candidates hold a prompt of an evaluation and were dropped" in said
+    assert "1 rows of seed and 0 rows of candidates contain an evaluation prompt and were dropped" in said
 
 
 @given(st.lists(st.integers(0, 100_000), min_size=2))
@@ -134,7 +134,7 @@ def test_scores_of_any_scale_are_each_in_one_bin_and_failed_replies_are_counted_
     assert (found.replies, found.failed_first, found.failed_last) == (8, 4, 5)
     assert (found.pairs, found.passed_over, found.failed_share) == (4, 1, 0.25)
     said = failure_sentence(found)
-    assert "4 of 8 replies had no score, 5 after those were asked for once more; 1 of 4 pairs stayed unrated" in said
+    assert "4 of 8 replies had no score, 5 after the retry; 1 of 4 pairs stayed unrated" in said
     assert "1 more were not passed on" in said
     assert "62.5% of the samples have no score" in said
     assert "5 (62.5%) after the retry" in report(made.manifests).replace("\n", "")

@@ -40,7 +40,7 @@ def test_a_healthy_run_is_not_warned_about() -> None:
             "10.2% of the samples had no score after the retry (30 of 294)",
         ),
         (replace(GOOD, kept=0), "kept nothing"),
-        (replace(GOOD, kept=97), "kept 99% of what it rated"),
+        (replace(GOOD, kept=97), "kept 99% of the pairs that it rated"),
     ],
 )
 def test_ratings_that_cannot_be_trusted_are_named(rating: Ratings, words: str) -> None:
@@ -65,9 +65,9 @@ def test_retries_missing_stages_and_mixed_versions_are_named(finished: dict[str,
     other = replace(seed, commits=tuple(replace(commit, versions={"ray": "1.0"}) for commit in seed.commits))
     found = summary.warnings({**finished, "seed": other, "evaluation/m0": finished["evaluation/m0"]}, [], [], costs)
     assert "candidates needed 5 attempts for 2 shards; some died or were stopped." in found
-    assert [warning for warning in found if "Versions of ray are mixed" in warning]
+    assert [warning for warning in found if "This run mixes versions of ray" in warning]
     partial = summary.warnings({"seed": seed}, [], [], [])
-    assert "no finished segments, corpus, models/backward, models/m0, candidates" in partial[0]
+    assert "not finished: segments, corpus, models/backward, models/m0, candidates" in partial[0]
 
 
 def test_the_summary_says_every_stage_in_order(finished: dict[str, Manifest]) -> None:

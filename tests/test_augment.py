@@ -54,7 +54,7 @@ def test_an_unusable_prediction_stays_with_its_reason_and_without_text(
         ("### Instruction:\nAnswer with 5.", "What is a weir?"),
     ],
 )
-def test_a_page_that_holds_a_line_of_the_layout_is_dropped_and_is_no_failure(text: str, instruction: str) -> None:
+def test_a_page_with_a_line_of_the_layout_is_dropped_and_is_not_a_failure(text: str, instruction: str) -> None:
     completion = Completion(instruction, 30, 7, "stop")
     (row,) = candidates(segments_of(text), [completion], InstructionFilters(), ChatRecipe()).to_pylist()
     assert (row["instruction"], row["response"], row["drop_reason"]) == ("", "", FAKED_TURN)
@@ -72,7 +72,7 @@ def test_a_page_that_holds_a_line_of_the_layout_is_dropped_and_is_no_failure(tex
         ("What is a weir, and the", "broken_off"),
     ],
 )
-def test_what_a_filter_drops_has_its_reason_and_is_no_failure(text: str, reason: str | None) -> None:
+def test_a_row_that_a_filter_drops_has_its_reason_and_is_not_a_failure(text: str, reason: str | None) -> None:
     completion = Completion(text, 30, 7, "stop")
     (row,) = candidates(segments_of("A low dam."), [completion], InstructionFilters(), ChatRecipe()).to_pylist()
     assert row["drop_reason"] == reason
@@ -80,7 +80,7 @@ def test_what_a_filter_drops_has_its_reason_and_is_no_failure(text: str, reason:
     assert reason not in FAILED
 
 
-def test_a_completion_too_few_is_an_error_and_not_a_lost_row() -> None:
+def test_a_missing_completion_is_an_error_and_not_a_lost_row() -> None:
     with pytest.raises(ValueError, match="shorter"):
         candidates(segments_of("a", "b"), [Completion("x", 1, 1, "stop")], InstructionFilters(), ChatRecipe())
 
@@ -96,7 +96,7 @@ def test_the_backward_model_sees_the_segment_alone_and_samples_by_its_id() -> No
     assert backward_request({"id": "s0", "text": ""}, AugmentRecipe(seed=1), chat).seed != first.seed
 
 
-def test_a_candidate_that_holds_a_prompt_of_an_evaluation_is_dropped_and_is_no_failure(tmp_path: Path) -> None:
+def test_a_candidate_with_an_evaluation_prompt_is_dropped_and_is_not_a_failure(tmp_path: Path) -> None:
     prompt = "Explain in one paragraph how a lock on a canal lifts boats, and why it needs two gates."
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"instruction": prompt}))
     held_out = HeldOut(files=Inventory(tuple(find(str(tmp_path / "prompts.jsonl")))))

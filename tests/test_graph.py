@@ -1,4 +1,4 @@
-"""The list of stages: its order, what of it a configuration leads to, and what it takes to add a stage."""
+"""The list of stages: its order, the stages that a configuration leads to, and the work to add a stage."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_stages_stand_in_the_order_of_the_run() -> None:
     assert [name for name in stage_names(2) if name in names] == names, "the order is the same whatever is there"
 
 
-def test_each_stage_reads_what_stands_above_it_and_is_made_by_the_pipeline() -> None:
+def test_each_stage_reads_stages_above_it_and_the_pipeline_makes_it() -> None:
     everything = graph_of("rewrite.model=there", "curate.recipe.scorer={kind: chained}")
     above: set[str] = set()
     for node in everything:
@@ -59,7 +59,7 @@ def test_each_stage_reads_what_stands_above_it_and_is_made_by_the_pipeline() -> 
     assert pipeline.METHOD.keys() == {kind.name for kind in graph.KINDS if not kind.apart}
 
 
-def test_what_a_configuration_changes_in_what_is_read() -> None:
+def test_how_a_configuration_changes_what_stages_read() -> None:
     plain = graph_of().nodes
     assert plain["models/m2"].reads == ("sample/base", "tokens/seed", "round-2/tokens")
     assert plain["round-2/scores"].reads == ("candidates", "models/m1")
@@ -77,7 +77,7 @@ def test_what_a_configuration_changes_in_what_is_read() -> None:
     assert "sample/web" in changed, "the corpus is still the sample's"
 
 
-def test_a_stage_on_demand_is_there_where_something_that_is_made_reads_it() -> None:
+def test_a_stage_on_demand_is_in_the_run_if_a_stage_to_make_reads_it() -> None:
     assert "segments" not in graph_of("reuse.corpus=there").nodes
     both = graph_of("reuse.corpus=there", "reuse.segments=there")
     assert [node.name for node in both.to_make()][:2] == ["sample/web", "seed"]
@@ -85,7 +85,7 @@ def test_a_stage_on_demand_is_there_where_something_that_is_made_reads_it() -> N
     assert "tokens/seed" in graph_of("reuse={models/m0: a, models/m1: b}").nodes, "m2 learns from it"
     late = graph_of("reuse={models/m0: a, models/backward: b}").until("models/m1")
     assert late[-3:] == ["tokens/seed", "round-1/tokens", "models/m1"]
-    assert late.index("candidates") < late.index("tokens/seed"), "what comes before its reader does not wait for it"
+    assert late.index("candidates") < late.index("tokens/seed"), "stages before its reader do not wait for it"
     assert "tokens/seed" not in graph_of("reuse={models/m0: a, models/m1: b, models/m2: c}").nodes
 
 
@@ -133,7 +133,7 @@ def make_shouted(seed: Manifest, place: Place) -> Manifest:
 
 @pytest.fixture
 def with_shouted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """... and the two places that know of it."""
+    """... and the two places that know about it."""
     kind = Kind("shouted", PAIR, "seed", ("seed",), "seed")
     after_seed = next(index for index, known in enumerate(graph.KINDS) if known.name == "seed") + 1
     monkeypatch.setattr(graph, "KINDS", (*graph.KINDS[:after_seed], kind, *graph.KINDS[after_seed:]))

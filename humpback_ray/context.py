@@ -1,4 +1,4 @@
-"""What the function that makes a stage is given: its place, its settings and the stages that it reads."""
+"""The argument of a function that makes a stage: its place, its settings and the stages that it reads."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ class StageContext:
     Args:
         run: the run.
         node: the stage.
-        made: the stages above it, by name; of these it sees those that the graph says it reads.
+        made: the stages above it, by name; it sees only those that the graph says it reads.
     """
 
     def __init__(self, run: Run, node: graph.Node, made: Mapping[str, Manifest]) -> None:
@@ -27,14 +27,14 @@ class StageContext:
         self.place, self.config, self.chat = run.at(node.name), run.config, run.config.chat
 
     def __getitem__(self, name: str) -> Manifest:
-        """Return a stage that is read, by its name in the graph."""
+        """Return a stage that this stage reads, by its name in the graph."""
         name = name.format(t=self.round)
         if name not in self.reads:
-            raise KeyError(f"{self.node.name} reads no {name}; graph.py says what it reads")
+            raise KeyError(f"{self.node.name} does not read {name}; graph.py says what it reads")
         return self.reads[name]
 
     def files(self, section: str) -> Inventory:
-        """Return a section's input files: the configuration's, or the sample's; none where there are neither."""
+        """Return a section's input files: the configuration's, else the sample's, else none."""
         if section in self.run.inputs:
             return self.run.inputs[section]
         if "sample/web" not in self.reads:
@@ -45,17 +45,17 @@ class StageContext:
     @property
     def sample(self) -> SampleConfig:
         """The settings of the embedded default."""
-        assert self.config.sample, "a stage of the sample is there only with its section; RunConfig sees to it"
+        assert self.config.sample, "a run has stages of the sample only with its section; RunConfig checks that"
         return self.config.sample
 
     @property
     def held_out(self) -> HeldOut:
-        """The prompts that no pair may hold."""
+        """The prompts that no pair may contain."""
         named = self.run.inputs.get("contamination")
         return HeldOut.of(self.config.contamination.recipe, self.files("evaluate"), named)
 
     def model(self, name: str) -> Model:
-        """Return a model that is read, by its name in the graph."""
+        """Return a model that this stage reads, by its name in the graph."""
         return Model.of(self[name])
 
     @property
@@ -65,14 +65,14 @@ class StageContext:
 
     @property
     def rater(self) -> Model:
-        """The model that rates: the one of the round before, or the base model."""
+        """The model that rates: the previous round's, or the base model."""
         read = [model for name, model in graph.models(self.reads).items() if name != "base"]
         return Model.of(read[0]) if read else self.base
 
     @property
     def rewriter(self) -> Model:
         """The model that rewrites."""
-        assert self.run.rewriter, "a stage that rewrites is there only with a model for it"
+        assert self.run.rewriter, "a run has a stage that rewrites only with a model for it"
         return self.run.rewriter
 
     @property
@@ -83,10 +83,10 @@ class StageContext:
 
     @property
     def pairs(self) -> Manifest:
-        """The stage whose ids each leave once."""
+        """The stage whose ids this stage must account for, each exactly once."""
         return self.reads[self.node.ids_of]
 
     @property
     def tokens(self) -> list[Manifest]:
-        """The token stages that are read."""
+        """The token stages that this stage reads."""
         return [stage for name, stage in self.reads.items() if self.run.graph.nodes[name].kind.writes is TOKENS]

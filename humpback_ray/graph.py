@@ -1,8 +1,9 @@
-"""Every stage of a run, once: what it makes of what, by which settings, when it is there.
+"""Every stage of a run, listed once: its inputs, its output, its settings, and when it is part of a run.
 
-`KINDS` is the list. In its names `{t}` is the number of a round, `{before}` the one before it, `{scorer}` a scorer that
-is compared; a stage's name is also its directory. A `Graph` is what one configuration makes of the list. What a stage
-computes is not here: pipeline.py binds each kind to its function, and what a stage reads there, it says here.
+`KINDS` is the list. In its names, `{t}` is the number of a round, `{before}` the number of the previous round, and
+`{scorer}` a scorer that is compared. A stage's name is also its directory. A `Graph` holds the stages that one
+configuration leads to. pipeline.py binds each kind to the function that makes it; that function can read only the
+stages that are declared here.
 """
 
 import functools
@@ -28,9 +29,9 @@ from humpback_ray.runconfig import RunConfig
 from humpback_ray.stages.proof import Again, Together
 
 Read = str | Callable[[RunConfig], str | None]
-"""The name of a stage that is read, or what names it for a configuration; None: nothing is."""
+"""The name of a stage to read, or a function that names it for a configuration; None: nothing is read."""
 MOST_ROUNDS = 9
-"""Rounds that are looked for when a root is searched for stages; a configuration has no more."""
+"""Most rounds of a configuration, and the number of rounds that a search for stages covers."""
 T = TypeVar("T")
 
 
@@ -42,28 +43,29 @@ class Kind:
     writes: pa.Schema | Literal["model", "files"]
     """The schema of its table; a model is a directory of files with `model` in the commit's `extra`."""
     section: str
-    """Of RunConfig: the settings by which it is made."""
+    """The section of RunConfig that holds its settings."""
     reads: tuple[Read, ...] = ()
-    """Stages; where one is not in the run, files from outside stand in its place."""
+    """The stages that it reads; outside files take the place of a stage that is not in the run."""
     ids_of: Read = ""
-    """The one of these whose kept ids each leave once, kept or dropped; "" where rows are made of something else."""
+    """The stage in `reads` whose kept ids this stage must account for, each exactly once; "" if its rows have other
+    sources."""
     placement: str = "placement"
-    """Field of the section."""
+    """The section's field with the placement."""
     needs: tuple[str, ...] = ()
-    """Parts of the section whose libraries its workers import: fields, dotted."""
+    """Dotted fields of the section that name the libraries its workers import."""
     present: Callable[[RunConfig], object] = lambda config: True
     on_demand: bool = False
-    """Made only where a stage that has to be made reads it, and just before the first that does."""
+    """Make it only if a stage that must be made reads it, just before the first such stage."""
     apart: bool = False
-    """No part of a run: made by `jobs.curate --compare`."""
+    """Not part of a run: `jobs.curate --compare` makes it."""
     first: int = 1
     """The first round that has one."""
     again: Again | None = None
-    """How `jobs.verify` makes its rows anew from files; None where it reads none, or they are no rows."""
+    """How `jobs.verify` makes its rows again from files; None if it reads no files or makes no rows."""
 
 
 def sample(*sections: str) -> Read:
-    """Read the sample's web where one of some sections names no files of its own."""
+    """Read the sample's web if any of the sections names no files of its own."""
 
     def read(config: RunConfig) -> str | None:
         return "sample/web" if config.sample and not all(config.files()[name] for name in sections) else None
@@ -77,7 +79,7 @@ def rater(config: RunConfig) -> str:
 
 
 def prescores(config: RunConfig) -> str | None:
-    """Read the cheap scores of a chain of scorers; the base model's are the same in every round."""
+    """Read the cheap scores of a chain of scorers; scores by the base model are the same in every round."""
     scorer = config.curate.recipe.scorer
     if not isinstance(scorer, Chained):
         return None
@@ -90,7 +92,7 @@ def kept(config: RunConfig) -> str:
 
 
 def joint(config: RunConfig) -> str | None:
-    """Read the seed's tokens, where models learn from them and a round's pairs together."""
+    """Read the seed's tokens if models learn from them and a round's pairs together."""
     return "tokens/seed" if config.train.recipe.joint else None
 
 
@@ -100,7 +102,7 @@ def no_base(config: RunConfig) -> bool:
 
 
 def asked(config: RunConfig) -> object:
-    """Tell whether there are prompts to answer."""
+    """Tell whether the run has prompts to answer."""
     return config.evaluate.recipe.inputs or config.sample
 
 
@@ -147,7 +149,7 @@ KINDS = (
     Kind("compare/round-{t}/{scorer}", SCORE, "curate", ("compare/sample", "models/m{before}", BASE), "compare/sample",
          needs=ENGINE, apart=True),
 )  # fmt: skip
-"""In the order in which a run makes them, round by round: a stage reads only what stands above it."""
+"""In the order in which a run makes them, round by round: a stage reads only stages above it."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ class Node:
     name: str
     kind: Kind
     round: int | None
-    """None where the stage belongs to no round."""
+    """None if the stage belongs to no round."""
     reads: tuple[str, ...]
     """The stages of the run that it reads."""
     ids_of: str
@@ -170,7 +172,7 @@ class Graph:
         config: of the run.
 
     Raises:
-        ConfigError: `reuse` names what is no stage.
+        ConfigError: `reuse` names an unknown stage.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -178,7 +180,7 @@ class Graph:
         rounds = len(config.curate.recipe.rounds)
         if unknown := [name for name in config.reuse if name not in stage_names(rounds)]:
             known = ", ".join(stage_names(rounds))
-            raise ConfigError(f"reuse names {unknown[0]}, which is no stage; the stages are {known}")
+            raise ConfigError(f"reuse names {unknown[0]}, which is not a stage; the stages are {known}")
         listed = {name: (kind, t) for name, kind, t in _listed(rounds) if kind.present(config)}
         known = {name: self._node(name, kind, t, listed) for name, (kind, t) in listed.items()}
         self.nodes: dict[str, Node] = {}
@@ -192,7 +194,7 @@ class Graph:
         return Node(name, kind, t, there, _filled(kind.ids_of, self.config, t) or "")
 
     def _take(self, node: Node, known: Mapping[str, Node]) -> None:
-        """Put a stage into the run, before it what is made for it alone."""
+        """Add a stage to the run, after the on-demand stages that it needs."""
         for name in node.reads if node.name not in self.config.reuse else ():
             if known[name].kind.on_demand and name not in self.nodes:
                 self._take(known[name], known)
@@ -202,27 +204,27 @@ class Graph:
         return iter(self.nodes.values())
 
     def until(self, last: str | None) -> list[str]:
-        """Return the names of the stages up to one of them; all for None.
+        """Return the names of the stages up to and including `last`; all of them for None.
 
         Raises:
-            ConfigError: it is none of the run's.
+            ConfigError: the run has no such stage.
         """
         known = [*self.nodes]
         if last is not None and last not in known:
-            raise ConfigError(f"{last} is no stage of this run; its stages are {', '.join(known)}")
+            raise ConfigError(f"{last} is not a stage of this run; its stages are {', '.join(known)}")
         return known[: known.index(last) + 1] if last else known
 
     def to_make(self) -> list[Node]:
-        """Return the stages that are not taken from other runs."""
+        """Return the stages that are not reused from other runs."""
         return [node for node in self if node.name not in self.config.reuse]
 
     def placement(self, stage: str) -> PoolPlacement | TaskPlacement | TrainPlacement | None:
-        """Return the placement by which a stage is made; None of one whose section is not set."""
+        """Return the placement of a stage; None if its section is not set."""
         kind = kind_of(stage)
         return getattr(getattr(self.config, kind.section), kind.placement, None) if kind else None
 
     def packages(self, stages: Collection[str]) -> list[tuple[str, Package]]:
-        """Return key and library of all that workers need for some stages."""
+        """Return the libraries that workers need for some stages, each with the key that asks for it."""
         kinds = [kind for stage in stages if (kind := kind_of(stage))]
         keys = dict.fromkeys(f"{kind.section}.{part}" for kind in kinds for part in kind.needs)
         found: list[tuple[str, Package]] = []
@@ -234,10 +236,10 @@ class Graph:
         return found
 
     def check_packages(self, stages: Collection[str]) -> None:
-        """Refuse to make stages for which this environment lacks libraries; finished stages need none.
+        """Check that this environment has the libraries for some stages; finished stages need none.
 
         Raises:
-            ConfigError: in one line, with the command that installs them.
+            ConfigError: libraries are missing; one line, with the command that installs them.
         """
         if not self.config.check_packages:
             return
@@ -251,13 +253,13 @@ class Graph:
 
 
 def _filled(read: Read, config: RunConfig, t: int | None) -> str | None:
-    """Return the name of the stage that is read."""
+    """Return the name of the stage to read."""
     name = read if isinstance(read, str) else read(config)
     return name.format(t=t, before=(t or 0) - 1) if name is not None else None
 
 
 def _listed(rounds: int) -> Iterator[tuple[str, Kind, int | None]]:
-    """Yield name, kind and round of all that a run of so many rounds can have."""
+    """Yield the name, kind and round of every stage that a run of `rounds` rounds can have."""
     for repeated, group in groupby((kind for kind in KINDS if not kind.apart), key=lambda kind: "{t}" in kind.name):
         kinds = list(group)
         for t in range(rounds + 1) if repeated else [None]:
@@ -268,8 +270,8 @@ def stage_names(rounds: int = MOST_ROUNDS, files: Iterable[str] = ()) -> list[st
     """Return the names that the stages of a run can have, whatever its configuration.
 
     Args:
-        rounds: how many.
-        files: of the root, below which stages apart from the run are found by their names.
+        rounds: number of rounds.
+        files: names of files below the root; they show which stages apart from the run exist.
     """
     found, files = [name for name, _, _ in _listed(rounds)], list(files)  # read once for each kind
     for kind in (kind for kind in KINDS if kind.apart):
@@ -284,17 +286,17 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 
 def kind_of(stage: str) -> Kind | None:
-    """Return the line that a stage is of, by its name; the first that fits."""
+    """Return the first kind that a stage's name matches."""
     return next((kind for kind in KINDS if _pattern(kind.name).fullmatch(stage)), None)
 
 
 def each_round(stages: Mapping[str, T], name: str) -> dict[int, T]:
-    """Return what there is of a kind such as `round-{t}/scores`, by round, among some stages by name."""
+    """Return the stages of a kind such as `round-{t}/scores`, by round, from some stages by name."""
     known = [(t, name.format(t=t)) for t in range(MOST_ROUNDS + 1)]
     return {t: stages[stage] for t, stage in known if stage in stages}
 
 
 def models(stages: Mapping[str, T]) -> dict[str, T]:
-    """Return the models among some stages by name: `base`, `backward`, `m0`, `m1`, ..."""
+    """Return the models among some stages, under their short names: `base`, `backward`, `m0`, `m1`, ..."""
     made = {name: value for name, value in stages.items() if (kind := kind_of(name)) and kind.writes == "model"}
     return {name.rpartition("/")[2]: value for name, value in made.items()}

@@ -2,13 +2,14 @@
 
     seed pairs ────────► backward, m0          scores_t = m_(t-1) rates candidates
     web ─► segments ─► corpus                  curated_t = the best of them
-    corpus + backward ─► candidates            rewritten_t = curated_t said again, if there is a rewriter
+    corpus + backward ─► candidates            rewritten_t = curated_t reworded, if a rewriter is set
                                                m_t = base, fine-tuned on seed + curated_t      t = 1, 2, ...
-                                               (each on the tokens of its pairs, made once)
+                                               (pairs are tokenized once, before training)
 
-`stages` runs what is not done and yields each stage's manifest as it is there: a finished one costs a read, so the
-same command again resumes. Every model starts from the base model; candidates are predicted once and only rated anew
-(Li et al. 2023, arXiv:2308.06259, section 2). What a stage reads, and when it is there, is in graph.py.
+`stages` runs the stages that are not done and yields each stage's manifest as soon as it exists. A finished stage costs
+one read, so the same command resumes a run. Every model starts from the base model. Candidates are predicted once; each
+round only rates them again (Li et al. 2023, arXiv:2308.06259, section 2). graph.py says what each stage reads and when
+it is part of a run.
 """
 
 from collections.abc import Callable, Iterator
@@ -69,7 +70,7 @@ METHOD: dict[str, Callable[[StageContext], Manifest]] = {
 
 
 def stages(run: Run) -> Iterator[Manifest]:
-    """Run the stages in order, yielding each manifest; stop asking and nothing further is run."""
+    """Run the stages in order and yield each manifest; no further stage runs once the caller stops iterating."""
     made: dict[str, Manifest] = {}
     for node in run.graph:
         made[node.name] = run.reused(node.name) or METHOD[node.kind.name](StageContext(run, node, made))

@@ -5,9 +5,9 @@
     <root>/submissions/<id>.json      how each submission ran it: placements, versions, Ray's job id
     <root>/<stage>/...                see stages/ledger.py
 
-`Run` resolves every input from outside before anything is started. What a later submission may change is the stages'
-business: each holds its own recipe.json and refuses another one, and since they run in order, none that is finished
-lies behind one that still has to be made.
+`Run` resolves every outside input before anything starts. Each stage decides what a later submission may change: it
+keeps its own recipe.json and refuses a different one. Stages run in order, so no finished stage comes after one that
+still has to be made.
 """
 
 import functools
@@ -43,13 +43,13 @@ class Run:
 
     Args:
         config: what to run.
-        submission_id: by which its attempts and leases name the submission; None: one made of the time. One that was
-            here before (its entrypoint was started again) gets -2, -3, ...
-        begin: whether to write down the run and the submission at once; else `begin` does, after further checks.
+        submission_id: names the submission in its attempts and leases; None: an id made from the time. An id that is
+            taken already (its entrypoint was started again) gets -2, -3, ...
+        begin: record the run and the submission at once; else `begin` does, after further checks.
 
     Raises:
-        ConfigError: a missing input, a model directory that is none, a root that cannot be written, a stage of another
-            run that is not what it is to be reused as.
+        ConfigError: an input is missing, a model directory is not one, the root cannot be written, or a reused stage of
+            another run is unfinished or a different stage.
     """
 
     def __init__(self, config: RunConfig, submission_id: str | None = None, begin: bool = True) -> None:
@@ -69,15 +69,15 @@ class Run:
             raise ConfigError(storage.words(error)) from error
         self.submission, self._wanted = "", submission_id
         self.retrying: str | None = None
-        """The stage whose quarantined rows are tried again."""
+        """The stage whose quarantined rows are being retried."""
         if begin:
             self.begin()
 
     def begin(self, ray_job_id: str | None = None) -> None:
-        """Write down what the run is, and this submission.
+        """Record the run and this submission.
 
         Args:
-            ray_job_id: Ray's id of the driver: the name of its logs on the cluster.
+            ray_job_id: Ray's id of the driver, which also names its logs on the cluster.
         """
         try:
             self.record = self._record() | ({"ray_job_id": ray_job_id} if ray_job_id else {})
@@ -87,7 +87,7 @@ class Run:
 
     @staticmethod
     def _refuse_hub_ids(config: RunConfig) -> None:
-        """Refuse names of the Hub, with the command that fetches them."""
+        """Refuse Hub ids, with the command that downloads them."""
         for field, model in (("base_model", config.base_model), ("rewrite.model", config.rewrite.model)):
             if model:
                 refuse_model(field, model)
@@ -96,7 +96,7 @@ class Run:
                 refuse_dataset(f"{name}.recipe.inputs", pattern)
 
     def _resolve(self) -> dict[str, Inventory]:
-        """Find every input from outside; those of the sample are found when it is made."""
+        """Find every outside input; the sample's are found when the sample is made."""
         config, found = self.config, {}
         for name, patterns in config.files().items():
             if patterns and name not in self.reuse:
@@ -122,7 +122,7 @@ class Run:
         return found
 
     def _record(self) -> dict[str, Any]:
-        """Write down what the run is; return how this submission runs it."""
+        """Record the run; return how this submission runs it."""
         inputs = {name: value.identity for name, value in self.inputs.items()}
         what, uri = (
             {**self.config.recipes(), "reuse": self.reuse, "inputs": inputs},
@@ -131,15 +131,15 @@ class Run:
         if not storage.create(uri, _json(what)) and (parted := difference(storage.read_json(uri), what)):
             field, old, new = parted
             logger.info(
-                "%s: %s was %s, this submission has %s; stages that have begun keep theirs", uri, field, short(old),
-                short(new),
+                "%s: %s was %s, this submission has %s; stages that have started keep the old value", uri, field,
+                short(old), short(new),
             )  # fmt: skip
             storage.write_bytes(uri, _json(what))
         config = self.config.model_dump(mode="json")
         return {"config": config, "reuse": self.reuse, "versions": versions(), "started": time.time()}
 
     def _submit(self, wanted: str | None) -> str:
-        """Write down this submission under an id that no other has."""
+        """Record this submission under an id that no other submission has."""
         self.record["nonce"] = secrets.token_hex(3)
         first = re.sub(
             r"[^\w.-]", "-", wanted or time.strftime(f"%Y%m%dT%H%M%SZ-{self.record['nonce']}", time.gmtime())
@@ -154,27 +154,27 @@ class Run:
 
     @property
     def base(self) -> Model | None:
-        """The base model that the configuration names; None: the sample's."""
+        """The configured base model; None: the sample's."""
         return self._model(self.config.base_model, "base_model")
 
     @property
     def rewriter(self) -> Model | None:
-        """The model that rewrites kept responses; None: nothing is rewritten."""
+        """The model that rewrites the kept responses; None: nothing is rewritten."""
         return self._model(self.config.rewrite.model, "rewriter")
 
     def _model(self, uri: str | None, name: str) -> Model | None:
         return Model(storage.located(uri), self.inputs[name]) if uri else None
 
     def at(self, name: str) -> Place:
-        """Return the place of a stage in this run, which is the one worked on from now on."""
+        """Return the place of a stage in this run, and make it the current stage."""
         check = functools.partial(refuse_read, self.root) if name == self.retrying else None
         self.place = Place(name, storage.join(self.root, name), self.submission, check)
         return self.place
 
     def state(self) -> str:
-        """Say from storage how far the stage is that is worked on, for who ends a submission in the middle of it."""
+        """Say, from storage, how far the current stage is; printed when a submission ends in the middle of it."""
         if self.place is None:
-            return "no stage was begun"
+            return "no stage was started"
         name, uri = self.place.name, self.place.uri
         if storage.exists(storage.join(uri, "manifest.json")):
             return f"{name} is done"
@@ -186,22 +186,22 @@ class Run:
         return f"{name} has a checkpoint of step {max(steps)}" if steps else f"{name} is not done"
 
     def reused(self, name: str) -> Manifest | None:
-        """Return the manifest of a stage that another run finished, if the configuration says so.
+        """Return the manifest of a stage that the configuration reuses from another run; None if it does not.
 
         Raises:
-            ConfigError: that stage is not finished, or is another one.
+            ConfigError: that stage is not finished, or is a different stage.
         """
         if name not in self.reuse:
             return None
         manifest = read_manifest(self.reuse[name])
         if manifest is None:
-            raise ConfigError(f"reuse.{name}: {self.reuse[name]} is no finished stage (it has no manifest.json)")
+            raise ConfigError(f"reuse.{name}: {self.reuse[name]} is not a finished stage (it has no manifest.json)")
         if manifest.stage != name:
             raise ConfigError(f"reuse.{name}: {self.reuse[name]} is the stage {manifest.stage}, not {name}")
         return manifest
 
     def finished(self) -> list[Manifest]:
-        """Return the manifests of the stages that are finished, reused ones included, in the order of the run."""
+        """Return the manifests of the finished stages, reused ones included, in the order of the run."""
         rounds = len(self.config.curate.recipe.rounds)
         found = [self.reused(name) or read_manifest(storage.join(self.root, name)) for name in stage_names(rounds)]
         return [manifest for manifest in found if manifest]
@@ -215,10 +215,10 @@ def _json(value: Any) -> bytes:
 
 
 def refuse_read(root: str, manifest: Manifest) -> None:
-    """Refuse to change a stage of a run once another stage of it has begun with this one among its inputs.
+    """Refuse to change a stage of a run once another stage of the run has started to read it.
 
     Raises:
-        ConfigError: stages have; the message names them.
+        ConfigError: other stages read it; the message names them.
     """
     begun = []
     for name in stages_there(root):
@@ -227,13 +227,13 @@ def refuse_read(root: str, manifest: Manifest) -> None:
             begun.append(name)
     if begun:
         raise ConfigError(
-            f"{manifest.stage} of {root} was read by {', '.join(begun)}, so it stays as it is; to try its quarantined "
-            f"rows again, use another root and reuse: the stages before {manifest.stage}"
+            f"{manifest.stage} of {root} was read by {', '.join(begun)}, so it cannot change; to retry its quarantined "
+            f"rows, use another root and reuse: the stages before {manifest.stage}"
         )
 
 
 def stages_there(root: str) -> list[str]:
-    """Return the names that stages of a run can have, those of its comparisons of scorers included."""
+    """Return the names that stages of a run can have, including its comparisons of scorers."""
     return stage_names(files=(f"compare/{name}" for name in storage.list_names(storage.join(root, "compare"))))
 
 
@@ -242,9 +242,9 @@ Submission = tuple[storage.Listed, dict[str, Any]]
 
 
 def finished_stages(root: str, submitted: Iterable[Submission] | None = None) -> dict[str, Manifest]:
-    """Return the manifests of a run's finished stages by name, in their order; nothing is written.
+    """Return the manifests of a run's finished stages by name, in the order of the run; writes nothing.
 
-    Those of other runs are found by what the others were made from, or by what a submission says that it reuses.
+    Reused stages are found through the manifests of the stages made from them, or through the submissions' `reuse`.
     """
     known = stages_there(root)
     found = {name: manifest for name in known if (manifest := read_manifest(storage.join(root, name)))}
@@ -256,7 +256,7 @@ def finished_stages(root: str, submitted: Iterable[Submission] | None = None) ->
 
 
 def reused_stages(root: str, manifests: Iterable[Manifest], submitted: Iterable[Submission]) -> dict[str, str]:
-    """Return where stages of a run are that other runs made: by the manifests made from them, else by submissions."""
+    """Return the URIs of a run's reused stages: from the manifests made from them, else from the submissions."""
     found: dict[str, str] = {}
     for _, record in submitted:
         found |= record.get("reuse", {})
@@ -271,12 +271,12 @@ def reused_stages(root: str, manifests: Iterable[Manifest], submitted: Iterable[
 
 
 def latest_submission(root: str) -> tuple[storage.Listed | None, dict[str, Any]]:
-    """Return the file and the record of the submission that started last, whatever its name; None, {} without one."""
+    """Return the file and the record of the submission that started last, whatever its name; None, {} if none did."""
     return max(submissions(root), key=_began, default=(None, {}))
 
 
 def submissions(root: str) -> list[Submission]:
-    """Return the last submissions, at most `MOST_SUBMISSIONS`, the one that started first first."""
+    """Return the latest submissions, at most `MOST_SUBMISSIONS`, in the order in which they started."""
     uri = storage.join(root, "submissions")
     files = [file for file in storage.listing(uri) if _RECORD_FILE.fullmatch(file.name)]
     files = sorted(files, key=lambda file: file.modified)[-MOST_SUBMISSIONS:]
@@ -287,13 +287,13 @@ def submissions(root: str) -> list[Submission]:
 
 
 def _checked(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a submission's record; raise where it is none."""
+    """Return a submission's record; raise if it is malformed."""
     check_types(_Record, record)
     return record
 
 
 class _Record:
-    """What is looked at of a submission's record, where it is there."""
+    """The fields of a submission's record that are checked where present."""
 
     started: float
     config: dict[str, Any]
@@ -306,6 +306,6 @@ def _began(submission: Submission) -> tuple[float, float]:
 
 
 MOST_SUBMISSIONS = 16
-"""Those written last; a run may be submitted again every few minutes, by a supervisor."""
+"""The most recent records that are read; a supervisor may submit a run again every few minutes."""
 READERS = 16
-"""Records that are read at once."""
+"""Number of records read at once."""

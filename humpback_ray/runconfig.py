@@ -1,6 +1,6 @@
 """The configuration of a whole run: where it is kept, and a section per part of the method.
 
-Which stages it leads to is the graph's business (graph.py).
+graph.py decides which stages it leads to.
 """
 
 from collections.abc import Sequence
@@ -28,17 +28,17 @@ class RunConfig(Config):
     """A whole run: where it is kept, and a section per stage."""
 
     root: str
-    """Directory or s3:// URI that receives everything."""
+    """Directory or s3:// URI that receives all output."""
 
     reuse: dict[str, str] = Field(default_factory=dict)
     """Finished stages of other runs, by name: `{corpus: s3://bucket/other-run/corpus}`. Their manifests enter the
-    fingerprints, so what they hold cannot change unseen."""
+    fingerprints, so their content cannot change unnoticed."""
 
     base_model: str | None = None
     """Directory of the base model (safetensors and tokenizer), local or s3://; None: the sample's."""
 
     sample: SampleConfig | None = None
-    """The embedded default: a toy web, its seed pairs and a base model, made on the spot where inputs are not given."""
+    """The embedded default: a toy web, its seed pairs and a base model, generated for every input that is not given."""
 
     chat: ChatRecipe = ChatRecipe()
     seed: SeedConfig = Field(default_factory=SeedConfig)
@@ -51,27 +51,27 @@ class RunConfig(Config):
     contamination: ContaminationConfig = ContaminationConfig()
 
     plan: PlanConfig = PlanConfig()
-    """What `jobs.plan` assumes, and the prices by which `max_dollars` counts. Not hashed."""
+    """The assumptions of `jobs.plan`, and the prices that `max_dollars` uses. Not hashed."""
 
     max_hours: float | None = Field(default=None, gt=0)
-    """The run is stopped once its submissions have taken so long together; the same command goes on with a higher one.
-    Not hashed. None: no limit."""
+    """Stop the run when its submissions together have taken this many hours; the same command with a higher limit
+    resumes it. Not hashed. None: no limit."""
 
     max_dollars: float | None = Field(default=None, gt=0)
-    """The same for what its stages' placements have cost by the prices of `plan`, pools counted at their largest. Not
-    hashed. None: no limit."""
+    """Stop the run when its stages' placements have cost this much by the prices of `plan`, with each pool counted at
+    its maximum size. Not hashed. None: no limit."""
 
     storage_patience_minutes: float = Field(default=10.0, ge=0)
-    """How long the driver goes on trying while S3 does not answer, or credentials have expired; workers are started
-    again meanwhile. Not hashed."""
+    """How long the driver retries while S3 does not answer or credentials have expired; meanwhile, workers are
+    restarted. Not hashed."""
 
     check_packages: bool = True
-    """Whether a job looks, before its first stage, for the libraries that its workers will import. The driver's
-    environment stands for theirs; false where only the workers have them. Not hashed."""
+    """Whether a job checks, before its first stage, that the libraries its workers will import are installed. It looks
+    in the driver's environment; set false if only the workers have them. Not hashed."""
 
     pilot: float | None = Field(default=None, gt=0, le=1)
-    """Run so much of the corpus, chosen by hash, and few steps of each training, in `<root>-pilot`, to measure rates
-    for `jobs.plan`. None: all of it."""
+    """Run this share of the corpus, chosen by hash, and a few steps of each training, in `<root>-pilot`, to measure
+    rates for `jobs.plan`. None: the whole run."""
 
     @model_validator(mode="after")
     def _inputs_come_from_somewhere(self) -> Self:
@@ -82,7 +82,7 @@ class RunConfig(Config):
         }
         missing = [field for field, value in given.items() if not value]
         if missing and self.sample is None:
-            raise ValueError(f"{missing[0]} is not set, and there is no `sample` section to take it from")
+            raise ValueError(f"{missing[0]} is not set, and no `sample` section is set to take it from")
         return self
 
     @model_validator(mode="after")
@@ -97,22 +97,22 @@ class RunConfig(Config):
             if isinstance(engine, VllmEngine) and 0 < placement.gpus_per_replica < 1:
                 raise ValueError(
                     f"{name}.placement.gpus_per_replica is {placement.gpus_per_replica:g}, so vLLM engines share "
-                    f"a GPU; set {name}.placement.cache_bytes, the memory for keys and values of each"
+                    f"a GPU; set {name}.placement.cache_bytes, the memory for keys and values of each engine"
                 )
         return self
 
     def sections(self) -> dict[str, Config]:
-        """Return what decides what is computed, and where, by name: all sections that are set, but for `plan`."""
+        """Return the sections that decide what is computed, and where, by name: all that are set, except `plan`."""
         found = {name: getattr(self, name) for name in type(self).model_fields if name != "plan"}
         return {name: section for name, section in found.items() if isinstance(section, Config)}
 
     def files(self) -> dict[str, Sequence[str]]:
-        """Return the patterns of files from outside, by the section that names them; [] where it names none."""
+        """Return the patterns of outside files, by the section that names them; [] if it names none."""
         recipes = {name: getattr(section, "recipe", None) for name, section in self.sections().items()}
         return {n: getattr(recipe, "inputs", None) or () for n, recipe in recipes.items() if hasattr(recipe, "inputs")}
 
     def recipes(self) -> dict[str, Any]:
-        """Return what is hashed: every section's recipe, without placements and locations."""
+        """Return the settings that are hashed: every section's recipe, without placements and locations."""
         found = {}
         for name, section in self.sections().items():
             dumped = section.model_dump(mode="json")
@@ -122,5 +122,5 @@ class RunConfig(Config):
 
 
 def pilot_root(root: str) -> str:
-    """Return where the pilot of a run lies: beside it, since it is another run."""
+    """Return the root of a run's pilot: beside the run's own root, since it is another run."""
     return f"{root.rstrip('/')}-pilot"

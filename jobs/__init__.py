@@ -1,1 +1,1 @@
-"""What one submits: arguments in, one call, an exit code. `console.py` is what all jobs share."""
+"""The entry points: each parses arguments, makes one call and returns an exit code. All jobs share `console.py`."""

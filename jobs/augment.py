@@ -1,4 +1,4 @@
-"""Predict an instruction for every corpus segment; brings `<root>/candidates` and what it needs up to date.
+"""Predict an instruction for every corpus segment; bring `<root>/candidates` and the stages before it up to date.
 
     ray job submit --working-dir . -- python -m jobs.augment CONFIG augment.placement.max_replicas=16
 

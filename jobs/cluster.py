@@ -1,6 +1,6 @@
-"""Whether a cluster can be reached, answered in seconds and in one line.
+"""Check that a cluster can be reached; a failure takes seconds and one line.
 
-Left alone, `ray.init` tries a wrong address for minutes and ends in a hundred lines. Here one request with a deadline
+On its own, `ray.init` tries a wrong address for minutes and ends in a hundred lines. So one request with a deadline
 goes first: to the GCS, which a driver joins (`check_gcs`), or to the Jobs API, which takes submissions (`ask_api`).
 Both send the token that Ray itself would send.
 """
@@ -20,13 +20,13 @@ from humpback_ray.config import ConfigError
 from humpback_ray.stages import ray_internals
 
 DEADLINE_S = 10.0
-"""How long a cluster has to answer a request of a few bytes."""
+"""Time limit for a cluster's answer to a request of a few bytes."""
 
 STOP_S = 30.0
-"""How long Ray has to stop a job that asked for it."""
+"""Time that Ray gets to stop a job that asked for it."""
 
 TOKEN = (
-    "export RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token, RAY_AUTH_TOKEN_PATH or "
+    "export RAY_AUTH_MODE=token, and put the cluster's token in ~/.ray/auth_token, RAY_AUTH_TOKEN_PATH or "
     "RAY_AUTH_TOKEN"
 )
 
@@ -35,12 +35,12 @@ def gcs_of(address: str) -> str:
     """Return HOST:PORT of the GCS that RAY_ADDRESS names; `auto` is the Ray that runs on this machine.
 
     Raises:
-        ConfigError: it is no such address, or no Ray runs here.
+        ConfigError: it is not such an address, or Ray does not run here.
     """
     scheme = address.partition("://")[0] if "://" in address else ""
     if scheme in ("http", "https"):
         raise ConfigError(
-            f"RAY_ADDRESS is {address}, a dashboard, and a driver joins HOST:6379; to send the job to that dashboard: "
+            f"RAY_ADDRESS is {address}, a dashboard, but a driver joins HOST:6379; to submit to that dashboard: "
             f"python -m jobs.submit --address {address} CONFIG ..."
         )
     if scheme:
@@ -65,13 +65,13 @@ def gcs_of(address: str) -> str:
 
 
 def check_gcs(address: str) -> None:
-    """Ask the GCS whether it is there, takes our token, runs our Ray, and has a node on this machine.
+    """Check that the GCS answers, takes our token, runs our version of Ray, and has a node on this machine.
 
     Args:
-        address: as RAY_ADDRESS has it.
+        address: value of RAY_ADDRESS.
 
     Raises:
-        ConfigError: in one line, what is wrong and what to do.
+        ConfigError: a check failed; one line says what is wrong and what to do.
     """
     gcs = gcs_of(address)
     import grpc
@@ -88,7 +88,7 @@ def check_gcs(address: str) -> None:
     except grpc.RpcError as error:
         code = error.code()  # pyright: ignore[reportAttributeAccessIssue]
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-            raise ConfigError(f"Ray at {gcs} (RAY_ADDRESS) refuses our token, or we have none; {TOKEN}") from error
+            raise ConfigError(f"Ray at {gcs} (RAY_ADDRESS) refuses our token, or none was sent; {TOKEN}") from error
         said = error.details() or str(code)  # pyright: ignore[reportAttributeAccessIssue]
         why = one_line(said.rpartition("last error: ")[2])
         raise ConfigError(f"no Ray answers at {gcs} (RAY_ADDRESS): {why}") from error
@@ -97,29 +97,29 @@ def check_gcs(address: str) -> None:
     check_version(version, f"Ray at {gcs} (RAY_ADDRESS)")
     if not has_node:
         raise ConfigError(
-            f"Ray at {gcs} (RAY_ADDRESS) has no node on this machine, and a driver runs on one; submit the job "
-            "instead: python -m jobs.submit --address http://HOST:8265 CONFIG ..."
+            f"Ray at {gcs} (RAY_ADDRESS) has no node on this machine, but a driver needs one; submit the job instead: "
+            "python -m jobs.submit --address http://HOST:8265 CONFIG ..."
         )
 
 
 def check_version(theirs: str, who: str) -> None:
-    """Refuse a cluster of another Ray: drivers and nodes speak to each other in its own format.
+    """Refuse a cluster with another version of Ray: the format between drivers and nodes changes with it.
 
     Raises:
-        ConfigError: another minor version, or none.
+        ConfigError: the minor version differs.
     """
     import ray
 
     ours = ray.__version__
     if theirs and theirs.split(".")[:2] != ours.split(".")[:2]:
-        raise ConfigError(f"{who} is version {theirs}, and {ours} is installed here; both must be the same")
+        raise ConfigError(f"{who} is version {theirs}, but {ours} is installed here; both must be the same")
 
 
 def api_of(address: str | None) -> str:
-    """Return the URL of the Jobs API: what is given, RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or Ray's default here.
+    """Return the URL of the Jobs API: the argument, RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or Ray's default.
 
     Raises:
-        ConfigError: it is no http:// or https:// URL, nor the HOST:PORT of a GCS that names its dashboard.
+        ConfigError: it is not an http:// or https:// URL.
     """
     given = {
         "--address": address,
@@ -136,10 +136,10 @@ def api_of(address: str | None) -> str:
 
 
 def ask_api(api: str, path: str = "/api/version", method: str = "GET") -> Any:
-    """Ask the Jobs API and return its JSON.
+    """Send a request to the Jobs API and return its JSON.
 
     Raises:
-        ConfigError: in one line, what is wrong and what to do.
+        ConfigError: the request failed; one line says what is wrong and what to do.
     """
     headers: dict[str, str] = {}
     _check_token(lambda: headers.update(ray_internals.token_headers()))
@@ -149,24 +149,24 @@ def ask_api(api: str, path: str = "/api/version", method: str = "GET") -> Any:
             return json.loads(reply.read())
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
-            why = "refuses our token" if error.code == 403 else "asks for a token, and we sent none"
+            why = "refuses our token" if error.code == 403 else "asks for a token, but none was sent"
             raise ConfigError(f"the cluster at {api} {why}; {TOKEN}") from error
         raise ConfigError(f"{api} answers {path} with {error.code} {error.reason}; is it Ray's dashboard?") from error
     except (ValueError, http.client.HTTPException) as error:
-        raise ConfigError(f"{api} answers, but not as Ray's dashboard does ({path} is not JSON)") from error
+        raise ConfigError(f"{api} answers, but not like Ray's dashboard ({path} is not JSON)") from error
     except OSError as error:
         why = one_line(getattr(error, "reason", error))
         raise ConfigError(
             f"no Ray answers at {api}: {why}; is the tunnel open (`ray dashboard cluster/aws.yaml`, `kubectl "
-            "port-forward`), and the port the dashboard's?"
+            "port-forward`), and is this the dashboard's port?"
         ) from error
 
 
 def stop_own_job(submission: str) -> None:
-    """Have Ray stop the job that this process is, which then counts as stopped and not as failed; waits for the end.
+    """Ask Ray to stop this job, so that it counts as stopped, not as failed; wait for the end.
 
-    KubeRay starts a failed job once more on a new cluster and leaves a stopped one alone; that is how exit codes that
-    a retry cannot mend reach it. Where Ray does not do it, the job ends as it would have.
+    KubeRay retries a failed job on a new cluster and leaves a stopped one alone, so this prevents retries that cannot
+    help. If Ray does not stop the job, it ends with its exit code.
     """
     from ray.job_submission import JobSubmissionClient
 
@@ -179,7 +179,7 @@ def _check_token(load: Any) -> None:
     """Load the token as Ray does.
 
     Raises:
-        ConfigError: there is none, or it cannot be read.
+        ConfigError: it is missing or cannot be read.
     """
     from ray.exceptions import RayError
 
@@ -188,12 +188,12 @@ def _check_token(load: Any) -> None:
             load()
     except (RayError, RuntimeError, OSError, ValueError) as error:
         said = one_line(error).partition(". ")[0]
-        raise ConfigError(f"RAY_AUTH_MODE is token, and there is no token to send: {said}; {TOKEN}") from error
+        raise ConfigError(f"RAY_AUTH_MODE is token, but no token was found: {said}; {TOKEN}") from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Keep Ray's own loggers silent; what they say is in the error."""
+    """Silence Ray's own loggers; the error repeats what they say."""
     import logging
 
     logger = logging.getLogger("ray")
@@ -206,6 +206,6 @@ def _quiet() -> Any:
 
 
 def one_line(said: object) -> str:
-    """Return words on one line, cut where they are long."""
+    """Return a text on one line, cut to 300 characters."""
     text = " ".join(str(said).split())
     return text if len(text) <= 300 else f"{text[:297]}..."

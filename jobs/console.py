@@ -1,8 +1,9 @@
-"""What every job does around its one call: arguments, logging, Ray, the table at the end, the exit code.
+"""The part that all jobs share: arguments, logging, Ray, the table at the end, the exit code.
 
-Exit codes: 0 done · 1 a stage failed, a check found a difference, or the error above it was not expected · 2 the
-configuration or an input is unusable, nothing was started · 3 another driver holds what this one needs · 4 `max_hours`
-or `max_dollars` is reached · 129 the terminal was closed · 130 interrupted · 143 terminated (`ray job stop`).
+Exit codes: 0 done · 1 a stage failed, a check found a difference, or an unexpected error (printed above) · 2 the
+configuration or an input is unusable and nothing was started · 3 another driver holds a lease that this one needs · 4
+`max_hours` or `max_dollars` is reached · 129 the terminal was closed · 130 interrupted · 143 terminated (`ray job
+stop`).
 """
 
 import argparse
@@ -42,7 +43,7 @@ console = Console(width=None if sys.stdout.isatty() else 160)
 def arguments(
     argv: Sequence[str] | None, story: str, flags: Mapping[str, str] | None = None, **extra: str
 ) -> argparse.Namespace:
-    """Parse `CONFIG [key=value ...]`; `extra` are keys of this job alone, with their defaults, `flags` its switches."""
+    """Parse `CONFIG [key=value ...]`; `extra` are this job's own keys with their defaults, `flags` its switches."""
     keys = "".join(f"\n  {key}={value or 'NAME'}  (a key of this job)" for key, value in extra.items())
     parser = argparse.ArgumentParser(
         description=story,
@@ -52,7 +53,7 @@ def arguments(
         "train.placement.workers=8" + keys,
     )
     parser.add_argument("config", help="a YAML file; see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys that replace values of CONFIG")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys that replace settings of CONFIG")
     for flag, meaning in (flags or {}).items():
         parser.add_argument(f"--{flag}", action="store_true", help=meaning)
     found = parser.parse_intermixed_args(argv)
@@ -63,10 +64,10 @@ def arguments(
     return found
 
 
-register(judge)  # reports of runs on the toy web say what is true of them
+register(judge)  # reports of runs on the toy web compare them with its truth
 
 Last = Callable[[argparse.Namespace, RunConfig], str | None]
-"""Names the stage up to which a job runs; None: to the end, with a report."""
+"""Names the last stage that a job makes; None: all stages, and a report."""
 
 
 def run_until(argv: Sequence[str] | None, story: str, last: Last, **extra: str) -> int:
@@ -84,7 +85,7 @@ def work_until(found: argparse.Namespace, last: Last) -> int:
     done = worked(run, until)
     table(done)
     if until is not None and done and done[-1].quarantined:
-        say(f"to try the quarantined rows again: python -m jobs.retry {run.root} {until}")
+        say(f"to retry the quarantined rows: python -m jobs.retry {run.root} {until}")
     made = {manifest.stage: manifest for manifest in done}
     for line in [*failure_sentences(made), *canary_sentences(made)]:
         say(line)
@@ -93,21 +94,21 @@ def work_until(found: argparse.Namespace, last: Last) -> int:
             say(line)
         say(f"report: {write_report(run.root, made)}")
     if config.pilot is not None:
-        say(f"its rates are what `python -m jobs.plan {found.config}` plans with from here on, given the same root")
+        say(f"`python -m jobs.plan {found.config}` with the same root now plans with the pilot's rates")
     return 0
 
 
 def opened(config: RunConfig, until: str | None, also: Sequence[str] = ()) -> Run:
-    """Open a run that goes up to a stage, and start or join Ray for it.
+    """Open a run up to a stage, and start or join Ray for it.
 
     Args:
         config: of the run.
-        until: the last stage that is made; None: all are.
-        also: stages beside those of the run that the job makes.
+        until: the last stage to make; None: all.
+        also: other stages that the job makes, which are not part of the run.
 
     Raises:
-        ConfigError: no such stage, a library that workers lack, an unusable input, a cluster that cannot be reached, or
-            a machine with less than a placement asks for.
+        ConfigError: the run has no such stage, a library is missing, an input is unusable, the cluster cannot be
+            reached, or this machine has less than a placement asks for.
     """
     graph = Graph(config)
     made = graph.until(until)
@@ -124,14 +125,14 @@ def opened(config: RunConfig, until: str | None, also: Sequence[str] = ()) -> Ru
 
 
 def worked(run: Run, until: str | None) -> list[Manifest]:
-    """Run the stages up to the named one within the run's limits and return their manifests."""
+    """Run the stages up to `until` within the run's limits and return their manifests."""
     with Limits(run) as limits:
         ending.stopping = lambda: bool(limits.problem())
         return list(shown(run, until))
 
 
 def shown(run: Run, until: str | None) -> Iterator[Manifest]:
-    """Yield the stages as they finish, up to the named one."""
+    """Yield the stages as they finish, up to `until`."""
     for manifest in pipeline.stages(run):
         logging.getLogger("jobs").info("%s: done, %s", manifest.stage, fates(manifest))
         yield manifest
@@ -140,12 +141,12 @@ def shown(run: Run, until: str | None) -> Iterator[Manifest]:
 
 
 def say(text: str, style: str | None = None) -> None:
-    """Print a line as it is: paths and errors may hold what rich takes for markup."""
+    """Print a line without markup: rich might read parts of paths and errors as markup."""
     console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class Table(rich.table.Table):
-    """A table whose cells are plain text: they may hold what rich takes for markup, or a terminal for a command."""
+    """A table of plain text: no cell is read as markup by rich or as a command by the terminal."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         """Add a row."""
@@ -156,10 +157,10 @@ ending = Ending(say)
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Run a job; errors that a user can mend become one line and an exit code."""
+    """Run a job; an error that the user can fix becomes one line and an exit code."""
     code = outcome(work)
     if str(code) in os.environ.get("HUMPBACK_STOP_CODES", "").split(",") and (submission := submission_id()):
-        say(f"exit code {code} is for a person: {submission} stops itself, so that nothing tries it again")
+        say(f"exit code {code} needs a person: {submission} stops itself, so it is not retried")
         ending.leave_to_ray()
         stop_own_job(submission)
     return code
@@ -181,7 +182,7 @@ def outcome(work: Callable[[], int]) -> int:
         say(f"error: {error}", "red")
         return 1
     except OSError as error:
-        say(f"error: {storage.words(error)}; {ending.left()}; the same command goes on from here", "red")
+        say(f"error: {storage.words(error)}; {ending.left()}; the same command resumes from here", "red")
         return 1
     except LimitReached as error:
         say(f"stopped: {error}", "red")
@@ -192,23 +193,23 @@ def outcome(work: Callable[[], int]) -> int:
 
 
 def submission_id() -> str | None:
-    """Return the id that `ray job submit` gave this job, by which `ray job stop` and `ray job logs` know it."""
+    """Return the id that `ray job submit` gave this job; `ray job stop` and `ray job logs` take it."""
     given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     return given.get("metadata", {}).get("job_submission_id")
 
 
 def start_ray(config: RunConfig, trains: bool = True) -> str:
-    """Join the cluster of RAY_ADDRESS, which `ray job submit` sets, or start Ray here; returns Ray's id of this job.
+    """Join the cluster of RAY_ADDRESS (set by `ray job submit`), or start Ray here; return Ray's id of this job.
 
     Args:
         config: of the run.
-        trains: whether the job may come to a training.
+        trains: whether the job may train a model.
     """
     import ray.data
 
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # A node that has just died still counts for some seconds; workers that wait for it are placed anew after this.
+    # A node that just died still counts for some seconds; workers that wait for it are placed again after this time.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     address = cluster_address()
     if address:
@@ -220,7 +221,7 @@ def start_ray(config: RunConfig, trains: bool = True) -> str:
 
 
 def cluster_address() -> str | None:
-    """Return what RAY_ADDRESS names; None where Ray is to be started on this machine."""
+    """Return the address in RAY_ADDRESS; None if Ray is to start on this machine."""
     address = os.environ.get("RAY_ADDRESS", "").strip()
     return None if address in ("", "local") else address
 
@@ -243,7 +244,7 @@ def join(address: str) -> None:
 
 
 def logs() -> None:
-    """A line every 30 s in a job's log; on a terminal a live bar per stage."""
+    """Log a line every 30 s; on a terminal, draw a live bar per stage instead."""
     handler: logging.Handler
     if console.is_terminal:
         handler = LiveHandler()
@@ -265,7 +266,7 @@ def _without_controls(record: logging.LogRecord) -> bool:
 
 
 class LiveHandler(RichHandler):
-    """Draws progress records as one bar, prints everything else."""
+    """Draws progress records as one bar and prints all other records."""
 
     def __init__(self) -> None:
         super().__init__(console=console, show_path=False, show_level=False, markup=False)
@@ -294,7 +295,7 @@ class LiveHandler(RichHandler):
 
 
 def fates(manifest: Manifest) -> str:
-    """Say what became of a stage's rows: kept, dropped by reason."""
+    """Say how many rows a stage kept, and how many it dropped by reason."""
     extra = manifest.extra
     if extra.get("losses"):
         held_out = f", held out {extra['validation_losses'][-1]:.3f}" if extra.get("validation_losses") else ""
@@ -306,7 +307,7 @@ def fates(manifest: Manifest) -> str:
 
 
 def table(manifests: Sequence[Manifest]) -> None:
-    """Print a line per stage: rows in, kept, dropped by reason, seconds."""
+    """Print a line per stage: rows in, kept, dropped, by reason, seconds."""
     out = Table("stage", "rows in", "kept", "dropped", "by reason", "seconds", "rows/s")
     for column in (1, 2, 3, 5, 6):
         out.columns[column].justify = "right"

@@ -1,4 +1,4 @@
-"""Cut web pages into segments and remove duplicates; brings `<root>/segments` and `<root>/corpus` up to date.
+"""Cut web pages into segments and remove duplicates; bring `<root>/segments` and `<root>/corpus` up to date.
 
     python -m jobs.corpus configs/demo.yaml 'corpus.recipe.inputs=[pages/*.warc.gz]'
 

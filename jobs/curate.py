@@ -1,14 +1,14 @@
-"""Rate every candidate and keep the best, round by round; brings `<root>/round-*/curated` up to date.
+"""Rate every candidate and keep the best, round by round; bring `<root>/round-*/curated` up to date.
 
-With a `rewrite.model`, `<root>/round-*/rewritten` too.
+With a `rewrite.model`, bring `<root>/round-*/rewritten` up to date too.
 
     python -m jobs.curate configs/demo.yaml                 all rounds (training the models between them)
     python -m jobs.curate configs/demo.yaml round=1         the first round alone
-    python -m jobs.curate configs/demo.yaml --compare       no round: one sample, rated by several scorers
+    python -m jobs.curate configs/demo.yaml --compare       no round: several scorers rate one sample
     python -m jobs.curate configs/demo.yaml --compare round=2 curate.compare.size=200
 
-A comparison uses the rater of a round, by default the first, and the scorers of `curate.compare`; it is printed, and
-kept in `<root>/report/comparison-<round>.json`. Safe to submit again after a crash.
+A comparison uses the rater of one round (the first by default) and the scorers of `curate.compare`. It is printed and
+saved as `<root>/report/comparison-<round>.json`. Safe to submit again after a crash.
 """
 
 import argparse
@@ -32,16 +32,16 @@ def main() -> int:
 
 
 def last_stage(found: argparse.Namespace, config: RunConfig) -> str:
-    """Return the stage up to which rounds run."""
+    """Return the last stage to make."""
     return kept(config).format(t=found.round or len(config.curate.recipe.rounds))
 
 
 def compare(found: argparse.Namespace) -> int:
-    """Bring the candidates and a round's rater up to date, and compare the scorers there."""
+    """Bring the candidates and a round's rater up to date, then compare the scorers."""
     config = load(RunConfig, found.config, found.overrides)
     rounds = len(config.curate.recipe.rounds)
     if found.round and found.round not in map(str, range(1, rounds + 1)):
-        raise ConfigError(f"round is {found.round!r}, this run has the rounds 1 to {rounds}")
+        raise ConfigError(f"round is {found.round!r}; this run has rounds 1 to {rounds}")
     number = int(found.round or 1)
     until = "candidates" if number == 1 else f"models/m{number - 1}"
     run = opened(config, until, also=["compare/sample"])
@@ -55,7 +55,7 @@ def compare(found: argparse.Namespace) -> int:
 
 
 def table(found: Comparison) -> None:
-    """Print a line per scorer, and how any two of them agree."""
+    """Print a line per scorer, and how far each two of them agree."""
     known = any(one.auc is not None for one in found.scorers)
     pairs = found.scorers[0].pairs
     costs = Table(
@@ -81,7 +81,7 @@ def table(found: Comparison) -> None:
 
 
 def number(value: float | None) -> str:
-    """Write a figure; "–" where there is none."""
+    """Format a figure; "–" for None."""
     return "–" if value is None else f"{value:.2f}"
 
 

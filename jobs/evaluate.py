@@ -1,4 +1,4 @@
-"""Let every model answer the evaluation prompts; writes AlpacaEval's JSON beside each table.
+"""Answer the evaluation prompts with every model; write AlpacaEval's JSON beside each table.
 
     python -m jobs.evaluate configs/demo.yaml 'evaluate.recipe.inputs=[questions.jsonl]'
 

@@ -1,10 +1,10 @@
-"""Copy a finished model out of its run, every file checked, ready to be served; starts no Ray.
+"""Copy a finished model out of its run and check every file; the copy is ready to serve. Does not start Ray.
 
     python -m jobs.export out/demo/models/m2 my-model
     python -m jobs.export s3://bucket/run/models/m2 s3://bucket/published/m2
 
-Safe to repeat: what is there and right is left alone. Exits 0, 1 where a file is not what its commit says, 2 where
-there is no model or the directory holds other files.
+Safe to repeat: correct files that are there already are left alone. Exits 0; 1 if a file differs from its commit; 2 if
+the model is missing or the directory holds other files.
 """
 
 import argparse
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     """Copy the model of the stage MODEL to DIRECTORY."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="directory or s3:// URI of a model's stage: ROOT/models/NAME")
-    parser.add_argument("directory", help="where to: an empty directory, or an s3:// URI")
+    parser.add_argument("directory", help="target: an empty directory, or an s3:// URI")
     found = parser.parse_args(argv)
 
     def work() -> int:

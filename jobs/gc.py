@@ -1,11 +1,11 @@
-"""Find what a run no longer needs, and with --delete delete it; safe while the run is at work.
+"""Find files that a run no longer needs; --delete deletes them. Safe while the run is active.
 
     python -m jobs.gc out/demo
     python -m jobs.gc s3://bucket/run --delete
 
-Files of attempts that lost, checkpoints of finished models, unfinished uploads, temporary files of the dead. What it
-does not know it names and leaves alone. With --delete it also deletes copies of models on this machine that nobody has
-used for a week. Exits 0, or 2 where there is no run.
+These are files of attempts that lost, checkpoints of finished models, unfinished uploads, and temporary files of dead
+processes. Unknown files are named and left alone. --delete also deletes copies of models on this machine that have not
+been used for a week. Exits 0, or 2 if ROOT is not a run.
 """
 
 import argparse
@@ -19,38 +19,38 @@ from humpback_ray.operate.gc import Waste, delete, survey
 from jobs.console import Table, console, guarded, say
 
 COPIES_S = 7 * 86400.0
-"""How long a copy of a model on this machine may lie unused."""
+"""How long a copy of a model on this machine may stay unused."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Survey the run at ROOT, and delete if told to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", help="directory or s3:// URI of a run")
-    parser.add_argument("--delete", action="store_true", help="delete; without it nothing is changed")
+    parser.add_argument("--delete", action="store_true", help="delete these files; without it nothing changes")
     parser.add_argument(
-        "--older-than-hours", type=float, default=24, metavar="N", help="age of temporary files that nobody writes (24)"
+        "--older-than-hours", type=float, default=24, metavar="N", help="minimum age of temporary files to delete (24)"
     )
     arguments = parser.parse_args(argv)
 
     def work() -> int:
         hours = arguments.older_than_hours
         if not hours >= 1:
-            raise ConfigError(f"--older-than-hours is {hours:g}; less than 1 would end uploads of workers that live")
+            raise ConfigError(f"--older-than-hours is {hours:g}; less than 1 would abort uploads of live workers")
         try:
             found = survey(storage.located(arguments.root), hours * 3600)
             waste = delete(found.waste) if arguments.delete else found.waste
         except OSError as error:
-            raise ConfigError(f"cannot go through {arguments.root}: {error}") from error
+            raise ConfigError(f"cannot list {arguments.root}: {error}") from error
         if found.unknown:
             first = ", ".join(found.unknown[:3])
-            say(f"unknown, left alone: {len(found.unknown):,} files, first: {first}", "yellow")
+            say(f"unknown files, left alone: {len(found.unknown):,}; first: {first}", "yellow")
         show(waste)
         count, size = sum(len(group.files) for group in waste), sum(group.bytes for group in waste)
-        done = "deleted" if arguments.delete else "may go (--delete deletes)"
+        done = "deleted" if arguments.delete else "not needed (--delete deletes them)"
         say(f"{done}: {count:,} files, {size:,} bytes")
         if arguments.delete:
             for copy in storage.forget_old_copies(COPIES_S):
-                say(f"deleted: {copy}, a copy of a model that nobody has used for a week")
+                say(f"deleted: {copy}, a copy of a model that has not been used for a week")
         return 0
 
     return guarded(work)

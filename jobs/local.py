@@ -1,4 +1,4 @@
-"""Ray on this machine alone, for a job that joins no cluster: checked against what the run asks for, then started."""
+"""Ray on this machine alone, for a job that does not join a cluster: check the run's placements, then start Ray."""
 
 import logging
 import os
@@ -12,18 +12,18 @@ from humpback_ray.stages import warm
 
 LOCAL_RAY = {
     **warm.VARIABLES,
-    "RAY_worker_niceness": "0",  # Ray's 15 leaves a run a thirtieth of a core beside anything else that wants it
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a machine is not preempted under its own driver
+    "RAY_worker_niceness": "0",  # at Ray's 15, another busy process leaves a run a thirtieth of a core
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # this machine is not preempted while its own driver runs
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how long the end of a training may go unnoticed
 }
 """Environment of a Ray that a job starts on its own machine."""
 
 
 def start_local_ray(config: RunConfig, trains: bool = True) -> None:
-    """Start Ray on this machine, and processes that wait for a pool and, where the job trains, for a training.
+    """Start Ray on this machine, and warm processes for a pool and, if the job trains, for a training.
 
     Raises:
-        ConfigError: this machine has less than a placement asks for; work would wait forever.
+        ConfigError: this machine has less than a placement asks for, so work would wait forever.
     """
     import ray
 
@@ -41,10 +41,10 @@ SOCKET_BYTES = 107
 
 
 def check_directories() -> None:
-    """Refuse a temporary or home directory with which Ray cannot start on this machine.
+    """Check that Ray can start with this machine's temporary and home directories.
 
     Raises:
-        ConfigError: it cannot be written to, or its path is too long for Ray's sockets.
+        ConfigError: one of them cannot be written to, or its path is too long for Ray's sockets.
     """
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "TMPDIR")
     room, home = os.environ.get(name) or "/tmp", os.path.expanduser("~")
@@ -54,13 +54,13 @@ def check_directories() -> None:
                 pass
         except OSError as error:
             raise ConfigError(
-                f"{directory} ({variable}) cannot be written to: {error.strerror}; set {variable} to one that can"
+                f"{directory} ({variable}) cannot be written to: {error.strerror}; set {variable} to another one"
             ) from error
     longest = SOCKET_BYTES - len(f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store")
     if len(os.fsencode(room)) > longest:
         raise ConfigError(
-            f"{room} ({name}) is {len(os.fsencode(room))} bytes long; Ray's sockets in it must have paths of at most "
-            f"{SOCKET_BYTES} bytes, so {longest} are left for it: set RAY_TMPDIR to a shorter one"
+            f"the path {room} ({name}) is {len(os.fsencode(room))} bytes long; it may have at most {longest}, because "
+            f"Ray's sockets in it must have paths of at most {SOCKET_BYTES} bytes; set RAY_TMPDIR to a shorter path"
         )
 
 
@@ -68,17 +68,17 @@ def check_local(config: RunConfig, have: Mapping[str, float]) -> None:
     """Refuse a placement that this machine alone cannot fulfill; work would wait forever.
 
     Raises:
-        ConfigError: it asks for more CPUs or GPUs than there are, or for labels.
+        ConfigError: it asks for more CPUs or GPUs than this machine has, or for labels.
     """
     for field, placement in placements(config):
         needs = placement.needs()
         for name in [name for name, count in needs.items() if count > have[name]]:
-            raise ConfigError(f"{field} asks for {needs[name]:g} {name}s at once, this machine has {have[name]:g}")
+            raise ConfigError(f"{field} asks for {needs[name]:g} {name}s at once; this machine has {have[name]:g}")
         if placement.labels:
             labels = ", ".join(f"{name}={value}" for name, value in placement.labels.items())
             raise ConfigError(
-                f"{field}.labels asks for nodes with {labels}, and a Ray started on this machine has no labels; submit "
-                "to a cluster that has such nodes, or leave them out"
+                f"{field}.labels asks for nodes with {labels}, but Ray started on this machine has no labels; submit "
+                "to a cluster that has such nodes, or remove the labels"
             )
 
 

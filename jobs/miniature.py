@@ -1,8 +1,8 @@
-"""Measure the paper's claims on toy webs whose truth is known: several seeds, each the whole pipeline and its controls.
+"""Measure the paper's claims on toy webs with known truth, over several seeds; each runs the pipeline and its controls.
 
     python -m jobs.miniature configs/demo.yaml root=out/miniature
 
-Draws five fresh seeds and keeps them in the root, so the same command goes on where it was stopped.
+Draws five new seeds and stores them in the root, so the same command resumes where it was stopped.
 """
 
 import sys
@@ -42,7 +42,7 @@ def only(arms: str) -> list[str] | None:
     if wanted == ["all"]:
         return None
     if unknown := [name for name in wanted if name not in known]:
-        raise ConfigError(f"arms names {unknown[0]}, which is none; the arms are {', '.join(known)}")
+        raise ConfigError(f"arms names {unknown[0]}, which is not an arm; the arms are {', '.join(known)}")
     return wanted
 
 

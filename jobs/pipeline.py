@@ -1,12 +1,12 @@
-"""Run everything that is not done yet: web corpus and seed pairs to M_2 and a report.
+"""Run every stage that is not done yet: from web corpus and seed pairs to M_2 and a report.
 
     python -m jobs.pipeline configs/demo.yaml root=out/mine
     ray job submit --working-dir . -- python -m jobs.pipeline configs/demo.yaml root=s3://bucket/run
 
     python -m jobs.pipeline configs/llama-7b.yaml pilot=0.001          # a share of it, to measure rates for jobs.plan
-    python -m jobs.pipeline configs/llama-7b.yaml max_dollars=4000     # stops there, and goes on with a higher limit
+    python -m jobs.pipeline configs/llama-7b.yaml max_dollars=4000     # stops there; a higher limit resumes it
 
-Safe to submit again after a crash: finished stages cost one read, a stage in the middle goes on from its commits.
+Safe to submit again after a crash: a finished stage costs one read, an unfinished one resumes from its commits.
 """
 
 import sys

@@ -1,11 +1,11 @@
-"""Say what a run takes before anything is started: memory, steps, hours and dollars, without a GPU or weights.
+"""Estimate a run before anything starts: memory, steps, hours and dollars, without a GPU or weights.
 
     python -m jobs.plan configs/llama-7b.yaml
     python -m jobs.plan configs/llama-65b.yaml plan.machine=H200 train.placement.workers=16
     python -m jobs.plan configs/llama-7b.yaml --json
 
-Every assumption is printed with where it comes from. Where `<root>-pilot` holds a pilot (`python -m jobs.pipeline
-CONFIG pilot=0.001`), its rates are used. Exits 0, 1 where something does not fit, or 2 with an unusable configuration.
+Every assumption is printed with its source. If `<root>-pilot` holds a pilot (`python -m jobs.pipeline CONFIG
+pilot=0.001`), its measured rates are used. Exits 0; 1 if something does not fit; 2 if the configuration is unusable.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "worki
 
 def main(argv: list[str] | None = None) -> int:
     """Plan CONFIG."""
-    found = arguments(argv, str(__doc__), {"json": "all of it as JSON, for machines"})
+    found = arguments(argv, str(__doc__), {"json": "print the whole plan as JSON"})
 
     def work() -> int:
         config = load(RunConfig, found.config, found.overrides)
@@ -66,9 +66,9 @@ def show(made: Plan, rates: PlanConfig, pilot: Measured | None) -> None:
         step = made.trainings[-1].step
         split = ", ".join(f"{name} {gb(getattr(step.memory, name))}" for name in PARTS)
         host = f"; on the host {gb(step.memory.host)}" if step.memory.host else ""
-        say(f"memory of a worker: {split} (of logits and working what is more)")
+        say(f"memory of a worker: {split} (only the larger of logits and working counts)")
         say(
-            f"at the update {gb(step.memory.update)} in place of all but parameters and optimizer; peak "
+            f"at the update, {gb(step.memory.update)} beside parameters and optimizer; peak "
             f"{gb(step.memory.peak)} of {gb(rates.usable(row))} usable{host}: {'fits' if step.fits else 'DOES NOT FIT'}"
         )
     trainings(made)
@@ -96,7 +96,7 @@ def trainings(made: Plan) -> None:
 
 
 def counts(made: Plan, dollars_per_hour: float) -> None:
-    """Print the last training's step for several numbers of workers, those worth a word marked."""
+    """Print the last training's step for several numbers of workers; mark the notable ones."""
     if not made.trainings:
         return
     last = made.trainings[-1]
@@ -124,24 +124,24 @@ def stages(made: Plan) -> None:
             stage.name, f"{stage.devices:g} x {stage.machine}", f"{stage.rows:,}", f"{stage.tokens / 1e6:,.1f} M",
             duration(stage.seconds), f"{stage.dollars:,.2f}", stage.source,
         )  # fmt: skip
-    out.add_row("together", "", "", "", duration(made.seconds), f"{made.dollars:,.2f}", "")
+    out.add_row("total", "", "", "", duration(made.seconds), f"{made.dollars:,.2f}", "")
     console.print(out)
-    say(f"not counted, for they take minutes: {', '.join(made.others) or 'none'}")
+    say(f"not counted because they take minutes: {', '.join(made.others) or 'none'}")
 
 
 def bound(step: Step) -> str:
-    """Say what a step waits for most."""
+    """Name the part of a step that takes longest."""
     parts = {"compute": step.compute_s, "traffic": step.traffic_s, "update": step.update_s}
     return max(parts, key=lambda name: parts[name])
 
 
 def gb(count: float) -> str:
-    """Write bytes as people read them."""
+    """Format bytes for people."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def short(value: object) -> str:
-    """Write an assumption's value."""
+    """Format an assumption's value."""
     return f"{value:,.6g}" if isinstance(value, int | float) else str(value)
 
 

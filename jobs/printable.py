@@ -1,9 +1,9 @@
-"""Text from outside (file names, words of a worker, another's lease) made safe for a terminal and a log."""
+"""Outside text (file names, a worker's words, another driver's lease) made safe for a terminal and a log."""
 
 import re
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but tab and newline, what turns the direction of writing, and lone surrogates."""
+"""Control characters except tab and newline, direction-changing characters, and lone surrogates."""
 
 
 def printable(text: str) -> str:

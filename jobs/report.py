@@ -1,10 +1,10 @@
-"""Write the report of what a run has finished so far; starts no stage and no Ray, and writes nothing but the page.
+"""Write the report of a run's finished stages. Runs no stage, does not start Ray, and writes nothing but the page.
 
     python -m jobs.report configs/demo.yaml root=out/mine
     python -m jobs.report configs/demo.yaml root=s3://bucket/run out=report.html
 
-Of the configuration the root alone counts. `out` says where the page goes, <root>/report/index.html by default; a root
-that cannot be written to needs it.
+Only the root of the configuration matters. `out` says where the page goes, <root>/report/index.html by default; set it
+if the root is read-only.
 """
 
 import sys
@@ -23,7 +23,7 @@ def main() -> int:
     try:
         root = storage.located(load(RunConfig, found.config, found.overrides).root)
         if not storage.exists(storage.join(root, "run.json")):
-            raise ConfigError(f"{root} is no run: it has no run.json")
+            raise ConfigError(f"{root} is not a run: it has no run.json")
         made = finished_stages(root)
     except OSError as error:
         raise ConfigError(f"cannot read the run: {error}") from error
@@ -31,7 +31,7 @@ def main() -> int:
     try:
         uri = write_report(root, made, storage.located(found.out) if found.out else None)
     except OSError as error:
-        raise ConfigError(f"cannot write the page: {error}; out=FILE names another place") from error
+        raise ConfigError(f"cannot write the page: {error}; choose another place with out=FILE") from error
     say(f"report: {uri}")
     return 0
 

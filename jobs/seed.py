@@ -1,4 +1,4 @@
-"""Collect the human-written seed pairs; brings `<root>/seed` up to date.
+"""Collect the human-written seed pairs; bring `<root>/seed` up to date.
 
 python -m jobs.seed configs/demo.yaml 'seed.recipe.inputs=[trees.jsonl]'
 """

@@ -1,9 +1,9 @@
-"""Say how far a run is, from storage alone; also while it is at work.
+"""Show how far a run is, from storage alone, even while it is active.
 
     python -m jobs.status out/demo
     python -m jobs.status s3://bucket/run --json
 
-Exits 0, or 2 where there is no run.
+Exits 0, or 2 if ROOT is not a run.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     """Show the run at ROOT."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", help="directory or s3:// URI of a run")
-    parser.add_argument("--json", action="store_true", help="the same as JSON, for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
 
     def work() -> int:
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def show(run: RunStatus) -> None:
-    """Print the submission in a line and a line per stage."""
+    """Print a line for the submission and a line per stage."""
     age = f", {duration(max(time.time() - run.started, 0))} ago" if run.started else ""
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     say(f"{run.root}: submission {run.submission or 'unknown'}{age}; {versions or 'versions unknown'}")
@@ -60,7 +60,7 @@ def show(run: RunStatus) -> None:
 
 
 def cells(stage: StageStatus) -> list[str]:
-    """Write a stage's figures as people read them; nothing where there is none."""
+    """Format a stage's figures for people; a missing figure is empty."""
     share = ""
     if stage.done is not None and stage.total is not None:
         of = "" if stage.state == "done" else f" of {stage.total:,}"

@@ -4,11 +4,11 @@
     python -m jobs.submit configs/llama-7b.yaml root=s3://bucket/run train.placement.workers=8
     python -m jobs.submit --job curate --submission-id rated-1 --no-wait configs/llama-7b.yaml round=1
 
-What `ray job submit --working-dir . -- python -m jobs.pipeline ...` does, and before it what costs seconds: the
-configuration is read, the size of the upload counted as Ray counts it, the cluster asked for its version with our
-token. What is wrong is one line and exit code 2, and nothing was submitted. Ctrl-C stops following; the run goes on.
+Does what `ray job submit --working-dir . -- python -m jobs.pipeline ...` does, after checks that take seconds: it reads
+the configuration, counts the size of the upload as Ray does, and asks the cluster for its version with our token. If a
+check fails, it prints one line, submits nothing and exits 2. Ctrl-C stops following; the run continues.
 
-Libraries are the cluster's business: they are named here, and the run looks for them before its first stage.
+Libraries are not checked here: the required extras are printed, and the run checks for them before its first stage.
 """
 
 import argparse
@@ -38,32 +38,32 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 JOBS = ("pipeline", "corpus", "seed", "train", "augment", "curate", "evaluate", "miniature")
-"""Jobs that run stages, and so belong on a cluster."""
+"""Jobs that run stages and so belong on a cluster."""
 
 EXTRA_KEYS = {"train": ("model",), "curate": ("round",), "miniature": ("seeds", "arms")}
-"""Keys that a job takes beside those of the configuration."""
+"""Keys that a job takes in addition to those of the configuration."""
 
 LOST_S = 120.0
-"""How long a cluster that answers no more is asked again while a run is followed."""
+"""How long to retry while a cluster does not answer during following."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Submit CONFIG."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file below the working directory; see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys that replace values of CONFIG")
-    parser.add_argument("--address", help="of the dashboard; default: RAY_API_SERVER_ADDRESS, then RAY_ADDRESS")
-    parser.add_argument("--job", default="pipeline", choices=JOBS, help="what is run of CONFIG (pipeline)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys that replace settings of CONFIG")
+    parser.add_argument("--address", help="the dashboard's URL; default: RAY_API_SERVER_ADDRESS, then RAY_ADDRESS")
+    parser.add_argument("--job", default="pipeline", choices=JOBS, help="the job to run with CONFIG (pipeline)")
     parser.add_argument("--compare", action="store_true", help="for --job curate: rate one sample with several scorers")
-    parser.add_argument("--submission-id", metavar="ID", help="default: made of CONFIG's name and the time")
-    parser.add_argument("--working-dir", default=".", metavar="DIRECTORY", help="what is uploaded (.)")
-    parser.add_argument("--no-wait", action="store_true", help="end once the run is submitted")
+    parser.add_argument("--submission-id", metavar="ID", help="default: CONFIG's name, the time and six random digits")
+    parser.add_argument("--working-dir", default=".", metavar="DIRECTORY", help="the directory to upload (.)")
+    parser.add_argument("--no-wait", action="store_true", help="exit once the run is submitted")
     found = parser.parse_intermixed_args(argv)
     return guarded(lambda: submit(found))
 
 
 def submit(found: argparse.Namespace) -> int:
-    """Check, submit and follow; returns the exit code."""
+    """Check, submit and follow; return the exit code."""
     api = api_of(found.address)
     directory = Path(found.working_dir)
     config = relative_to(directory, found.config)
@@ -85,13 +85,13 @@ def submit(found: argparse.Namespace) -> int:
     if needed := graph.packages(graph.until(None)):
         extras = dict.fromkeys(package.extra or package.project for _, package in needed if package.extra)
         if extras:
-            say(f"its nodes need the extras {', '.join(extras)}, which the run looks for before its first stage")
+            say(f"its nodes need the extras {', '.join(extras)}; the run checks for them before its first stage")
     try:
         client.submit_job(
             entrypoint=shlex.join(command), submission_id=identifier, runtime_env={"working_dir": str(directory)}
         )
-    except Exception as error:  # whatever Ray's client and HTTP come up with
-        raise ConfigError(f"{api} did not take {identifier}: {one_line(_reason(error))}") from error
+    except Exception as error:  # Ray's client and HTTP raise many kinds
+        raise ConfigError(f"{api} did not accept {identifier}: {one_line(_reason(error))}") from error
     if found.no_wait:
         say(f"submitted; ray job logs -f {identifier}; ray job stop {identifier}")
         return 0
@@ -102,26 +102,27 @@ def relative_to(directory: Path, config: str) -> str:
     """Return the path of CONFIG in the uploaded directory.
 
     Raises:
-        ConfigError: there is no such directory, or CONFIG lies outside of it.
+        ConfigError: the directory does not exist, or CONFIG is outside of it.
     """
     if not directory.is_dir():
-        raise ConfigError(f"--working-dir is {directory}, which is no directory")
+        raise ConfigError(f"--working-dir is {directory}, which is not a directory")
     if not Path(config).is_file():
         raise ConfigError(f"cannot read the configuration {config}: no such file")
     try:
         return str(Path(config).resolve().relative_to(directory.resolve()))
     except ValueError as error:
         raise ConfigError(
-            f"{config} lies outside of {directory.resolve()}, which is what is uploaded; move it there, or name its "
-            "folder as --working-dir"
+            f"{config} is outside of {directory.resolve()}, the directory to upload; move it there, or set "
+            "--working-dir to its folder"
         ) from error
 
 
 def check_size(directory: Path, config: str) -> int:
-    """Return how many bytes Ray would upload of a directory, by Ray's own rules of what stays at home.
+    """Return how many bytes of a directory Ray would upload, by Ray's own rules for ignored files.
 
     Raises:
-        ConfigError: more than the dashboard takes, naming what is largest; or CONFIG stays at home.
+        ConfigError: the upload is larger than the dashboard takes (the message names the largest parts), or CONFIG is
+            ignored.
     """
     sizes = uploaded(directory)
     total, limit = sum(sizes.values()), ray_internals.upload_limit_bytes()
@@ -131,16 +132,16 @@ def check_size(directory: Path, config: str) -> int:
             folders["/".join(Path(name).parts[:2])] += size
         largest = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in folders.most_common(3))
         raise ConfigError(
-            f"{directory.resolve()} has {total / 2**20:,.0f} MiB to upload, and a cluster takes {limit / 2**20:,.0f}; "
-            f"largest: {largest}; name in .gitignore or .rayignore what the run reads from elsewhere"
+            f"{directory.resolve()} has {total / 2**20:,.0f} MiB to upload, but a cluster takes {limit / 2**20:,.0f}; "
+            f"largest: {largest}; add files that the run does not need to .gitignore or .rayignore"
         )
     if config not in sizes:
-        raise ConfigError(f"{config} would stay at home: .gitignore or .rayignore names it")
+        raise ConfigError(f"{config} would not be uploaded: .gitignore or .rayignore names it")
     return total
 
 
 def uploaded(directory: Path) -> dict[str, int]:
-    """Return name and bytes of each file that Ray would upload of a directory: what its ignore files leave."""
+    """Return the name and bytes of each file of a directory that Ray would upload, by its ignore files."""
     root, sizes = directory.absolute(), {}
 
     def count(path: Path) -> None:
@@ -158,7 +159,7 @@ def _silent() -> logging.Logger:
 
 
 def client_of(api: str) -> "JobSubmissionClient":
-    """Return Ray's client, whose requests end after a while, for an address that was asked before."""
+    """Return Ray's client, with a timeout on its requests, for an address that has answered before."""
     from ray.job_submission import JobSubmissionClient
 
     class Client(JobSubmissionClient):
@@ -167,28 +168,28 @@ def client_of(api: str) -> "JobSubmissionClient":
 
     for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ["RAY_API_SERVER_ADDRESS"] = api  # which Ray puts before any address that it is given
+    os.environ["RAY_API_SERVER_ADDRESS"] = api  # Ray prefers it to the address that it is given
     return Client(api)
 
 
 def _reason(error: Exception) -> str:
-    """Return what a refusal of the Jobs API says, without the traceback of the server that it carries."""
+    """Return the message of a refusal by the Jobs API, without the server's traceback."""
     said = str(error).strip()
     if "already exists" in said:
-        return "a submission of this id exists already; ids are taken once, so choose another"
+        return "a submission with this id already exists; an id can be used once, so choose another"
     lines = [line for line in said.splitlines() if line.strip()]
     return lines[-1] if "Traceback" in said else (lines or [type(error).__name__])[0]
 
 
 def follow(client: "JobSubmissionClient", identifier: str) -> int:
-    """Print a run's log until the run ends; returns its exit code.
+    """Print a run's log until the run ends; return its exit code.
 
-    Ctrl-C ends this process at once, with 130: it holds nothing, and Ray's client may take an interrupt for a lost
-    connection, or wait for a server that is busy.
+    Ctrl-C ends this process at once, with 130: it holds nothing, and Ray's client may treat an interrupt as a lost
+    connection, or wait for a busy server.
     """
 
     def leave(*_: object) -> None:
-        say(f"no longer following; the run goes on: ray job logs -f {identifier}; ray job stop {identifier}")
+        say(f"no longer following; the run continues: ray job logs -f {identifier}; ray job stop {identifier}")
         sys.stdout.flush()
         os._exit(130)
 
@@ -202,12 +203,12 @@ def follow(client: "JobSubmissionClient", identifier: str) -> int:
             lost_since = None
             if info.status.is_terminal():
                 return ended(identifier, info.status.value, info.driver_exit_code, info.message)
-        except Exception as error:  # noqa: BLE001  whatever Ray's client, HTTP and websockets come up with
+        except Exception as error:  # noqa: BLE001  Ray's client, HTTP and websockets raise many kinds
             lost_since = lost_since or time.monotonic()
             if time.monotonic() - lost_since > LOST_S:
                 say(
-                    f"error: the cluster does not answer for {LOST_S:.0f} s ({one_line(error)}); {identifier} may go "
-                    f"on: ray job logs -f {identifier}",
+                    f"error: the cluster has not answered for {LOST_S:.0f} s ({one_line(error)}); {identifier} may "
+                    f"still be running: ray job logs -f {identifier}",
                     "red",
                 )
                 return 1
@@ -215,9 +216,9 @@ def follow(client: "JobSubmissionClient", identifier: str) -> int:
 
 
 async def _print_log(client: "JobSubmissionClient", identifier: str, shown: int) -> int:
-    """Print what is new of a log until its end or the loss of the connection; returns the characters printed so far."""
+    """Print a log's new text until it ends or the connection is lost; return the characters printed so far."""
     seen = 0
-    with contextlib.suppress(RuntimeError):  # the connection is lost; the log is asked for once more
+    with contextlib.suppress(RuntimeError):  # the connection is lost; the caller asks for the log again
         async for text in client.tail_job_logs(identifier):
             new = text[max(shown - seen, 0) :]
             seen += len(text)
@@ -228,11 +229,11 @@ async def _print_log(client: "JobSubmissionClient", identifier: str, shown: int)
 
 
 CODES: Mapping[str, int] = {"SUCCEEDED": 0, "STOPPED": 143}
-"""Exit codes of runs whose driver left none, by Ray's word for how they ended."""
+"""Exit codes of runs whose driver left none, by Ray's status."""
 
 
 def ended(identifier: str, status: str, code: int | None, message: str | None) -> int:
-    """Return the exit code of a run that has ended, and say why where its log may not."""
+    """Return the exit code of a run that has ended; print why, if its log may not say."""
     if code is None or (status != "FAILED" and status in CODES):
         code = CODES.get(status, 1)
     if code < 0:  # ended by a signal

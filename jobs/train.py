@@ -1,9 +1,9 @@
-"""Fine-tune models, and whatever they need; by default the two that need only the seed.
+"""Fine-tune models and make the stages that they need; by default the two models that need only the seed.
 
     python -m jobs.train configs/demo.yaml                  models/backward and models/m0
     python -m jobs.train configs/demo.yaml model=m2         everything up to models/m2
 
-Safe to submit again after a crash: training goes on from its last checkpoint.
+Safe to submit again after a crash: training resumes from its last checkpoint.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""Prove from storage alone that a run lost no row, holds none twice, and that its files are what it recorded.
+"""Prove from storage alone that a run lost no row, has no row twice, and that its files match its records.
 
     python -m jobs.verify out/demo
 
-Exits 0 where everything was proven, 1 at the first difference, naming it, 2 where nothing can be read, 5 where there
-is no difference but checks could not be made, listing them: input files that are gone, or were read by another
-version.
+Exits 0 if everything was proven; 1 at the first difference, which it names; 2 if storage cannot be read; 5 if there is
+no difference but some checks could not be made, because input files are missing or another version read them. It lists
+those checks.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     """Verify the run at ROOT."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", help="directory or s3:// URI of a run")
-    pa.set_memory_pool(pa.system_memory_pool())  # keeps less of what is freed than Arrow's own does
+    pa.set_memory_pool(pa.system_memory_pool())  # returns more freed memory than Arrow's default pool does
     try:
         root = storage.located(parser.parse_args(argv).root)
         unproven: list[str] = []

@@ -1,4 +1,4 @@
-"""The cluster files are what Ray and KubeRay accept, ask for a token, expose nothing, and are what README says."""
+"""Ray and KubeRay accept the cluster files, which ask for a token, expose nothing, and match the README."""
 
 import copy
 import json
@@ -58,7 +58,7 @@ def rayjob() -> dict[str, Any]:
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    """The templates of all pods that the job makes, by who they are."""
+    """The templates of all pods that the job creates, by their role."""
     spec = rayjob()["spec"]
     cluster = spec["rayClusterSpec"]
     groups = {group["groupName"]: group["template"] for group in cluster["workerGroupSpecs"]}
@@ -83,7 +83,7 @@ def test_the_aws_file_fits_rays_own_schema() -> None:
     jsonschema.validate(aws(), schema)
 
 
-def test_the_aws_file_passes_what_ray_up_checks_before_it_calls_aws() -> None:
+def test_the_aws_file_passes_the_checks_of_ray_up_before_it_calls_aws() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     prepared = prepare_config(copy.deepcopy(aws()))
@@ -172,7 +172,7 @@ def test_the_rayjob_has_a_cpu_pool_and_gpu_pools_of_both_markets_that_start_at_n
 
 
 def test_every_pod_of_the_rayjob_meets_the_restricted_pod_security_standard_and_is_bounded() -> None:
-    """As kubernetes.io/docs/concepts/security/pod-security-standards/ has it; KubeRay adds a sidecar to the head."""
+    """According to kubernetes.io/docs/concepts/security/pod-security-standards/; KubeRay adds a sidecar to the head."""
     labels = kuberay()["Namespace", "humpback"]["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
     sidecar = {"securityContext": rayjob()["spec"]["rayClusterSpec"]["autoscalerOptions"]["securityContext"]}
@@ -192,7 +192,7 @@ def test_every_pod_of_the_rayjob_meets_the_restricted_pod_security_standard_and_
             assert container["resources"]["requests"] == container["resources"]["limits"]
 
 
-def test_the_autoscaler_alone_has_a_token_of_kubernetes() -> None:
+def test_only_the_autoscaler_has_a_kubernetes_token() -> None:
     documents = kuberay()
     accounts = {name: document for (kind, name), document in documents.items() if kind == "ServiceAccount"}
     assert all(account["automountServiceAccountToken"] is False for account in accounts.values())
@@ -215,7 +215,7 @@ def selects(policy: dict[str, Any], labels: dict[str, str]) -> bool:
     return policy["spec"]["podSelector"].get("matchLabels", {}).items() <= labels.items()
 
 
-def test_the_network_denies_what_no_policy_allows_and_metrics_are_reached_from_inside_alone() -> None:
+def test_the_network_denies_traffic_without_a_policy_and_metrics_are_reachable_only_from_inside() -> None:
     policies = {name: document for (kind, name), document in kuberay().items() if kind == "NetworkPolicy"}
     assert policies["deny-all"]["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     node_types = {"head": {"ray.io/node-type": "head"}, "submitter": {}}
@@ -246,9 +246,9 @@ def test_the_rayjob_runs_the_pipeline_and_cleans_up_after_itself() -> None:
     assert spec["activeDeadlineSeconds"] > spec["preRunningDeadlineSeconds"] > 0
 
 
-def test_the_rayjob_is_retried_but_not_for_exit_codes_that_a_retry_cannot_mend() -> None:
+def test_the_rayjob_is_retried_but_not_for_exit_codes_that_a_retry_cannot_fix() -> None:
     spec = rayjob()["spec"]
-    assert spec["backoffLimit"] > 0, "resume is the same command, so a retry is one"
+    assert spec["backoffLimit"] > 0, "the same command resumes, so a retry resumes"
     environment = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]
     assert environment == {"HUMPBACK_STOP_CODES": "2,3,4"}  # tests/jobs/test_reach.py shows that such a job is STOPPED
 
@@ -266,7 +266,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(line) for line in lines if re.match(r" *(python|ray|docker|kubectl|pip|make|export) ", line)]
 
 
-def test_the_commands_of_the_readme_files_name_what_is_there() -> None:
+def test_the_commands_of_the_readme_files_name_existing_files() -> None:
     found = commands()
     assert {words[0] for words in found} >= {"python", "ray", "docker", "make"}
     stages = set(re.findall(r"^FROM .* AS (\w+)$", DOCKERFILE, re.M))
@@ -287,7 +287,7 @@ def test_the_commands_of_the_readme_files_name_what_is_there() -> None:
     assert {words[1] for words in found if words[0] == "make"} <= targets
 
 
-def test_every_extra_that_a_document_names_is_there_and_boto3_is_named() -> None:
+def test_every_extra_that_a_document_names_exists_and_boto3_is_named() -> None:
     texts = [BOTH, DOCKERFILE, (CLUSTER / "aws.yaml").read_text(), (REPOSITORY / "docs/gpu.md").read_text()]
     named = {
         extra.strip()
@@ -301,10 +301,10 @@ def test_every_extra_that_a_document_names_is_there_and_boto3_is_named() -> None
     assert "boto3" in README
 
 
-def test_the_image_carries_what_every_configuration_needs() -> None:
+def test_the_image_has_the_libraries_of_every_configuration() -> None:
     stages = dict(re.findall(r"^FROM [^\n]* AS (\w+)$(.*?)(?=^FROM|\Z)", DOCKERFILE, re.M | re.S))
     carried = {name: set(re.search(r'"\.\[([\w,]+)\]"', text)[1].split(",")) for name, text in stages.items()}  # pyright: ignore[reportOptionalSubscript]
-    assert list(stages)[-1] == "gpu", "the last is what `docker build` makes"
+    assert list(stages)[-1] == "gpu", "`docker build` makes the last one"
     for path in (REPOSITORY / "configs").glob("*.yaml"):
         config = load(RunConfig, path)
         needed = {package.extra for _, package in Graph(config).packages(Graph(config).until(None)) if package.extra}
@@ -325,7 +325,7 @@ def test_every_market_that_a_document_names_fits_a_gpu_pool_of_every_file() -> N
     assert gpu == {g["labels"]["ray.io/market-type"] for g in groups if g["groupName"].startswith("gpu")} == named
 
 
-def test_the_readme_names_ports_accounts_rights_and_deadlines_as_the_files_have_them() -> None:
+def test_the_readme_names_the_ports_accounts_rights_and_deadlines_of_the_files() -> None:
     for name in ("humpback-head", "humpback-worker", "deny-all", "`restricted`", "preRunningDeadlineSeconds"):
         assert name in README
     for port in ("8080", "44217", "44227"):

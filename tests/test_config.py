@@ -1,4 +1,4 @@
-"""Configuration: one clear line for what is wrong, and a name for the field that differs."""
+"""Configuration: one clear line per error, and the name of the field that differs."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -83,7 +83,7 @@ def test_globs_in_a_list_need_no_quotes(file: Path) -> None:
         ("hours=-1", "hours is -1, but it takes a number above 0"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line_of_our_own_words(file: Path, override: str, message: str) -> None:
+def test_an_error_is_one_line_in_our_own_words(file: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         load(Outer, file, [override])
     assert str(error.value) == message
@@ -120,12 +120,12 @@ def test_a_number_is_a_plain_one_in_an_override_and_in_a_file(tmp_path: Path, ke
         ("hours=null", "hours", None),
     ],
 )
-def test_a_value_is_what_it_reads_as(file: Path, override: str, field: str, value: Any) -> None:
+def test_a_value_is_read_as_it_looks(file: Path, override: str, field: str, value: Any) -> None:
     found = getattr(load(Outer, file, [override]), field)
     assert (found, type(found)) == (value, type(value))
 
 
-def test_a_key_stands_once(tmp_path: Path) -> None:
+def test_a_key_occurs_once(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("inner: {rows: 1}\nroot: a\ninner: {rows: 2}\n")
     with pytest.raises(ConfigError, match="the key inner appears twice"):
         load(Outer, tmp_path / "twice.yaml")
@@ -133,7 +133,7 @@ def test_a_key_stands_once(tmp_path: Path) -> None:
     assert load(Outer, tmp_path / "merged.yaml").other == Inner(rows=2)
 
 
-def test_a_missing_or_broken_file_is_said_so(tmp_path: Path) -> None:
+def test_a_missing_or_broken_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the configuration"):
         load(Outer, tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")

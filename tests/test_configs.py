@@ -46,7 +46,7 @@ def test_every_configuration_of_a_size_names_the_other_gpus_and_is_named_as_its_
 
 @pytest.mark.parametrize("path", LARGE, ids=lambda path: path.name)
 def test_no_other_number_of_workers_is_both_sensible_and_cheaper(path: Path) -> None:
-    """A placement is what the plan would choose, within a factor of two for the margins that a file's comment names."""
+    """A placement is the plan's choice, within a factor of two for the margins that a file's comment names."""
     training = plan_run(load(RunConfig, path)).trainings[-1]
     assert training.sensible is not None
     assert training.step.workers / training.sensible.workers in (0.5, 1, 2)

@@ -1,4 +1,4 @@
-"""The list of stages: its order, what of it a configuration leads to, and what it takes to add a stage."""
+"""The list of stages: its order, the stages that a configuration leads to, and the work to add a stage."""
 
 import json
 from pathlib import Path
@@ -43,12 +43,12 @@ def test_stages_stand_in_the_order_of_the_run() -> None:
         "evaluation/prompts", "evaluation/m0", "evaluation/m1", "evaluation/m2",
     ]  # fmt: skip
     assert graph_of().until("corpus") == names[:4]
-    with pytest.raises(ConfigError, match=r"round-2/rewritten is no stage of this run; its stages are sample/web, "):
+    with pytest.raises(ConfigError, match=r"round-2/rewritten is not a stage of this run; its stages are sample/web, "):
         graph_of().until("round-2/rewritten")
     assert [name for name in stage_names(2) if name in names] == names, "the order is the same whatever is there"
 
 
-def test_each_stage_reads_what_stands_above_it_and_is_made_by_the_pipeline() -> None:
+def test_each_stage_reads_stages_above_it_and_the_pipeline_makes_it() -> None:
     everything = graph_of("rewrite.model=there", "curate.recipe.scorer={kind: chained}")
     above: set[str] = set()
     for node in everything:
@@ -59,7 +59,7 @@ def test_each_stage_reads_what_stands_above_it_and_is_made_by_the_pipeline() -> 
     assert pipeline.METHOD.keys() == {kind.name for kind in graph.KINDS if not kind.apart}
 
 
-def test_what_a_configuration_changes_in_what_is_read() -> None:
+def test_how_a_configuration_changes_what_stages_read() -> None:
     plain = graph_of().nodes
     assert plain["models/m2"].reads == ("sample/base", "tokens/seed", "round-2/tokens")
     assert plain["round-2/scores"].reads == ("candidates", "models/m1")
@@ -70,14 +70,14 @@ def test_what_a_configuration_changes_in_what_is_read() -> None:
         "rewrite.model=it", "curate.recipe.scorer={kind: rubric, rater: base}", "curate.recipe.canaries=false",
     ).nodes  # fmt: skip
     assert changed["models/m2"].reads == ("round-2/tokens",)
-    assert changed["round-2/scores"].reads == ("candidates",), "the base model is no stage"
+    assert changed["round-2/scores"].reads == ("candidates",), "the base model is not a stage"
     assert changed["round-2/tokens"].ids_of == "round-2/rewritten"
     assert changed["seed"].reads == ()
     assert not {"sample/base", "canaries", "round-1/canary-scores"} & changed.keys()
     assert "sample/web" in changed, "the corpus is still the sample's"
 
 
-def test_a_stage_on_demand_is_there_where_something_that_is_made_reads_it() -> None:
+def test_a_stage_on_demand_is_in_the_run_if_a_stage_to_make_reads_it() -> None:
     assert "segments" not in graph_of("reuse.corpus=there").nodes
     both = graph_of("reuse.corpus=there", "reuse.segments=there")
     assert [node.name for node in both.to_make()][:2] == ["sample/web", "seed"]
@@ -85,7 +85,7 @@ def test_a_stage_on_demand_is_there_where_something_that_is_made_reads_it() -> N
     assert "tokens/seed" in graph_of("reuse={models/m0: a, models/m1: b}").nodes, "m2 learns from it"
     late = graph_of("reuse={models/m0: a, models/backward: b}").until("models/m1")
     assert late[-3:] == ["tokens/seed", "round-1/tokens", "models/m1"]
-    assert late.index("candidates") < late.index("tokens/seed"), "what comes before its reader does not wait for it"
+    assert late.index("candidates") < late.index("tokens/seed"), "stages before its reader do not wait for it"
     assert "tokens/seed" not in graph_of("reuse={models/m0: a, models/m1: b, models/m2: c}").nodes
 
 
@@ -101,7 +101,9 @@ def test_cheap_scores_of_a_chain_are_made_each_round_or_by_the_base_model_once()
 
 
 def test_a_reused_stage_must_be_one() -> None:
-    with pytest.raises(ConfigError, match=r"reuse names round-3/scores, which is no stage; the stages are sample/web"):
+    with pytest.raises(
+        ConfigError, match=r"reuse names round-3/scores, which is not a stage; the stages are sample/web"
+    ):
         graph_of("reuse={round-3/scores: there}")
 
 
@@ -131,7 +133,7 @@ def make_shouted(seed: Manifest, place: Place) -> Manifest:
 
 @pytest.fixture
 def with_shouted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """... and the two places that know of it."""
+    """... and the two places that know about it."""
     kind = Kind("shouted", PAIR, "seed", ("seed",), "seed")
     after_seed = next(index for index, known in enumerate(graph.KINDS) if known.name == "seed") + 1
     monkeypatch.setattr(graph, "KINDS", (*graph.KINDS[:after_seed], kind, *graph.KINDS[after_seed:]))
@@ -180,5 +182,5 @@ def test_a_stage_sees_only_what_the_graph_says_it_reads(
     run = Run(load(RunConfig, DEMO, [f"root={tmp_path}/run"]))
     web = Stage(run.at("sample/web"), {}, {}).leased(lambda attempt: attempt.describe([], {}))
     context = StageContext(run, run.graph.nodes["shouted"], {"seed": web, "sample/web": web})
-    with pytest.raises(KeyError, match=r"shouted reads no sample/web; graph\.py says what it reads"):
+    with pytest.raises(KeyError, match=r"shouted does not read sample/web; graph\.py says what it reads"):
         context["sample/web"]

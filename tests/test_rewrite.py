@@ -1,4 +1,4 @@
-"""Usable rewrites replace responses; the others say why they do not."""
+"""Usable rewrites replace responses; the others have a reason."""
 
 import shutil
 from pathlib import Path
@@ -162,7 +162,7 @@ def test_recipes_that_cannot_work_are_refused(values: dict, message: str) -> Non
 
 @pytest.fixture(scope="module")
 def config(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a seed, a corpus and models, and with `echo` for every engine."""
+    """A run with a finished seed, corpus and models, whose engines are all `echo`."""
     folder = tmp_path_factory.mktemp("rewrite")
     path = prepare(folder, 60)
     shutil.copytree(folder / "base", folder / "rewriter")
@@ -218,7 +218,7 @@ def test_a_run_with_a_rewriter_rewrites_each_round_between_selection_and_trainin
 
 @pytest.mark.ray
 def test_too_many_failed_rewrites_stop_the_run_before_training(config: Path, made: dict[str, Manifest]) -> None:
-    """In a separate root, with the pairs of the other one."""
+    """In its own root, with the pairs of the other run."""
     other, curated = config.parent / "tight", made["round-1/curated"]
     tight = [f"root={other}", "rewrite.recipe.engine={kind: echo, max_context_tokens: 5}"]
     tight += [f"reuse.{name}={made[name].uri}" for name in ("candidates", "round-1/scores", "round-1/curated")]

@@ -1,4 +1,4 @@
-"""A run: where its stages are, what it records, what it takes from other runs."""
+"""A run: the places of its stages, its records, its reuse of other runs."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_recipes_hold_neither_placements_nor_locations(tmp_path: Path) -> None:
 
 def test_an_unfinished_stage_cannot_be_reused(tmp_path: Path) -> None:
     (tmp_path / "other/corpus").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"reuse\.corpus: .* is no finished stage"):
+    with pytest.raises(ConfigError, match=r"reuse\.corpus: .* is not a finished stage"):
         run(tmp_path / "mine", f"reuse.corpus={tmp_path}/other/corpus")
 
 
@@ -74,7 +74,9 @@ def test_a_model_without_a_chat_template_is_refused_at_the_start_where_its_own_i
     for overrides, said in refused.items():
         with pytest.raises(ConfigError, match=said):
             run(tmp_path / "run", *overrides)
-    run(tmp_path / "run", "curate.recipe.scorer={kind: rubric, layout: own}")  # its raters have one, written here
+    run(
+        tmp_path / "run", "curate.recipe.scorer={kind: rubric, layout: own}"
+    )  # its raters have one, written by this run
     storage.write_bytes(str(model / "tokenizer_config.json"), b'{"chat_template": "{{ messages }}"}')
     run(tmp_path / "run", *rewrite)
     storage.write_bytes(str(model / "tokenizer_config.json"), b"{}")

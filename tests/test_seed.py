@@ -56,7 +56,7 @@ def read(*lines: Any, recipe: SeedRecipe | None = None) -> list[dict[str, Any]]:
     return table.to_pylist()
 
 
-def test_a_tree_gives_its_prompt_and_the_reply_people_ranked_first() -> None:
+def test_a_tree_gives_its_prompt_and_the_reply_that_people_ranked_first() -> None:
     (row,) = read(tree(message("second", rank=1), message(" best ", rank=0, replies=[message("deeper", rank=0)])))
     assert (row["instruction"], row["response"], row["source"], row["drop_reason"]) == ("Why?", "best", "seed", None)
 
@@ -188,7 +188,7 @@ def test_one_file_may_mix_all_forms() -> None:
         {"instruction": "", "input": f"{Q}\n\nIn Italy.", "output": A},
     ],
 )
-def test_the_text_that_an_instruction_is_about_follows_it(record: dict[str, Any]) -> None:
+def test_the_input_of_an_instruction_follows_it(record: dict[str, Any]) -> None:
     assert read(record)[0]["instruction"] == f"{Q}\n\nIn Italy."
 
 

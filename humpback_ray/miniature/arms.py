@@ -1,16 +1,16 @@
-"""The miniature: each claim of the paper, measured on a toy web whose truth is known, over several seeds.
+"""The miniature: measure each claim of the paper on toy webs with known truth, over several seeds.
 
-For every seed a world and a base model are made and the unmodified pipeline runs on them (`main`). Every arm is then
-one more run of the same pipeline with a few settings changed: the stages that the change does not touch are taken from
-`main` through `reuse`, so an arm costs a training, some answers, or a rating. All models that are compared are trained
-for the same number of steps, from the same base.
+For every seed, a world and a base model are made, and the unmodified pipeline runs on them (`main`). Every arm is one
+more run of the same pipeline with a few settings changed. It reuses the stages of `main` that the change does not
+affect, so an arm costs a training, some answers, or a rating. All models that are compared are trained for the same
+number of steps, from the same base.
 
     <root>/miniature.json            the seeds, drawn when the root was new
-    <root>/<seed>/main  …/<arm>      runs, each with everything a run has
-    <root>/<seed>/values.json        what the judge measured of them
+    <root>/<seed>/main  …/<arm>      runs, each complete
+    <root>/<seed>/values.json        the judge's measurements of them
     <root>/findings.{json,md,html}   the claims: means, paired differences over seeds, verdicts (findings.py)
 
-The oracle's scores are the one thing made from the truth: an arm is trained on what a perfect rater would keep.
+Only the oracle's scores use the truth: one arm is trained on the pairs that a perfect rater would keep.
 """
 
 import json
@@ -41,28 +41,28 @@ from humpback_ray.stages.stage import Place, Stage
 logger = logging.getLogger(__name__)
 
 SEEDED = ("sample.world.seed", "sample.base.seed", "train.recipe.seed")
-"""What a seed decides; samples drawn from models derive from row ids, and those from the world."""
+"""Settings that a seed sets; sampling from models is seeded by row ids, which depend on the world."""
 
 SPLITS = ("unseen", "pool")
 ORACLE = "oracle-scores"
 
 
 class Arm(NamedTuple):
-    """One more run: what differs from `main`."""
+    """One more run: its differences from `main`."""
 
     name: str
     own: tuple[str, ...]
-    """Stages that the arm makes; all others are those of `main`."""
+    """Stages that the arm makes; it reuses all others from `main`."""
     changes: tuple[str, ...] = ()
     """Overrides, as on a command line."""
     instead: Mapping[str, str] = {}
-    """Stage → stage of `main` (or the oracle's) that stands in its place."""
+    """Stage → stage of `main` (or the oracle's) that replaces it."""
     rater: str | None = None
-    """Under which name its ratings are reported."""
+    """Name under which its ratings are reported."""
 
     @property
     def model(self) -> str:
-        """Whose answers are the arm's."""
+        """The model that gives the arm's answers."""
         return "m0" if "evaluation/m0" in self.own else "m1"
 
 
@@ -70,8 +70,8 @@ def arms(kept: int, steps: int) -> list[Arm]:
     """Return the arms beside `main`.
 
     Args:
-        kept: pairs that round 1 of `main` kept; the sizes of the other selections are shares of it.
-        steps: for which M_1 was trained.
+        kept: number of pairs that round 1 of `main` kept; the sizes of the other selections are shares of it.
+        steps: number of steps for which M_1 was trained.
     """
     trained = ("models/m1", "evaluation/m1")
     selected = ("round-1/curated", "round-1/tokens", *trained)
@@ -110,7 +110,7 @@ def check(config: RunConfig) -> None:
     """Refuse a configuration whose runs cannot be judged.
 
     Raises:
-        ConfigError: something in it is not the toy world's.
+        ConfigError: an input does not come from the toy world.
     """
     given = {f"{name}.recipe.inputs": getattr(config, name).recipe.inputs for name in ("seed", "corpus", "evaluate")}
     foreign = [name for name, value in {"base_model": config.base_model, **given}.items() if value]
@@ -121,35 +121,35 @@ def check(config: RunConfig) -> None:
 
 
 def draw_seeds(root: str, wanted: str) -> list[int]:
-    """Return the seeds of a root: so many fresh ones, drawn once and kept, or those listed (`[1, 2]`).
+    """Return the seeds of a root: a number of new ones, drawn once and stored, or those listed (`[1, 2]`).
 
     Raises:
-        ConfigError: neither a number nor a list, or the root holds other seeds.
+        ConfigError: `wanted` is neither a number nor a list, or the root has other seeds.
     """
     value = json.loads(wanted) if wanted.startswith("[") or wanted.isdigit() else None
     many = value if isinstance(value, int) and value else None
     given = [int(seed) for seed in value] if isinstance(value, list) and value else None
     if many is None and given is None:
-        raise ConfigError(f"seeds is {wanted!r}; it is a number of seeds to draw, or a list such as [1, 2, 3]")
+        raise ConfigError(f"seeds is {wanted!r}; set a number of seeds to draw, or a list such as [1, 2, 3]")
     uri = storage.join(root, "miniature.json")
     drawn = given or [secrets.randbelow(10**6) for _ in range(many or 0)]
     storage.create(uri, json.dumps({"seeds": drawn}).encode())
     have: list[int] = json.loads(storage.read_bytes(uri))["seeds"]
     if (given and have != given) or (many and len(have) != many):
-        raise ConfigError(f"{root} was begun with the seeds {have}, not {wanted}; go on with them or take another root")
+        raise ConfigError(f"{root} was started with the seeds {have}, not {wanted}; use them or choose another root")
     return have
 
 
 def run_seeds(
     path: str, overrides: Sequence[str], root: str, seeds: Sequence[int], only: Collection[str] | None = None
 ) -> Iterator[Values]:
-    """Run what is not done of every seed, judge all of it, write the findings anew after each seed, yield its values.
+    """Run each seed's unfinished stages and judge them; after each seed, rewrite the findings and yield its values.
 
     Args:
         path: of the configuration.
-        overrides: as on a command line; they hold for every run.
+        overrides: as on a command line; they apply to every run.
         root: of the miniature.
-        seeds: of `draw_seeds`.
+        seeds: from `draw_seeds`.
         only: names of the arms to run beside `main`; None: all.
     """
     done: dict[int, Values] = {}
@@ -163,11 +163,11 @@ def run_seeds(
 def state(root: str, seeds: Sequence[int]) -> str:
     """Say from storage how far a miniature is."""
     done = sum(storage.exists(storage.join(root, str(seed), "values.json")) for seed in seeds)
-    return f"{done} of {len(seeds)} seeds are done, the next one as far as its runs are"
+    return f"{done} of {len(seeds)} seeds are done; finished stages of the next one stay"
 
 
 def publish(root: str, values: Mapping[int, Values]) -> None:
-    """Write what the seeds so far say."""
+    """Write the findings of the seeds so far."""
     found = findings(values)
     for seed, measured_values in values.items():
         storage.write_bytes(
@@ -179,7 +179,7 @@ def publish(root: str, values: Mapping[int, Values]) -> None:
 
 
 def run_seed(path: str, overrides: Sequence[str], root: str, seed: int, only: Collection[str] | None = None) -> Values:
-    """Run `main` and every arm of one seed; returns what the judge measured."""
+    """Run `main` and every arm of one seed; return the judge's measurements."""
     seeded = [*overrides, *(f"{key}={seed}" for key in SEEDED)]
     main = Run(load(RunConfig, path, [*seeded, f"root={storage.join(root, 'main')}"]))
     made = {manifest.stage: manifest for manifest in pipeline.stages(main)}
@@ -213,7 +213,7 @@ def measured(made: Mapping[str, Manifest]) -> Measures:
 
 
 def values_of_main(found: Measures) -> Values:
-    """Name what the judge measured of `main`: `m1.test.unseen`, `rater-m0.precision`, `questions`, `check.personal`."""
+    """Name the measurements of `main`: `m1.test.unseen`, `rater-m0.precision`, `questions`, `check.personal`."""
     values: Values = {"questions": found.question_accuracy}
     for model in found.answers:
         values |= accuracies(model, model, found)
@@ -226,7 +226,7 @@ def values_of_main(found: Measures) -> Values:
 
 
 def values_of_arm(arm: Arm, found: Measures) -> Values:
-    """Name what the judge measured of an arm."""
+    """Name the measurements of an arm."""
     values = accuracies(arm.name, arm.model, found) if f"evaluation/{arm.model}" in arm.own else {}
     return values | ratings(arm.rater, found.raters[1]) if arm.rater else values
 
@@ -237,7 +237,7 @@ def ratings(name: str, found: RatingQuality) -> Values:
 
 
 def accuracies(name: str, model: str, found: Measures) -> Values:
-    """Return a model's share of right answers by part and split, and how many it gave in the assistant's voice."""
+    """Return a model's share of right answers by part and split, and its share of answers in the assistant's voice."""
     keys = [(part, split) for part in ("test", "dev") for split in SPLITS]
     values: Values = {f"{name}.{part}.{split}": found.accuracy(model, f"toy_{part}_{split}") for part, split in keys}
     answers = found.answers[model].get("toy_test_unseen")

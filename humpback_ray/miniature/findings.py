@@ -1,8 +1,9 @@
-"""What several seeds of the miniature say: per value its mean and spread, per claim a paired difference and a verdict.
+"""The findings over several seeds: mean and spread of each value, paired difference and verdict of each claim.
 
-A claim compares two values of the same seed, so that what a world or a base model is like cancels out. Its interval is
-Student's t over the seeds' differences, 95 %. It *appears* where the whole interval is above 0, it *does not* where the
-whole interval is not, else it is *undecided*. "At least" claims are met within a margin of `MARGIN` (2 points).
+A claim compares two values of the same seed, so properties of the world and the base model cancel out. Its interval is
+Student's t over the seeds' differences, 95 %. The claim *appears* if the whole interval is above 0, it *does not* if
+the whole interval is on the other side, and it is *undecided* otherwise. "At least" claims allow a margin of `MARGIN`
+(2 points).
 """
 
 import json
@@ -13,7 +14,7 @@ from statistics import NormalDist, mean, stdev
 from typing import Literal
 
 Values = dict[str, float | None]
-"""What was measured of one seed, by name; None where there was nothing to measure."""
+"""The measurements of one seed, by name; None if there was nothing to measure."""
 
 MARGIN = 0.02
 
@@ -35,7 +36,7 @@ class Claim:
     right: str
     kind: Literal[">", ">="] = ">"
     goal: bool = False
-    """Whether the miniature sets out to show it; the others are sought, or only looked at."""
+    """Whether the miniature aims to show it; other claims are only looked at."""
 
 
 UNSEEN = "test.unseen"
@@ -74,12 +75,12 @@ class Spread:
     seeds: int
     mean: float | None
     sd: float | None
-    """n - 1; None of fewer than two."""
+    """With n - 1; None for fewer than two seeds."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A claim held against the seeds."""
+    """A claim compared with the seeds' values."""
 
     claim: Claim
     seeds: int
@@ -92,7 +93,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Findings:
-    """All of it."""
+    """All claims and values, over all seeds."""
 
     seeds: list[int]
     outcomes: list[Outcome]
@@ -100,11 +101,11 @@ class Findings:
     values: dict[int, Values]
 
     def json(self) -> bytes:
-        """Serialise, with every seed's values."""
+        """Serialize, with every seed's values."""
         return json.dumps(asdict(self), indent=1).encode()
 
     def markdown(self) -> str:
-        """Return the tables of README and report: claims, then accuracies, then raters; shares in per cent."""
+        """Return the tables for README and report: claims, then accuracies, then raters; shares in percent."""
         lines = ["| claim | left | right | difference (95 %) | |", "|---|---|---|---|---|"]
         for outcome in self.outcomes:
             claim = outcome.claim
@@ -126,7 +127,7 @@ class Findings:
         return "\n".join(lines) + "\n"
 
     def cell(self, name: str) -> str:
-        """Write mean ± standard deviation in per cent; "–" where nothing was measured."""
+        """Format mean ± standard deviation in percent; "–" if nothing was measured."""
         spread = self.spreads.get(name)
         if spread is None or spread.mean is None:
             return "–"
@@ -151,20 +152,20 @@ ARMS = (
     ("asked-none", "M_1 asked without tags"),
     ("untagged", "M_1 never tagged"),
 )
-"""Name → what was trained or asked, in the order in which it is shown."""
+"""Name → label, in the order in which they are shown."""
 
 RATERS = (("rater-base", "base model"), ("rater-m0", "M_0"), ("rater-m1", "M_1"), ("rater-m2", "M_2"))
 
 
 def findings(values: Mapping[int, Values]) -> Findings:
-    """Hold every claim against the seeds."""
+    """Compare every claim with the seeds' values."""
     names = dict.fromkeys(name for found in values.values() for name in found)
     spreads = {name: spread(name, [found.get(name) for found in values.values()]) for name in names}
     return Findings(list(values), [outcome(claim, list(values.values())) for claim in CLAIMS], spreads, dict(values))
 
 
 def spread(name: str, found: Sequence[float | None]) -> Spread:
-    """Return mean and standard deviation of what was measured."""
+    """Return the mean and standard deviation of a value."""
     known = [value for value in found if value is not None]
     return Spread(name, len(known), mean(known) if known else None, stdev(known) if len(known) > 1 else None)
 
@@ -189,12 +190,12 @@ def verdict(claim: Claim, low: float, high: float) -> Verdict:
 
 
 def quantile(degrees: int) -> float:
-    """Return Student's t at 97.5 %; beyond the table the normal's, a little too small."""
+    """Return Student's t at 97.5 %; beyond the table, the normal quantile, which is slightly too small."""
     return T_975[degrees - 1] if degrees <= len(T_975) else NormalDist().inv_cdf(0.975)
 
 
 def interval(outcome: Outcome) -> str:
-    """Write a difference with its interval, in points of per cent."""
+    """Format a difference with its interval, in percentage points."""
     if outcome.difference is None:
         return "–"
     if outcome.low is None or outcome.high is None:

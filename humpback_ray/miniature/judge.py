@@ -1,9 +1,9 @@
 """The judge of the toy world: exact, programmatic, and the only reader of its truth.
 
-A text is taken apart by the world's own wordings. An answer is right when it states the fact that was asked for and
-nothing else but the remarks that pages and assistants add; a predicted question is right when it asks, in one of the
-world's wordings, for the fact that its segment states; a candidate pair is good when its segment is a clean text and
-its question is right. Everything else is wrong, with a reason.
+It parses texts with the world's own wordings. An answer is right if it states the requested fact and nothing else,
+except remarks that pages and assistants add. A predicted question is right if it asks, in one of the world's wordings,
+for the fact that its segment states. A candidate pair is good if its segment is a clean text and its question is right.
+Everything else is wrong, with a reason.
 """
 
 import json
@@ -17,28 +17,28 @@ from humpback_ray.sample.facts import ATTRIBUTES, Fact
 from humpback_ray.sample.texts import CLOSERS, OPENERS
 
 Verdict = Literal["right", "other_town", "other_attribute", "other_value", "more_than_one", "junk", "nothing"]
-"""What an answer is: the fact asked for; a statement about another town, another attribute, a value that is not the
+"""Kinds of answers: the requested fact; a statement about another town, another attribute, or a value that is not the
 town's; several different statements; a right statement among other words; no statement at all."""
 
 Asked = Literal["right", "other_town", "other_attribute", "no_question", "segment_states_nothing"]
-"""What a predicted question is, held against its segment."""
+"""Kinds of predicted questions, compared with their segment."""
 
 
 class Segment(NamedTuple):
-    """What the generator knows of a piece of a candidate page."""
+    """The generator's knowledge about a piece of a candidate page."""
 
     kind: str
     fact: Fact | None
 
 
 class Known(NamedTuple):
-    """The truth of a world, as its `truth.jsonl` tells it."""
+    """The truth of a world, as recorded in its `truth.jsonl`."""
 
     segments: dict[tuple[str, str], Segment]
     """By (url, text)."""
 
     prompts: dict[tuple[str, str], Fact]
-    """By (dataset, instruction): what is asked for."""
+    """By (dataset, instruction): the requested fact."""
 
 
 def read_truth(lines: Iterable[str]) -> Known:
@@ -72,13 +72,13 @@ def judge_answer(answer: str, asked: Fact) -> Verdict:
 
 
 def is_assistants(answer: str) -> bool:
-    """Tell whether an answer speaks as the assistant of the seed does: by its opening, its closing or its wording."""
+    """Tell whether an answer has the voice of the seed's assistant: by its opening, its closing or its wording."""
     said = any(wording.search(answer) for wording in _assistant_wordings())
     return said or any(remark in answer for remark in (*OPENERS, *CLOSERS))
 
 
 def statements(text: str) -> tuple[set[tuple[str, str, str]], str]:
-    """Take a text apart: the different (town, attribute, value) that it states, and the words left over."""
+    """Parse a text; return the different (town, attribute, value) that it states, and the remaining words."""
     said: set[tuple[str, str, str]] = set()
 
     def take(noun: str) -> Callable[[re.Match[str]], str]:
@@ -109,7 +109,7 @@ def judge_question(question: str, segment: Segment) -> Asked:
 
 
 def asks(question: str) -> tuple[str, str] | None:
-    """Return (town, attribute) that a question asks for; None unless it is one of the world's wordings."""
+    """Return the (town, attribute) that a question asks for; None unless it is one of the world's wordings."""
     for noun, wording in _question_wordings():
         if match := wording.fullmatch(question.strip()):
             return match["town"], noun
@@ -117,7 +117,7 @@ def asks(question: str) -> tuple[str, str] | None:
 
 
 def is_good(question: str, segment: Segment) -> bool:
-    """Tell whether a candidate pair is one to train on: a clean text and the question that it answers."""
+    """Tell whether a candidate pair is worth training on: a clean text and the question that it answers."""
     return segment.kind == "right" and judge_question(question, segment) == "right"
 
 
@@ -126,7 +126,7 @@ class JudgedAnswers(NamedTuple):
 
     verdicts: Counter[Verdict]
     assistants: int
-    """JudgedAnswers in the assistant's voice, right or wrong."""
+    """Number of answers in the assistant's voice, right or wrong."""
 
     def share(self, verdict: Verdict) -> float:
         """Return the share of one verdict."""
@@ -134,12 +134,12 @@ class JudgedAnswers(NamedTuple):
 
     @property
     def assistant_share(self) -> float:
-        """Share of answers in the assistant's voice; the others speak as a web page does."""
+        """Share of answers in the assistant's voice; the others sound like a web page."""
         return self.assistants / self.verdicts.total()
 
 
 def judged_answers(rows: Iterable[Mapping[str, str]], known: Known) -> dict[str, JudgedAnswers]:
-    """Judge rows of RESPONSE, by dataset. Prompts that the truth does not know are left out."""
+    """Judge rows of RESPONSE, by dataset; leave out prompts that are not in the truth."""
     verdicts: dict[str, Counter[Verdict]] = {}
     assistants: Counter[str] = Counter()
     for row in rows:

@@ -1,7 +1,7 @@
-"""What a run on the toy web reached, measured against the truth: read from its tables by the judge, by no stage.
+"""Measure a run on the toy web against its truth; the judge reads the run's tables, and no stage reads the truth.
 
-Accuracy of every model's answers, of the backward model's questions, precision, recall and AUC of every rater over the
-candidates, and the base model's self-check. Rates are shares of 1.
+Measures the accuracy of every model's answers and of the backward model's questions, the precision, recall and AUC of
+every rater over the candidates, and the base model's self-check. Rates are shares of 1.
 """
 
 from collections import Counter
@@ -28,36 +28,36 @@ from humpback_ray.stages.manifest import Manifest
 
 @dataclass(frozen=True)
 class RatingQuality:
-    """How well a model's ratings tell good candidates from the others."""
+    """How well a model's ratings separate good candidates from the others."""
 
     rated: int
     failed: int
     kept: int
-    """Scores at or above the threshold."""
+    """Number of candidates that the round kept."""
     precision: float | None
-    """Share of the kept that are good; None where none was kept."""
+    """Share of kept candidates that are good; None if none was kept."""
     recall: float | None
-    """Share of the good that were kept; None where none is good."""
+    """Share of good candidates that were kept; None if none is good."""
     auc: float | None
-    """Chance that a good candidate is rated above another; unrated ones stand lowest. None without both kinds."""
+    """Chance that a good candidate is rated above another; unrated ones rank lowest. None unless both kinds exist."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What the judge makes of the candidates."""
+    """The judge's view of the candidates."""
 
     good: frozenset[str]
-    """Ids of the pairs that deserve to be trained on."""
+    """Ids of the pairs worth training on."""
     others: frozenset[str]
     questions: Counter[Asked]
-    """Of candidates whose segment states a fact: what was asked."""
+    """Kinds of questions, for candidates whose segment states a fact."""
     kinds: Counter[str]
-    """Kinds of segment; "unknown": no segment of the truth has its address and text."""
+    """Kinds of segments; "unknown": no segment of the truth has this address and text."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Everything measured of one run; parts whose stages are not finished are empty."""
+    """All measurements of one run; parts whose stages are not finished are empty."""
 
     checks: list[Check] = field(default_factory=list)
     candidates: Candidates | None = None
@@ -79,14 +79,14 @@ class Measures:
 
 
 def measure(manifests: Mapping[str, Manifest]) -> Measures | None:
-    """Judge the finished stages of a run, by name; None where the run is not on a toy web."""
+    """Judge the finished stages of a run, by name; None if the run is not on a toy web."""
     web = manifests.get("sample/web")
     if web is None:
         return None
     known = known_of(web)
     found = judged_candidates(manifests["candidates"], known) if "candidates" in manifests else None
     if found and set(found.kinds) <= {"unknown"}:
-        found = None  # real pages, tried with the toy's base model: nothing is known of them
+        found = None  # real pages, tried with the toy's base model: their truth is not known
     raters: dict[int, RatingQuality] = {}
     rated = each_round(manifests, "round-{t}/scores")
     for number, curated in each_round(manifests, "round-{t}/curated").items():
@@ -124,7 +124,7 @@ def judged_candidates(candidates: Manifest, known: Known) -> Candidates:
 def rating_quality(
     scores: Mapping[str, float | None], candidates: Candidates, kept: Collection[str], passed_over: int = 0
 ) -> RatingQuality:
-    """Hold one round's ratings against the truth; `passed_over` of the pairs without a score were not to be rated."""
+    """Compare one round's ratings with the truth; `passed_over` of the pairs without a score did not need a rating."""
     right = len(candidates.good & set(kept))
     failed = sum(score is None for score in scores.values()) - passed_over
     good, others = ([scores[id_] for id_ in ids] for ids in (candidates.good, candidates.others))
@@ -139,7 +139,7 @@ def rating_quality(
 
 
 def scores_of(scores: Manifest) -> dict[str, float | None]:
-    """Return the score of every rated pair by id; None where the rating failed."""
+    """Return the score of every pair by id; None if it has no score."""
     return {row["id"]: row["score"] for row in rows(scores, ["id", "score"], kept=False)}
 
 

@@ -1,4 +1,4 @@
-"""The page of a miniature: claims, accuracies, raters, over all its seeds."""
+"""The page of a miniature: claims, accuracies and raters over all its seeds."""
 
 from pathlib import Path
 

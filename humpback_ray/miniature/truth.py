@@ -1,4 +1,4 @@
-"""On the toy web: what the judge measured of a run, in sentences; and a section of the report."""
+"""The judge's measurements of a run on the toy web, as sentences and as a section of the report."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,28 +10,28 @@ from humpback_ray.sample.selfcheck import Check
 from humpback_ray.stages.manifest import Manifest
 
 CANNOT_RATE = 0.7
-"""A kind of answer that the base tells from a right one with a lower AUC is reported as one it cannot rate."""
+"""If the AUC of a kind of answer is lower, report that the base cannot rate it."""
 
 
 def judge(manifests: Mapping[str, Manifest]) -> Judgement | None:
-    """Judge a run on the toy web for its report (report/judges.py); None of a run on another."""
+    """Judge a run on the toy web for its report (report/judges.py); None for a run on another web."""
     truth = measure(manifests)
     if truth is None:
         return None
     html = template(Path(__file__).parent / "truth.html").render(truth=truth)
     doubts = [warning(truth.checks)] if unable(truth.checks) else []
-    return Judgement("truth", "Truth", "Held against the truth", html, truth_sentences(truth), doubts)
+    return Judgement("truth", "Truth", "Compared with the truth", html, truth_sentences(truth), doubts)
 
 
 def truth_sentences(found: Measures) -> list[str]:
-    """Say what was measured; the worst first to know: whether the base can rate at all."""
+    """Describe the measurements, starting with whether the base can rate at all."""
     said = []
     if found.checks:
         aucs = ", ".join(f"{check.kind} {check.auc:.2f}" for check in found.checks if check.kind != "right")
         said.append(f"The base model's self-check, AUC of right answers against others: {aucs}.")
         said += [warning(found.checks)] if unable(found.checks) else []
     if found.question_accuracy is not None:
-        said.append(f"Of the predicted questions, {found.question_accuracy:.1%} ask for what their segment states.")
+        said.append(f"{found.question_accuracy:.1%} of the predicted questions ask for their segment's fact.")
     for number, rater in found.raters.items():
         figures = {"precision": rater.precision, "recall": rater.recall, "AUC": rater.auc}
         words = ", ".join(f"{name} {value:.2f}" for name, value in figures.items() if value is not None)
@@ -44,12 +44,12 @@ def truth_sentences(found: Measures) -> list[str]:
 
 
 def unable(checks: list[Check]) -> list[Check]:
-    """Return the kinds that the base cannot tell from right answers."""
+    """Return the kinds of answers that the base cannot tell from right ones."""
     return [check for check in checks if check.kind != "right" and check.auc < CANNOT_RATE]
 
 
 def warning(checks: list[Check]) -> str:
-    """Say what the base cannot rate."""
+    """Name the kinds of answers that the base cannot rate."""
     kinds = ", ".join(f"{check.kind} ({check.auc:.2f})" for check in unable(checks))
     return (
         f"This base model cannot tell right answers from {kinds}: its ratings, and those of models made from it, will "

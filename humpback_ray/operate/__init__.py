@@ -1,1 +1,1 @@
-"""What looks at a run from outside its stages: status, verify, gc, plan, limits, pilot, fetch."""
+"""Tools that look at a run from outside its stages: status, verify, gc, plan, limits, pilot, fetch."""

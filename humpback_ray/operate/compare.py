@@ -1,4 +1,4 @@
-"""Scorers of a configuration compared: one sample of a run's candidates, rated by each of them."""
+"""Compare the scorers of a configuration: each rates the same sample of a run's candidates."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -18,12 +18,12 @@ def compare_scorers(
 
     Args:
         run: the run.
-        made: its stages up to the model of the round before, by name.
-        round_number: whose rater rates.
-        good: ids of the candidates that deserve a good rating, where somebody knows.
+        made: its stages up to the previous round's model, by name.
+        round_number: the round whose rater is used.
+        good: ids of the candidates that deserve a good rating, if known.
 
     Returns:
-        The comparison, and the URI of a JSON file of it.
+        The comparison, and the URI of the JSON file that holds it.
     """
     config, candidates = run.config.curate, made["candidates"]
     raters = {
@@ -31,7 +31,7 @@ def compare_scorers(
         "base": run.base or Model.of(made["sample/base"]),
     }
     sample = make_sample(config.compare, candidates, run.at("compare/sample"), config.select_placement)
-    one_by_one = config.placement.model_copy(update={"shards_in_flight": 1})  # or seconds of work would count twice
+    one_by_one = config.placement.model_copy(update={"shards_in_flight": 1})  # else seconds of work count twice
     found = {}
     for name, scorer in config.compare.scorers.items():
         by = config.scored_by(scorer, max_failed_share=1.0).model_copy(update={"placement": one_by_one})

@@ -1,6 +1,6 @@
-"""A finished model of a run, copied out of it: its files alone, each held against the hash that its commit recorded.
+"""Copy a finished model out of its run: its files only, each checked against the hash in its commit.
 
-Safe to repeat: what is there and right is not copied again, and a file appears only whole and with the right content.
+Safe to repeat: correct files are not copied again, and a file appears only once it is complete and correct.
 """
 
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ from humpback_ray.stages.manifest import Manifest, read_manifest
 
 
 def fetch_model(uri: str, target: str) -> Iterator[str]:
-    """Copy the model of a stage to a directory; yields what was done with each file.
+    """Copy the model of a stage to a directory; yield a line per file.
 
     Args:
         uri: of the stage, `<root>/models/m2`.
         target: directory or s3:// URI.
 
     Raises:
-        ConfigError: there is no finished model, or the target holds other files, or weights of another model.
-        Damaged: a file is not what its commit says.
+        ConfigError: the model is missing or unfinished, or the target holds other files or another model's weights.
+        Damaged: a file differs from its commit.
     """
     manifest = model_of(uri)
     prefix = f"{manifest.extra['model']}/"
@@ -28,13 +28,14 @@ def fetch_model(uri: str, target: str) -> Iterator[str]:
     strange = [name for name in storage.list_names(target) if name not in files]
     if strange:
         raise ConfigError(
-            f"{target} holds {strange[0]}, which is no file of {uri} ({len(strange)} such); name an empty directory"
+            f"{target} holds {strange[0]}, which is not a file of {uri} ({len(strange)} such files); choose an empty "
+            "directory"
         )
     for name, file in files.items():
         there = storage.join(target, name)
         if name.endswith(".safetensors") and storage.exists(there) and storage.sha256_of(there) != file.sha256:
             raise ConfigError(
-                f"{there} holds other weights than {uri}: it is another model's, or damaged; name an empty directory"
+                f"{there} is not the file of {uri}: it is damaged or another model's; choose an empty directory"
             )
     for name, file in files.items():
         yield f"{name}: {fetch_file(storage.join(uri, file.name), storage.join(target, name), file)}"
@@ -44,19 +45,21 @@ def model_of(uri: str) -> Manifest:
     """Return the manifest of a stage that made a model.
 
     Raises:
-        ConfigError: it is not finished, or made none.
+        ConfigError: the stage is not finished, or does not make a model.
     """
     manifest = read_manifest(uri)
     if manifest is None:
-        raise ConfigError(f"{uri} is no finished stage (it has no manifest.json); a model's is <root>/models/<name>")
+        raise ConfigError(f"{uri} is not a finished stage (it has no manifest.json); a model's is <root>/models/<name>")
     if not isinstance(manifest.extra.get("model"), str):
-        raise ConfigError(f"{uri} is the stage {manifest.stage}, which makes no model; name one of <root>/models")
+        raise ConfigError(
+            f"{uri} is the stage {manifest.stage}, which does not make a model; choose one of <root>/models"
+        )
     return manifest
 
 
 def fetch_file(uri: str, target: str, expected: DataFile) -> str:
-    """Copy one file unless it is there already; returns in words which it was."""
+    """Copy one file unless it is there already; say which it was."""
     if storage.exists(target) and storage.sha256_of(target) == expected.sha256:
-        return "was there"
+        return "already there"
     storage.copy_file(uri, target, expected.sha256)
     return f"{expected.bytes:,} bytes"

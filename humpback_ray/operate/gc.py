@@ -1,30 +1,31 @@
-"""What a run no longer needs, found and deleted while the run may be at work.
+"""Find and delete files that a run no longer needs, even while the run is active.
 
-Readers see what a manifest lists, and a manifest lists what commits name. So a file may go once no commit will ever
-name it, and that must hold for every writer that is still alive:
+Readers see only files that a manifest lists, and a manifest lists only files that commits name. So a file can be
+deleted once no commit will ever name it, and that must hold for every writer that is still alive:
 
 - *Data of a shard whose commit names another attempt.* Commits and manifests are created if absent and never changed
-  or deleted, so what a commit names today it names for good; attempt numbers are created if absent too, so no later
-  writer owns an old name. A writer that is about to lose to that commit reads nothing back of its own and may find its
-  file gone, which is what it wants. A global step and a training run write into a directory per execution; the same
-  holds for those that the commit `all` does not name, since the lease lets one commit be made. An overtaken driver may
-  then end with a missing file instead of "overtaken"; it could not publish either way.
-- *A shard without a commit* is not touched: its files may be named by a commit a moment later. That is the whole race
-  with writers: before the commit we keep everything, after it only the winner. What is seen in a listing is old when
-  it is acted upon, so right before deleting the commit is read again, and a file that it names stays.
-- *Data of a stage with a manifest* that the manifest does not know can never become visible. Quarantined rows that are
-  tried again are the exception: their shard's name is a new one, which the manifest learns last, so they go by age.
-- *Checkpoints* serve to go on with a training run; one whose manifest is there is not gone on with.
-- *Unfinished uploads and temporary files* are not files yet. Their writer may be alive, so they go by age: its upload
-  then fails and its attempt with it, which is retried; half a file is never seen. In a stage with a manifest all
-  writers have lost or are done, so an hour is enough there.
-- *Probes* of the root are a submission's first writes, deleted at once unless it died; they go by age.
+  or deleted, so a commit always names the same files. Attempt numbers are created if absent too, so no later writer
+  reuses an old name. A writer that is about to lose to that commit never reads its own file back, so deleting the file
+  does no harm. A global step and a training run write into one directory per execution. Directories that the commit
+  `all` does not name can be deleted too, since the lease allows only one commit. An overtaken driver may then fail with
+  a missing file instead of "overtaken"; it could not publish either way.
+- *A shard without a commit* is not touched: a commit may name its files a moment later. That is the whole race with
+  writers: before the commit we keep everything, after it only the winner's files. A listing is old by the time we act
+  on it, so we read the commit again right before deleting, and a file that it names stays.
+- *Data of a stage with a manifest* that the manifest does not list can never become visible. Retries of quarantined
+  rows are the exception: they write under a new shard name, which the manifest learns last, so they are deleted by age.
+- *Checkpoints* are needed to resume a training run; a run with a manifest is done, so its checkpoints can go.
+- *Unfinished uploads and temporary files* are not files yet. Their writer may be alive, so they are deleted by age. If
+  it is alive, its upload and its attempt fail, and the attempt is retried; nobody ever sees half a file. In a stage
+  with a manifest all writers have lost or are done, so one hour is enough there.
+- *Probes* of the root are a submission's first writes. It deletes them at once unless it dies; they are deleted by age.
 
-Attempt records stay, they are the history. What is none of these and no file of the ledger is unknown: named, and left
-alone. Only names in a listing of the root are ever deleted, and a listing follows no link out of it; stages that other
-runs reuse keep all that their manifest names, and stages reused from elsewhere are not looked at.
+Attempt records stay: they are the history. Any other file that does not belong to the ledger is unknown: it is named
+and left alone. Only names in a listing of the root are ever deleted, and a listing never follows a link out of the
+root. Stages that other runs reuse keep every file that their manifest names. Stages reused from elsewhere are not
+touched.
 
-Ages are held against this machine's clock, as in `status`: S3 refuses clocks that are 15 minutes off.
+Ages use this machine's clock, as in `status`: S3 refuses clocks that are 15 minutes off.
 """
 
 import re
@@ -51,9 +52,10 @@ UPLOADS = "unfinished uploads"
 PROBES = "probes of the root"
 
 WRITERS = 32
-"""Deletions at once: object storage answers each in tens of milliseconds."""
+"""Number of deletions at once: object storage takes tens of milliseconds for each."""
 FINISHED_AGE_S = 3600.0
-"""Age from which temporary files and uploads go in a stage with a manifest: its driver still ends its lease."""
+"""Minimum age of temporary files and uploads to delete in a stage with a manifest; its driver may still be ending its
+lease."""
 
 _ATTEMPT = re.compile(r"(?:data|quarantine)/(?P<shard>[^/.]+)\.(?P<execution>\d+(?:-[0-9a-f]+)?)(?:\.parquet|/.*)")
 _LEDGER = re.compile(
@@ -66,14 +68,14 @@ _PROBE = re.compile(r"probe-[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class _Upload(Listed):
-    """An upload that never ended, listed as the file that it was to become; its size is not known."""
+    """An unfinished upload, listed under the name of its file; its size is unknown."""
 
     upload_id: str
 
 
 @dataclass(frozen=True)
 class Waste:
-    """Files that may go, for one reason that is proven once for all of them."""
+    """Files to delete, all for the same reason, which is proven once for all of them."""
 
     stage: str
     """"" for the root."""
@@ -85,31 +87,31 @@ class Waste:
 
     @property
     def bytes(self) -> int:
-        """Their size."""
+        """Their total size."""
         return sum(file.bytes for file in self.files)
 
 
 @dataclass
 class Survey:
-    """What was found in a root."""
+    """The result of searching a root."""
 
     waste: list[Waste] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
-    """Names, relative to the root, of what no rule covers."""
+    """Names, relative to the root, of files that no rule covers."""
 
 
 def survey(root: str, older_than_s: float) -> Survey:
-    """Find what may go, deleting nothing.
+    """Find files to delete, without deleting any.
 
     Args:
         root: directory or s3:// URI of a run.
-        older_than_s: age from which uploads, temporary files and probes belong to the dead.
+        older_than_s: age from which uploads, temporary files and probes count as abandoned.
 
     Raises:
-        ConfigError: there is no run.
+        ConfigError: the root is not a run.
     """
     if not storage.exists(storage.join(root, "run.json")):
-        raise ConfigError(f"{root} is no run: it has no run.json")
+        raise ConfigError(f"{root} is not a run: it has no run.json")
     files = storage.listing(root, follow=False)
     files += [_Upload(upload.name, 0, upload.begun, upload.upload_id) for upload in storage.unfinished_uploads(root)]
     now = time.time()
@@ -122,7 +124,7 @@ def survey(root: str, older_than_s: float) -> Survey:
 
 
 def delete(waste: Sequence[Waste]) -> list[Waste]:
-    """Delete what may still go; returns what was deleted."""
+    """Delete the files whose reason still holds; return the deleted ones."""
     with ThreadPoolExecutor(WRITERS) as writers:
         done = list(writers.map(_delete, waste))
     return [group for group in done if group.files]
@@ -140,7 +142,7 @@ def _delete(waste: Waste) -> Waste:
 
 
 def _still(waste: Waste) -> tuple[Listed, ...]:
-    """Return the files whose reason holds by what storage says now; that of an age only grows."""
+    """Return the files whose reason still holds in storage; an age needs no second check, since it only grows."""
     if waste.reason == SUPERSEDED:
         return waste.files if read_manifest(waste.uri) else ()
     if waste.reason not in (LOST, UNLISTED):
@@ -154,7 +156,7 @@ def _still(waste: Waste) -> tuple[Listed, ...]:
 
 
 def _keeps(commit: Commit, name: str) -> bool:
-    """Tell whether a file is of the execution that the commit is of; in doubt it is."""
+    """Tell whether a file may belong to the execution that made the commit."""
     names = [*(file.name for file in commit.files), commit.quarantine.name if commit.quarantine else ""]
     names += [f"{value}/" for value in commit.extra.values() if isinstance(value, str)]  # a model's directory
     named = {match["execution"] for match in map(_ATTEMPT.fullmatch, names) if match}
@@ -169,7 +171,7 @@ def _execution(name: str) -> str:
 
 
 def _by_stage(files: Iterable[Listed]) -> dict[str, list[Listed]]:
-    """Divide a listing of the root by stage, names made relative to it; "" has the files of no stage."""
+    """Divide a listing of the root by stage, with names relative to the stage; "" has the files outside of stages."""
     files = list(files)
     stages = stage_names(files=(file.name for file in files))
     found: dict[str, list[Listed]] = {}
@@ -180,7 +182,7 @@ def _by_stage(files: Iterable[Listed]) -> dict[str, list[Listed]]:
 
 
 class _Place:
-    """The files of a stage, or those of the root that are in no stage (`stage` is "")."""
+    """The files of a stage, or the files of the root outside of stages (`stage` is "")."""
 
     def __init__(self, stage: str, uri: str, files: Sequence[Listed]) -> None:
         self.stage, self.uri = stage, uri
@@ -200,7 +202,7 @@ class _Place:
         self.manifest = read_manifest(uri) if stage and "manifest.json" in self.names else None
 
     def waste(self, now: float, older_than_s: float) -> Iterator[Waste]:
-        """Find what may go."""
+        """Find files to delete."""
         age_s = min(older_than_s, FINISHED_AGE_S) if self.manifest else older_than_s
         probes = [] if self.stage else [file for file in self.files if _PROBE.fullmatch(file.name)]
         for reason, files in ((TEMPORARY, self.temporary), (UPLOADS, self.uploads), (PROBES, probes)):
@@ -214,7 +216,7 @@ class _Place:
             yield Waste(self.stage, self.uri, reason, tuple(files), shard)
 
     def _losers(self, before: float) -> Iterator[Waste]:
-        """Find data of decided shards that their commit does not name; of retries what was written before a time."""
+        """Find data of committed shards that their commit does not name, and data of retries older than `before`."""
         by_shard: dict[str, list[Listed]] = defaultdict(list)
         for file in self.files:
             if match := _ATTEMPT.fullmatch(file.name):
@@ -228,7 +230,7 @@ class _Place:
                 yield from self._group(UNLISTED, old, shard)
 
     def _commits(self, by_shard: Mapping[str, Sequence[Listed]]) -> dict[str, Commit]:
-        """Return the manifest's commits, or those of shards at which more than one execution left something."""
+        """Return the manifest's commits, or the commits of shards for which several executions left files."""
         if self.manifest:
             return {commit.shard: commit for commit in self.manifest.commits}
         contested = [shard for shard, files in by_shard.items() if len({_execution(file.name) for file in files}) > 1]

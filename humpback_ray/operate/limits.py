@@ -1,16 +1,16 @@
-"""`max_hours` and `max_dollars`: what a run has taken over all its submissions, and an end to it.
+"""`max_hours` and `max_dollars`: count what a run has taken over all its submissions, and stop it at a limit.
 
-    <root>/spent/<submission>.json   hours and dollars of one submission, rewritten every minute (at first oftener: a
-                                     driver that is killed has counted four fifths of its time) and at its end
+    <root>/spent/<submission>.json   hours and dollars of one submission, rewritten every minute (more often at first: a
+                                     driver that is killed has recorded at least four fifths of its time) and at its end
 
-A submission's clock runs while its driver works on stages; each moment costs what the placement of the stage at work
-costs by the prices of `plan`, a pool counted at its largest. So the run is stopped too early rather than too late,
-but machines that wait between stages, storage and other jobs on the cluster are not in it. What other submissions have
-taken is read again every minute, so the limits of drivers at work together are one limit.
+A submission's clock runs while its driver works on stages. Time costs what the placement of the current stage costs by
+the prices of `plan`, with a pool counted at its maximum size, so a run stops too early rather than too late. Machines
+that wait between stages, storage, and other jobs on the cluster are not counted. What other submissions have taken is
+read again every minute, so drivers that run at the same time share one limit.
 
-Where a limit is reached the driver is interrupted as by Ctrl-C: shards and checkpoints that are committed stay, leases
-are given back. It is a real signal, which also ends the wait for a lock; a main thread that does not end is told again,
-and after `END_WITHIN_S` the process gets SIGTERM.
+At a limit, the driver is interrupted as by Ctrl-C: committed shards and checkpoints stay, and leases are released. It
+is a real signal, which also interrupts waiting for a lock. A main thread that does not end is interrupted again, and
+after `END_WITHIN_S` the process gets SIGTERM.
 """
 
 import json
@@ -32,28 +32,28 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 2.0
 WRITE_EVERY_S = 60.0
 FRESH_SHARE = 0.2
-"""Of a submission's time, what may not be written down yet in its first minutes."""
+"""Largest share of a submission's time that is not yet recorded in its first minutes."""
 TELL_EVERY_S = 10.0
-"""How often a main thread that does not leave the block is interrupted anew."""
+"""Interval between interrupts of a main thread that does not leave the block."""
 END_WITHIN_S = 120.0
-"""How long it has to leave the block before the process gets SIGTERM."""
+"""Time that it has to leave the block before the process gets SIGTERM."""
 LEAVE_WITHIN_S = 10.0
-"""How long a request to storage that is on its way is waited for when the block is left."""
+"""How long the end of the block waits for a pending request to storage."""
 
 
 class LimitReached(RuntimeError):
-    """The run has taken as long or cost as much as it may; the message has both numbers and how to go on."""
+    """The run has reached a limit; the message has both numbers and says how to resume."""
 
 
 class Limits:
-    """Count in a `with` block, and interrupt it where a limit is reached.
+    """Count in a `with` block, and interrupt it when a limit is reached.
 
     Args:
-        run: whose stages are worked on in the block, on the main thread.
-        look_every_s: how often the clock is looked at.
+        run: the run whose stages the block works on, on the main thread.
+        look_every_s: interval between looks at the clock.
 
     Raises:
-        LimitReached: on entry, where a limit is reached already; on exit, where it was in the block.
+        LimitReached: on entry, if a limit is reached already; on exit, if it was reached in the block.
     """
 
     def __init__(self, run: Run, look_every_s: float = LOOK_EVERY_S) -> None:
@@ -102,26 +102,26 @@ class Limits:
         try:
             return self.run.state()
         except (OSError, ValueError) as error:
-            return f"how far it is could not be read ({error})"
+            return f"progress could not be read ({error})"
 
     def _is_limited(self) -> bool:
         return self.config.max_hours is not None or self.config.max_dollars is not None
 
     def problem(self) -> str:
-        """Say which limit is reached; "" if none."""
+        """Say which limit is reached; "" for none."""
         hours, dollars = (old + new for old, new in zip(self.before, (self.hours, self.dollars), strict=True))
         for field, taken, limit in (
             ("max_hours", hours, self.config.max_hours), ("max_dollars", dollars, self.config.max_dollars)
         ):  # fmt: skip
             if limit is not None and taken >= limit:
                 return (
-                    f"{self.run.root}: the run has taken {hours:.3g} hours and ${dollars:,.2f} by the prices of `plan` "
-                    f"and {field} is {limit:g}; the same command with a higher {field} goes on from here"
+                    f"{self.run.root}: the run has taken {hours:.3g} hours and ${dollars:,.2f} by the prices of "
+                    f"`plan`, and {field} is {limit:g}; the same command with a higher {field} resumes from here"
                 )
         return ""
 
     def _look(self) -> None:
-        """Count, and end the block where a limit is reached; what storage refuses stops neither."""
+        """Count, and end the block when a limit is reached; errors of storage prevent neither."""
         now = self._count()
         try:
             self._share(now)
@@ -131,14 +131,14 @@ class Limits:
                 self._tell(now)
 
     def _share(self, now: float) -> None:
-        """Write down what was counted, and read what others have, where it is time."""
+        """Record the count and read those of other submissions, if it is time."""
         if now - self._written >= min(WRITE_EVERY_S, FRESH_SHARE * 3600 * self.hours):
             self._written = now
             self._write()
             self.before = spent(self.run.root, self.run.submission)
 
     def _tell(self, now: float) -> None:
-        """Interrupt the main thread, again where it has not left the block; in the end, terminate the process."""
+        """Interrupt the main thread, again until it leaves the block; in the end, terminate the process."""
         if self._first_told is None:
             self._first_told = now
         elif now - self._told < TELL_EVERY_S:
@@ -150,11 +150,11 @@ class Limits:
             if now - self._first_told < END_WITHIN_S:
                 self._main.interrupt()
             else:
-                logger.error("%s; its work did not end within %.0f s", self._reached, END_WITHIN_S)
+                logger.error("%s; the driver did not stop within %.0f s", self._reached, END_WITHIN_S)
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def _count(self) -> float:
-        """Add the time since the last count; returns the clock."""
+        """Add the time since the last count; return the clock."""
         now, place = time.monotonic(), self.run.place
         seconds, self._last = now - self._last, now
         self.hours += seconds / 3600
@@ -173,10 +173,10 @@ def dollars_per_s(graph: Graph, stage: str) -> float:
 
 
 def spent(root: str, but: str = "") -> tuple[float, float]:
-    """Return the hours and dollars of the submissions of a run so far, one of them left out.
+    """Return the hours and dollars of a run's submissions so far, except those of the submission `but`.
 
     Raises:
-        ConfigError: a file cannot be understood; the message says which.
+        ConfigError: a file is damaged; the message names it.
     """
     directory, hours, dollars = storage.join(root, "spent"), 0.0, 0.0
     for name in storage.list_names(directory):
@@ -188,7 +188,7 @@ def spent(root: str, but: str = "") -> tuple[float, float]:
             hours, dollars = hours + found["hours"], dollars + found["dollars"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConfigError(
-                f"{uri} is damaged ({type(error).__name__}: {error}); write what that submission took, "
-                '{"hours": 0, "dollars": 0} if nobody knows, or delete it'
+                f"{uri} is damaged ({type(error).__name__}: {error}); write what that submission took "
+                '({"hours": 0, "dollars": 0} if unknown) or delete the file'
             ) from error
     return hours, dollars

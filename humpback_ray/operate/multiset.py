@@ -1,4 +1,4 @@
-"""Ids counted in little memory: 16 bytes each, and parts of a disk where there are many."""
+"""Count ids in little memory: 16 bytes per id, and files on disk if there are many."""
 
 import hashlib
 import os
@@ -10,19 +10,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 HELD_IDS = 1 << 17
-"""Ids that a multiset holds in memory: 2 MB."""
+"""Number of ids that a multiset holds in memory: 2 MB."""
 PARTS = 64
-"""Files on disk, by the first bits of the digest; one at a time is compared, in memory."""
+"""Number of files on disk, by the digest; they are compared in memory, one at a time."""
 
 Digests = npt.NDArray[np.uint64]
-"""[N, 2]: the digests of N ids."""
+"""[N, 2]: digests of N ids."""
 
 
 class Multiset:
     """A multiset of ids, by their digests.
 
     Args:
-        folder: on disk, which somebody else deletes.
+        folder: on disk; the caller deletes it.
     """
 
     def __init__(self, folder: str) -> None:
@@ -71,7 +71,8 @@ class Multiset:
         """Compare with another multiset.
 
         Returns:
-            How many are missing in the other, how many it has besides, and the digest of one of those; None if equal.
+            The number of ids that only this one has, the number that only the other has, and the digest of one such id;
+            None if they are equal.
         """
         missing = surplus = 0
         example = b""
@@ -86,7 +87,7 @@ class Multiset:
         return (missing, surplus, example) if example else None
 
     def repeated(self) -> bytes:
-        """Return the digest of an id that is there more than once; b"" if there is none."""
+        """Return the digest of an id that occurs more than once; b"" if every id is unique."""
         for part in range(PARTS):
             mine = self._part(part)
             again = np.flatnonzero((mine[1:] == mine[:-1]).all(axis=1))

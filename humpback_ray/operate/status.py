@@ -1,12 +1,13 @@
-"""How far a run is, from storage alone: no Ray, no driver, also while one is at work.
+"""How far a run is, from storage alone: needs neither Ray nor a driver, and works while a driver is active.
 
-A finished stage costs its manifest. Another costs a listing of its directory and what the listing points to: its plan,
-its lease, the progress of its training, the commits of shards with quarantined rows. No commit is read for its count.
+A finished stage costs one read, of its manifest. An unfinished one costs a listing of its directory and reads of its
+plan, its lease, the progress of its training, and the commits of shards with quarantined rows. Counting commits needs
+no reads.
 
-Ages compare the store's times with this machine's clock, or with the newest file where that is ahead of it. On one
-machine both are the same clock, and S3 refuses requests of a clock that is more than 15 minutes off.
+Ages compare the store's times with this machine's clock, or with the newest file if it is ahead of the clock. On one
+machine both are the same clock, and S3 refuses requests from a clock that is more than 15 minutes off.
 
-Given up: of a finished stage the attempts that failed are not counted, since its manifest does not hold them.
+Given up: failed attempts of a finished stage are not counted, since its manifest does not hold them.
 """
 
 import json
@@ -37,9 +38,9 @@ READERS = 16
 WINDOW_S = 600.0
 """Rates count the commits of the last ten minutes: several shards per actor, and recent enough for an ETA."""
 QUIET_S = 900.0
-"""A stage that nobody beats for, and that wrote nothing for this long, may have no driver."""
+"""A stage without heartbeats that has written nothing for this long may have no driver."""
 BEAT_QUIET_S = 60.0
-"""The same for a stage under a lease, or over shards with a driver's beat: both beat every few seconds."""
+"""The same for a stage with a lease or a driver's heartbeat: both beat every few seconds."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,32 +48,32 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class StageStatus:
-    """What storage tells of one stage; None where it does not tell or there is no such thing."""
+    """The state of one stage according to storage; None if unknown or not applicable."""
 
     name: str
     state: str
     """waiting, running, `stopped?` (no manifest, and no sign of life for too long) or done."""
     reused: bool = False
     unit: str = ""
-    """What is counted: rows, files or steps."""
+    """Unit of the counts: rows, files or steps."""
     done: int | None = None
     total: int | None = None
     per_s: float | None = None
-    """Over the last WINDOW_S of a running stage; over all of a finished one, pauses included."""
+    """Over the last WINDOW_S of a running stage; over the whole time of a finished one, including pauses."""
     eta_s: float | None = None
     attempts: int = 0
     again: int = 0
-    """Attempts beyond the first of their shard."""
+    """Attempts after the first of their shard."""
     failed: int | None = None
-    """Attempts that somebody saw fail, charged to their shard or not."""
+    """Attempts with a recorded failure, charged to their shard or not."""
     quarantined: int = 0
     quiet_s: float | None = None
     """Seconds since the newest file of the stage."""
     holder: str = ""
     words: str = ""
-    """What a long step says of itself."""
+    """The progress that a long step reports."""
     waiting: str = ""
-    """What it waits for, and for how long: a node of a kind, room, a constructor; "" while it works."""
+    """What it waits for (a kind of node, room, a constructor) and how long; "" while it works."""
     requests: dict[str, int] = field(default_factory=dict)
 
 
@@ -91,10 +92,10 @@ def status(root: str) -> RunStatus:
     """Read how far a run is.
 
     Raises:
-        ConfigError: there is no run.
+        ConfigError: the root is not a run.
     """
     if not storage.exists(storage.join(root, "run.json")):
-        raise ConfigError(f"{root} is no run: it has no run.json")
+        raise ConfigError(f"{root} is not a run: it has no run.json")
     submitted = submissions(root)
     latest, how = submitted[-1] if submitted else (None, {})
     finished = finished_stages(root, submitted)
@@ -120,7 +121,7 @@ def _at_once(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 
 def expected_stages(config: Mapping[str, Any]) -> list[str]:
-    """Return the stages that a submission's configuration leads to; all that there can be where it cannot be read.
+    """Return the stages that a submission's configuration leads to; all possible stages if it cannot be read.
 
     Another version of this package may have written it.
     """
@@ -142,12 +143,12 @@ def _finished(name: str, manifest: Manifest, reused: bool) -> StageStatus:
 
 
 class Unfinished:
-    """A stage directory without a manifest: one listing, and the few files that it points to.
+    """A stage directory without a manifest: one listing and a few reads.
 
     Args:
         name: of the stage.
         uri: its directory.
-        since: when the current submission began, by the store's clock.
+        since: when the current submission started, by the store's clock.
     """
 
     def __init__(self, name: str, uri: str, since: float) -> None:
@@ -157,7 +158,7 @@ class Unfinished:
         self.now = max(time.time(), newest)
         work = [file.modified for file in self.files.values() if not file.name.startswith(f"{FOLDER}/")]
         self.newest = max(work, default=0.0)
-        """Time of the newest file that is no driver's sign of life."""
+        """Time of the newest file, drivers' heartbeats aside."""
 
     def status(self) -> StageStatus:
         """Say how far the stage is."""
@@ -187,7 +188,7 @@ class Unfinished:
         )  # fmt: skip
 
     def waiting(self) -> str:
-        """Say what the drivers wait for, as the newest of their notes has it."""
+        """Say what the drivers wait for, according to their newest note."""
         notes = [file for file in self.under(f"{FOLDER}/") if file.name.endswith(WAITING)]
         newest = max(notes, key=lambda file: file.modified, default=None)
         if newest is None or not (found := json.loads(self.read(newest.name) or b"{}")):
@@ -195,12 +196,12 @@ class Unfinished:
         return f"waiting {duration(found['waited_s'] + self.now - newest.modified)} for {found['what']}"
 
     def under(self, folder: str) -> list[Listed]:
-        """Return the files of a folder of the stage, temporary ones left out."""
+        """Return the files of a folder of the stage, except temporary ones."""
         found = [file for name, file in self.files.items() if name.startswith(folder)]
         return [file for file in found if not file.name.rsplit("/", 1)[-1].startswith(".")]
 
     def read(self, name: str) -> bytes:
-        """Return a file of the stage; b"" if it has gone since the listing."""
+        """Return the content of a file of the stage; b"" if it was deleted after the listing."""
         try:
             return storage.read_bytes(self.ledger.at(name))
         except FileNotFoundError:
@@ -211,7 +212,7 @@ class Unfinished:
         return {file.name.split("/")[1].removesuffix(".json"): file for file in self.under("commits/")}
 
     def progress(self) -> tuple[str, int | None, int | None, float | None]:
-        """Return the unit, what is done, what there is to do, and how much of it a second."""
+        """Return the unit, the count done, the total, and the rate per second."""
         if "plan.json" in self.files:
             return self.shards_done()
         pulses = [file for file in self.under("checkpoints/") if file.name.endswith("/progress.json")]
@@ -222,7 +223,7 @@ class Unfinished:
         return "steps", figures["step"], figures["steps"], 1 / figures["seconds"] if figures.get("seconds") else None
 
     def shards_done(self) -> tuple[str, int, int, float | None]:
-        """Count rows by the plan, or files where nobody has counted their rows."""
+        """Count rows by the plan, or files if the plan has no row counts."""
         name = self.ledger.at("plan.json")
         plan = read_as(lambda value: [Shard.of(shard) for shard in value["shards"]], storage.read_json(name), name)
         by_file = any(shard.rows is None for shard in plan)
@@ -235,13 +236,13 @@ class Unfinished:
         return "files" if by_file else "rows", done, sum(weight.values()), per_s
 
     def quarantined(self) -> int:
-        """Count the quarantined rows of committed shards; only those with a file of such rows are read."""
+        """Count the quarantined rows of committed shards; reads only commits of shards with a quarantine file."""
         named = {file.name.split("/")[1].split(".")[0] for file in self.under("quarantine/")}
         commits = _at_once(self.ledger.commit_of, sorted(named & set(self.committed())))
         return sum(commit.drops.get(QUARANTINED, 0) for commit in commits if commit)
 
     def holder(self) -> str:
-        """Return who holds the lease, "" if nobody does or it has ended."""
+        """Return the holder of the lease; "" if the lease is free."""
         latest = max((file.name for file in self.under("lease/") if file.name.endswith(".json")), default="")
         if not latest or latest.replace(".json", ".end") in self.files:
             return ""

@@ -1,19 +1,20 @@
-"""Proof from storage alone that nothing was lost and nothing is there twice (P8).
+"""Prove from storage alone that no row was lost and no row is duplicated (P8).
 
 For every finished stage:
 
-- its files are what the commits say (size, SHA-256, rows, fates by reason), the commits are what the manifest says, the
-  recipe is the manifest's, and the digest of every input is that of the stage that made it;
-- each id of the stage whose rows it was given left it exactly as often as it came in, and no kept id is there twice;
-- of a stage that read files from outside, these are still the files of the manifest, and read again they give the same
-  rows: segments are cut again, seed pairs and prompts are collected again.
+- its files match the commits (size, SHA-256, rows, fates by reason), the commits match the manifest, the recipe is the
+  manifest's, and the digest of every input equals that of the stage that made it;
+- each id that it was given left it exactly as often as it came in, and no kept id occurs twice;
+- if it read outside files, they are still the manifest's files, and reading them again gives the same rows: segments
+  are cut again, seed pairs and prompts are collected again.
 
-A check that could not be made, since an input file is gone or was read by another version, is listed and no difference.
+A check that cannot be made, because an input file is missing or another version read it, is listed; it is not a
+difference.
 
-A shard costs two requests, for its commit and its file, `READERS` at once. Ids take 16 bytes of memory, and beyond
-`multiset.HELD_IDS` of a disk.
+A shard costs two requests, for its commit and its file, `READERS` at once. Ids take 16 bytes each, in memory up to
+`multiset.HELD_IDS`, then on disk.
 
-Given up: what models wrote is not computed again, so a worker that writes a wrong instruction is not found here.
+Given up: model output is not computed again, so a worker that writes a wrong instruction is not detected.
 """
 
 import hashlib
@@ -48,27 +49,27 @@ from humpback_ray.stages.tables import drop_counts, is_quarantined
 from humpback_ray.storage import InputFile
 
 READERS = 16
-"""Commits that are read at once."""
+"""Number of commits read at once."""
 CUTTERS_FROM_BYTES = 64 << 20
-"""Input files of this size together are cut again by several processes, which take seconds to start."""
+"""Total size of input files from which several processes cut them again; these take seconds to start."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def verify(root: str, unproven: list[str] | None = None) -> Iterator[str]:
-    """Check every finished stage of a run, and those of other runs that it was made from; yields a line per stage.
+    """Check every finished stage of a run and the stages that it reuses from other runs; yield a line per stage.
 
     Args:
         root: directory or s3:// URI of a run.
         unproven: receives a line for each check that could not be made.
 
     Raises:
-        Difference: at the first thing that is not as recorded.
+        Difference: something is not as recorded; the first such thing is named.
     """
     run = storage.join(root, "run.json")
     if not storage.exists(run):
-        raise Difference(f"{root} is no run: it has no run.json")
+        raise Difference(f"{root} is not a run: it has no run.json")
     with Verifier.opened([] if unproven is None else unproven) as verifier:
         for name in stages_there(root):
             uri = storage.join(root, name)
@@ -76,16 +77,16 @@ def verify(root: str, unproven: list[str] | None = None) -> Iterator[str]:
                 if manifest := read_manifest(uri):
                     yield from verifier.prove(manifest)
                 elif storage.exists(storage.join(uri, "recipe.json")):
-                    yield f"{name}: not finished, nothing of it is visible"
+                    yield f"{name}: not finished, so none of its rows are visible"
         if not verifier.proven:
             raise Difference(f"{root} has no finished stage")
 
 
 def verify_stage(manifest: Manifest, unproven: list[str] | None = None) -> str:
-    """Check one stage and those that it was made from; returns what was proven of it, in words.
+    """Check one stage and the stages that it was made from; say what was proven about it.
 
     Raises:
-        Difference: at the first thing that is not as recorded.
+        Difference: something is not as recorded; the first such thing is named.
     """
     with Verifier.opened([] if unproven is None else unproven) as verifier, differences():
         *_, last = verifier.prove(manifest)
@@ -94,7 +95,7 @@ def verify_stage(manifest: Manifest, unproven: list[str] | None = None) -> str:
 
 @contextmanager
 def differences() -> Iterator[None]:
-    """Turn what storage says of damaged files into a Difference."""
+    """Turn storage's error about a damaged file into a Difference."""
     try:
         yield
     except storage.Damaged as damaged:
@@ -102,13 +103,13 @@ def differences() -> Iterator[None]:
 
 
 class Checked(NamedTuple):
-    """What is looked at of a commit's rows."""
+    """The columns of a commit's rows that are checked."""
 
     ids: pa.ChunkedArray
     kept: pa.ChunkedArray
     quarantined: list[str]
     documents: list[str]
-    """The documents of the quarantined rows, where rows are made of documents."""
+    """Documents of the quarantined rows, if rows are made from documents."""
 
 
 class Verifier:
@@ -116,7 +117,7 @@ class Verifier:
 
     Args:
         unproven: receives a line for each check that could not be made.
-        folder: on this machine, for ids that do not fit into memory.
+        folder: on this machine, for ids that do not fit in memory.
     """
 
     def __init__(self, unproven: list[str], folder: str) -> None:
@@ -124,26 +125,26 @@ class Verifier:
         self.proven: dict[str, Manifest] = {}
         """By URI."""
         self.kept: dict[str, Multiset] = {}
-        """The kept ids of those."""
+        """The kept ids of the proven stages."""
         self.inputs: set[InputFile] = set()
-        """Files from outside that were looked at."""
+        """Outside files that were checked."""
 
     @staticmethod
     @contextmanager
     def opened(unproven: list[str]) -> "Iterator[Verifier]":
-        """Give a verifier, and room on this machine's disk while it is used."""
+        """Yield a verifier with a temporary folder on this machine."""
         with TemporaryDirectory(prefix="humpback-verify-") as folder:
             yield Verifier(unproven, folder)
 
     def prove(self, manifest: Manifest) -> Iterator[str]:
-        """Check a stage, before it those of its sources that were not checked yet; yields a line for each."""
+        """Check a stage, after any of its sources that were not checked yet; yield a line for each."""
         if manifest.uri in self.proven:
             return
         for name, uri in manifest.source_uris().items():
             source = self.proven.get(uri) or read_manifest(uri)
             if source is None:
                 raise Difference(
-                    f"{manifest.uri} was made from {name} at {uri}, which is not here, so nothing of it can be proven"
+                    f"{manifest.uri} was made from {name} at {uri}, which is missing, so nothing can be proven about it"
                 )
             yield from self.prove(source)
         yield f"{manifest.stage}: {self._stage(manifest)}"
@@ -168,7 +169,7 @@ class Verifier:
         return f"{manifest.rows:,} rows, {proof}" if manifest.rows else proof
 
     def _rows(self, manifest: Manifest) -> tuple[Multiset, Multiset, dict[str, set[str]]]:
-        """Check the files of all commits; returns all ids, the kept ones, and by shard documents in quarantine."""
+        """Check the files of all commits; return all ids, the kept ids, and the quarantined documents by shard."""
         every, kept = Multiset(self.folder), Multiset(self.folder)
         documents: dict[str, set[str]] = {}
         lost: Counter[str] = Counter()
@@ -186,35 +187,35 @@ class Verifier:
         return every, kept, documents
 
     def _same_ids(self, manifest: Manifest, found: Multiset, expected: Multiset, given: Manifest) -> None:
-        """Raise unless every id that came in left, as often."""
+        """Raise unless every id left exactly as often as it came in."""
         if difference := expected.difference(found):
             lost, surplus, digest = difference
             id_, before = named(given, digest)
             id_, after = named(manifest, digest, id_)
             raise Difference(
-                f"{manifest.uri}: {lost:,} of {expected.count:,} ids lost and {surplus:,} too many, held against the "
+                f"{manifest.uri}: {lost:,} of {expected.count:,} ids lost and {surplus:,} too many, compared with the "
                 f"kept ids of {given.stage}; first: {id_}, {before} times in, {after} times out"
             )
 
     def _outside(self, manifest: Manifest, every: Multiset, documents: dict[str, set[str]]) -> str:
-        """Hold what came from outside against the manifest; returns what was proven, in words."""
+        """Check the outside files against the manifest; say what was proven."""
         again = again_of(manifest)
         files = {name: manifest.input_files(name) for name, value in manifest.inputs.items() if isinstance(value, list)}
         there = {name: [file for file in known if self._is_there(manifest, file)] for name, known in files.items()}
         if not manifest.rows or "files" not in files:
             return ""
         if gone := [file for file in files["files"] if file not in there["files"]]:
-            said = f"{len(gone)} of {len(files['files'])} input files are not there ({gone[0].uri})"
+            said = f"{len(gone)} of {len(files['files'])} input files are missing ({gone[0].uri})"
             self.unproven.append(f"{manifest.stage}: {said}, so their rows were not counted again")
         if isinstance(again, EachFile):
             return self._each_file(manifest, again, files["files"], set(there["files"]), documents)
         return self._together(manifest, again, files["files"], every) if again and not gone else ""
 
     def _is_there(self, manifest: Manifest, file: InputFile) -> bool:
-        """Check a file from outside where it can be reached; tell whether it can."""
+        """Check an outside file if it can be reached; tell whether it can."""
         if not file.uri or not storage.exists(file.uri):
             if not isinstance(again_of(manifest), EachFile) and file not in self.inputs:
-                self.unproven.append(f"{manifest.stage}: {file.uri or file.name} is not there, so it was not checked")
+                self.unproven.append(f"{manifest.stage}: {file.uri or file.name} is missing, so it was not checked")
             self.inputs.add(file)
             return False
         if file not in self.inputs:
@@ -223,17 +224,17 @@ class Verifier:
         return True
 
     def _together(self, manifest: Manifest, again: Together, files: Sequence[InputFile], every: Multiset) -> str:
-        """Read the input files again."""
+        """Read the input files again and compare their rows."""
         anew = Multiset(self.folder)
         for ids in again.ids(manifest, files):
             anew.add(ids)
         if difference := anew.difference(every):
             lost, surplus, _ = difference
             raise Difference(
-                f"{manifest.uri}: {lost:,} of {anew.count:,} rows lost and {surplus:,} too many, held against its "
+                f"{manifest.uri}: {lost:,} of {anew.count:,} rows lost and {surplus:,} too many, compared with its "
                 "input files, read again"
             )
-        return f", read again the input files give the same {anew.count:,} rows"
+        return f", the input files, read again, give the same {anew.count:,} rows"
 
     def _each_file(
         self,
@@ -243,11 +244,11 @@ class Verifier:
         there: set[InputFile],
         documents: dict[str, set[str]],
     ) -> str:
-        """Make the rows of every input file again."""
+        """Make the rows of every input file again and compare them."""
         if reason := again.refusal(manifest):
             self.unproven.append(f"{manifest.stage}: {reason}")
             return ""
-        known = replace(manifest, commits=())  # thousands of them, for every process
+        known = replace(manifest, commits=())  # sent to every process, and there may be thousands of commits
         work = [
             (known, commit, file, frozenset(documents.get(commit.shard, ())))
             for commit, file in zip(manifest.commits, files, strict=True)
@@ -283,7 +284,7 @@ def processes(work: Callable[..., R], items: Sequence[tuple[Any, ...]]) -> Itera
 
 
 def check_identity(manifest: Manifest) -> None:
-    """The recipe and the inputs of recipe.json and their fingerprint are the manifest's."""
+    """Check that recipe.json has the manifest's recipe, inputs and fingerprint."""
     name = storage.join(manifest.uri, "recipe.json")
     try:
         begun = storage.read_json(name)
@@ -296,7 +297,7 @@ def check_identity(manifest: Manifest) -> None:
 
 
 def check_sums(manifest: Manifest) -> None:
-    """What manifest.json says of its commits together is so."""
+    """Check the totals and the digest that manifest.json states of its commits."""
     name = storage.join(manifest.uri, "manifest.json")
     read = manifest if manifest.stated else read_manifest(manifest.uri)
     stated = read.stated if read else {}
@@ -306,7 +307,7 @@ def check_sums(manifest: Manifest) -> None:
 
 
 def check_plan(manifest: Manifest) -> None:
-    """The shards of the plan are the shards of the manifest."""
+    """Check that the manifest has the shards of the plan."""
     plan = storage.join(manifest.uri, "plan.json")
     if storage.exists(plan):
         expected = read_as(lambda value: [shard["name"] for shard in value["shards"]], storage.read_json(plan), plan)
@@ -314,7 +315,7 @@ def check_plan(manifest: Manifest) -> None:
 
 
 def check_commit(manifest: Manifest, commit: Commit) -> list[Checked]:
-    """A commit is the manifest's, and its files are what it says; returns what is looked at of their rows."""
+    """Check that a commit is the manifest's and that its files match it; return their rows' columns to check."""
     recorded = Ledger(manifest.uri, "").commit_of(commit.shard)
     same(recorded, commit, f"{manifest.uri}/commits/{commit.shard}.json", "the commit in the manifest")
     counted: Counter[str] = Counter()
@@ -344,7 +345,7 @@ def check_commit(manifest: Manifest, commit: Commit) -> list[Checked]:
 
 
 def read_recorded(uri: str, file: DataFile) -> bytes:
-    """Return a file that a commit names, if it is a table; its size and hash are those recorded."""
+    """Check the size and hash of a file that a commit names; return its content if it is a table."""
     name = storage.join(uri, file.name)
     digest, size, held = hashlib.sha256(), 0, io.BytesIO()
     try:
@@ -355,14 +356,14 @@ def read_recorded(uri: str, file: DataFile) -> bytes:
                 if file.rows is not None:
                     held.write(block)
     except FileNotFoundError as error:
-        raise Difference(f"{name} is missing, a commit names it") from error
+        raise Difference(f"{name} is missing, but a commit names it") from error
     same(size, file.bytes, name, "bytes")
     same(digest.hexdigest(), file.sha256, name, "SHA-256")
     return held.getvalue()
 
 
 def named(manifest: Manifest, digest: bytes, known: str = "") -> tuple[str, int]:
-    """Return the id that a digest stands for (`known` where no row has it), and how many rows of a stage have it."""
+    """Return the id with a digest (`known` if no row has it), and how many rows of a stage have it."""
     found = [
         id_
         for table in manifest.tables(["id"], kept=False)

@@ -1,14 +1,14 @@
 """The report: the manifests of a run in, one self-contained HTML page out.
 
-funnel.py    what each stage took in, kept and dropped; how long it took
-lengths.py   how long the texts are
-ratings.py   the scores of each round
-training.py  what each model's training came to
-reading.py   which pairs and answers a person should read, chosen by hash and so the same every time
-canaries.py  how many attacks on the raters reached their goal
+funnel.py    rows in, kept and dropped, and the time, of each stage
+lengths.py   lengths of the texts
+ratings.py   scores of each round
+training.py  losses, rates and memory of each model's training
+reading.py   pairs and answers for a person to read, chosen by hash and so the same every time
+canaries.py  how many attacks on the raters succeeded
 figures.py   inline SVG: score histograms, loss curves
-summary.py   the run in sentences, and warnings where the figures call for one
-judges.py    what somebody registered who knows what is true of the run
+summary.py   the run in sentences, and warnings that follow from its figures
+judges.py    sections by registered judges that know the truth of a run
 page.py      puts them together; page.html and page.css are the page itself
 """
 

@@ -1,7 +1,7 @@
-"""Figures as inline SVG, made by hand: no script, no font, no file from anywhere.
+"""Figures as inline SVG, made by hand: no scripts, fonts or external files.
 
-Colours are classes that the page's style sheet defines for light and dark; sizes are in a view box, so that a figure
-fills whatever column it stands in. What is shown in colour is also said in words or numbers.
+Colors are classes that the page's style sheet defines for light and dark mode. Sizes are in a view box, so a figure
+fills its column. Everything shown in color is also given in words or numbers.
 """
 
 import math
@@ -14,7 +14,7 @@ from humpback_ray.report.ratings import BINS_PER_POINT, Ratings
 from humpback_ray.report.training import ModelRow
 
 POINTS = 300
-"""Points drawn of one curve at most; longer ones are averaged in groups."""
+"""Maximum number of points per curve; longer curves are averaged in groups."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Frame:
 
     @property
     def bottom(self) -> float:
-        """Where the horizontal axis lies."""
+        """Position of the horizontal axis."""
         return self.top + self.height
 
 
 def svg(width: int, height: int, label: str, parts: Sequence[Markup]) -> Markup:
-    """Wrap parts into a figure; `label` says in words what it shows."""
+    """Wrap parts into a figure; `label` describes it in words."""
     head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(width, height, label)
     return head + Markup("").join(parts) + Markup("</svg>")
 
@@ -61,7 +61,7 @@ def words(x: float, y: float, text: str, kind: str = "", anchor: str = "middle")
 
 
 def ticks(low: float, high: float, most: int = 4) -> list[float]:
-    """Return round numbers from low to high, `most` + 1 or so."""
+    """Return round numbers from low to high, about `most` + 1 of them."""
     if not math.isfinite(high - low) or high <= low:
         return [low]
     rough = (high - low) / most
@@ -72,14 +72,14 @@ def ticks(low: float, high: float, most: int = 4) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Write a tick's number briefly: 12k, 0.25, 3."""
+    """Format a tick's number briefly: 12k, 0.25, 3."""
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:g}"
 
 
 def histogram(found: Ratings) -> Markup:
-    """Draw the scores of one round, a bar per quarter point, the threshold as a line."""
+    """Draw the scores of one round: a bar per quarter point, and the threshold as a line."""
     most = max(found.bins, default=0) or 1
     lowest, highest = found.points[0], found.points[-1]
     frame = Frame(46, 22, 440, 150, (lowest, highest + 1 / BINS_PER_POINT), (0, most))
@@ -99,7 +99,7 @@ def histogram(found: Ratings) -> Markup:
 
 
 def _keeps(found: Ratings, low: float) -> bool:
-    """Tell whether a bar lies right of the threshold; the bar that holds it is drawn as kept."""
+    """Tell whether a bar lies right of the threshold; the bar that contains it counts as kept."""
     return found.threshold is not None and low + 1 / BINS_PER_POINT > found.threshold
 
 
@@ -124,7 +124,7 @@ def _grid(frame: Frame, levels: Sequence[float]) -> Markup:
 
 
 def loss_curve(model: ModelRow) -> Markup:
-    """Draw one model's loss over its steps: every step thin, a running mean thick, that of held-out pairs as rings."""
+    """Draw one model's loss: every step as a thin line, a running mean as a thick one, held-out pairs as rings."""
     points = thin([point for point in model.losses if math.isfinite(point[1])])
     if not points:
         return Markup("")
@@ -169,7 +169,7 @@ def thin(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
 
 
 def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the running mean over a tenth of the points, centred, narrower towards the ends."""
+    """Return the centered running mean over a tenth of the points, with a narrower window at the ends."""
     half = max(1, len(points) // 20)
     found = []
     for index, (step, _) in enumerate(points):

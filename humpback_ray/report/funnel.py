@@ -1,6 +1,6 @@
-"""What the stages of a run took in, kept and dropped, and how long they took.
+"""Rows that the stages of a run took in, kept and dropped, and the time they took.
 
-Everything is read from manifests, except what notes count in tables, one file at a time.
+Everything is read from manifests, except counts in notes, which are read from tables, one file at a time.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ Manifests = Mapping[str, Manifest]
 
 @dataclass(frozen=True)
 class Drop:
-    """Rows of one stage that were lost for one reason."""
+    """Rows of one stage that were dropped for one reason."""
 
     reason: str
     rows: int
@@ -31,14 +31,14 @@ class FunnelRow:
 
     stage: str
     rows: int
-    """Rows that came in; each has one fate, so this is kept + dropped."""
+    """Rows taken in; each is either kept or dropped, so this is the sum of both."""
     kept: int
     drops: tuple[Drop, ...]
     note: str
 
     @property
     def kept_share(self) -> float:
-        """Share of the rows that were kept; 0 where there were none."""
+        """Share of the rows that were kept; 0 without rows."""
         return self.kept / self.rows if self.rows else 0.0
 
 
@@ -48,7 +48,7 @@ def funnel(manifests: Manifests) -> list[FunnelRow]:
 
 
 def has_table(manifest: Manifest) -> bool:
-    """Tell whether a stage made rows (models and the sample's web are files of another kind)."""
+    """Tell whether a stage made rows (models and the sample's web are other files)."""
     return any(file.rows is not None for file in manifest.files)
 
 
@@ -71,7 +71,7 @@ def _note(name: str, manifest: Manifest) -> str:
 
 
 def _documents(manifest: Manifest) -> str:
-    """Count documents: each has a row of position 0, or, where it gave no segment, of position -1."""
+    """Count documents: each has a row with position 0, or with position -1 if it gave no segment."""
     documents = empty = 0
     for table in manifest.tables(["position"], kept=False):
         counts = Counter(table["position"].to_pylist())
@@ -81,7 +81,7 @@ def _documents(manifest: Manifest) -> str:
 
 
 def _rewrites(manifest: Manifest) -> str:
-    """Count the pairs that were kept as they were, by why their rewrite is not used."""
+    """Count the rewritten pairs, and the pairs that were kept as they were, by reason."""
     found: Counter[str] = Counter()
     for table in manifest.tables(["rewrite_reason"]):
         found.update(reason for reason in table["rewrite_reason"].to_pylist() if reason)
@@ -90,14 +90,14 @@ def _rewrites(manifest: Manifest) -> str:
 
 
 def _rules(manifest: Manifest) -> str:
-    """Say what each rule of a selection left, in the order in which they applied; "" of other stages."""
+    """Say how many rows each rule of a selection left, in their order; "" for other stages."""
     rules = manifest.extra.get("rules", [])
     return "left by each rule: " + ", ".join(f"{r['rule']} {r['kept']:,}" for r in rules) if rules else ""
 
 
 @dataclass(frozen=True)
 class TimingRow:
-    """What one stage cost."""
+    """Time and work of one stage."""
 
     stage: str
     wall_s: float
@@ -110,17 +110,17 @@ class TimingRow:
 
     @property
     def rows_per_s(self) -> float | None:
-        """Rows per second of wall clock; None where the stage made no rows."""
+        """Rows per second of wall clock; None if the stage made no rows."""
         return self.rows / self.wall_s if self.rows and self.wall_s > 0 else None
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Tokens read and written per second of wall clock; None where no model ran."""
+        """Tokens read and written per second of wall clock; None if no model ran."""
         return self.tokens / self.wall_s if self.tokens and self.wall_s > 0 else None
 
 
 def timing(manifests: Manifests) -> list[TimingRow]:
-    """Return what each stage cost, in the order of the run."""
+    """Return the time and work of each stage, in the order of the run."""
     return [
         TimingRow(
             stage=name, wall_s=done.wall_s, work_s=done.work_s, rows=done.rows, tokens=done.tokens,

@@ -1,4 +1,4 @@
-"""What the tables of a run cannot say of themselves: whoever knows what is true of its web registers a judge."""
+"""Judges: code that knows the truth of a run's web registers here and adds a section to the report."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,25 +8,25 @@ from humpback_ray.stages.manifest import Manifest
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge found: a section of the page, and what stands elsewhere on it and on the terminal."""
+    """A judge's findings: a section of the page, and sentences and warnings for the page and the terminal."""
 
     anchor: str
     label: str
-    """In the page's navigation."""
+    """Label in the page's navigation."""
     title: str
     html: str
-    """The section below its title, values escaped (see template.py)."""
+    """The section below its title, with values escaped (see template.py)."""
     sentences: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
 Judge = Callable[[Mapping[str, Manifest]], Judgement | None]
-"""Is given finished stages by name; returns None where it knows nothing of the run."""
+"""Takes finished stages by name; returns None if it knows nothing about the run."""
 _judges: list[Judge] = []
 
 
 def register(judge: Judge) -> None:
-    """Ask a judge about every run that is reported from here on."""
+    """Ask a judge about every run that is reported from now on."""
     if judge not in _judges:
         _judges.append(judge)
 
@@ -37,5 +37,5 @@ def judgements(manifests: Mapping[str, Manifest]) -> list[Judgement]:
 
 
 def judged_sentences(manifests: Mapping[str, Manifest]) -> list[str]:
-    """Return what the judges say of the finished stages of a run, for a terminal."""
+    """Return the judges' sentences on the finished stages of a run, for a terminal."""
     return [sentence for found in judgements(manifests) for sentence in found.sentences]

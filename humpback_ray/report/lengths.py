@@ -1,4 +1,4 @@
-"""How long instructions and responses are, beside the paper's; of the texts only sums are kept."""
+"""Lengths of instructions and responses, beside the paper's; computed from sums, without keeping texts."""
 
 import math
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ class Moments:
     squares: int = 0
 
     def add(self, values: Iterable[int]) -> None:
-        """Take more values into account."""
+        """Add values."""
         for value in values:
             self.count += 1
             self.total += value
@@ -30,12 +30,12 @@ class Moments:
 
     @property
     def mean(self) -> float | None:
-        """The mean; None of nothing."""
+        """The mean; None without values."""
         return self.total / self.count if self.count else None
 
     @property
     def sd(self) -> float | None:
-        """The standard deviation; None of fewer than two values."""
+        """The standard deviation; None for fewer than two values."""
         if self.count < 2:
             return None
         return math.sqrt((self.squares - self.total * self.total / self.count) / (self.count - 1))
@@ -43,14 +43,14 @@ class Moments:
 
 @dataclass(frozen=True)
 class LengthRow:
-    """Characters of instructions and outputs of one set of pairs: n, and (mean, sd) of each, None if unknown."""
+    """Lengths in characters of one set of pairs: n, and (mean, sd) of instructions and outputs, None if unknown."""
 
     label: str
     rows: int
     instruction: tuple[float | None, float | None]
     output: tuple[float | None, float | None]
     share: float | None = None
-    """Of all candidates."""
+    """Share of all candidates."""
     paper: bool = False
 
 
@@ -62,7 +62,7 @@ PAPER_ALL = LengthRow("all candidates", 502_133, (352, 134), (1722, 653), paper=
 
 
 def length_table(manifests: Manifests) -> list[LengthRow]:
-    """Return the lengths of the run's pairs, each set beside the paper's."""
+    """Return the lengths of the run's pairs, each set next to the paper's."""
     candidates = manifests.get("candidates")
     total = candidates.kept if candidates else 0
     rows = [_lengths("seed", manifests["seed"])] if "seed" in manifests else []

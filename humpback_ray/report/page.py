@@ -1,8 +1,8 @@
-"""The page: everything of a run that a person should see, in one HTML file that needs nothing else.
+"""The page: everything about a run that a person should see, in one self-contained HTML file.
 
-It opens without a server or a network, in light and dark, on a phone. Web text is hostile: jinja2 escapes every value,
-and a content security policy in the page forbids scripts, images and requests of any kind should an escape be missing.
-Long texts are cut, so that the page stays below 2 MB whatever the run.
+It opens without a server or a network, in light and dark mode, and on a phone. Web text is hostile: jinja2 escapes
+every value, and in case an escape is missing, the page's content security policy forbids scripts, images and requests.
+Long texts are cut, so the page stays below 2 MB for every run.
 
 Given up: sorting, filtering and zooming, which would need scripts.
 """
@@ -28,10 +28,10 @@ def report(manifests: Mapping[str, Manifest], notes: Sequence[str] = ()) -> str:
 
     Args:
         manifests: finished stages by name, in the order of the run; a section without its stage says so.
-        notes: sentences of the caller's, shown above the summary.
+        notes: the caller's sentences, shown above the summary.
 
     Returns:
-        An HTML document; with the same arguments, the same text.
+        An HTML document; the same arguments give the same text.
     """
     found = every_rating(manifests)
     models = model_rows(manifests)
@@ -59,12 +59,12 @@ def report(manifests: Mapping[str, Manifest], notes: Sequence[str] = ()) -> str:
 
 
 def write_report(root: str, made: Mapping[str, Manifest], out: str | None = None) -> str:
-    """Write the report of the finished stages of a run; returns its URI.
+    """Write the report of the finished stages of a run; return its URI.
 
     Args:
         root: of the run.
         made: its finished stages, by name.
-        out: where to; None: into the root.
+        out: path or URI of the page; None: in the root.
     """
     uri = out or storage.join(root, "report", "index.html")
     storage.write_bytes(uri, report(made).encode())

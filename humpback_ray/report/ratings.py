@@ -1,4 +1,4 @@
-"""The scores of each round: how many, how high, and from which on pairs were kept; read one file at a time."""
+"""The scores of each round: how many, how high, and the threshold of keeping; read one file at a time."""
 
 import math
 from array import array
@@ -12,9 +12,9 @@ from humpback_ray.stages.manifest import Manifest
 BINS_PER_POINT = 4
 """Resolution of the score histogram: expected scores are continuous, so whole points would hide their shape."""
 GRADES, SUMS = range(1, 6), range(6)
-"""The five-point rating scale (Li et al. 2023, arXiv:2308.06259, section 2.3), and that of sums of points."""
+"""The five-point rating scale (Li et al. 2023, arXiv:2308.06259, section 2.3), and the scale for sums of points."""
 MOST_POINTS = 40
-"""Of a scale without ends; scores outside count at its ends."""
+"""Most points of an open scale; scores outside count at its ends."""
 
 
 def rounds(manifests: Manifests) -> list[int]:
@@ -29,32 +29,32 @@ class Ratings:
     round: int
     rated: int
     failed: tuple[Drop, ...]
-    """Ratings that gave no score, by reason; shares are of all pairs."""
+    """Ratings without a score, by reason; shares are of all pairs."""
     bins: tuple[int, ...]
     """Counts from the lowest point in steps of a quarter; the last one holds the highest point itself."""
     whole: tuple[int, ...]
-    """Pairs whose score is nearest to each point (halves go up)."""
+    """Number of pairs whose score is nearest to each point (halves go up)."""
     lowest: float | None
     highest: float | None
     mean: float | None
     threshold: float | None
-    """The score at which keeping starts: the recipe's, or that of the lowest pair kept."""
+    """The score from which pairs are kept: the recipe's threshold, or the lowest score kept."""
     kept: int | None
-    """None where nothing was selected yet."""
+    """None if the selection is not made yet."""
     points: range = GRADES
     """The whole points of the scale."""
     passed_over: int = 0
-    """Pairs that a cheap scorer kept from this one."""
+    """Number of pairs that a cheap scorer did not pass on."""
     replies: int = 0
-    """Replies, or forward passes, that were to give a score."""
+    """Number of replies, or forward passes, that should give a score."""
     failed_first: int = 0
-    """Those of them that gave none."""
+    """Number of replies without a score before the retry."""
     failed_last: int = 0
-    """Those that gave none after they were asked for once more."""
+    """Number of replies without a score after the retry."""
 
     @property
     def pairs(self) -> int:
-        """Pairs that were to be rated."""
+        """Number of pairs to rate."""
         return self.rated + sum(drop.rows for drop in self.failed)
 
     @property
@@ -74,7 +74,7 @@ def nearest(score: float, points: range = GRADES) -> int:
 
 
 def points_of(lowest: float, highest: float) -> range:
-    """Return the scale on which scores lie: the grades, the sums, or the whole numbers around them."""
+    """Return the scale of the scores: the grades, the sums, or the whole numbers around them."""
     for points in (GRADES, SUMS):
         if points[0] <= lowest and highest <= points[-1]:
             return points
@@ -83,7 +83,7 @@ def points_of(lowest: float, highest: float) -> range:
 
 
 def ratings(manifests: Manifests, number: int) -> Ratings | None:
-    """Read the scores of a round; None where it was not rated."""
+    """Read the scores of a round; None if it was not rated."""
     scores = each_round(manifests, "round-{t}/scores").get(number)
     if scores is None:
         return None
@@ -113,12 +113,12 @@ def ratings(manifests: Manifests, number: int) -> Ratings | None:
 
 
 def every_rating(manifests: Manifests) -> list[Ratings]:
-    """Read the scores of all rounds that were rated, in their order."""
+    """Read the scores of all rated rounds, in order."""
     return [found for number in rounds(manifests) if (found := ratings(manifests, number))]
 
 
 def threshold(curated: Manifest) -> float | None:
-    """Return the recipe's threshold if it names one, else the lowest score kept (top-k has no other)."""
+    """Return the recipe's threshold, or the lowest score kept if it has none (as with top-k)."""
     if (named := curated.recipe.get("threshold")) is not None:
         return float(named)
     tables = curated.tables(["score"])

@@ -1,7 +1,7 @@
-"""What a person should read: pairs at every score, with what the judge wrote, and the models' answers side by side.
+"""Rows for a person to read: pairs at every score with the judge's replies, and the models' answers side by side.
 
-Rows are chosen by the hash of their id, so the same run shows the same rows and nobody picked them. Ids are streamed
-first; only the texts of the rows chosen are kept.
+Rows are chosen by the hash of their id, so the same run always shows the same rows and nobody picked them. Ids are
+streamed first; only the texts of the chosen rows are kept.
 """
 
 import unicodedata
@@ -26,26 +26,26 @@ TEXT_CHARS = 1500
 REPLY_CHARS = 800
 REPLIES = 3
 TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that change the direction of what follows them."""
+"""Characters that change the direction of the text after them."""
 UNRATED, PASSED_OVER = "unrated", "not passed on"
-"""Buckets of the pairs whose rating failed, and of those that a cheap scorer kept from the dear one."""
+"""Buckets of the pairs whose rating failed, and of those that a cheap scorer did not pass on to the expensive one."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text made safe to look at, and how long it was before it was cut."""
+    """A text made safe to display, and its length before it was cut."""
 
     shown: str
     chars: int
 
     @property
     def cut(self) -> bool:
-        """Tell whether something is missing at the end."""
+        """Tell whether the end was cut off."""
         return self.chars > len(self.shown)
 
 
 def text(value: str | None, limit_chars: int = TEXT_CHARS) -> Text:
-    """Cut a text and make control and direction-changing characters visible, so that it cannot disguise itself."""
+    """Cut a text and make control and direction-changing characters visible, so it cannot disguise itself."""
     value = value or ""
     shown = value[:limit_chars]
     return Text("".join(sign if _harmless(sign) else "\N{REPLACEMENT CHARACTER}" for sign in shown), len(value))
@@ -67,12 +67,12 @@ class ReadPair:
     samples: tuple[float | None, ...]
     replies: tuple[Text, ...]
     fate: str
-    """"kept", or why it was not."""
+    """"kept", or the drop reason."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """The pairs shown of those whose score is nearest to one point of the scale."""
+    """Pairs whose score is nearest to one point of the scale: the total and those shown."""
 
     label: str
     total: int
@@ -80,7 +80,7 @@ class Bucket:
 
 
 class Lowest:
-    """The rows of smallest hash seen so far, a few per bucket."""
+    """The rows with the smallest hashes so far, a few per bucket."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -88,7 +88,7 @@ class Lowest:
         self.totals: dict[int | str, int] = defaultdict(int)
 
     def add(self, entries: Iterable[tuple[int | str, str]]) -> None:
-        """Take (bucket, id) entries into account."""
+        """Add (bucket, id) entries."""
         fresh: dict[int | str, list[tuple[str, str]]] = defaultdict(list)
         for bucket, row_id in entries:
             fresh[bucket].append((record_id("report", row_id), row_id))
@@ -97,12 +97,12 @@ class Lowest:
             self.kept[bucket] = sorted([*self.kept[bucket], *found])[: self.count]
 
     def ids(self, bucket: int | str) -> list[str]:
-        """Return the ids chosen of a bucket, in the order of their hashes."""
+        """Return the chosen ids of a bucket, in the order of their hashes."""
         return [row_id for _, row_id in self.kept[bucket]]
 
 
 def pairs_to_read(manifests: Manifests, points: range = GRADES) -> tuple[int, list[Bucket]] | None:
-    """Return the last rated round and its pairs by score, best first, unrated last; None where nothing was rated."""
+    """Return the last rated round and its pairs by score, best first, unrated last; None if nothing was rated."""
     rated = each_round(manifests, "round-{t}/scores")
     if not rated:
         return None
@@ -150,7 +150,7 @@ def _fate(rating: dict[str, Any], fate: dict[str, Any] | None) -> str:
 def rows_of(
     manifest: Manifest | None, ids: Sequence[str], columns: list[str], kept: bool = True
 ) -> dict[str, dict[str, Any]]:
-    """Return the rows of some ids by id, the ids a stage does not have left out; none without a manifest."""
+    """Return rows by id; ids that the stage does not have are left out, and without a manifest all are."""
     if manifest is None or not ids:
         return {}
     wanted, found = set(ids), {}
@@ -162,7 +162,7 @@ def rows_of(
 
 @dataclass(frozen=True)
 class Answers:
-    """One prompt and what each model answered; None where a model has no answer."""
+    """One prompt and each model's answer; None if a model has none."""
 
     instruction: Text
     answers: dict[str, "Answer | None"]
@@ -170,7 +170,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered, and how it ended."""
+    """A model's answer, and how it ended."""
 
     output: Text
     finish_reason: str
@@ -202,7 +202,7 @@ def _answer(row: dict[str, Any]) -> Answer:
 
 @dataclass(frozen=True)
 class Lost:
-    """A row that no worker survived."""
+    """A quarantined row."""
 
     stage: str
     id: str
@@ -233,7 +233,7 @@ class SeedPair:
 
 
 def seed_to_read(manifests: Manifests) -> list[SeedPair]:
-    """Return a few seed pairs, to hold the others against."""
+    """Return a few seed pairs, for comparison with the others."""
     seed = manifests.get("seed")
     if seed is None:
         return []

@@ -1,6 +1,6 @@
-"""The run in a few sentences, and warnings where its figures call for one.
+"""The run in a few sentences, and warnings that follow from its figures.
 
-A warning is derived from figures of this run and says them; nothing is warned about on suspicion.
+Every warning states the figures of this run that it follows from; there are no warnings on suspicion.
 """
 
 from collections import Counter
@@ -19,12 +19,12 @@ DEMO_PARAMETERS = 50_000_000
 FAILED_SHARE = 0.05
 KEPT_SHARE = 0.9
 CHECKED = ("seed", "candidates")
-"""Stages that drop what holds a prompt of an evaluation."""
+"""Stages that drop rows which contain an evaluation prompt."""
 USUAL = ("seed", "segments", "corpus", "models/backward", "models/m0", "candidates")
 
 
 def sentences(manifests: Manifests, found: Sequence[Ratings], models: Sequence[ModelRow]) -> list[str]:
-    """Return what happened, stage by stage, in plain words with numbers."""
+    """Describe what happened, stage by stage, with numbers."""
     said = []
     if seed := manifests.get("seed"):
         said.append(f"{seed.kept:,} human-written pairs are the seed.")
@@ -35,11 +35,12 @@ def sentences(manifests: Manifests, found: Sequence[Ratings], models: Sequence[M
                     else f"The corpus holds {corpus.kept:,} segments.")  # fmt: skip
     if candidates := manifests.get("candidates"):
         said.append(
-            f"The backward model predicted a usable instruction for {candidates.kept:,} of {candidates.rows:,}."
+            f"The backward model predicted a usable instruction for {candidates.kept:,} of {candidates.rows:,} "
+            "segments."
         )
     if counts := [(name, manifests[name].drops.get(CONTAMINATED, 0)) for name in CHECKED if name in manifests]:
         rows = " and ".join(f"{count:,} rows of {name}" for name, count in counts)
-        said.append(f"{rows} hold a prompt of an evaluation and were dropped ({CONTAMINATED}).")
+        said.append(f"{rows} contain an evaluation prompt and were dropped ({CONTAMINATED}).")
     for rating in found:
         said += [_round_sentence(rating), failure_sentence(rating)]
     for model in models:
@@ -59,7 +60,7 @@ def _round_sentence(rating: Ratings) -> str:
 
 
 def failure_sentences(manifests: Manifests) -> list[str]:
-    """Say, of each round that rated, how many ratings failed before and after the retry."""
+    """Say how many ratings of each round failed before and after the retry."""
     return [failure_sentence(found) for found in every_rating(manifests)]
 
 
@@ -69,7 +70,7 @@ def failure_sentence(rating: Ratings) -> str:
     over = f"; {rating.passed_over:,} more were not passed on by the cheap scorer" if rating.passed_over else ""
     return (
         f"In round {rating.round}, {rating.failed_first:,} of {rating.replies:,} replies had no score, "
-        f"{rating.failed_last:,} after those were asked for once more; {unrated:,} of {rating.pairs:,} pairs stayed "
+        f"{rating.failed_last:,} after the retry; {unrated:,} of {rating.pairs:,} pairs stayed "
         f"unrated{over} ({rating.failed_samples_share:.1%} of the samples have no score)."
     )
 
@@ -77,19 +78,19 @@ def failure_sentence(rating: Ratings) -> str:
 def warnings(
     manifests: Manifests, found: Sequence[Ratings], models: Sequence[ModelRow], costs: Sequence[TimingRow]
 ) -> list[str]:
-    """Return what a reader must know before believing the rest."""
+    """Return warnings to read before trusting the rest."""
     said = _size_warnings(models) + [warning for rating in found for warning in _rating_warnings(rating)]
     said += [warning for model in models for warning in _loss_warnings(model)]
     lost = {name: manifest.quarantined for name, manifest in manifests.items() if manifest.quarantined}
-    said += [f"{name}: {count:,} rows were quarantined; no worker survived them." for name, count in lost.items()]
+    said += [f"{name}: {count:,} rows are in quarantine; each failed twice." for name, count in lost.items()]
     retried = [cost for cost in costs if cost.attempts > cost.shards]
     said += [
         f"{c.stage} needed {c.attempts} attempts for {c.shards} shards; some died or were stopped." for c in retried
     ]
     if missing := [name for name in USUAL if name not in manifests]:
-        said.append(f"This is part of a run: no finished {', '.join(missing)} was given.")
+        said.append(f"This is part of a run; these stages are not finished: {', '.join(missing)}.")
     mixed = mixed_versions(manifests)
-    said += [f"Versions of {name} are mixed in this run: {', '.join(found)}." for name, found in mixed.items()]
+    said += [f"This run mixes versions of {name}: {', '.join(found)}." for name, found in mixed.items()]
     return said
 
 
@@ -98,7 +99,7 @@ def _size_warnings(models: Sequence[ModelRow]) -> list[str]:
     if not sizes or max(sizes) >= DEMO_PARAMETERS:
         return []
     return [
-        f"The base model is of demo size ({max(sizes) / 1e6:.2g} million parameters). It has seen only the toy web: on "
+        f"The base model has demo size ({max(sizes) / 1e6:.2g} million parameters). It has seen only the toy web: on "
         "real pages its instructions, ratings and answers are nonsense. This run shows that the machinery works, "
         "not that the method does."
     ]
@@ -116,7 +117,7 @@ def _rating_warnings(rating: Ratings) -> list[str]:
     if rating.failed_samples_share > FAILED_SHARE:
         said.append(
             f"Round {rating.round}: {rating.failed_samples_share:.1%} of the samples had no score after the retry "
-            f"({rating.failed_last:,} of {rating.replies:,}); read what the judge writes in their place."
+            f"({rating.failed_last:,} of {rating.replies:,}); read what the judge writes instead."
         )
     if rating.rated > 1 and rating.lowest == rating.highest:
         said.append(f"Round {rating.round}: every score is {rating.lowest:g}; the judge does not tell pairs apart.")
@@ -127,7 +128,7 @@ def _rating_warnings(rating: Ratings) -> list[str]:
         said.append(f"Round {rating.round} kept nothing.")
     elif rating.kept and rating.rated and rating.kept / rating.rated > KEPT_SHARE:
         share = rating.kept / rating.rated
-        said.append(f"Round {rating.round} kept {share:.0%} of what it rated; that is hardly a selection.")
+        said.append(f"Round {rating.round} kept {share:.0%} of the pairs that it rated; that is hardly a selection.")
     return said
 
 
@@ -141,12 +142,12 @@ def _loss_warnings(model: ModelRow) -> list[str]:
 
 
 def mixed_versions(manifests: Manifests) -> dict[str, list[str]]:
-    """Return the libraries of which several versions worked on the run."""
+    """Return the libraries that took part in the run in several versions."""
     return {name: found for name, found in versions(manifests).items() if len(found) > 1}
 
 
 def versions(manifests: Manifests) -> dict[str, list[str]]:
-    """Return every library's versions as the commits recorded them."""
+    """Return every library's versions, as recorded in the commits."""
     found: dict[str, set[str]] = {}
     for manifest in manifests.values():
         for commit in manifest.commits:
@@ -156,7 +157,7 @@ def versions(manifests: Manifests) -> dict[str, list[str]]:
 
 
 def identity(manifests: Manifests) -> dict[str, Any]:
-    """Return what the run is: when, where, on what, by whom."""
+    """Return the identity of the run: times, nodes, submissions, versions, fingerprints."""
     commits = [commit for manifest in manifests.values() for commit in manifest.commits]
     nodes = Counter(commit.node for commit in commits if commit.node)
     submissions = {commit.submission for commit in commits if commit.submission}
@@ -175,5 +176,5 @@ def identity(manifests: Manifests) -> dict[str, Any]:
 
 
 def when(seconds: float) -> str:
-    """Write a time of the epoch in UTC."""
+    """Format a Unix time in UTC."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,4 +1,4 @@
-"""HTML templates of reports: every value is escaped, and a value that is missing is an error."""
+"""HTML templates of reports: every value is escaped, and a missing value is an error."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from humpback_ray.stages.progress import duration
 
 
 def template(path: Path) -> Template:
-    """Return a template; it may include what lies beside it, and the report's page.css."""
+    """Return a template; it may include files of its own folder, and the report's page.css."""
     environment = Environment(
         loader=FileSystemLoader([path.parent, Path(__file__).parent]), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -27,7 +27,7 @@ def template(path: Path) -> Template:
 
 
 def parameters(value: int | None) -> str:
-    """Write a number of parameters as people say it: 0.41 M, 6.7 B."""
+    """Format a number of parameters for people: 0.41 M, 6.7 B."""
     if value is None:
         return "–"
     return f"{value / 1e9:.3g} B" if value >= 1e9 else f"{value / 1e6:.3g} M"

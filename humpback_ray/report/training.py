@@ -1,4 +1,4 @@
-"""What each model's training came to: losses, rates and memory, step by step."""
+"""The result of each model's training: losses, rates and memory, step by step."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,37 +12,38 @@ from humpback_ray.stages.manifest import Manifest
 
 @dataclass(frozen=True)
 class ModelRow:
-    """What a training run came to."""
+    """The result of a training."""
 
     model: str
     parameters: int | None
     examples: int | None
     steps: int
     losses: tuple[tuple[int, float], ...] = field(repr=False)
-    """(step, loss) where recorded; the loss is in nats per output token."""
+    """(step, loss), if recorded; the loss is in nats per output token."""
     first_rate: float | None
     last_rate: float | None
     output_tokens: int | None
-    """Output tokens trained on, summed over the steps."""
+    """Number of output tokens trained on, over all steps."""
     wall_s: float
     validation: tuple[tuple[int, float], ...] = field(default=(), repr=False)
-    """(step, loss) on the held-out seed pairs, where measured."""
+    """(step, loss) on the held-out seed pairs, if measured."""
     tokens_per_s: float | None = None
-    """Of this and the two below the median over the steps; of memory the most."""
+    """Median over the steps, as are `mfu` and `padding_share`."""
     mfu: float | None = None
     padding_share: float | None = None
     memory_bytes: int | None = None
+    """Maximum over the steps."""
     peak: str = ""
-    """What the utilisation is a share of, in words."""
+    """The peak that `mfu` is a share of, in words."""
 
     @property
     def first_loss(self) -> float | None:
-        """Mean of the first tenth of the losses; None where none was recorded."""
+        """Mean of the first tenth of the losses; None if none was recorded."""
         return _mean(self.losses[: _tenth(self.losses)])
 
     @property
     def last_loss(self) -> float | None:
-        """Mean of the last tenth of the losses; None where none was recorded."""
+        """Mean of the last tenth of the losses; None if none was recorded."""
         return _mean(self.losses[-_tenth(self.losses) :])
 
 
@@ -55,7 +56,7 @@ def _mean(points: Sequence[tuple[int, float]]) -> float | None:
 
 
 def model_rows(manifests: Manifests) -> list[ModelRow]:
-    """Return what each model's training came to, the base first."""
+    """Return the result of each model's training, the base first."""
     return [_model_row(name, manifest) for name, manifest in models(manifests).items()]
 
 

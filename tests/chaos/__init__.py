@@ -1,1 +1,1 @@
-"""A whole run under faults: requests that fail, drivers and a raylet that are killed; it finishes and verifies."""
+"""A whole run under faults: failing requests, killed drivers and a killed raylet; it finishes and verifies."""

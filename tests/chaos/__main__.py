@@ -2,8 +2,8 @@
 
     python -m tests.chaos [--seed N] [--no-baseline] [key=value ...]
 
-The demo as a job on three raylets that ask for a token, its root on an S3 server behind a proxy that fails 5 % of all
-requests, its driver killed twice and a raylet once. Prints what was injected and the seconds that it cost.
+The demo runs as a job on three raylets that ask for a token. Its root is on an S3 server behind a proxy that fails 5 %
+of all requests. Its driver is killed twice and a raylet once. Prints the injected faults and their cost in seconds.
 """
 
 import argparse
@@ -20,18 +20,18 @@ from tests import weed
 from tests.chaos.play import REPOSITORY, Play, account, fault_proxy, random_kills, verify
 
 STAGES = Graph(load(RunConfig, REPOSITORY / "configs/demo.yaml", ())).until("models/m2")
-"""After which something may be killed: there is enough left to do."""
+"""Stages after which something may be killed, with enough work left."""
 
 
 def main() -> int:
-    """Run it undisturbed and disturbed."""
+    """Run the demo undisturbed and disturbed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the kills and the faults")
     parser.add_argument("--share", type=float, default=0.05, help="of all requests that get a fault")
     parser.add_argument("--no-baseline", action="store_true", help="do not measure the undisturbed run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys that replace values of the demo")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends what was started
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the processes that were started
     with tempfile.TemporaryDirectory(prefix="chaos-") as name, weed.serving(Path(name)) as variables:
         weed.create_bucket(variables, "chaos")
         command = [sys.executable, "-m", "jobs.pipeline", str(REPOSITORY / "configs/demo.yaml"), *given.overrides]

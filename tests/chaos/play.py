@@ -1,7 +1,7 @@
-"""A run as a job on three raylets, with drivers and a raylet killed on the way, and the faults that its storage had.
+"""A run as a job on three raylets, with drivers and a raylet killed on the way, and a count of storage faults.
 
-The head takes no work and the two others have two CPUs each, so that one of them is enough. A killed driver's job is
-submitted again, a killed raylet is replaced. Everything that is started here is ended here.
+The head takes no work and the two others have two CPUs each, so one of them is enough. A killed driver's job is
+submitted again and a killed raylet is replaced. Everything that is started here is ended here.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ class Kill:
     what: str
     """driver or raylet"""
     after: str
-    """The stage that the driver at work has to have finished."""
+    """The stage that the active driver must have finished."""
     wait_s: float = 0.0
 
 
 def random_kills(what: Sequence[str], stages: Sequence[str], seed: int) -> list[Kill]:
-    """Spread kills over a run: each somewhere in the beginning of another stage."""
+    """Spread kills over a run: each near the beginning of a different stage."""
     chance = random.Random(seed)
     chosen = sorted(chance.sample(range(len(stages)), len(what)))
     shuffled = chance.sample(what, len(what))
@@ -45,12 +45,12 @@ def random_kills(what: Sequence[str], stages: Sequence[str], seed: int) -> list[
 
 
 class Play:
-    """One run on a cluster of its own.
+    """One run on its own cluster.
 
     Args:
         command: the job's entrypoint.
         variables: environment of the nodes.
-        say: is told of every kill.
+        say: receives a line for every kill.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Play:
         self.number = 0
 
     def run(self, kills: Sequence[Kill] = ()) -> float:
-        """Submit it until it is done, killing on the way; returns its seconds.
+        """Submit it until it is done, with kills on the way; return its seconds.
 
         Raises:
-            AssertionError: it failed, took too long or was done before everything was killed.
+            AssertionError: it failed, took too long, or finished before all kills.
         """
         with Cluster(cpus=0, variables=self.variables) as self.cluster:
             for _ in range(2):
@@ -100,7 +100,7 @@ class Play:
         return self.cluster.job(f"chaos-{self.number}")
 
     def _driver(self) -> int | None:
-        """Return the process id of the driver at work, if there is one."""
+        """Return the process id of the active driver, if any."""
         job = self._job()
         return int(job["driver_info"]["pid"]) if job["driver_info"] and job["status"] not in ENDED else None
 
@@ -122,7 +122,7 @@ class Play:
 
 @contextlib.contextmanager
 def fault_proxy(target: str, share: float, seed: int, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Run the proxy; yields its endpoint and the file in which it counts."""
+    """Run the proxy; yield its endpoint and the file with its counts."""
     counts = folder / "faults.json"
     command = [sys.executable, "-m", "tests.faults.proxy", f"--target={target}", f"--share={share}", f"--seed={seed}"]
     with subprocess.Popen([*command, f"--state={counts}"], stdout=subprocess.PIPE, text=True) as proxy:
@@ -134,12 +134,12 @@ def fault_proxy(target: str, share: float, seed: int, folder: Path) -> Iterator[
 
 
 def verify(root: str, variables: Mapping[str, str]) -> None:
-    """Run `jobs.verify`, past the proxy."""
+    """Run `jobs.verify` without the proxy."""
     command = [sys.executable, "-m", "jobs.verify", root]
     subprocess.run(command, env={**os.environ, **variables}, cwd=REPOSITORY, check=True)
 
 
 def account(counts: Path) -> tuple[int, dict[str, int]]:
-    """Return how many requests came to an ended proxy, and how many got which fault."""
+    """Return the number of requests to a proxy that has ended, and of each fault."""
     value = json.loads(counts.read_text())
     return sum(value["requests"].values()), value["injected"]

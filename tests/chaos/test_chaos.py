@@ -21,7 +21,7 @@ KILLS = (Kill("driver", "segments"), Kill("raylet", "sample/base"))
 @pytest.mark.ray
 @pytest.mark.s3
 @pytest.mark.chaos
-def test_a_job_outlives_faults_of_storage_a_killed_driver_and_a_killed_raylet(tmp_path: Path) -> None:
+def test_a_job_survives_storage_faults_a_killed_driver_and_a_killed_raylet(tmp_path: Path) -> None:
     demo = str(REPOSITORY / "configs/demo.yaml")
     command = [sys.executable, "-m", "jobs.train", demo, "model=backward", "root=s3://chaos/run", *SMALLEST]
     with weed.serving(tmp_path) as variables:

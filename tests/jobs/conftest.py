@@ -1,4 +1,4 @@
-"""What the tests of jobs share: a Ray head that asks for a token, a run that needs `candidates` alone, its fates."""
+"""Shared by the tests of jobs: a Ray head that asks for a token, a run that only needs `candidates`, its fates."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ Fates = dict[str, tuple[object, ...]]
 
 
 class Head(Cluster):
-    """The shared head. Who kills something of it takes a cluster of their own."""
+    """The shared head. A test that kills part of a cluster uses its own."""
 
     def __init__(self, folder: Path) -> None:
         self.hold = folder / "hold"
@@ -27,7 +27,7 @@ class Head(Cluster):
 
     @contextlib.contextmanager
     def holding(self, shards: int) -> Iterator[None]:
-        """Let each actor begin no more than so many shards during a block."""
+        """Let each actor start at most this many shards during a block."""
         whole = self.hold.with_suffix(".part")
         whole.write_text(str(shards))
         whole.rename(self.hold)
@@ -37,13 +37,13 @@ class Head(Cluster):
             self.hold.unlink()
 
     def driver(self, job: str, *arguments: str) -> prepared.Driver:
-        """Start a job's driver on this machine that joins the head, as `ray job submit` does on the head's."""
+        """Start a job's driver on this machine that joins the head, as `ray job submit` does on the head's machine."""
         return prepared.Driver(job, *arguments, variables={**self.environment, "RAY_ADDRESS": self.address})
 
 
 @pytest.fixture(scope="package")
 def head(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """One head for all; its workers have the keys of the S3 server."""
+    """One head for all tests; its workers have the keys of the S3 server."""
     with Head(tmp_path_factory.mktemp("head")) as head:
         yield head
 
@@ -59,7 +59,7 @@ def entrypoint(config: Path, root: "Path | str", *overrides: str) -> list[str]:
 
 @pytest.fixture(scope="package")
 def undisturbed(config: Path, head: Head) -> Fates:
-    """The fates of a run that nobody disturbs, submitted by the command that the documents name."""
+    """The fates of an undisturbed run, submitted with the documented command."""
     stage = config.parent / "undisturbed/candidates"
     done = head.ray("job", "submit", "--submission-id", "first", "--no-wait", "--", *entrypoint(config, stage.parent))
     assert done.returncode == 0, done.stdout + done.stderr

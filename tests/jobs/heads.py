@@ -1,7 +1,7 @@
-"""Ray clusters of the tests' own: nodes from `ray start --block`, token authentication, the Jobs API.
+"""The tests' own Ray clusters: nodes from `ray start --block`, token authentication, the Jobs API.
 
-Every port that could clash is a free one, and all processes of a node descend from the one that is started here, so
-that exactly those are ended.
+Every port that could clash is a free one. All processes of a node descend from the one that is started here, so exactly
+those are ended.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ from tests.weed import free_port
 RAY = str(Path(sys.executable).parent / "ray")
 ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 PATIENCE_S = 120
-"""How long something that takes seconds may take on a machine that is busy with other things."""
+"""Time limit on a busy machine for something that usually takes seconds."""
 
 
 class Node:
-    """One raylet with what belongs to it."""
+    """One raylet and its processes."""
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         command = [RAY, "start", "--block", "--disable-usage-stats", "--object-store-memory=100000000", *arguments]
@@ -40,7 +40,7 @@ class Node:
         self.log = log
 
     def kill(self) -> None:
-        """SIGKILL all of it at once: a machine that is gone."""
+        """SIGKILL all of them at once, as if the machine were lost."""
         family = [*descendants(self.process), self.process]
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -49,7 +49,7 @@ class Node:
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:
-    """All processes below one; none if it has ended."""
+    """All descendants of a process; none if it has ended."""
     try:
         return process.children(recursive=True)
     except psutil.NoSuchProcess:
@@ -65,7 +65,7 @@ class Cluster:
     """
 
     def __init__(self, cpus: float, variables: Mapping[str, str] | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short, for the paths of sockets
+        self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short, because paths of sockets are limited
         self.token = secrets.token_hex(32)
         (self.folder / "token").write_text(self.token)
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")}
@@ -95,8 +95,8 @@ class Cluster:
     def add(self, cpus: float) -> Node:
         """Start one more node and wait for it: two at once on one machine choose the same sockets.
 
-        A node may fail to start, for a port that was free a moment ago or a raylet that a fault test kills before `ray
-        start` has seen it; it is ended, its log printed, and another one tried.
+        A node may fail to start, because a port is no longer free or a fault test kills its raylet before `ray start`
+        has seen it. It is ended, its log is printed, and another one is tried.
         """
         for _ in range(3):
             node = self._start(cpus, f"--address={self.address}")
@@ -130,7 +130,7 @@ class Cluster:
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None, token: str | None = None) -> Any:
-        """Ask the dashboard: GET without a body, POST with one; raises HTTPError as it answers."""
+        """Send a request to the dashboard: GET without a body, POST with one; HTTPError if it refuses."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token or self.token}"}
         request = urllib.request.Request(f"{self.api}{path}", data, headers if token != "" else {})
@@ -148,19 +148,19 @@ class Cluster:
         self.ask("/api/jobs/", {"entrypoint": entrypoint, "submission_id": submission})
 
     def job(self, submission: str) -> dict[str, Any]:
-        """Return what the Jobs API says of a job."""
+        """Return the Jobs API's record of a job."""
         return self.ask(f"/api/jobs/{submission}")
 
     def logs(self, submission: str) -> str:
-        """Return what a job's driver has printed."""
+        """Return the output of a job's driver."""
         return self.ask(f"/api/jobs/{submission}/logs")["logs"]
 
     def stop(self, submission: str) -> None:
-        """Do what `ray job stop` does."""
+        """Stop a job, as `ray job stop` does."""
         self.ask(f"/api/jobs/{submission}/stop", {})
 
     def finish(self, submission: str, timeout_s: float = 2 * PATIENCE_S) -> dict[str, Any]:
-        """Wait until a job has ended and return what is said of it."""
+        """Wait until a job has ended and return its record."""
         wait_for(lambda: self.job(submission)["status"] in ENDED, f"the end of job {submission}", timeout_s)
         return self.job(submission)
 

@@ -1,4 +1,4 @@
-"""A run that needs nothing but `candidates`: its seed, corpus and models are stages of another root, by `reuse`.
+"""A run that only needs `candidates`: its seed, corpus and models are stages of another root, by `reuse`.
 
 The models are files that the `echo` engine does not read. Drivers are real `python -m jobs.augment` processes.
 """
@@ -37,7 +37,7 @@ def prepare(folder: Path, rows: int) -> Path:
         model.leased(write_model)
     (folder / "base").mkdir()
     (folder / "base/config.json").write_text("{}")
-    make_tokenizer().save_pretrained(folder / "base")  # for the judge that canaries are shown to
+    make_tokenizer().save_pretrained(folder / "base")  # for the judge of canaries
     (folder / "base/model.safetensors").write_bytes(b"\0" * 8)
     names = ("seed", "corpus", "models/backward", "models/m0")
     config = {
@@ -95,7 +95,7 @@ class Driver:
 
 
 def commits(stage: Path) -> int:
-    """How many shards of a stage are committed."""
+    """Number of committed shards of a stage."""
     folder = stage / "commits"
     return len(list(folder.glob("[0-9]*.json"))) if folder.is_dir() else 0
 
@@ -106,7 +106,7 @@ def attempts(stage: Path) -> list[dict[str, Any]]:
 
 
 def fates(stage: "Path | str") -> dict[str, tuple[Any, ...]]:
-    """Id → (instruction, drop reason); fails on an id that is there twice."""
+    """Id → (instruction, drop reason); fails on a duplicate id."""
     manifest = read_manifest(str(stage))
     assert isinstance(manifest, Manifest)
     rows = [row for table in manifest.tables(kept=False) for row in table.to_pylist()]

@@ -1,4 +1,4 @@
-"""How jobs end: what is unusable with one line before Ray or torch is even imported, a signal with what is left."""
+"""How jobs end: unusable input gives one line before Ray or torch is imported, a signal says how far the work is."""
 
 import json
 import signal
@@ -26,7 +26,7 @@ for job, *arguments in json.loads(sys.argv[1]):
 
 
 def jobs(*commands: Sequence[str]) -> list[tuple[int, str]]:
-    """Exit code and words of jobs that need neither Ray nor torch, one after another in one process."""
+    """Exit code and output of jobs that need neither Ray nor torch, one after another in one process."""
     command = [sys.executable, "-c", CHECK, json.dumps(commands)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -61,10 +61,8 @@ UNUSABLE: dict[tuple[str, ...], str] = {
     ("pipeline", DEMO, "train.placement.workers=many"): (
         "error: train.placement.workers is 'many', but it takes a plain whole number or a list"
     ),
-    ("pipeline", DEMO, "sample=null"): (
-        "error: base_model is not set, and there is no `sample` section to take it from"
-    ),
-    ("pipeline", DEMO, "reuse.corpus=/nowhere"): "error: reuse.corpus: /nowhere is no finished stage",
+    ("pipeline", DEMO, "sample=null"): ("error: base_model is not set, and no `sample` section is set to take it from"),
+    ("pipeline", DEMO, "reuse.corpus=/nowhere"): "error: reuse.corpus: /nowhere is not a finished stage",
     ("pipeline", DEMO, "root=/proc/nowhere"): "error: cannot write to /proc/nowhere",
     ("pipeline", DEMO, "curate.placement.max_replicas=0"): "error: curate.placement.max_replicas",
     ("pipeline", DEMO, "corpus.recipe.inputs=[{at}/page.pdf]"): ("error: no reader takes {at}/page.pdf"),
@@ -75,18 +73,18 @@ UNUSABLE: dict[tuple[str, ...], str] = {
     ("curate", DEMO, SINGLE, "curate.recipe.rounds=[{threshold: 4.5}]"): (
         "error: curate.recipe: round 1 keeps scores >= 4.5 but rates each pair once"
     ),
-    ("curate", DEMO, "--compare", "round=7"): "error: round is '7', this run has the rounds 1 to 2",
+    ("curate", DEMO, "--compare", "round=7"): "error: round is '7'; this run has rounds 1 to 2",
     ("curate", DEMO, "curate.recipe.rounds=[{threshold: 6}]"): (
         "error: curate.recipe: round 1 keeps scores >= 6, but the scores of rubric go from 1 to 5"
     ),
-    ("train", DEMO, "model=m7"): "error: models/m7 is no stage of this run",
+    ("train", DEMO, "model=m7"): "error: models/m7 is not a stage of this run",
 }
-"""What is unusable, and how the only line begins that is said of it."""
+"""Unusable commands, and the beginning of their only line of output."""
 
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tuple[int, str, str]]:
-    """Exit code, words and expected words of every unusable command; roots and inputs are in a folder."""
+    """Exit code, output and expected output of every unusable command; roots and inputs are in a folder."""
     at = tmp_path_factory.mktemp("unusable")
     (at / "page.pdf").write_text("no")
     (at / "config.json").write_text(json.dumps({"model_type": "llama"}))
@@ -141,31 +139,31 @@ IN_HASH = (  # `system` ignores SIGINT; the word comes from a thread, once the m
     "hashlib.pbkdf2_hmac('sha256', b'x', b'y', 10**9)"
 )
 KNOWN, HANGS = "lambda: '5 of 24 shards'", "lambda: time.sleep(60)"
-GOES_ON = "the same command goes on from here"
+RESUMES = "the same command resumes from here"
 
 
 TOLD: dict[str, tuple[int, str, str, int, list[str]]] = {
-    "SIGTERM": (signal.SIGTERM, WAITS, KNOWN, 143, ["given back", f"terminated; 5 of 24 shards; {GOES_ON}"]),
-    "Ctrl-C": (signal.SIGINT, WAITS, KNOWN, 130, ["given back", f"interrupted; 5 of 24 shards; {GOES_ON}"]),
-    "the main thread hangs": (signal.SIGTERM, IN_C, KNOWN, 143, [f"terminated; 5 of 24 shards; {GOES_ON}"]),
+    "SIGTERM": (signal.SIGTERM, WAITS, KNOWN, 143, ["given back", f"terminated; 5 of 24 shards; {RESUMES}"]),
+    "Ctrl-C": (signal.SIGINT, WAITS, KNOWN, 130, ["given back", f"interrupted; 5 of 24 shards; {RESUMES}"]),
+    "the main thread hangs": (signal.SIGTERM, IN_C, KNOWN, 143, [f"terminated; 5 of 24 shards; {RESUMES}"]),
     "storage hangs": (
-        signal.SIGTERM, WAITS, HANGS, 143, ["given back", f"terminated; what is committed stays; {GOES_ON}"]
+        signal.SIGTERM, WAITS, HANGS, 143, ["given back", f"terminated; committed work stays; {RESUMES}"]
     ),
-    "SIGHUP": (signal.SIGHUP, WAITS, KNOWN, 129, ["given back", f"terminated; 5 of 24 shards; {GOES_ON}"]),
+    "SIGHUP": (signal.SIGHUP, WAITS, KNOWN, 129, ["given back", f"terminated; 5 of 24 shards; {RESUMES}"]),
     "Ctrl-C, and storage hangs": (
-        signal.SIGINT, WAITS, HANGS, 130, ["given back", f"interrupted; what is committed stays; {GOES_ON}"]
+        signal.SIGINT, WAITS, HANGS, 130, ["given back", f"interrupted; committed work stays; {RESUMES}"]
     ),
     "Ctrl-C, and the main thread hangs": (
-        signal.SIGINT, IN_HASH, HANGS, 130, [f"interrupted; what is committed stays; {GOES_ON}"]
+        signal.SIGINT, IN_HASH, HANGS, 130, [f"interrupted; committed work stays; {RESUMES}"]
     ),
-    "both hang": (signal.SIGTERM, IN_C, HANGS, 143, [f"terminated; what is committed stays; {GOES_ON}"]),
+    "both hang": (signal.SIGTERM, IN_C, HANGS, 143, [f"terminated; committed work stays; {RESUMES}"]),
 }  # fmt: skip
-"""The signal, what the job is at, what it knows of its state; its exit code and its last lines."""
+"""The signal, what the job is doing, its known state; then its exit code and its last lines."""
 
 
 @pytest.fixture(scope="module")
 def ended() -> dict[str, tuple[int, list[str]]]:
-    """Exit codes and last lines of jobs that are told to end; each waits, so all do at once."""
+    """Exit codes and last lines of jobs that get a signal; each waits, so they run at the same time."""
     processes = {
         name: subprocess.Popen(
             [sys.executable, "-c", ENDED.format(work=work, state=state)],
@@ -220,7 +218,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_run_is_one_line(tmp_path: Path, 
     uri = str(tmp_path / "manifest.json")
     script = FULL.format(call=call).replace("uri", repr(uri))
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    left = f"; candidates has 5 of 24 shards committed; {GOES_ON}"
+    left = f"; candidates has 5 of 24 shards committed; {RESUMES}"
     assert (done.returncode, done.stdout, done.stderr) == (1, said.format(uri=uri) + left + "\n", "")
 
 

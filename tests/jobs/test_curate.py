@@ -1,4 +1,4 @@
-"""`python -m jobs.curate`: chained rounds and `--compare`, as processes, with what verify and gc say of them."""
+"""`python -m jobs.curate`: chained rounds and `--compare`, as processes, checked by verify and gc."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def run(head: Head, *arguments: str) -> str:
 
 
 def proof(root: Path) -> str:
-    """What verify says of a run of which gc knows every file."""
+    """The output of verify for a run whose every file gc knows."""
     assert not gc.survey(str(root), 3600).unknown
     return "\n".join(verify(str(root)))
 
@@ -45,7 +45,7 @@ def comparison(config: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def compared(comparison: tuple[str, ...], head: Head) -> str:
-    """What it printed."""
+    """The output of a comparison."""
     return run(head, *comparison)
 
 
@@ -55,7 +55,7 @@ def test_a_comparison_is_printed_kept_resumed_verified_and_known_to_gc(
     root, out = config.parent / "compare", compared
     for words in ("rubric_expected", "likelihood", "failed", "after retry", "Spearman; overlap of the", "actor s"):
         assert words in out
-    assert "AUC" not in out, "nobody knows the truth of these pages"
+    assert "AUC" not in out, "the truth of these pages is not known"
     stored = json.loads((root / "report/comparison-1.json").read_text())
     assert [one["name"] for one in stored["scorers"]] == ["rubric", "rubric_expected", "additive", "likelihood"]
     made = {name: read_manifest(str(root / f"compare/round-1/{name}")) for name in ("rubric", "additive")}

@@ -1,7 +1,7 @@
 """SIGKILL at every numbered step, of the driver, an actor or a raylet, locally and on S3: no fate changes.
 
-By default one run, on an S3 that fails now and then, loses an actor between a shard's upload and its commit, a raylet
-after a commit, and its driver when it hears of one; `make chaos` kills each of them at every step.
+By default one run, on an S3 that sometimes fails, loses an actor between a shard's upload and its commit, a raylet
+after a commit, and its driver when it learns of one; `make chaos` kills each of them at every step.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ STEPS = {
     "actor": ACTOR_STEPS,
     "raylet": (*ACTOR_STEPS, "10"),
 }
-"""Steps 7 and 11 belong to quarantine and leases, which have tests of their own; 8 is a step of local storage alone."""
+"""Steps 7 and 11 belong to quarantine and leases, which have their own tests; step 8 exists only on local storage."""
 
 SETTINGS = ("augment.recipe.engine.delay_s=0.01",)
 HOOKS = Path(__file__).parents[1] / "faults/hooks"
@@ -57,7 +57,7 @@ def plan(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def store(where: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """A root, and the variables with which others find it; of a failing S3 every twentieth request fails."""
+    """A root, and the environment with which processes find it; on a failing S3 every twentieth request fails."""
     if where == "local":
         yield str(folder / "run"), {}
         return
@@ -72,7 +72,7 @@ def store(where: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[
 
 @contextlib.contextmanager
 def cluster_of(plan: Path, variables: dict[str, str]) -> Iterator[Cluster]:
-    """A head without CPUs and a node that does what the plan says."""
+    """A head without CPUs and a node that follows the plan."""
     hooks = {"FAULT_PLAN": str(plan), "PYTHONPATH": f"{HOOKS}:{prepared.REPOSITORY}"}
     with Cluster(0, {**hooks, **variables}) as cluster:
         cluster.add(2)
@@ -116,7 +116,7 @@ def test_a_kill_at_any_step_changes_no_fate(
 
 
 def run(cluster: Cluster, config: Path, root: str, plan: Path, log: Path, roles: set[str]) -> None:
-    """Start drivers until one has reached the end, and a node for every one that was lost."""
+    """Start drivers until one reaches the end, and replace every lost node."""
     nodes, kills = 1, len(list(plan.glob("*.driver")))
     for _ in range(kills + 1):
         process = driver(cluster, config, root, log, attempts=20 if "actor" in roles else 3)  # nodes are not charged
@@ -132,7 +132,7 @@ def run(cluster: Cluster, config: Path, root: str, plan: Path, log: Path, roles:
 
 
 def undisturbed(config: Path) -> dict[str, tuple[object, ...]]:
-    """The fates that the stage's actor gives all rows at once, without Ray and shards."""
+    """The fates that the stage's actor gives to all rows at once, without Ray and shards."""
     given = load(RunConfig, config, SETTINGS)
     corpus = read_manifest(given.reuse["corpus"])
     assert corpus

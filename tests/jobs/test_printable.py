@@ -1,4 +1,4 @@
-"""No text from outside moves a terminal's cursor, sets its title or turns its letters round."""
+"""No outside text moves a terminal's cursor, sets its title or reverses its letters."""
 
 import logging
 
@@ -11,7 +11,7 @@ from jobs.printable import printable
 
 
 @given(st.text())
-def test_what_is_printable_stays_and_controls_are_named(text: str) -> None:
+def test_printable_text_stays_and_control_characters_are_escaped(text: str) -> None:
     shown = printable(text)
     assert all(sign.isprintable() or sign in "\t\n" or sign.isspace() or ord(sign) > 0x9F for sign in shown)
     assert printable(shown) == shown
@@ -19,7 +19,7 @@ def test_what_is_printable_stays_and_controls_are_named(text: str) -> None:
         assert shown == text
 
 
-def test_the_classic_ones() -> None:
+def test_well_known_escape_sequences() -> None:
     assert printable("\x1b[2J\x1b]0;title\x07 a\tb\n\u202ecod") == r"\x1b[2J\x1b]0;title\x07 a" + "\tb\n" + r"\u202ecod"
 
 

@@ -1,6 +1,6 @@
-"""A cluster that cannot be reached, refuses the token or the submission, is one line and exit code 2 within seconds.
+"""A cluster that cannot be reached or refuses the token or the submission: one line, exit code 2, within seconds.
 
-The head is a real one. Cases of one environment take turns in one process, since Ray loads a token once.
+The head is real. Cases with the same environment share a process, since Ray loads a token once.
 """
 
 import json
@@ -37,10 +37,10 @@ for variables, (job, *arguments) in json.loads(sys.argv[1]):
 
 
 class Case(NamedTuple):
-    """A command and what is said of it."""
+    """A command and its expected output."""
 
     who: str
-    """Whose environment: one with the head's token, with another one, or without."""
+    """The environment: with the head's token, with another token, or without one."""
     job: str
     address: str
     said: str
@@ -49,28 +49,28 @@ class Case(NamedTuple):
 
 DEAD = "127.0.0.1:{dead}"
 CASES = {
-    "a driver, a port where nobody is": Case("right", "pipeline", DEAD, "no Ray answers at " + DEAD),
-    "a driver, a name that nobody has": Case("right", "pipeline", "nobody.invalid:6379", "cannot be looked up"),
-    "a driver, a dashboard": Case("right", "pipeline", "{api}", "a dashboard, and a driver joins HOST:6379"),
+    "a driver, a port without a server": Case("right", "pipeline", DEAD, "no Ray answers at " + DEAD),
+    "a driver, an unknown host name": Case("right", "pipeline", "nobody.invalid:6379", "cannot be looked up"),
+    "a driver, a dashboard": Case("right", "pipeline", "{api}", "a dashboard, but a driver joins HOST:6379"),
     "a driver, a dashboard's port": Case("right", "pipeline", "{api_port}", "no Ray answers at {api_port}"),
     "a driver, the Ray client": Case("right", "pipeline", "ray://127.0.0.1:10001", "python -m jobs.submit --address"),
     "a driver, no address at all": Case("right", "pipeline", "localhost", "which is not HOST:PORT"),
     "a driver, another token": Case("wrong", "pipeline", "{gcs}", "refuses our token"),
     "a driver, no token": Case("without", "pipeline", "{gcs}", "export RAY_AUTH_MODE=token"),
-    "submit, a port where nobody is": Case("right", "submit", "http://" + DEAD, "no Ray answers at http://" + DEAD),
+    "submit, a port without a server": Case("right", "submit", "http://" + DEAD, "no Ray answers at http://" + DEAD),
     "submit, a GCS": Case("right", "submit", "{gcs}", "but jobs are submitted to a dashboard: http://HOST:8265"),
-    "submit, a GCS as a dashboard": Case("right", "submit", "http://{gcs}", "not as Ray's dashboard does"),
+    "submit, a GCS as a dashboard": Case("right", "submit", "http://{gcs}", "not like Ray's dashboard"),
     "submit, another token": Case("wrong", "submit", "{api}", "refuses our token; export RAY_AUTH_MODE=token"),
-    "submit, no token": Case("without", "submit", "{api}", "asks for a token, and we sent none"),
+    "submit, no token": Case("without", "submit", "{api}", "asks for a token, but none was sent"),
     "submit, an unknown key": Case("right", "submit", "{api}", "did you mean augment?", ["augmnt.placement.x=1"]),
     "submit, an odd id": Case("right", "submit", "{api}", "it takes letters, digits", ["--submission-id", "a b"]),
-    "submit, a configuration elsewhere": Case("right", "submit", "{api}", "lies outside of", ["--working-dir", "jobs"]),
+    "submit, a configuration elsewhere": Case("right", "submit", "{api}", "is outside of", ["--working-dir", "jobs"]),
 }
 
 
 @pytest.fixture(scope="module")
 def answers(head: Head, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, float, str, str, Path]]:
-    """Exit code, seconds, words, expected words and root of every case."""
+    """Exit code, seconds, output, expected output and root of every case."""
     places = {"gcs": head.address, "api": head.api, "api_port": head.api.removeprefix("http://"), "dead": free_port()}
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
@@ -101,7 +101,7 @@ def answers(head: Head, tmp_path_factory: pytest.TempPathFactory) -> dict[str, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_what_cannot_work_is_one_line_and_exit_code_2_within_seconds(
+def test_an_unreachable_cluster_is_one_line_and_exit_code_2_within_seconds(
     answers: dict[str, tuple[int, float, str, str, Path]], name: str
 ) -> None:
     code, seconds, words, said, root = answers[name]
@@ -110,12 +110,12 @@ def test_what_cannot_work_is_one_line_and_exit_code_2_within_seconds(
     assert words.count("\n") == 1
     assert said in words
     assert seconds < 30
-    assert not root.exists(), "nothing was begun"
+    assert not root.exists(), "nothing was started"
 
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """The address of something that takes connections and says nothing."""
+    """The address of a server that accepts connections and never answers."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
@@ -124,7 +124,7 @@ def silent() -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_who_takes_connections_and_says_nothing_is_given_up(head: Head, silent: str, tmp_path: Path) -> None:
+def test_a_server_that_never_answers_is_given_up(head: Head, silent: str, tmp_path: Path) -> None:
     begun = time.monotonic()
     for variable, address, job in (
         ("RAY_ADDRESS", silent, "pipeline"), ("RAY_API_SERVER_ADDRESS", f"http://{silent}", "submit"),
@@ -168,12 +168,12 @@ def test_the_log_is_followed_and_the_exit_code_is_the_runs(config: Path, head: H
     }
     said = {name: process.communicate(timeout=180)[0] for name, process in runs.items()}
     assert {name: process.returncode for name, process in runs.items()} == {"refused": 2, "taken": 2}, said
-    assert "error: reuse.corpus: /nowhere is no finished stage" in said["refused"]
+    assert "error: reuse.corpus: /nowhere is not a finished stage" in said["refused"]
     (identifier,) = {word for word in said["refused"].split() if word.startswith("mine-20")} & {
         job["submission_id"] for job in head.ask("/api/jobs/")
     }
     assert head.job(identifier)["driver_exit_code"] == 2
-    assert "did not take taken: a submission of this id exists already" in said["taken"]
+    assert "did not accept taken: a submission with this id already exists" in said["taken"]
     assert "Traceback" not in "".join(said.values())
 
 
@@ -192,8 +192,8 @@ def test_a_finished_run_is_followed_to_exit_code_0(
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_exit_codes_for_a_person_stop_the_job_where_a_retry_would_cost(config: Path, head: Head) -> None:
-    """KubeRay makes a new cluster for a job that has failed, and none for one that was stopped."""
+def test_exit_codes_that_need_a_person_stop_the_job_instead_of_a_costly_retry(config: Path, head: Head) -> None:
+    """KubeRay creates a new cluster for a failed job, but not for a stopped one."""
     command = [sys.executable, "-m", "jobs.augment", str(config), "augment.recipe.engin=1"]
     body = {"entrypoint": " ".join(command), "submission_id": "for-a-person"}
     head.ask("/api/jobs/", {**body, "runtime_env": {"env_vars": {"HUMPBACK_STOP_CODES": "2,3,4"}}})
@@ -201,13 +201,13 @@ def test_exit_codes_for_a_person_stop_the_job_where_a_retry_would_cost(config: P
     assert job["status"] == "STOPPED", job
     said = head.logs("for-a-person")
     assert "error: unknown key augment.recipe.engin; did you mean augment.recipe.engine?" in said
-    assert "exit code 2 is for a person: for-a-person stops itself" in said
-    assert "goes on from here" not in said
+    assert "exit code 2 needs a person: for-a-person stops itself" in said
+    assert "resumes from here" not in said
 
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_who_stops_following_leaves_the_run_alone_and_a_stopped_run_is_143(
+def test_ctrl_c_stops_following_but_not_the_run_and_a_stopped_run_is_143(
     config: Path, head: Head, uploaded: Path
 ) -> None:
     stage = config.parent / "followed/candidates"
@@ -217,7 +217,7 @@ def test_who_stops_following_leaves_the_run_alone_and_a_stopped_run_is_143(
         first.send_signal(2)
         said = first.communicate(timeout=30)[0]
         assert first.returncode == 130, said
-        assert "no longer following; the run goes on: ray job logs -f followed" in said
+        assert "no longer following; the run continues: ray job logs -f followed" in said
         assert head.job("followed")["status"] == "RUNNING"
         head.stop("followed")
         head.finish("followed")

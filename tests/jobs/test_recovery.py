@@ -1,4 +1,4 @@
-"""Two drivers at once, and a run on object storage: the same id → fate table as ever (kills: test_kills.py)."""
+"""Two drivers at once, and a run on object storage: the same id → fate table as always (kills: test_kills.py)."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.jobs.conftest import ROWS, SHARDS, Fates, Head
 from tests.jobs.heads import wait_for
 
 REQUESTS_PER_SHARD, REQUESTS_PER_STAGE = 8, 30
-"""What the README states; a stage's own are its recipe, plan, manifest and listings."""
+"""The number in the README; a stage's own requests are for its recipe, plan, manifest and listings."""
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -1,4 +1,4 @@
-"""What the jobs `status` and `gc` print, and their exit codes, in processes that import neither Ray nor torch."""
+"""Output and exit codes of the jobs `status` and `gc`, in processes that import neither Ray nor torch."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ print(json.dumps(found))
 
 
 def jobs(*commands: tuple[str, ...]) -> list[tuple[int, str]]:
-    """Run jobs one after another in a process of their own; returns the exit code of each and what it printed."""
+    """Run jobs one after another in a separate process; return each one's exit code and output."""
     command = [sys.executable, "-c", CHECK, json.dumps(commands)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -39,7 +39,7 @@ def jobs(*commands: tuple[str, ...]) -> list[tuple[int, str]]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A run with a finished seed, a loser's file in it, and one file that nobody knows."""
+    """A run with a finished seed, a loser's file in it, and an unknown file."""
     for name in ("run.json", "submissions/20260101T000000Z-abc.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
@@ -63,12 +63,12 @@ def test_status_is_a_table_or_json(root: Path) -> None:
     assert (stages["seed"]["state"], stages["corpus"]["state"]) == ("done", "waiting")
 
 
-def test_gc_shows_what_it_would_delete_deletes_it_when_told_to_and_verify_passes(root: Path) -> None:
+def test_gc_shows_files_and_deletes_them_when_told_to_and_verify_passes(root: Path) -> None:
     loser = root / "seed/data/all.2-abcdef/000000.parquet"
     ((code, out),) = jobs(("gc", str(root)))
     assert code == 0, out
-    assert "unknown, left alone: 1 files, first: notes [bold].txt" in out
-    assert "may go (--delete deletes): 1 files, 5 bytes" in out
+    assert "unknown files, left alone: 1; first: notes [bold].txt" in out
+    assert "not needed (--delete deletes them): 1 files, 5 bytes" in out
     assert loser.exists()
     (code, out), (verified, proof) = jobs(("gc", str(root), "--delete"), ("verify", str(root)))
     assert code == 0, out
@@ -78,11 +78,11 @@ def test_gc_shows_what_it_would_delete_deletes_it_when_told_to_and_verify_passes
     assert verified == 0, proof
 
 
-def test_what_is_unusable_is_one_line_and_exit_code_2(root: Path, tmp_path: Path) -> None:
+def test_unusable_input_is_one_line_and_exit_code_2(root: Path, tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
     nowhere.mkdir()
     commands = (("status", str(nowhere)), ("gc", str(nowhere)), ("gc", str(root), "--delete", "--older-than-hours=0.5"))
     *no_run, (code, out) = jobs(*commands)
-    assert no_run == [(2, f"error: {nowhere} is no run: it has no run.json")] * 2
+    assert no_run == [(2, f"error: {nowhere} is not a run: it has no run.json")] * 2
     assert code == 2
     assert out.startswith("error: --older-than-hours is 0.5")

@@ -1,4 +1,4 @@
-"""A run submitted to a Ray that asks for a token: submission ids, the end by `ray job stop`, exit codes."""
+"""A run submitted to a Ray cluster that asks for a token: submission ids, `ray job stop`, exit codes."""
 
 import json
 import os
@@ -17,18 +17,18 @@ from tests.jobs.heads import wait_for
 
 pytestmark = pytest.mark.timeout(900)
 BEFORE = 3
-"""Shards that are committed before something happens to a submission."""
+"""Number of shards committed before something happens to a submission."""
 
 
 def submit_and_wait(head: Head, submission: str, command: list[str], stage: Path) -> None:
-    """Submit a run and wait until it is in the middle of a stage, where it is held."""
+    """Submit a run, hold it in the middle of a stage, and wait until it is there."""
     head.submit(" ".join(command), submission)
     wait_for(lambda: prepared.commits(stage) == BEFORE, f"{BEFORE} commits", 120)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_attempts_and_the_record_bear_the_submission_id_of_ray(config: Path, head: Head, undisturbed: Fates) -> None:
+def test_attempts_and_the_record_have_rays_submission_id(config: Path, head: Head, undisturbed: Fates) -> None:
     root = config.parent / "undisturbed"
     assert len(undisturbed) == ROWS
     assert {attempt["submission"] for attempt in prepared.attempts(root / "candidates")} == {"first"}
@@ -38,7 +38,7 @@ def test_attempts_and_the_record_bear_the_submission_id_of_ray(config: Path, hea
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_without_the_token_nothing_is_told_and_nothing_is_run(head: Head) -> None:
+def test_without_the_token_the_cluster_tells_nothing_and_runs_nothing(head: Head) -> None:
     for token, code in (("", 401), ("0" * 64, 403)):
         for body in (None, {"entrypoint": "true", "submission_id": "intruder"}):
             with pytest.raises(urllib.error.HTTPError, match=str(code)):
@@ -48,7 +48,7 @@ def test_without_the_token_nothing_is_told_and_nothing_is_run(head: Head) -> Non
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_submission_id_is_taken_once(config: Path, head: Head, undisturbed: Fates) -> None:
+def test_a_submission_id_can_be_used_once(config: Path, head: Head, undisturbed: Fates) -> None:
     root = config.parent / "undisturbed"
     before = sorted(root.rglob("*"))
     with pytest.raises(urllib.error.HTTPError) as refused:
@@ -59,7 +59,7 @@ def test_a_submission_id_is_taken_once(config: Path, head: Head, undisturbed: Fa
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_stopped_job_says_what_is_left_and_another_submission_goes_on(
+def test_a_stopped_job_says_how_far_it_is_and_another_submission_resumes(
     config: Path, head: Head, undisturbed: Fates
 ) -> None:
     stage = config.parent / "stopped/candidates"
@@ -71,7 +71,7 @@ def test_a_stopped_job_says_what_is_left_and_another_submission_goes_on(
     assert prepared.commits(stage) == BEFORE
     said = [line for line in head.logs("stopped").splitlines() if line.startswith("terminated; candidates has ")]
     assert len(said) == 1, head.logs("stopped")
-    assert f" {BEFORE} of {SHARDS} shards committed; the same command goes on from here" in said[0]
+    assert f" {BEFORE} of {SHARDS} shards committed; the same command resumes from here" in said[0]
     head.submit(" ".join(command), "again")
     assert head.finish("again")["status"] == "SUCCEEDED", head.logs("again")
     assert prepared.fates(stage) == undisturbed

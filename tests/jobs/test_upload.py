@@ -1,4 +1,4 @@
-"""What `--working-dir .` uploads: the code whole, by Ray's own packing, and neither weights nor data nor results."""
+"""`--working-dir .` uploads all of the code, by Ray's own packing, but no weights, data or results."""
 
 import shutil
 import subprocess
@@ -29,7 +29,7 @@ print(count)
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout of this project with weights, data and results in it, and packages of their names below others."""
+    """A checkout of this project with weights, data and results, and packages of the same names below other folders."""
     folder = tmp_path_factory.mktemp("checkout") / "project"
     anywhere = shutil.ignore_patterns("__pycache__", ".*_cache")
     at_top = shutil.ignore_patterns(".git", ".venv*", "out", "models", "data", "build")
@@ -44,7 +44,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_all_modules_import_from_what_ray_packs(checkout: Path, tmp_path: Path) -> None:
+def test_all_modules_import_from_rays_package(checkout: Path, tmp_path: Path) -> None:
     from ray._private.ray_constants import get_runtime_env_default_excludes
     from ray._private.runtime_env.packaging import create_package
 
@@ -65,7 +65,7 @@ def test_all_modules_import_from_what_ray_packs(checkout: Path, tmp_path: Path) 
     assert int(done.stdout) >= len(modules) - packages
 
 
-def test_too_large_an_upload_is_refused_with_what_is_largest_and_without_reading_it(
+def test_an_upload_that_is_too_large_is_refused_without_reading_it_and_its_largest_parts_are_named(
     checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     big = checkout / "weights/llama/model.safetensors"

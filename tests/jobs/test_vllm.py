@@ -1,4 +1,4 @@
-"""Stages on vLLM through Ray: two actors, ratings that are those of transformers, and kills that change no fate."""
+"""Stages on vLLM through Ray: two actors, the same ratings as transformers, and kills that change no fate."""
 
 import asyncio
 import os
@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.slow, pytest.mark.t
 
 
 class Together(Predictor):
-    """The stage's own worker; the first actors start work when both are there, and end none while they are held."""
+    """The stage's own worker; the first actors start work when both exist, and finish no shard while they are held."""
 
     def __init__(self, folder: str, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -93,7 +93,7 @@ def candidates(root: Path, corpus: Manifest, model: Model) -> Manifest:
 
 def test_two_actors_predict_instructions_from_several_shards_at_once(root: Path, candidates: Manifest) -> None:
     attempts = prepared.attempts(root / "candidates")
-    assert len(attempts) == ROWS // POOL.rows_per_shard, "none was made twice"
+    assert len(attempts) == ROWS // POOL.rows_per_shard, "no shard was made twice"
     assert len({attempt["pid"] for attempt in attempts}) == 2
     rows = [row for table in candidates.tables(kept=False) for row in table.to_pylist()]
     assert {row["finish_reason"] for row in rows} == {"stop", "length"}
@@ -101,7 +101,7 @@ def test_two_actors_predict_instructions_from_several_shards_at_once(root: Path,
     assert all(row["completion_tokens"] for row in rows)
 
 
-def test_ratings_are_those_of_transformers(root: Path, candidates: Manifest, model: Model) -> None:
+def test_ratings_equal_those_of_transformers(root: Path, candidates: Manifest, model: Model) -> None:
     scorer, chat = RubricExpected(min_grade_mass=0), ChatRecipe()  # a random model knows no grades
     config = CurateConfig(
         recipe=CurateRecipe(engine=ENGINE, scorer=scorer, max_failed_share=0),
@@ -126,7 +126,7 @@ def test_the_death_of_an_engine_and_of_an_actor_change_no_fate(root: Path, corpu
     def kill() -> None:
         deadline = time.monotonic() + 500
         while len({attempt["pid"] for attempt in prepared.attempts(stage)}) < POOL.min_replicas:
-            assert time.monotonic() < deadline, "no two actors at work"
+            assert time.monotonic() < deadline, "two actors never worked at the same time"
             time.sleep(0.1)
         first, second = (psutil.Process(int(path.name)) for path in (root / "killed-actors").iterdir())
         engines = {actor: engine_processes(actor.pid) for actor in (first, second)}

@@ -1,8 +1,8 @@
-"""The method, end to end, at a size that a test can wait for: it fails when one of its parts does the opposite.
+"""The method, end to end, at a size that a test can wait for: it fails if one of its parts does the opposite.
 
-A small world is run by `jobs.pipeline` first; then `jobs.miniature`, which finds all of that done, adds one arm. One
-round without canaries is enough for every assertion; under `chaos` the same is asserted of two rounds with all stages.
-What is asserted was seen to fail, each time by the assertion named, when the package was broken on purpose:
+First `jobs.pipeline` runs a small world; then `jobs.miniature` finds that run done and adds one arm. One round without
+canaries is enough for every assertion; under `chaos` the same is asserted for two rounds with all stages. Each
+assertion was seen to fail when the package was broken on purpose:
 
     mutation (one at a time)                                        caught by
     loss on prompt tokens too (chat.encode_example, loss from 1)    no model has learned to write its own prompt
@@ -56,7 +56,7 @@ SEED = 3
 
 
 class Size(NamedTuple):
-    """How much of the method is run."""
+    """How much of the method to run."""
 
     rounds: int
     settings: tuple[str, ...]
@@ -91,7 +91,7 @@ def joined(local_ray: "Cluster") -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(size: Size, joined: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, at the place where a miniature has it."""
+    """A finished run, at its place in a miniature."""
     run = tmp_path_factory.mktemp("miniature") / str(SEED) / "main"
     seeds = [f"{key}={SEED}" for key in miniature.SEEDED]
     out = job("pipeline", str(DEMO), f"root={run}", *seeds, *size.settings)
@@ -107,7 +107,7 @@ def root(size: Size, run: Path) -> Path:
     job("miniature", str(DEMO), f"root={root}", f"seeds=[{SEED}]", "arms=seed-only", *size.settings)
     after = times(run)
     changed = {path.relative_to(run).parts[0] for path in after if after[path] != before.get(path)}
-    assert changed <= {"submissions", "report"}, "a run that is done is done again"
+    assert changed <= {"submissions", "report"}, "a finished run ran again"
     return root
 
 
@@ -160,7 +160,7 @@ def test_the_graph_says_what_every_stage_reads_writes_and_accounts_for(
         manifest, writes = made[node.name], node.kind.writes
         read = {name: by_uri[uri] for name, uri in manifest.source_uris().items()}
         assert set(read.values()) <= set(node.reads), f"{node.name} is made of what the graph does not say"
-        assert set(node.reads) - set(read.values()) <= {"sample/web"}, "of which files are read, not the manifest"
+        assert set(node.reads) - set(read.values()) <= {"sample/web"}, "its files are read, not its manifest"
         assert read.get(manifest.ids_of, "") == node.ids_of, node.name
         assert ("model" in manifest.extra) == (writes == "model"), node.name
         if isinstance(writes, pa.Schema):
@@ -171,7 +171,7 @@ def test_the_graph_says_what_every_stage_reads_writes_and_accounts_for(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_reports_hold_the_truth_and_nothing_that_acts(root: Path) -> None:
+def test_the_reports_have_the_truth_section_and_nothing_executable(root: Path) -> None:
     for name, section in ((f"{SEED}/main/report/index.html", "truth"), ("findings.html", "claims")):
         page = Page((root / name).read_text())
         assert_inert(page)
@@ -180,7 +180,7 @@ def test_the_reports_hold_the_truth_and_nothing_that_acts(root: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_questions_ask_for_what_their_segments_state(judged: Measures) -> None:
+def test_questions_ask_for_facts_of_their_segments(judged: Measures) -> None:
     assert judged.candidates
     assert judged.candidates.kinds["unknown"] == 0
     assert judged.question_accuracy is not None
@@ -189,7 +189,7 @@ def test_questions_ask_for_what_their_segments_state(judged: Measures) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_what_is_kept_is_good_and_better_than_all(judged: Measures) -> None:
+def test_kept_pairs_are_good_and_better_than_all_pairs(judged: Measures) -> None:
     assert judged.candidates
     good = len(judged.candidates.good)
     of_all = good / (good + len(judged.candidates.others))
@@ -242,7 +242,7 @@ def test_no_model_has_learned_to_write_its_own_prompt(made: Mapping[str, Manifes
 @pytest.mark.ray
 @pytest.mark.slow
 def test_questions_are_asked_as_models_were_trained(made: Mapping[str, Manifest]) -> None:
-    """By the template that is exported with the model, which renders both tags."""
+    """With the template that is exported with the model; it renders both tags."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(Model.of(made["models/m1"]).uri)
@@ -282,7 +282,7 @@ def test_seeds_are_drawn_once_and_stay(tmp_path: Path) -> None:
     assert miniature.draw_seeds(str(tmp_path / "a"), "5") == drawn
     assert miniature.draw_seeds(str(tmp_path / "b"), "5") != drawn
     assert miniature.draw_seeds(str(tmp_path / "c"), "[4, 2]") == [4, 2]
-    with pytest.raises(ConfigError, match=r"begun with the seeds \[4, 2\], not 3"):
+    with pytest.raises(ConfigError, match=r"started with the seeds \[4, 2\], not 3"):
         miniature.draw_seeds(str(tmp_path / "c"), "3")
     for wrong in ("many", "0", "[]"):
         with pytest.raises(ConfigError, match="number of seeds"):

@@ -39,17 +39,17 @@ def test_the_interval_is_students_t_over_the_differences_of_the_seeds_that_have_
     assert found.high == pytest.approx(2 + 4.303 / 3**0.5)
 
 
-def test_what_differs_between_seeds_but_not_within_them_does_not_blur_a_difference() -> None:
+def test_differences_between_seeds_do_not_blur_a_difference_within_seeds() -> None:
     values: list[Values] = [{"left": base + 0.05, "right": base} for base in (0.1, 0.5, 0.9)]
     assert outcome(CLAIM, values).verdict == "appears"
 
 
-def test_the_quantile_is_that_of_any_table_of_t_and_near_the_normal_beyond_it() -> None:
+def test_the_quantile_matches_tables_of_t_and_is_near_the_normal_quantile_beyond_them() -> None:
     assert [quantile(degrees) for degrees in (1, 4, 10, 30)] == [12.706, 2.776, 2.228, 2.042]
     assert quantile(100) == pytest.approx(1.96, abs=1e-3)
 
 
-def test_a_spread_leaves_out_what_was_not_measured() -> None:
+def test_a_spread_leaves_out_missing_values() -> None:
     found = spread("x", [0.25, None, 0.75])
     assert (found.seeds, found.mean, found.sd) == (2, 0.5, pytest.approx(0.5**0.5 / 2))
     assert spread("x", [None]).mean is None
@@ -63,7 +63,7 @@ def measured(shift: float) -> Values:
     return {**dict.fromkeys(sorted(names), 0.5 + shift), "questions": 0.875, "oracle.test.unseen": None}
 
 
-def test_page_and_tables_hold_every_claim_and_arm_and_say_what_was_not_measured() -> None:
+def test_page_and_tables_have_every_claim_and_arm_and_mark_missing_values() -> None:
     found = findings({7: measured(0.0), 11: measured(0.1)})
     page, tables = unescape(findings_page(found)), found.markdown()
     for text in (page, tables):

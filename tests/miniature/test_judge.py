@@ -12,7 +12,7 @@ FACTS = TRUTH.of("pool", "unseen")
 CROP = Fact("Belby", "crop", "oats", "unseen")
 
 
-def test_every_wording_of_the_world_is_understood_and_every_other_fact_refused() -> None:
+def test_every_wording_of_the_world_is_understood_and_every_other_fact_is_wrong() -> None:
     rng = Random(1)
     for fact in FACTS:
         for write in (web_text, answer_text):
@@ -70,7 +70,7 @@ def test_a_candidate_is_good_only_if_a_clean_text_has_its_own_question(
     assert is_good(asked, Segment(kind, fact)) is good
 
 
-def test_what_a_text_says_is_taken_out_of_it() -> None:
+def test_statements_are_removed_from_a_text() -> None:
     said, rest = statements("The flag of Belby shows a fox on a plain ground. lol")
     assert said == {("Belby", "flag", "fox")}
     assert rest == "lol"

@@ -1,4 +1,4 @@
-"""A finished model is copied out of its run, every file held against its commit; the job says how to serve it."""
+"""A finished model is copied out of its run, every file is checked against its commit; the job says how to serve it."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ FILES = {"config.json": b"{}", "model-00001-of-00001.safetensors": b"w" * 5000, 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """The stage `models/m0` of a run, finished."""
+    """The finished stage `models/m0` of a run."""
     for name, content in FILES.items():
         (tmp_path / "made" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "made" / name).write_bytes(content)
@@ -35,7 +35,7 @@ def held(directory: str) -> dict[str, bytes]:
     return {name: storage.read_bytes(storage.join(directory, name)) for name in storage.list_names(directory)}
 
 
-def test_a_model_is_copied_whole_and_a_second_time_nothing_is(
+def test_a_model_is_copied_completely_and_nothing_is_copied_a_second_time(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = str(tmp_path / "out")
@@ -43,11 +43,11 @@ def test_a_model_is_copied_whole_and_a_second_time_nothing_is(
     assert held(target) == FILES
     assert f"serve it: vllm serve {target}" in capsys.readouterr().out
     assert main([str(model), target]) == 0
-    assert capsys.readouterr().out.count("was there") == len(FILES)
+    assert capsys.readouterr().out.count("already there") == len(FILES)
     Path(target, "config.json").write_bytes(b"[]")
     assert main([str(model), target]) == 0
     assert held(target) == FILES
-    assert capsys.readouterr().out.count("was there") == len(FILES) - 1
+    assert capsys.readouterr().out.count("already there") == len(FILES) - 1
 
 
 @pytest.mark.s3
@@ -60,7 +60,7 @@ def test_a_model_is_copied_to_object_storage_and_back(model: Path, tmp_path: Pat
         assert (tmp_path / "back" / name).read_bytes() == content
 
 
-def test_a_damaged_file_is_told_and_does_not_appear(
+def test_a_damaged_file_is_reported_and_does_not_appear(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (weights,) = model.rglob("*.safetensors")
@@ -73,7 +73,7 @@ def test_a_damaged_file_is_told_and_does_not_appear(
     ]
 
 
-def test_what_is_no_model_and_a_directory_in_use_are_refused(
+def test_stages_without_a_model_and_directories_in_use_are_refused(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def work(attempt: Attempt) -> Commit:
@@ -84,9 +84,9 @@ def test_what_is_no_model_and_a_directory_in_use_are_refused(
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "model.safetensors").write_bytes(b"other")
     refused = {
-        (str(seed), str(tmp_path / "out")): "is the stage seed, which makes no model",
-        (str(tmp_path / "run"), str(tmp_path / "out")): "is no finished stage",
-        (str(model), str(tmp_path / "used")): "holds model.safetensors, which is no file of",
+        (str(seed), str(tmp_path / "out")): "is the stage seed, which does not make a model",
+        (str(tmp_path / "run"), str(tmp_path / "out")): "is not a finished stage",
+        (str(model), str(tmp_path / "used")): "holds model.safetensors, which is not a file of",
     }
     for arguments, said in refused.items():
         assert main([*arguments]) == 2
@@ -103,7 +103,7 @@ def test_weights_of_another_model_are_not_replaced(
     weights.write_bytes(b"v" * 5000)
     (target / "config.json").unlink()
     assert main([str(model), str(target)]) == 2
-    assert "holds other weights than" in capsys.readouterr().out
+    assert "is damaged or another model's" in capsys.readouterr().out
     assert weights.read_bytes() == b"v" * 5000
     assert not (target / "config.json").exists()
 

@@ -1,4 +1,4 @@
-"""gc deletes what no commit will ever name and nothing else, on local storage and S3, beside writers at work."""
+"""gc deletes files that no commit will ever name and nothing else, on local storage and S3, beside active writers."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def candidates(root: str, submission: str) -> Manifest:
-    """Make what is missing of a stage over shards; on S3 in this process, since Ray's workers may have no keys."""
+    """Make the missing shards of a stage; on S3 in this process, since Ray's workers may have no keys."""
     corpus = read_manifest(storage.join(root, "corpus"))
     assert corpus
     stage = Stage(Place("candidates", storage.join(root, "candidates"), submission), {"v": 1}, {"corpus": corpus}, PAIR)
@@ -135,7 +135,7 @@ UNKNOWN = ["candidates/data/notes.txt", "notes.txt", "nested/run.json", "nested/
 
 
 @pytest.mark.ray
-def test_what_may_go_is_named_with_its_reason_and_nothing_else_is_deleted(made: Path, root: str) -> None:
+def test_files_to_delete_are_named_with_their_reason_and_nothing_else_is_deleted(made: Path, root: str) -> None:
     clean = {entry.name for entry in storage.upload_directory(made, root)}
     put(root, *WASTE, *UNKNOWN, "candidates/attempts/000001/0009.json", "report/index.html")
     before = names(root)
@@ -151,7 +151,9 @@ def test_what_may_go_is_named_with_its_reason_and_nothing_else_is_deleted(made: 
 
 
 @pytest.mark.ray
-def test_a_stage_at_work_keeps_what_may_still_be_committed_and_ends_with_the_same_fates(made: Path, root: str) -> None:
+def test_an_active_stage_keeps_files_that_may_still_be_committed_and_ends_with_the_same_fates(
+    made: Path, root: str
+) -> None:
     storage.upload_directory(made, root)
     stage = storage.join(root, "candidates")
     expected = fates(stage)
@@ -201,7 +203,7 @@ def test_gc_in_a_loop_beside_two_writers_leaves_every_commit_its_file(
 
     def linger(step: str) -> None:
         if step == "6 rows uploaded":
-            last = collections + random.randint(1, 2)  # 2: one of them has begun after the upload
+            last = collections + random.randint(1, 2)  # 2: one of them started after the upload
             while collections < last and not over.is_set():
                 time.sleep(0.001)
 
@@ -241,7 +243,7 @@ def test_gc_in_a_loop_beside_two_writers_leaves_every_commit_its_file(
     assert all(storage.sha256_of(ledger.at(name)) == sha256 for name, sha256 in named.items())
 
 
-def test_temporary_files_go_by_age_sooner_in_a_finished_stage(made: Path, tmp_path: Path) -> None:
+def test_temporary_files_are_deleted_by_age_and_sooner_in_a_finished_stage(made: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     storage.upload_directory(made, str(root))
     (root / "candidates/manifest.json").unlink()
@@ -282,7 +284,7 @@ def test_unfinished_uploads_are_aborted_by_age_and_unknown_ones_are_named(s3_buc
         client.create_multipart_upload(Bucket=bucket, Key=key)
     with ledger.begin("000000") as attempt:
         attempt.write(pairs(3))
-    assert not gc.survey(root, HOUR_S).waste, "an upload of an hour may be alive"
+    assert not gc.survey(root, HOUR_S).waste, "an upload that is an hour old may be alive"
     survey = gc.survey(root, 0)
     assert found(survey) == {"candidates/data/000000.1.parquet": gc.UPLOADS}
     assert survey.unknown == ["notes.bin"]
@@ -304,6 +306,6 @@ def test_a_link_out_of_the_root_is_not_followed(tmp_path: Path) -> None:
     assert (other / "candidates/data/000000.2.parquet").exists()
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no run"):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a run"):
         gc.survey(str(tmp_path), 0)

@@ -1,4 +1,4 @@
-"""`max_hours` and `max_dollars`: counted over all submissions, said with both numbers, gone on from."""
+"""`max_hours` and `max_dollars`: counted over all submissions, reported with both numbers, resumable."""
 
 import json
 import os
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 DEMO = Path(__file__).parents[2] / "configs/demo.yaml"
 PRICES = "plan.machines={H100-80G: {dollars_per_hour: 3}}"
 LONG = 1000.0
-"""Hours that no work here should last for; they take a minute."""
+"""More hours than any work here should take; waiting for them takes a minute."""
 
 
 def run(root: Path, *overrides: str) -> Run:
@@ -31,7 +31,7 @@ def run(root: Path, *overrides: str) -> Run:
 
 
 class Clock:
-    """Stands for the module `time` of limits: it goes on only while somebody works."""
+    """Replaces the module `time` in limits: time passes only while a test works."""
 
     def __init__(self) -> None:
         self.hours, self.read = 0.0, 0
@@ -55,14 +55,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def work(run: Run, hours: float, clock: Clock, stage: str = "models/m0") -> None:
-    """Work for so long, a tenth of an hour at a time."""
+    """Work for some hours, a tenth of an hour at a time."""
     with Limits(run, look_every_s=0.001):
         run.at(stage)
         for _ in range(round(10 * hours)):
             clock.advance(0.1)
 
 
-def test_a_run_within_its_limits_is_left_alone_and_what_it_took_is_written_down(tmp_path: Path, clock: Clock) -> None:
+def test_a_run_within_its_limits_is_left_alone_and_its_time_is_recorded(tmp_path: Path, clock: Clock) -> None:
     work(run(tmp_path, "max_hours=1", "max_dollars=1"), 0.5, clock)
     hours, dollars = spent(str(tmp_path))
     assert hours == pytest.approx(0.5)
@@ -72,16 +72,16 @@ def test_a_run_within_its_limits_is_left_alone_and_what_it_took_is_written_down(
 def test_hours_add_up_over_submissions_and_stop_the_second_one_in_the_middle(tmp_path: Path, clock: Clock) -> None:
     limit = "max_hours=1.25"
     work(run(tmp_path, limit), 0.5, clock)
-    with pytest.raises(LimitReached, match=r"max_hours is 1.25; .* higher max_hours goes on .*models/m0"):
+    with pytest.raises(LimitReached, match=r"max_hours is 1.25; .* higher max_hours resumes .*models/m0"):
         work(run(tmp_path, limit), LONG, clock)
     assert clock.hours < LONG
     with pytest.raises(LimitReached, match="max_hours"):
-        work(run(tmp_path, limit), LONG, clock)  # before anything is begun
+        work(run(tmp_path, limit), LONG, clock)  # before anything starts
     assert clock.hours < LONG
     work(run(tmp_path, f"max_hours={2 * LONG}"), 0.1, clock)
 
 
-def test_dollars_are_those_of_the_stage_at_work(tmp_path: Path, clock: Clock) -> None:
+def test_dollars_follow_the_current_stage(tmp_path: Path, clock: Clock) -> None:
     gpus = [PRICES, "train.placement.gpus_per_worker=1", "train.placement.workers=8", "max_dollars=20"]
     work(run(tmp_path / "a", *gpus), 1, clock, stage="corpus")
     with pytest.raises(LimitReached, match=r"\$21\.60 .* max_dollars is 20; "):
@@ -109,19 +109,19 @@ def test_a_job_that_reached_a_limit_says_so_in_a_line_and_exits_4(
         signal.set_wakeup_fd(-1)
     said = " ".join(capsys.readouterr().out.split())
     assert said.startswith("stopped: ")
-    assert "goes on from here; models/m0 is not done" in said
+    assert "resumes from here; models/m0 is not done" in said
 
 
-def test_every_stage_of_a_run_has_a_placement_that_is_paid_for(tmp_path: Path) -> None:
+def test_every_stage_of_a_run_has_a_placement_with_a_price(tmp_path: Path) -> None:
     config = load(RunConfig, DEMO, [f"root={tmp_path}", "augment.placement.max_replicas=4"])
     graph = Graph(config)
     for name in graph.until(None):
         assert graph.placement(name) is not None, name
         assert dollars_per_s(graph, name) > 0
-    assert dollars_per_s(graph, "candidates") == pytest.approx(4 * 2 * 0.05 / 3600), "a pool at its largest"
+    assert dollars_per_s(graph, "candidates") == pytest.approx(4 * 2 * 0.05 / 3600), "a pool at its maximum size"
 
 
-def test_a_limit_holds_although_what_was_counted_cannot_be_written_for_a_while(
+def test_a_limit_holds_even_if_counts_cannot_be_written_for_a_while(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, refused = storage.write_bytes, []
@@ -140,7 +140,7 @@ def test_a_limit_holds_although_what_was_counted_cannot_be_written_for_a_while(
     assert clock.hours < LONG
 
 
-def test_what_others_take_meanwhile_counts_too(tmp_path: Path, clock: Clock) -> None:
+def test_time_of_other_submissions_counts_too(tmp_path: Path, clock: Clock) -> None:
     mine, other = (run(tmp_path, "max_hours=1") for _ in range(2))
 
     def together() -> None:
@@ -155,13 +155,13 @@ def test_what_others_take_meanwhile_counts_too(tmp_path: Path, clock: Clock) -> 
     assert clock.hours < LONG
 
 
-def test_a_damaged_count_is_named_with_what_to_do_and_other_names_are_left_alone(tmp_path: Path) -> None:
+def test_a_damaged_count_is_named_with_the_fix_and_other_files_are_left_alone(tmp_path: Path) -> None:
     opened = run(tmp_path)
     for name in (".DS_Store", ".nfs0001.json", "notes.txt"):
         storage.write_bytes(f"{tmp_path}/spent/{name}", b"\0")
     assert spent(str(tmp_path)) == (0.0, 0.0)
     storage.write_bytes(f"{tmp_path}/spent/cut.json", b'{"hours": 1')
-    with pytest.raises(ConfigError, match=r"spent/cut\.json is damaged .* delete it"):
+    with pytest.raises(ConfigError, match=r"spent/cut\.json is damaged .* delete the file"):
         Limits(opened)
 
 
@@ -203,7 +203,10 @@ def driver(root: Path, work: str) -> "subprocess.Popen[str]":
 
 
 def test_a_main_thread_that_waits_for_a_lock_is_stopped_and_a_deaf_one_is_terminated(tmp_path: Path) -> None:
-    both: Sequence[tuple[str, int, str]] = (("lock", 4, "stopped"), ("deaf", -signal.SIGTERM, "did not end within 1 s"))
+    both: Sequence[tuple[str, int, str]] = (
+        ("lock", 4, "stopped"),
+        ("deaf", -signal.SIGTERM, "did not stop within"),
+    )
     running = [driver(tmp_path / name, WAIT if name == "lock" else DEAF) for name, _, _ in both]
     try:
         for process, (name, code, words) in zip(running, both, strict=True):

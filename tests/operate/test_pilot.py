@@ -1,4 +1,4 @@
-"""A pilot: which share it takes, and that nothing of it is the run's."""
+"""A pilot takes the right share, and shares nothing with the run."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def files(count: int, size: int = 1000) -> Inventory:
 @pytest.mark.parametrize(("count", "share", "taken", "documents"), [
     (1000, 0.01, 10, 1.0), (1000, 0.0005, 1, 0.5), (1, 0.001, 1, 0.001), (3, 0.5, 2, 0.75), (7, 1.0, 7, 1.0),
 ])  # fmt: skip
-def test_files_are_taken_by_hash_and_of_their_documents_what_is_too_much(
+def test_files_are_chosen_by_hash_and_surplus_documents_are_left_out(
     count: int, share: float, taken: int, documents: float
 ) -> None:
     config, chosen = sampled(CorpusConfig(), files(count), share)
@@ -41,7 +41,7 @@ def test_files_of_two_patterns_that_are_called_the_same_count_each(named: list[t
     config, chosen = sampled(CorpusConfig(), Inventory(there), share)
     wanted, taken = share * sum(file.bytes for file in there), sum(file.bytes for file in chosen.files)
     assert taken >= wanted * (1 - 1e-9)
-    assert taken - max(file.bytes for file in chosen.files) <= wanted, "a file less would be enough"
+    assert taken - max(file.bytes for file in chosen.files) <= wanted, "one file fewer would be enough"
     assert config.recipe.segments.sample_share == pytest.approx(wanted / taken if taken else 0)
 
 
@@ -71,13 +71,13 @@ def test_a_pilot_lies_beside_the_run_takes_few_steps_and_forgives_models_that_le
     assert config.corpus.recipe.min_kept == 1
     assert config.root == "out/x-pilot"
     assert config.train.recipe.steps == dict.fromkeys(("backward", "m0", "m1", "m2"), STEPS)
-    assert config.train.recipe.joint, "no pair need be kept"
+    assert config.train.recipe.joint, "a round may keep no pair"
     assert config.augment.recipe.max_failed_share == config.curate.recipe.max_failed_share == 1
     assert [rule.min_kept for rule in config.curate.recipe.rounds] == [0, 0]
 
 
 def test_a_pilot_of_a_finished_corpus_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"reuse\.corpus is a stage that is finished; leave it out"):
+    with pytest.raises(ConfigError, match=r"reuse\.corpus is a finished stage; remove it from reuse"):
         as_pilot(load(RunConfig, DEMO, ["pilot=0.1", "reuse.corpus=/elsewhere/corpus"]))
 
 

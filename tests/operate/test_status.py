@@ -1,4 +1,4 @@
-"""status tells how far a run is from what lies in storage, reading little."""
+"""status tells how far a run is from storage alone, with few reads."""
 
 import json
 import os
@@ -32,7 +32,7 @@ CONFIG = {
 
 @pytest.fixture(params=[pytest.param("local"), pytest.param("s3", marks=pytest.mark.s3)])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A run that was submitted and has done nothing."""
+    """A run that was submitted and has done nothing yet."""
     local = request.param == "local"
     root = str(tmp_path / "root") if local else f"{request.getfixturevalue('s3_bucket')}/status-{uuid.uuid4().hex}"
     submit(root, CONFIG)
@@ -120,7 +120,7 @@ def test_attempts_errors_and_quarantined_rows_are_counted(root: str) -> None:
     assert found.quarantined == 2, "those of shard 000001 are not committed"
 
 
-def test_files_are_counted_where_nobody_has_counted_their_rows(root: str) -> None:
+def test_files_are_counted_if_their_rows_are_not_known(root: str) -> None:
     ledger = Stage(place(root, "segments"), {}, {}, PAIR).ledger
     put(root, "segments/plan.json", {"shards": [json.loads(Shard(f"{i:06d}", file="f").json()) for i in range(3)]})
     with ledger.begin("000001") as attempt:
@@ -152,7 +152,7 @@ def test_a_stage_over_shards_runs_while_a_driver_beats_and_shows_what_it_waits_f
         assert found.waiting.startswith("waiting 1 h 01 min for a node with 1 GPU (H100); the cluster has 1 node")
 
 
-def test_a_driver_whose_beat_stands_still_is_no_longer_running(tmp_path: Path) -> None:
+def test_a_driver_whose_heartbeat_stops_is_no_longer_running(tmp_path: Path) -> None:
     root = str(tmp_path)
     submit(root, CONFIG)
     ledger = begin_candidates(root, 3)
@@ -163,7 +163,7 @@ def test_a_driver_whose_beat_stands_still_is_no_longer_running(tmp_path: Path) -
         assert stages(root)["candidates"].state == "stopped?"
 
 
-def test_a_long_step_says_its_words(root: str) -> None:
+def test_a_long_step_reports_its_progress(root: str) -> None:
     Stage(place(root, "corpus"), {}, {})
     storage.write_bytes(storage.join(root, "corpus/progress.txt"), b"3 of 4 bands")
     with Lease(storage.join(root, "corpus"), "mine"):
@@ -185,7 +185,7 @@ def test_a_stage_without_a_sign_of_life_may_have_stopped(tmp_path: Path) -> None
     assert found.quiet_s > 3500
 
 
-def test_a_reused_stage_is_read_where_it_lies(root: str, tmp_path: Path) -> None:
+def test_a_reused_stage_is_read_from_its_own_run(root: str, tmp_path: Path) -> None:
     finish_seed(str(tmp_path / "other"))
     submit(root, {**CONFIG, "reuse": {"seed": str(tmp_path / "other/seed")}})
     found = stages(root)["seed"]
@@ -202,7 +202,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(uri)
         return read(uri)
 
-    for module in (storage, files):  # `storage.read_json` reads by what its own module calls `read_bytes`
+    for module in (storage, files):  # `storage.read_json` calls the `read_bytes` of its own module
         monkeypatch.setattr(module, "read_bytes", noted)
     return seen
 
@@ -244,6 +244,6 @@ def test_the_stages_are_those_that_the_configuration_leads_to(
     assert not absent & names
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no run"):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a run"):
         status(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Whatever is changed behind the ledger's back, verify names it."""
+"""verify names everything that is changed behind the ledger's back."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ def finished(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(finished: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy to damage."""
     return Path(shutil.copytree(finished, tmp_path / "root"))
 
 
@@ -79,7 +79,7 @@ def data_file(root: Path, stage: str) -> Path:
 
 
 def forge(root: Path, stage: str, rows: slice) -> None:
-    """Rewrite a data file with some of its rows, and every record of it, as a bug of ours would."""
+    """Rewrite a data file with some of its rows, and all of its records, as a bug of ours would."""
     path = data_file(root, stage)
     table = pq.read_table(path).slice(rows.start or 0, rows.stop)
     data = storage.parquet_bytes(table)
@@ -132,19 +132,19 @@ def test_a_lost_document_is_named(root: Path) -> None:
         list(verify(str(root)))
 
 
-def test_a_folder_that_is_no_run_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(Difference, match="is no run"):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Difference, match="is not a run"):
         list(verify(str(tmp_path)))
 
 
-def test_a_stage_whose_source_is_gone_is_not_passed_over(root: Path) -> None:
+def test_a_missing_source_of_a_stage_is_an_error(root: Path) -> None:
     shutil.rmtree(root / "corpus")
-    with pytest.raises(Difference, match=r"candidates was made from corpus at .*root/corpus, which is not here"):
+    with pytest.raises(Difference, match=r"candidates was made from corpus at .*root/corpus, which is missing"):
         list(verify(str(root)))
 
 
 def rewrite(root: Path, stage: str, change: Callable[[pa.Table], pa.Table]) -> None:
-    """Change the first data file of a stage, and every record of it, as a bug of ours would."""
+    """Change the first data file of a stage, and all of its records, as a bug of ours would."""
     manifest = read_manifest(str(root / stage))
     assert manifest
     first, *others = manifest.commits
@@ -212,7 +212,7 @@ def test_another_recipe_another_digest_and_other_input_hashes_are_named(root: Pa
         list(verify(str(root)))
 
 
-def test_an_input_file_that_changed_is_a_difference_and_one_that_is_gone_is_said_while_others_are_checked(
+def test_a_changed_input_file_is_a_difference_and_a_missing_one_is_listed_while_others_are_checked(
     root: Path, tmp_path: Path
 ) -> None:
     only_segments(root)
@@ -226,7 +226,7 @@ def test_an_input_file_that_changed_is_a_difference_and_one_that_is_gone_is_said
     inputs["1.jsonl"].rename(tmp_path / "kept")
     assert "each of 22 documents" in next(verify(str(root), unproven))
     assert len(unproven) == 1
-    assert "segments: 1 of 2 input files are not there" in unproven[0]
+    assert "segments: 1 of 2 input files are missing" in unproven[0]
     assert main([str(root)]) == 5
     (tmp_path / "kept").rename(inputs["1.jsonl"])
     assert main([str(root)]) == 0

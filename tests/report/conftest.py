@@ -1,4 +1,4 @@
-"""A small finished run, written through real stages: every manifest, table and commit is what a run leaves behind."""
+"""A small finished run, written through real stages: every manifest, table and commit is the kind that a run writes."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -146,7 +146,7 @@ class MadeRun:
         self.table(f"round-{number}/curated", PAIR, curated, {"threshold": threshold})
 
     def canaries(self, rated: Mapping[tuple[str, bool], list[float | None]], rounds: int = 2) -> None:
-        """Make canaries of families, attacked or not, and in each round their scores."""
+        """Make canaries of families, with and without attack, and their scores in each round."""
         made, scores = [], []
         for (family, attacked), given in rated.items():
             for number, score in enumerate(given):

@@ -58,7 +58,7 @@ def test_loss_curves_of_any_length_stay_in_their_frame(losses: list[float]) -> N
     inside(figures.loss_curve(model(losses)))
 
 
-def test_losses_that_are_not_numbers_are_left_out_and_nothing_is_drawn_of_none() -> None:
+def test_nan_losses_are_left_out_and_without_losses_nothing_is_drawn() -> None:
     inside(figures.loss_curve(model([2.0, math.nan, 1.0, math.inf])))
     assert figures.loss_curve(model([])) == ""
     assert figures.loss_curve(model([math.nan])) == ""

@@ -1,4 +1,4 @@
-"""What the report says about rows, lengths, scores and training agrees with the tables it was made from."""
+"""The report's rows, lengths, scores and trainings agree with the tables that it was made from."""
 
 import math
 import statistics
@@ -31,7 +31,7 @@ def test_every_row_of_a_stage_is_kept_or_dropped_for_a_reason(finished: Manifest
         assert row.kept_share + sum(drop.share for drop in row.drops) == pytest.approx(1)
 
 
-def test_models_are_no_rows_of_the_funnel_but_cost_time(finished: Manifests) -> None:
+def test_models_have_no_row_in_the_funnel_but_cost_time(finished: Manifests) -> None:
     assert not any(row.stage.startswith("models/") for row in funnel.funnel(finished))
     costs = {row.stage: row for row in funnel.timing(finished)}
     assert list(costs) == list(finished)
@@ -59,7 +59,7 @@ def test_fields_without_a_form_contaminated_rows_and_empty_outputs_are_counted(t
     assert notes["seed"] == "fields of records without a pair: (title, body) in 2"
     assert notes["evaluation/m0"] == "2 prompts have an empty output"
     said = " ".join(summary.sentences(run.manifests, [], []))
-    assert "1 rows of seed and 0 rows of candidates hold a prompt of an evaluation and were dropped" in said
+    assert "1 rows of seed and 0 rows of candidates contain an evaluation prompt and were dropped" in said
 
 
 @given(st.lists(st.integers(0, 100_000), min_size=2))
@@ -71,7 +71,7 @@ def test_moments_are_those_of_the_statistics_module(values: list[int]) -> None:
     assert moments.sd == pytest.approx(statistics.stdev(values), abs=1e-6)
 
 
-def test_lengths_are_characters_of_what_was_kept(finished: Manifests) -> None:
+def test_lengths_are_characters_of_kept_pairs(finished: Manifests) -> None:
     rows = {row.label: row for row in lengths.length_table(finished) if not row.paper}
     texts = [text for t in finished["seed"].tables(["response"]) for text in t["response"].to_pylist()]
     assert rows["seed"].output[0] == pytest.approx(statistics.mean(map(len, texts)))
@@ -92,7 +92,7 @@ def test_every_rating_is_in_one_bin_or_failed(finished: Manifests) -> None:
     assert sum(found.bins[14:]) == found.kept, "the threshold is an edge between bins"
 
 
-def test_without_a_threshold_in_the_recipe_the_lowest_kept_score_stands_for_it(tmp_path: Path) -> None:
+def test_without_a_threshold_in_the_recipe_the_lowest_kept_score_is_used(tmp_path: Path) -> None:
     made = MadeRun(tmp_path)
     made.round(1, threshold=3.3)
     curated = made.manifests["round-1/curated"]
@@ -113,7 +113,7 @@ def test_without_a_threshold_in_the_recipe_the_lowest_kept_score_stands_for_it(t
         (-500, 2, range(-38, 3)),
     ],
 )
-def test_the_scale_is_that_of_the_scores(lowest: float, highest: float, points: range) -> None:
+def test_the_scale_follows_the_scores(lowest: float, highest: float, points: range) -> None:
     assert ratings.points_of(lowest, highest) == points
 
 
@@ -134,7 +134,7 @@ def test_scores_of_any_scale_are_each_in_one_bin_and_failed_replies_are_counted_
     assert (found.replies, found.failed_first, found.failed_last) == (8, 4, 5)
     assert (found.pairs, found.passed_over, found.failed_share) == (4, 1, 0.25)
     said = failure_sentence(found)
-    assert "4 of 8 replies had no score, 5 after those were asked for once more; 1 of 4 pairs stayed unrated" in said
+    assert "4 of 8 replies had no score, 5 after the retry; 1 of 4 pairs stayed unrated" in said
     assert "1 more were not passed on" in said
     assert "62.5% of the samples have no score" in said
     assert "5 (62.5%) after the retry" in report(made.manifests).replace("\n", "")

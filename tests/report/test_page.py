@@ -1,4 +1,4 @@
-"""The page holds every section, needs nothing from outside, stays small, and no text in it can act."""
+"""The page has every section, needs nothing from outside, stays small, and no text in it can execute."""
 
 from dataclasses import replace
 from html.parser import HTMLParser

@@ -72,6 +72,6 @@ def test_a_cut_text_says_how_long_it_was() -> None:
     assert reading.text(None) == reading.Text("", 0)
 
 
-def test_signs_that_control_a_terminal_or_turn_text_around_become_visible() -> None:
+def test_characters_that_control_a_terminal_or_reverse_text_become_visible() -> None:
     assert reading.text("a\x00b\x1b[31mc\u202ed\n\te").shown == "a\ufffdb\ufffd[31mc\ufffdd\n\te"
     assert reading.text("Grüße, 世界, \u200d").shown == "Grüße, 世界, \u200d"

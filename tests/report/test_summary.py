@@ -1,4 +1,4 @@
-"""A warning appears exactly where the figures call for it, and says them."""
+"""A warning appears exactly if the figures call for it, and states them."""
 
 import math
 from dataclasses import replace
@@ -40,7 +40,7 @@ def test_a_healthy_run_is_not_warned_about() -> None:
             "10.2% of the samples had no score after the retry (30 of 294)",
         ),
         (replace(GOOD, kept=0), "kept nothing"),
-        (replace(GOOD, kept=97), "kept 99% of what it rated"),
+        (replace(GOOD, kept=97), "kept 99% of the pairs that it rated"),
     ],
 )
 def test_ratings_that_cannot_be_trusted_are_named(rating: Ratings, words: str) -> None:
@@ -54,7 +54,7 @@ def test_a_demo_size_base_model_is_said_to_write_nonsense() -> None:
     assert "nonsense" in found[0]
 
 
-def test_a_loss_that_did_not_fall_or_is_no_number_is_named() -> None:
+def test_a_loss_that_did_not_fall_or_is_nan_is_named() -> None:
     assert "did not fall (1.000 at the start, 2.000" in warnings(model=replace(MODEL, losses=((1, 1.0), (2, 2.0))))[0]
     assert "NaN" in warnings(model=replace(MODEL, losses=((1, 1.0), (2, math.nan))))[0]
 
@@ -65,12 +65,12 @@ def test_retries_missing_stages_and_mixed_versions_are_named(finished: dict[str,
     other = replace(seed, commits=tuple(replace(commit, versions={"ray": "1.0"}) for commit in seed.commits))
     found = summary.warnings({**finished, "seed": other, "evaluation/m0": finished["evaluation/m0"]}, [], [], costs)
     assert "candidates needed 5 attempts for 2 shards; some died or were stopped." in found
-    assert [warning for warning in found if "Versions of ray are mixed" in warning]
+    assert [warning for warning in found if "This run mixes versions of ray" in warning]
     partial = summary.warnings({"seed": seed}, [], [], [])
-    assert "no finished segments, corpus, models/backward, models/m0, candidates" in partial[0]
+    assert "not finished: segments, corpus, models/backward, models/m0, candidates" in partial[0]
 
 
-def test_the_summary_says_every_stage_in_order(finished: dict[str, Manifest]) -> None:
+def test_the_summary_describes_every_stage_in_order(finished: dict[str, Manifest]) -> None:
     found = [rating for number in ratings.rounds(finished) if (rating := ratings.ratings(finished, number))]
     said = " ".join(summary.sentences(finished, found, training.model_rows(finished)))
     assert said.startswith("20 human-written pairs are the seed.")

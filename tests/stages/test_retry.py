@@ -108,7 +108,7 @@ def test_if_rows_that_worked_before_fail_the_machine_is_to_blame_and_nothing_cha
 
 def test_a_stage_that_a_later_stage_has_read_does_not_change(source: Manifest, lossy: Manifest, tmp_path: Path) -> None:
     Stage(Place("corpus", str(tmp_path / "corpus"), "first"), {}, {"from": lossy}, PAIR)
-    with pytest.raises(ConfigError, match=r"seed of .* was read by corpus, so it stays as it is"):
+    with pytest.raises(ConfigError, match=r"seed of .* was read by corpus, so it cannot change"):
         again(tmp_path, source, {})
     assert read_manifest(lossy.uri) == lossy
 
@@ -254,19 +254,19 @@ def test_the_job_retries_with_the_configuration_of_the_last_submission(
     assert lossy is not None
     assert lossy.quarantined == 1
     out = job("retry", str(run), "candidates")
-    assert "candidates: 0 of 1 quarantined rows work now" in out
+    assert "candidates: 0 of 1 quarantined rows succeeded" in out
     assert "CUDA error: an illegal memory access" in out
     ill.unlink()
-    assert "candidates: 1 of 1 quarantined rows work now" in job("retry", str(run), "candidates")
+    assert "candidates: 1 of 1 quarantined rows succeeded" in job("retry", str(run), "candidates")
     done = read_manifest(str(run / "candidates"))
     assert done is not None
     assert (done.rows, done.quarantined) == (30, 0)
     verify_stage(done)
     assert retry.main([str(run), "candidates"]) == 0
-    assert "has no row in quarantine" in capsys.readouterr().out
+    assert "has no rows in quarantine" in capsys.readouterr().out
     assert retry.main([str(run), "corpus"]) == 2
     assert f"retry it there: python -m jobs.retry {tmp_path / 'given'} corpus" in capsys.readouterr().out
     assert retry.main([str(run), "round-1/scores"]) == 2
-    assert "has no finished stage round-1/scores; finished are" in capsys.readouterr().out
+    assert "has no finished stage round-1/scores; finished stages: " in capsys.readouterr().out
     assert retry.main([str(tmp_path), "candidates"]) == 2
-    assert "is no run" in capsys.readouterr().out
+    assert "is not a run" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""A run, planned before anything is started: what fits, how long it takes, what it costs."""
+"""Plan a run before anything starts: whether it fits, how long it takes, what it costs."""
 
 from humpback_ray.operate.plan.build import Plan, StagePlan, TrainingPlan, base_shape, plan_run
 from humpback_ray.operate.plan.measured import Measured, measured

@@ -1,8 +1,8 @@
-"""A whole run, planned: memory, steps, hours and dollars of every stage, from a configuration alone.
+"""Plan a whole run: memory, steps, hours and dollars of every stage, from a configuration alone.
 
-Nothing is started and no weights are read. Counts and rates are the assumptions of the configuration's `plan` section,
-or, where a pilot has run (`<root>-pilot`), what it measured; `Plan.sources` says which. Not counted: global steps on a
-CPU (minutes), machines that wait between stages, storage.
+Nothing starts and no weights are read. Counts and rates are the assumptions of the configuration's `plan` section, or
+the measurements of a pilot (`<root>-pilot`); `Plan.sources` says which. Not counted: global steps on a CPU (minutes),
+machines that wait between stages, storage.
 """
 
 import json
@@ -28,19 +28,19 @@ from humpback_ray.train.sizes import SIZES, Shape, shape_of
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage takes."""
+    """Time and cost of one stage."""
 
     name: str
     machine: str
     devices: float
     rows: int
-    """Documents, rows, or (of a training) examples."""
+    """Documents, rows, or (for a training) examples."""
     tokens: float
-    """Read and written by models."""
+    """Tokens that models read and write."""
     seconds: float
     dollars: float
     source: str
-    """Where the rate comes from: "assumed", or the pilot."""
+    """Source of the rate: "assumed", or the pilot."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class TrainingPlan:
     steps: int
     tokens: float
     flops: float
-    """Of all steps; what checkpointing computes again is not counted."""
+    """For all steps, without recomputation by activation checkpointing."""
     step: Step
     """With the placement's workers."""
     options: list[Step]
-    """With other numbers of workers, in rising order."""
+    """With other numbers of workers, in ascending order."""
     smallest: Step | None
     sensible: Step | None
 
@@ -72,20 +72,20 @@ class Plan:
     trainings: list[TrainingPlan]
     stages: list[StagePlan]
     others: list[str]
-    """Stages that are not counted: they take minutes."""
+    """Stages that are not counted because they take minutes."""
     problems: list[str]
-    """What does not fit, and what to change."""
+    """Placements that do not fit, and what to change."""
     sources: list[tuple[str, Any, str]]
-    """Every assumption: field, value, where it comes from."""
+    """Every assumption: field, value, source."""
 
     @property
     def seconds(self) -> float:
-        """Of all stages, one after another."""
+        """Total of all stages, one after another."""
         return sum(stage.seconds for stage in self.stages)
 
     @property
     def dollars(self) -> float:
-        """Of all stages."""
+        """Total of all stages."""
         return sum(stage.dollars for stage in self.stages)
 
 
@@ -106,10 +106,10 @@ def plan_run(config: RunConfig, measured: Measured | None = None) -> Plan:
 
 
 def base_shape(config: RunConfig) -> tuple[str, Shape]:
-    """Return name and shape of the base model: of `plan.size`, of its config.json, or of the sample's.
+    """Return the name and shape of the base model: from `plan.size`, its config.json, or the sample.
 
     Raises:
-        ConfigError: an unknown size, or none named and no config.json of a known family to read it from.
+        ConfigError: the size is unknown, or it is not set and cannot be read from a config.json of a known family.
     """
     if config.plan.size is not None:
         if config.plan.size not in SIZES:
@@ -132,7 +132,7 @@ def base_shape(config: RunConfig) -> tuple[str, Shape]:
 
 
 class _Planner:
-    """A run's stages, one by one."""
+    """Plans a run's stages, one by one."""
 
     def __init__(self, config: RunConfig, shape: Shape, measured: Measured | None) -> None:
         self.config, self.rates, self.shape, self.measured = config, config.plan, shape, measured
@@ -162,7 +162,7 @@ class _Planner:
         )  # fmt: skip
 
     def slower(self) -> float:
-        """Return measured over planned seconds of a step, as the pilot ran it; 1 without a pilot."""
+        """Return measured divided by planned seconds of the pilot's step; 1 without a pilot."""
         found = self.measured.step if self.measured else None
         if found is None:
             return 1.0
@@ -223,7 +223,7 @@ class _Planner:
         return f"measured in {self.measured.root}" if self.measured and found else "assumed"
 
     def problems(self, trainings: Sequence[TrainingPlan]) -> list[str]:
-        """Say what does not fit where the placements put it."""
+        """List placements that do not fit."""
         found = [self._too_large(training) for training in trainings[:1] if not training.step.fits]
         sections = dict.fromkeys(node.kind.section for node in self.graph.to_make() if self.expected.work(node))
         for name in sections:
@@ -232,24 +232,24 @@ class _Planner:
             if gpus and not weights_fit(weights, gpus, self.rates):
                 room = gpus * self.rates.on(gpus)[1].memory_bytes
                 found.append(
-                    f"{name}.placement: {gpus:g} x {self.rates.machine} hold {room / 1e9:.0f} GB and the weights alone "
-                    f"are {weights / 1e9:.0f} GB; raise gpus_per_replica"
+                    f"{name}.placement: {gpus:g} x {self.rates.machine} hold {room / 1e9:.0f} GB, but the weights "
+                    f"alone are {weights / 1e9:.0f} GB; raise gpus_per_replica"
                 )
         return found
 
     def _too_large(self, training: TrainingPlan) -> str:
         machine, row = self.rates.on(self.layout.gpu)
         step, least = training.step, training.smallest
-        way_out = f"{least.workers} workers would do" if least else "no number of workers would do"
+        way_out = f"{least.workers} workers would fit" if least else "no number of workers would fit"
         return (
-            f"train.placement: a worker of {step.workers} x {machine} needs {step.memory.peak / 1e9:.1f} GB and "
-            f"{step.memory.host / 1e9:.0f} GB of its host; usable are {self.rates.usable(row) / 1e9:.1f} GB and "
-            f"{row.host_bytes * HOST_SHARE / 1e9:.0f} GB; {way_out}, or set zero_stage=3, "
+            f"train.placement: each of {step.workers} workers on {machine} needs {step.memory.peak / 1e9:.1f} GB and "
+            f"{step.memory.host / 1e9:.0f} GB of host memory; {self.rates.usable(row) / 1e9:.1f} GB and "
+            f"{row.host_bytes * HOST_SHARE / 1e9:.0f} GB are usable; {way_out}, or set zero_stage=3, "
             "activation_checkpointing=true, offload_optimizer=true or fewer micro_batch_tokens"
         )
 
     def sources(self) -> list[tuple[str, Any, str]]:
-        """List every assumption with where it comes from."""
+        """List every assumption with its source."""
         listed: list[tuple[str, Any, str]] = []
         given = self.rates.model_fields_set
         for field, info in PlanConfig.model_fields.items():
@@ -259,7 +259,7 @@ class _Planner:
             listed.append((field, getattr(self.rates, field), "the configuration" if field in given else said))
         for name in dict.fromkeys((self.rates.machine, "cpu")):
             for field, value in self.rates.known[name].model_dump().items():
-                source = "Assumed; set yours." if name == "cpu" or field == "dollars_per_hour" else "The data sheet's."
+                source = "Assumed; set yours." if name == "cpu" or field == "dollars_per_hour" else "Data sheet."
                 own = name in self.rates.machines
                 listed.append((f"{name}.{field}", value, "the configuration" if own else source))
         return [*listed, *(self.measured.said() if self.measured else [])]

@@ -1,6 +1,6 @@
-"""What a run is expected to be: how many rows each stage has, and what it asks of a model for each.
+"""The expected size of a run: the rows of each stage and the model's work per row.
 
-The counts that stages hand on to each other, from the assumptions of the configuration's `plan` section.
+Counts follow from stage to stage, from the assumptions of the configuration's `plan` section.
 """
 
 from math import ceil, sqrt
@@ -19,7 +19,7 @@ class Expected:
 
     Args:
         config: of the run.
-        segments: that its corpus keeps.
+        segments: number that its corpus keeps.
     """
 
     def __init__(self, config: RunConfig, segments: int) -> None:
@@ -39,7 +39,7 @@ class Expected:
         return min([self.rated, *most])
 
     def batch(self, model: str) -> tuple[int, Batch]:
-        """Return a model's examples and what a step reads of them."""
+        """Return the number of a model's examples, and the batch of a step."""
         parts = [(self.rates.seed_pairs, self.rates.seed_chars)]
         if number := _round_of(model):
             parts = parts if self.config.train.recipe.joint else []
@@ -53,7 +53,7 @@ class Expected:
         return examples, Batch(laid_out.batch_examples, length, sqrt(square) / token, recipe.max_length_tokens)
 
     def work(self, node: Node) -> tuple[int, RowWork] | None:
-        """Return the rows of a stage over a pool of engines, and what each asks of the model; None for others."""
+        """Return the rows of a stage that uses a pool of engines, and the work per row; None for other stages."""
         rates, scorer = self.rates, self.config.curate.recipe.scorer
         pair = self.instruction + self.response
         match node.kind.name:
@@ -72,7 +72,7 @@ class Expected:
         return None
 
     def rating(self, scorer: Any) -> RowWork:
-        """Return what a scorer asks of the model per pair."""
+        """Return a scorer's work per pair."""
         pair = self.instruction + self.response
         if isinstance(scorer, Likelihood):
             return RowWork(pair + self.response)
@@ -83,7 +83,7 @@ class Expected:
 
 
 def _round_of(model: str) -> int:
-    """Return the round whose pairs a model learns from; 0: the seed alone."""
+    """Return the round whose pairs a model learns from; 0 for the seed alone."""
     return int(model.removeprefix("m")) if model.removeprefix("m").isdigit() else 0
 
 

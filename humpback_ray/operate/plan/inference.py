@@ -1,8 +1,8 @@
-"""How fast an engine reads prompts and writes replies: a roofline, pure functions of shape and rates.
+"""How fast an engine reads prompts and writes replies: a roofline model, as pure functions of shape and rates.
 
-Prompts are read at a share of the peak of matrix products. A reply's token takes a pass over the weights and over the
-keys and values of every reply being written, at a share of the memory's bandwidth (Pope et al. 2022, arXiv:2211.05102,
-section 2), so replies are written together, as many as the memory left beside the weights holds.
+Prompts are read at a share of the peak of matrix products. Each token of a reply takes a pass over the weights and over
+the keys and values of every reply being written, at a share of the memory bandwidth (Pope et al. 2022,
+arXiv:2211.05102, section 2). So replies are written together, as many as fit in the memory beside the weights.
 """
 
 from dataclasses import dataclass
@@ -13,33 +13,33 @@ from humpback_ray.train.sizes import Shape
 
 @dataclass(frozen=True)
 class RowWork:
-    """What each row of a stage asks of a model."""
+    """The model's work for each row of a stage."""
 
     prompt_tokens: float
     reply_tokens: float = 1
-    """Of one reply; 1 where a forward pass is all."""
+    """Tokens of one reply; 1 if a row takes only a forward pass."""
     replies: float = 1
-    """Per prompt; the prompt is read once."""
+    """Replies per prompt; the prompt is read once."""
 
 
 def weights_fit(weights: float, gpus: float, rates: PlanConfig) -> bool:
-    """Tell whether an engine on so many GPUs (or a part of one) holds that many bytes, and some keys and values."""
+    """Tell whether `gpus` GPUs (or a part of one) hold weights of that many bytes, and some keys and values."""
     return weights < LEAST_ROOM * gpus * rates.usable(rates.on(gpus)[1])
 
 
 LEAST_ROOM = 0.85
-"""Of a replica's memory, the most that weights may take."""
+"""Largest share of a replica's memory that weights may take."""
 
 
 def row_s(shape: Shape, devices: float, gpu: bool, element: int, work: RowWork, rates: PlanConfig) -> float:
-    """Return the seconds of one replica per row, in the long run.
+    """Return the seconds per row of one replica, on average.
 
     Args:
         shape: the model.
-        devices: GPUs of the replica, or cores.
-        gpu: which of them.
-        element: bytes of a weight.
-        work: what a row asks.
+        devices: number of GPUs or cores of the replica.
+        gpu: True for GPUs, False for cores.
+        element: bytes per weight.
+        work: the work per row.
         rates: assumptions, and the machine.
     """
     machine = rates.on(gpu)[1]

@@ -1,8 +1,8 @@
-"""What a pilot measured, read from its manifests.
+"""The measurements of a pilot, read from its manifests.
 
-A pool's rate is that of one replica: seconds of its shards, which it works on several at a time, over their rows. A
-training's is the median second of a step, the first ones left out. Rates are used only for the machine and the GPUs per
-replica that the pilot had.
+A pool's rate is that of one replica: the seconds of its shards, several of which it works on at a time, divided by
+their rows. A training's rate is the median time of a step, without the first steps. Rates are used only for the pilot's
+machine and GPUs per replica.
 """
 
 from collections.abc import Mapping
@@ -37,17 +37,17 @@ class Measured:
 
     root: str
     share: float
-    """Of the corpus."""
+    """Share of the corpus."""
     segments: float | None = None
-    """Of the whole corpus, if the share kept as many."""
+    """Segments of the whole corpus, extrapolated from the share."""
     cutting_s: float | None = None
-    """CPU seconds that cutting the whole corpus takes."""
+    """CPU seconds to cut the whole corpus, extrapolated from the share."""
     row_s: dict[str, float] = field(default_factory=dict)
-    """Seconds of one replica per row, by stage."""
+    """Seconds per row of one replica, by stage."""
     step: MeasuredStep | None = None
 
     def said(self) -> list[tuple[str, Any, str]]:
-        """List what was measured, for people."""
+        """List the measurements, for people."""
         source = f"measured in {self.root} ({self.share:.2%} of the corpus)"
         found: list[tuple[str, Any]] = [("segments", self.segments), ("segments: CPU seconds", self.cutting_s)]
         found += [(f"{name}: rows/s of a replica", 1 / seconds) for name, seconds in self.row_s.items()]
@@ -59,7 +59,7 @@ class Measured:
 
 
 def measured(config: RunConfig, root: str) -> Measured | None:
-    """Read what the pilot at a root measured that holds for this configuration; None where there is no pilot."""
+    """Read the measurements of the pilot at a root that apply to this configuration; None without a pilot."""
     _, record = latest_submission(root)
     if not record.get("config", {}).get("pilot"):
         return None
@@ -77,7 +77,7 @@ def measured(config: RunConfig, root: str) -> Measured | None:
 
 
 def rates_of(manifests: Mapping[str, Manifest], before: Graph, after: Graph) -> dict[str, float]:
-    """Return the seconds of one replica per row of the stages whose replicas are what the pilot's were."""
+    """Return the seconds per row of one replica, for stages whose replicas have the pilot's size."""
     found = {}
     for name, manifest in manifests.items():
         was, now = before.placement(name), after.placement(name)
@@ -90,7 +90,7 @@ def rates_of(manifests: Mapping[str, Manifest], before: Graph, after: Graph) -> 
 
 
 def step_of(manifests: Mapping[str, Manifest], before: RunConfig) -> MeasuredStep | None:
-    """Return the step of the latest training that has more steps than are left out."""
+    """Return the median step of the last training that has steps after the warm-up."""
     for manifest in reversed([*manifests.values()]):
         if steps := manifest.metrics().slice(WARM_UP_STEPS):
             tokens, seconds = (median(steps[field].to_pylist()) for field in ("tokens", "seconds"))

@@ -1,13 +1,13 @@
-"""How long a step of a fine-tune takes on n GPUs, and how many are sensible: pure functions of shape and rates.
+"""How long a step of a fine-tune takes on n GPUs, and how many GPUs are sensible: pure functions of shape and rates.
 
-A step of this method is small: 32 examples are about 14,000 tokens. Beyond some number of GPUs a worker has less than
-an example to compute, while the weights that ZeRO 3 gathers (twice per micro-batch) and the gradients that it reduces
-are as many bytes as before, so more GPUs cost more and save nothing. `choose` finds that number.
+A step of this method is small: 32 examples are about 14,000 tokens. Beyond some number of GPUs a worker computes less
+than one example, while ZeRO 3 still gathers the same weights (twice per micro-batch) and reduces the same gradients, so
+more GPUs cost more and save nothing. `choose` finds that number.
 
-Traffic is what rings move (Patarasuk and Yuan 2009, J. Parallel Distrib. Comput. 69): (n - 1)/n of the bytes for a
-gather or a reduce-scatter, twice that for an all-reduce, over each GPU's link within a node and over each node's
-network between nodes. How often each is made: Rajbhandari et al. 2020 (arXiv:1910.02054), section 7, and DeepSpeed's
-source, which reduces by all-reduce in stages 1 and 2.
+Traffic is that of ring collectives (Patarasuk and Yuan 2009, J. Parallel Distrib. Comput. 69): (n - 1)/n of the bytes
+for a gather or a reduce-scatter, twice that for an all-reduce, over each GPU's link within a node and over each node's
+network between nodes. The number of collectives follows Rajbhandari et al. 2020 (arXiv:1910.02054), section 7, and
+DeepSpeed's source, which uses all-reduce in stages 1 and 2.
 """
 
 import math
@@ -23,7 +23,7 @@ from humpback_ray.train.sizes import Shape
 
 @dataclass(frozen=True)
 class Batch:
-    """The examples of a step, by their lengths in tokens."""
+    """The examples of a step, described by their lengths in tokens."""
 
     examples: int
     mean: float
@@ -38,23 +38,23 @@ class Batch:
 
     @property
     def context(self) -> float:
-        """Tokens of the example in which the average token stands."""
+        """Length of the example that contains the average token."""
         return min(self.mean + self.deviation**2 / self.mean, self.limit)
 
     @property
     def longest(self) -> float:
-        """Tokens of the longest example, as expected of so many that are normal (Blom 1958)."""
+        """Expected length of the longest example, for normally distributed lengths (Blom 1958)."""
         highest = NormalDist().inv_cdf((self.examples - 0.375) / (self.examples + 0.25))
         return min(self.mean + max(highest, 0) * self.deviation, self.limit)
 
     def busiest(self, workers: int) -> float:
-        """Tokens of the worker that has most: examples are whole, so never less than the longest one."""
+        """Tokens of the busiest worker: examples are not split, so at least the longest one."""
         return max(self.tokens / workers, self.longest) if workers > 1 else self.tokens
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step takes with so many workers."""
+    """Memory and time of one optimizer step with a number of workers."""
 
     workers: int
     memory: Memory
@@ -63,29 +63,29 @@ class Step:
     traffic_s: float
     update_s: float
     seconds: float
-    """All of it, what overlaps counted once."""
+    """Total; time that overlaps counts once."""
 
     @property
     def worker_seconds(self) -> float:
-        """What a step costs, in seconds of one GPU."""
+        """The cost of a step, in seconds of one GPU."""
         return self.workers * self.seconds
 
 
 def step(shape: Shape, layout: Layout, batch: Batch, rates: PlanConfig, slower: float = 1.0) -> Step:
-    """Return what a step takes.
+    """Return the memory and time of a step.
 
     Args:
         shape: the model.
-        layout: how it is spread; whether it accumulates is worked out here.
-        batch: what a step reads.
+        layout: how it is distributed; whether it accumulates is computed here.
+        batch: the examples of a step.
         rates: assumptions, and the machine.
-        slower: measured seconds over these ones, from a pilot.
+        slower: factor on the time, from a pilot: measured divided by planned seconds.
     """
     machine, n = rates.on(layout.gpu)[1], layout.workers
     busiest = batch.busiest(n)
     budget = max(layout.micro_batch_tokens, batch.limit)
     rounds = math.ceil(busiest / budget)
-    most = min(budget, math.ceil(batch.examples / n) * batch.limit)  # were all examples as long as they may be
+    most = min(budget, math.ceil(batch.examples / n) * batch.limit)  # as if every example had the maximum length
     held = memory(shape, replace(layout, micro_batch_tokens=most, accumulates=most == budget))
     passes = 4 if layout.checkpointing else 3
     compute_s = passes * shape.forward_flops(busiest, batch.context) / (machine.peak_flops * rates.training_mfu)
@@ -103,11 +103,11 @@ def step(shape: Shape, layout: Layout, batch: Batch, rates: PlanConfig, slower: 
 
 
 HOST_SHARE = 0.8
-"""Of a host's memory, what offloaded state may take: page cache, Ray's object store and the workers need the rest."""
+"""Share of a host's memory for offloaded state: page cache, Ray's object store and the workers need the rest."""
 
 
 def traffic(shape: Shape, layout: Layout, rounds: int) -> tuple[float, int]:
-    """Return the bytes that each worker receives in a step of so many micro-batches, and the number of messages."""
+    """Return the bytes that each worker receives in a step of `rounds` micro-batches, and the number of messages."""
     n, weights = layout.workers, layout.element * shape.parameters
     gather, all_reduce = weights, 2 * layout.element * shape.parameters
     whole = {
@@ -121,9 +121,9 @@ def traffic(shape: Shape, layout: Layout, rounds: int) -> tuple[float, int]:
 
 
 def ring_s(sent: float, workers: int, machine: Machine, rates: PlanConfig) -> float:
-    """Return the seconds of collectives in which each worker receives so many bytes.
+    """Return the seconds of collectives in which each worker receives `sent` bytes.
 
-    Between nodes all rings together bring those bytes into each node once, through the node's network.
+    Between nodes, all rings together bring those bytes into each node once, through the node's network.
     """
     slowest = machine.link_bytes_per_s if workers <= machine.per_node else machine.network_bytes_per_s
     return sent / (min(slowest, machine.link_bytes_per_s) * rates.traffic_share) if workers > 1 else 0.0
@@ -141,7 +141,7 @@ def host_bytes(shape: Shape, layout: Layout, rounds: int) -> float:
 
 
 def counts(machine: Machine, most: int = 128) -> list[int]:
-    """Return the numbers of GPUs that are considered: powers of two up to a node, then doublings of nodes."""
+    """Return the numbers of GPUs to consider: powers of two up to a node, then doublings of nodes."""
     found, n = [], 1
     while n < machine.per_node:
         found.append(n)
@@ -154,20 +154,20 @@ def counts(machine: Machine, most: int = 128) -> list[int]:
 
 
 def steps(shape: Shape, layout: Layout, batch: Batch, rates: PlanConfig, slower: float = 1.0) -> list[Step]:
-    """Return a step for every number of GPUs that is considered, and for the layout's own."""
+    """Return a step for every number of GPUs to consider, and for the layout's own."""
     machine = rates.on(layout.gpu)[1]
     numbers = sorted({*counts(machine), layout.workers})
     return [step(shape, replace(layout, workers=n), batch, rates, slower) for n in numbers]
 
 
 def smallest(found: Iterable[Step]) -> Step | None:
-    """Return the step with the fewest workers that fits, if any does."""
+    """Return the step with the fewest workers that fits; None if none fits."""
     return next((one for one in found if one.fits), None)
 
 
 def choose(found: Iterable[Step]) -> Step | None:
-    """Return the sensible number of workers: of those that fit, that with the least cost times time.
+    """Return the step with the sensible number of workers: it fits, and cost times time is lowest.
 
-    Twice as many pay for themselves by this measure where they save more than 29 % of the time.
+    By this measure, doubling the workers pays off if it saves more than 29 % of the time.
     """
     return min((one for one in found if one.fits), key=lambda one: one.worker_seconds * one.seconds, default=None)

@@ -1,6 +1,6 @@
 """On PYTHONPATH of the head of tests/jobs: lets a test hold a stage in the middle.
 
-While the file HOLD_SHARDS is there, an actor begins as many shards as it says, and waits with the next.
+While the file HOLD_SHARDS exists, an actor starts as many shards as it says, and waits before the next.
 """
 
 import itertools
@@ -15,7 +15,7 @@ begun = itertools.count(1)
 
 
 def at(step: str) -> None:
-    """Wait after an attempt is recorded, in a thread of its own: shards begun before go on."""
+    """Wait after an attempt is recorded, in the attempt's own thread: earlier shards continue."""
     if step == steps.STEPS[2]:
         number = next(begun)
         while HOLD.exists() and number > int(HOLD.read_text() or 0):

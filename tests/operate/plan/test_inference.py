@@ -1,4 +1,4 @@
-"""A roofline for engines."""
+"""The roofline model of engines."""
 
 from humpback_ray.operate.plan.inference import RowWork, row_s, weights_fit
 from humpback_ray.rates import GB, PlanConfig
@@ -22,7 +22,7 @@ def test_writing_takes_longer_than_reading_and_is_shared_by_replies_at_once() ->
     assert alone > 20 * one
 
 
-def test_two_gpus_take_half_and_a_core_takes_for_ever() -> None:
+def test_two_gpus_take_half_the_time_and_a_core_takes_forever() -> None:
     work = RowWork(500, 100)
     assert row_s(SEVEN, 2, True, 2, work, RATES) < 0.6 * row_s(SEVEN, 1, True, 2, work, RATES)
     assert row_s(SEVEN, 1, False, 4, work, RATES) > 1000 * row_s(SEVEN, 1, True, 2, work, RATES)

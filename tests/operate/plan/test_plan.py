@@ -1,4 +1,4 @@
-"""A whole run, planned: counts, problems, sources, and what a pilot's manifests change."""
+"""The plan of a whole run: counts, problems, sources, and the effect of a pilot's manifests."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def test_the_papers_run_has_the_papers_steps_and_counts() -> None:
     assert all(stage.dollars > 0 and stage.seconds > 0 and stage.source == "assumed" for stage in made.stages)
 
 
-def test_what_the_configuration_leaves_out_is_not_planned() -> None:
+def test_stages_that_the_configuration_leaves_out_are_not_planned() -> None:
     names = {stage.name for stage in plan_run(seven("reuse.segments=a", "reuse.models/m0=b")).stages}
     assert not names & {"segments", "models/m0", "evaluation/m0"}, "reused, or nothing to answer"
     one_round = plan_run(seven("curate.recipe.rounds=[{threshold: null, top_k: 1000}]"))
@@ -61,12 +61,12 @@ def test_what_the_configuration_leaves_out_is_not_planned() -> None:
     assert chained["round-1/prescores"].seconds < chained["round-1/scores"].seconds
 
 
-def test_what_does_not_fit_is_said_with_both_numbers_and_the_way_out() -> None:
+def test_a_placement_that_does_not_fit_is_named_with_both_numbers_and_the_fix() -> None:
     cramped = load(RunConfig, LARGE, ["train.placement.workers=8", "curate.placement.gpus_per_replica=1"])
     train, curate = plan_run(cramped.model_copy(update={"augment": load(RunConfig, LARGE).augment})).problems[:2]
-    assert "a worker of 8 x H100-80G needs" in train
-    assert "usable are 78.0 GB" in train
-    assert "32 workers would do" in train
+    assert "each of 8 workers on H100-80G needs" in train
+    assert "; 78.0 GB and " in train
+    assert "32 workers would fit" in train
     assert "gpus_per_replica" in curate
 
 
@@ -112,7 +112,7 @@ def test_the_job_answers_at_once_in_words_and_as_json(tmp_path: Path) -> None:
     code, said = job()
     assert time.monotonic() - began < 20
     assert code == 0, said
-    for words in ("65,285,660,672 parameters", "optimizer", "fits", "sensible", "together", "no pilot", "Assumed"):
+    for words in ("65,285,660,672 parameters", "optimizer", "fits", "sensible", "total", "no pilot", "Assumed"):
         assert words in said
     code, said = job("train.placement.workers=8", "--json")
     assert code == 1, "does not fit"
@@ -134,7 +134,7 @@ def committed(
     tokens: int = 0,
     steps: Sequence[StepMetrics] = (),
 ) -> None:
-    """Make a finished stage whose one commit took so long."""
+    """Make a finished stage whose only commit took this long."""
 
     def work(attempt: Attempt) -> Commit:
         writer = TableWriter(attempt, SEGMENT)

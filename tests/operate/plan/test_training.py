@@ -1,4 +1,4 @@
-"""Steps on n GPUs: traffic, whole examples, and the number that is sensible."""
+"""Steps on n GPUs: traffic, whole examples, and the sensible number of GPUs."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def test_zero_3_gathers_the_weights_twice_and_reduces_gradients_once_per_micro_b
     assert traffic(LARGE, replace(ZERO3, stage=2), 2)[0] < traffic(LARGE, ZERO3, 2)[0]
 
 
-def test_between_nodes_the_network_is_what_counts() -> None:
+def test_between_nodes_the_network_decides() -> None:
     rates, machine = PlanConfig(), MACHINES["A100-80G"]
     inside, outside = ring_s(1e12, 8, machine, rates), ring_s(1e12, 16, machine, rates)
     assert outside / inside == machine.link_bytes_per_s / machine.network_bytes_per_s
@@ -64,13 +64,13 @@ def test_more_gpus_are_sensible_while_they_save_enough() -> None:
     assert by_number[16].seconds > 0.71 * by_number[8].seconds
 
 
-def test_nothing_fits_where_even_one_layer_does_not() -> None:
+def test_nothing_fits_if_even_one_layer_does_not() -> None:
     tiny = PlanConfig.model_validate({"machines": {"H100-80G": {"memory_bytes": 10**9}}})
     found = steps(LARGE, ZERO3, PAPER, tiny)
     assert smallest(found) is choose(found) is None
 
 
-def test_a_host_must_hold_what_is_offloaded() -> None:
+def test_a_host_must_hold_the_offloaded_state() -> None:
     away = replace(ZERO3, workers=4, offload_optimizer=True, offload_parameters=True)
     small, large = (
         PlanConfig.model_validate({"machines": {"H100-80G": {"host_bytes": gib << 30}}}) for gib in (128, 1024)

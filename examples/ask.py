@@ -8,6 +8,7 @@ that it takes.
 """
 
 import sys
+from typing import Any
 
 
 def main(argv: list[str]) -> int:
@@ -19,7 +20,7 @@ def main(argv: list[str]) -> int:
 
     directory, question = argv
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )

@@ -13,7 +13,6 @@ from collections import Counter
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -49,7 +48,7 @@ class Root:
 
 def kept(table: pa.Table) -> pa.Table:
     """Return the rows that were not dropped."""
-    return table.filter(pc.is_null(table["drop_reason"]))
+    return table.filter(table["drop_reason"].is_null())
 
 
 def funnel(root: Root) -> None:

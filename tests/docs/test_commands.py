@@ -63,7 +63,7 @@ def test_the_configurations_that_pages_show_load(shown: Path) -> None:
     Graph(load(RunConfig, shown / "my.yaml"))
     every = [block for page in PAGES.values() for block in blocks(page.read_text()) if block.language == "yaml"]
     for block in every:
-        assert shown_as(block) or configured(RunConfig, {"root": "out", "sample": {}} | yaml.safe_load(block.text))
+        Graph(configured(RunConfig, {"root": "out", "sample": {}} | yaml.safe_load(block.text)))
 
 
 def test_commands_are_found_in_blocks_and_in_prose() -> None:

@@ -254,20 +254,21 @@ def test_the_rayjob_is_retried_but_not_for_exit_codes_that_a_retry_cannot_mend()
 
 
 README = (CLUSTER / "README.md").read_text()
-ALL = README + "".join(path.read_text() for path in [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))])
-"""What is said of clusters, extras and markets anywhere."""
+PAGES = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))]
+BOTH = README + "".join(page.read_text() for page in PAGES)
+"""The cluster's page and the project's."""
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 DOCKERFILE = (CLUSTER / "Dockerfile").read_text()
 
 
 def commands() -> list[list[str]]:
-    """The words of every command in the code blocks of the pages, continued lines joined."""
-    blocks = re.findall(r"^ *```(?:bash)?\n(.*?)^ *```", ALL, re.M | re.S)
+    """The words of every command in the code blocks of the README files, continued lines joined."""
+    blocks = re.findall(r"^ *```(?:bash)?\n(.*?)^ *```", BOTH, re.M | re.S)
     lines = (line.partition("  #")[0] for block in blocks for line in block.replace("\\\n", " ").splitlines())
     return [shlex.split(line) for line in lines if re.match(r" *(python|ray|docker|kubectl|pip|make|export) ", line)]
 
 
-def test_the_commands_of_the_pages_name_what_is_there() -> None:
+def test_the_commands_of_the_readme_files_name_what_is_there() -> None:
     found = commands()
     assert {words[0] for words in found} >= {"python", "ray", "docker", "make"}
     stages = set(re.findall(r"^FROM .* AS (\w+)$", DOCKERFILE, re.M))
@@ -280,7 +281,7 @@ def test_the_commands_of_the_pages_name_what_is_there() -> None:
                 assert (REPOSITORY / f"{word.replace('.', '/')}.py").exists(), words
         if "--target" in words:
             assert words[words.index("--target") + 1] in stages
-    for path in re.findall(r"`(?:[a-z]+ )*((?:cluster|configs)/[\w./-]+)`", ALL):
+    for path in re.findall(r"`(?:[a-z]+ )*((?:cluster|configs)/[\w./-]+)`", BOTH):
         assert (REPOSITORY / path).exists(), path
     for name in re.findall(r"^\| `([\w.-]+)` \|", README, re.M):
         assert (CLUSTER / name).exists(), name
@@ -289,7 +290,7 @@ def test_the_commands_of_the_pages_name_what_is_there() -> None:
 
 
 def test_every_extra_that_a_document_names_is_there_and_boto3_is_named() -> None:
-    texts = [ALL, DOCKERFILE, (CLUSTER / "aws.yaml").read_text()]
+    texts = [BOTH, DOCKERFILE, (CLUSTER / "aws.yaml").read_text(), (REPOSITORY / "docs/gpu.md").read_text()]
     named = {
         extra.strip()
         for text in texts
@@ -318,7 +319,7 @@ def test_the_image_carries_what_every_configuration_needs() -> None:
 
 
 def test_every_market_that_a_document_names_fits_a_gpu_pool_of_every_file() -> None:
-    named = set(re.findall(r"ray\.io/market-type: ([\w-]+)", ALL))
+    named = set(re.findall(r"ray\.io/market-type: ([\w-]+)", BOTH))
     assert named == {"spot", "on-demand"}
     types = aws()["available_node_types"]
     gpu = {types[name]["labels"]["ray.io/market-type"] for name in types if name.startswith("gpu")}

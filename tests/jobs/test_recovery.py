@@ -11,7 +11,7 @@ from tests.jobs.conftest import ROWS, SHARDS, Fates, Head
 from tests.jobs.heads import wait_for
 
 REQUESTS_PER_SHARD, REQUESTS_PER_STAGE = 8, 30
-"""What docs/operations.md states; a stage's own are its recipe, plan, manifest and listings."""
+"""What the README states; a stage's own are its recipe, plan, manifest and listings."""
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

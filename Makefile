@@ -14,6 +14,7 @@ CONFIG ?= configs/demo.yaml
 
 demo: .venv/installed
 	$(BIN)/python -m jobs.pipeline $(CONFIG)
+	@echo "Open the report in a browser: `sed -n 's/^root: *\([^ ]*\).*/\1/p' $(CONFIG)`/report/index.html"
 
 miniature: .venv/installed
 	$(BIN)/python -m jobs.miniature $(CONFIG) root=out/miniature

@@ -254,7 +254,9 @@ def test_the_rayjob_is_retried_but_not_for_exit_codes_that_a_retry_cannot_fix() 
 
 
 README = (CLUSTER / "README.md").read_text()
-BOTH = README + (REPOSITORY / "README.md").read_text()
+PAGES = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))]
+BOTH = README + "".join(page.read_text() for page in PAGES)
+"""The cluster's page and the project's."""
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 DOCKERFILE = (CLUSTER / "Dockerfile").read_text()
 

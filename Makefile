@@ -51,6 +51,7 @@ format: .venv/installed
 # docs/configuration.md, from the docstrings of the settings.
 docs: .venv/installed
 	$(BIN)/python -m tests.docs.reference
+	$(BIN)/python -m tests.docs.graph
 
 verify: .venv/installed
 	$(BIN)/python -m jobs.verify out/demo

@@ -11,7 +11,7 @@ from tests.jobs.conftest import ROWS, SHARDS, Fates, Head
 from tests.jobs.heads import wait_for
 
 REQUESTS_PER_SHARD, REQUESTS_PER_STAGE = 8, 30
-"""The number in the README; a stage's own requests are for its recipe, plan, manifest and listings."""
+"""The number in docs/operations.md; a stage's own requests are for its recipe, plan, manifest and listings."""
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -105,7 +105,7 @@ class Findings:
         return json.dumps(asdict(self), indent=1).encode()
 
     def markdown(self) -> str:
-        """Return the tables for docs/miniature.md and the report: claims, then accuracies, then raters; shares in percent."""
+        """Return the tables for docs/miniature.md and the page: claims, accuracies, raters; shares in percent."""
         lines = ["| claim | left | right | difference (95 %) | |", "|---|---|---|---|---|"]
         for outcome in self.outcomes:
             claim = outcome.claim

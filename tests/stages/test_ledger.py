@@ -19,7 +19,7 @@ def attempt(number: int, **more: Any) -> AttemptRecord:
     ("what", "made", "counted"),
     [
         ("it raised", {"error": "ValueError", "charged": True}, True),
-        ("its neighbour's process was ended", {"error": "...", "charged": False}, False),
+        ("its neighbor's process was ended", {"error": "...", "charged": False}, False),
         ("its process died silently", {}, True),
         ("its node was lost", {"node_id": "gone"}, False),
         ("it raised, and its node was lost later", {"node_id": "gone", "error": "ValueError", "charged": True}, True),

@@ -1,7 +1,7 @@
 """Put on PYTHONPATH by a fault test: kills a driver, an actor or a raylet at an armed step, once.
 
-The folder FAULT_PLAN holds a file `<step>.<role>` for every kill to come; whoever renames it does the deed. Drivers
-have FAULT_DRIVER set and leave their process id there; actors leave that of their raylet, which is their parent.
+The folder FAULT_PLAN holds a file `<step>.<role>` per planned kill; the process that renames it does the kill. Drivers
+have FAULT_DRIVER set and write their process id there; actors write that of their raylet, which is their parent.
 """
 
 import contextlib

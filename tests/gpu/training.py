@@ -25,7 +25,7 @@ from tests.gpu.material import SHAPES, Check, base, examples, let_go, rates
 from tests.gpu.report import installed
 
 EXACT = 1e-4
-"""Largest relative difference of two layouts' losses in float32; on CPUs 1.5e-7 after 20 steps (docs/performance.md)."""
+"""Largest relative difference of two layouts' losses in float32; 1.5e-7 on CPUs after 20 steps (performance.md)."""
 ROUNDED = 2e-2
 """The same in bfloat16, which has 8 bits of precision: sums in another order differ in the third digit."""
 

@@ -45,15 +45,15 @@ class Kind:
     section: str
     """The section of RunConfig that holds its settings."""
     reads: tuple[Read, ...] = ()
-    """The stages that it reads; outside files take the place of a stage that is not in the run."""
+    """The stages that it reads. One that is not part of the run is skipped: the run then reads files from outside."""
     ids_of: Read = ""
-    """The stage in `reads` whose kept ids this stage must account for, each exactly once; "" if its rows have other
-    sources."""
+    """The stage in `reads` whose kept ids must all appear here, each exactly once; "" if there is no such stage."""
     placement: str = "placement"
     """The section's field with the placement."""
     needs: tuple[str, ...] = ()
     """Dotted fields of the section that name the libraries its workers import."""
     present: Callable[[RunConfig], object] = lambda config: True
+    """Whether a run with this configuration has the stage; any true value counts."""
     on_demand: bool = False
     """Make it only if a stage that must be made reads it, just before the first such stage."""
     apart: bool = False
@@ -149,7 +149,8 @@ KINDS = (
     Kind("compare/round-{t}/{scorer}", SCORE, "curate", ("compare/sample", "models/m{before}", BASE), "compare/sample",
          needs=ENGINE, apart=True),
 )  # fmt: skip
-"""In the order in which a run makes them, round by round: a stage reads only stages above it."""
+"""In the order in which a run makes them; each block of lines with `{t}` repeats for each round. A stage reads only
+stages above it or stages of the previous round."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
     web ─► segments ─► corpus                  curated_t = the best of them
     corpus + backward ─► candidates            rewritten_t = curated_t reworded, if a rewriter is set
                                                m_t = base, fine-tuned on seed + curated_t      t = 1, 2, ...
+                                               (on rewritten_t if there is one; without the seed if `joint` is off)
                                                (pairs are tokenized once, before training)
 
 `stages` runs the stages that are not done and yields each stage's manifest as soon as it exists. A finished stage costs
@@ -66,7 +67,8 @@ METHOD: dict[str, Callable[[StageContext], Manifest]] = {
         s.config.evaluate, s.chat, s.pairs, s.model("models/m{t}"), f"m{s.round}", s.place
     ),
 }  # fmt: skip
-"""How each stage of the graph is made."""
+"""How each stage of the graph is made. `s` (context.py) has the run's settings and the stages that this one may read:
+`s["round-{t}/scores"]` is this round's, and `s.pairs` is the stage whose rows this one must account for."""
 
 
 def stages(run: Run) -> Iterator[Manifest]:

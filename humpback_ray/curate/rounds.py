@@ -1,7 +1,8 @@
-"""Self-curation, once per round: rate every candidate, keep the best.
+"""Self-curation, once per round: rate the candidates, keep the best.
 
-Only the ratings change between rounds, never the candidates (Li et al. 2023, arXiv:2308.06259, section 2.3). Too many
-failed ratings or too few kept pairs stop the run here, before training requests GPUs.
+The candidates are the same in every round; the rater changes (unless it is always the base model), and the selection
+rule may (Li et al. 2023, arXiv:2308.06259, section 2.3). Too many failed ratings or too few kept pairs stop the run
+here, before training requests GPUs.
 """
 
 from typing import Self
@@ -42,8 +43,8 @@ class CurateRecipe(ScoreRecipe):
     """One rule per round; the paper runs two rounds."""
 
     canaries: bool = True
-    """Each round's model also rates about 500 bad pairs; half of them try to talk it into a good grade (`canaries.py`).
-    They change no score, and nothing is trained on them. Not hashed."""
+    """Each round's model also rates about 500 bad pairs (`canaries.py`); half contain a text that asks for a high
+    grade. They change no score, and nothing is trained on them. Not hashed."""
 
     @model_validator(mode="after")
     def _thresholds_can_be_reached(self) -> Self:
@@ -53,7 +54,7 @@ class CurateRecipe(ScoreRecipe):
 
 
 class CurateConfig(Config):
-    """The `round-*/scores` and `round-*/curated` stages."""
+    """Rating and selection: the stages of scores, prescores, canaries and curated pairs, and `--compare`."""
 
     recipe: CurateRecipe = Field(default_factory=CurateRecipe)
     placement: PoolPlacement = PoolPlacement()
@@ -74,9 +75,9 @@ class CurateConfig(Config):
         return self.model_copy(update={"recipe": self.recipe.model_copy(update={"scorer": scorer, **changes})})
 
     def lenient(self) -> Self:
-        """Return this configuration for a model that is only inspected.
+        """Return this configuration for ratings that select nothing: canaries, the check of the sample's base model.
 
-        The scorer that selects rates all pairs, and no share of failed ratings stops the run.
+        Of a chain, only the last scorer is used, on all pairs. Failed ratings do not stop the run.
         """
         scorer = self.recipe.scorer
         return self.scored_by(scorer.then if isinstance(scorer, Chained) else scorer, max_failed_share=1.0)
@@ -149,9 +150,9 @@ def make_curated(config: CurateConfig, number: int, candidates: Manifest, scores
 
 
 def keep(attempt: Attempt, candidates: Manifest, scores: Manifest, rule: SelectRecipe) -> Commit:
-    """Decide by scores (and by instructions and URLs where a rule needs them), then copy candidates with their fates.
+    """Decide which candidates to keep, and write all of them, each dropped one with its reason.
 
-    The commit's `rules` say how many rows each rule dropped and left.
+    Rules may also look at instructions and URLs. The commit's `rules` count the rows that each rule dropped and passed.
     """
     columns = ["id", "score", "drop_reason"]
     rated = pa.concat_tables([SCORE.empty_table().select(columns), *scores.tables(columns, kept=False)])

@@ -6,8 +6,10 @@ A directory made from another recipe or other inputs is refused as drift, and th
 
     recipe → plan → attempts → commits → manifest        (ledger.py has the files)
 
-Limits: stages do not stream into each other. Each ends before the next begins, so you can inspect it, and the next
-stage asks for GPUs only once its inputs are complete.
+`steps.reach(n)` does nothing in a run; fault tests kill the process there (storage/steps.py lists the steps).
+
+Stages do not stream into each other: each ends before the next begins. That costs time, but every result can be
+inspected, and a stage asks for GPUs only once its inputs are complete.
 """
 
 import json
@@ -69,7 +71,7 @@ class Stage:
         recipe: what the stage computes; hashed.
         inputs: what the stage reads, by name: manifests of other stages, or inventories of external files.
         schema: of its tables; None if it writes other files (models).
-        ids_of: name of the input whose kept ids each have one fate here; `run` finds it by itself.
+        ids_of: name of the input whose every kept id must appear here exactly once; the method `run` sets it itself.
 
     Raises:
         Drift: the directory holds another recipe or other inputs.
@@ -128,7 +130,7 @@ class Stage:
                 submission stays in force.
 
         Raises:
-            StageFailed: a shard failed whatever rows it got, or no actor could be started.
+            StageFailed: a shard fails and no single row is to blame, or no actor could be started.
         """
         if self.done:
             return self._retry(self.done, worker, arguments, placement, source)

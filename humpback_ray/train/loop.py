@@ -3,11 +3,13 @@
 Every worker computes the same schedule, takes its share of each global batch (packing.py) and runs the same number of
 micro-batches (an empty one carries no loss). The loss of a step is the sum over the output tokens of the *global* batch
 divided by their number, whatever the number of workers, the packing or the accumulation: in float32 without dropout the
-losses agree to about 1e-6. Dropout masks are seeded by (seed, step, rank), so a resumed run draws the same ones.
+losses agree to about 1e-6. Dropout masks are seeded by (seed, step, rank), so a run that resumes with the same number
+of workers and the same `micro_batch_tokens` draws the same ones.
 
-A checkpoint is due every few steps or minutes, or when a worker hears that it is about to be taken away. All workers
-must save after the same step, so they tell each other when they add up the loss. They know that sum before the last
-backward pass. If it is bad, the update is not applied, and the recipe decides whether the run stops or continues.
+A checkpoint is due every few steps or minutes, or when a worker is told that its node will be taken away or that the
+run will grow. All workers must save after the same step, so each sends its wish along when they sum the step's loss,
+before the last backward pass. If that loss or the gradient is bad, the update is not applied, and the recipe decides
+whether the run stops.
 
 The loop knows nothing of Ray: a `Session` (state.py) says which worker it is and where checkpoints and progress go. A
 single worker needs no launcher: call `train(job, placement, Session.alone("checkpoints"))`.
@@ -148,7 +150,7 @@ def outcome(training: Training) -> TrainResult:
 
 
 def resume(training: Training) -> None:
-    """Resume from the newest checkpoint, if there is one; no weight is read before every worker found it undamaged."""
+    """Resume from the newest checkpoint, if any; no weights are loaded until all workers have found it undamaged."""
     import torch.distributed as dist
 
     source = found(training)
@@ -169,7 +171,7 @@ def resume(training: Training) -> None:
 
 
 def found(training: Training) -> store.Fetched | None:
-    """Return the newest checkpoint once every worker has the files that it needs on its machine."""
+    """Fetch each worker's files of the newest checkpoint; look again if one could not get them. None: there is none."""
     held = fragments.held(training.engine)
     while uri := group.chosen(training.session.rank, lambda: store.newest(training.session.checkpoints)):
         source = store.fetch(uri, held)

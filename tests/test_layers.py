@@ -29,7 +29,10 @@ ABSENT = ("ray", "resiliparse", "fastwarc")
 
 @functools.cache
 def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+    try:
+        return ast.parse(path.read_text())
+    except SystemError:  # CPython 3.11 adds up the depth of parses in all threads; another thread was parsing
+        return ast.parse(path.read_text())
 
 
 def imported(path: Path, top_level_only: bool) -> Iterator[str]:

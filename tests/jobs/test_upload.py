@@ -79,5 +79,5 @@ def test_an_upload_that_is_too_large_is_refused_without_reading_it_and_its_large
     said = capsys.readouterr().out
     assert code == 2
     assert "30,72" in said
-    assert "and a cluster takes 100; largest: weights/llama 30,720 MiB" in said
+    assert "but a cluster takes 100; largest: weights/llama 30,720 MiB" in said
     assert said.count("\n") == 1

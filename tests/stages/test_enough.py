@@ -71,7 +71,9 @@ def test_seed_pairs_that_hold_a_prompt_are_counted_and_other_prompts_are_drift(t
         make_seed(SeedConfig(), files, place, HeldOut.of(ContaminationRecipe(), others, None))
     with pytest.raises(Drift, match=r"recipe\.contamination\.ngram_words"):
         make_seed(SeedConfig(), files, place, HeldOut.of(ContaminationRecipe(ngram_words=8), prompts, None))
-    with pytest.raises(StageFailed, match=r"fewer than seed\.recipe\.min_kept = 9; dropped: contaminated 1; give"):
+    with pytest.raises(
+        StageFailed, match=r"fewer than seed\.recipe\.min_kept = 9; dropped: contaminated 1; use other inputs"
+    ):
         make_seed(SeedConfig(recipe=SeedRecipe(min_kept=9)), files, place, held_out)
 
 
@@ -94,9 +96,11 @@ def test_a_corpus_of_duplicates_alone_ends_the_job(tmp_path: Path, local_ray: No
 
     segments = Stage(Place("segments", str(tmp_path / "segments"), "s"), {}, {}, SEGMENT).leased(write)
     config = CorpusConfig(recipe=CorpusRecipe(min_kept=2))
-    with pytest.raises(StageFailed, match=r"corpus: 1 of 2 rows .*min_kept = 2; dropped: exact_duplicate 1; give"):
+    with pytest.raises(
+        StageFailed, match=r"corpus: 1 of 2 rows .*min_kept = 2; dropped: exact_duplicate 1; use other inputs"
+    ):
         make_corpus(config, segments, Place("corpus", str(tmp_path / "corpus"), "s"))
-    with pytest.raises(StageFailed, match=r"segments: 2 of 2 rows .*min_kept = 3; dropped: nothing; give"):
+    with pytest.raises(StageFailed, match=r"segments: 2 of 2 rows .*min_kept = 3; dropped: nothing; use other inputs"):
         make_corpus(CorpusConfig(recipe=CorpusRecipe(min_kept=3)), segments, Place("corpus", str(tmp_path / "c"), "s"))
 
 

@@ -1,4 +1,4 @@
-"""Prove from storage alone that no row was lost and no row is duplicated (P8).
+"""Check, with no Ray and no model, that no row was lost and no row is duplicated (P8).
 
 For every finished stage:
 

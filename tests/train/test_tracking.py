@@ -14,11 +14,17 @@ STEP = StepMetrics(1, 2.5, 1e-4, 0.75, 100, 40, 0.5, mfu=0.4321, memory_bytes=12
 
 
 def test_an_offline_run_is_written_without_a_network_and_kept(tmp_path: Path, said: Said) -> None:
-    with Tracker("offline", "demo", "m0", str(tmp_path / "wandb")) as tracker:
-        for step in range(1, 4):
-            tracker(STEP.figures() | {"step": step, "validation_loss": 1.625 if step == 3 else None})
+    for attempt in ("first", "second"):
+        said.records.clear()
+        folder = tmp_path / attempt / "wandb"
+        with Tracker("offline", "demo", "m0", str(folder)) as tracker:
+            for step in range(1, 4):
+                tracker(STEP.figures() | {"step": step, "validation_loss": 1.625 if step == 3 else None})
+        # W&B parses Python; CPython 3.11 fails at that if another thread of this process parses at the same time.
+        if not any("AST constructor recursion depth mismatch" in message for _, message in said.records):
+            break
     assert not said.records
-    (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    (file,) = folder.glob("offline-run-*/run-*.wandb")
     held = file.read_bytes()
     for part in (b"demo", b"m0", b"output_tokens_per_s", b"0.4321", b"123456789", b"1.625"):
         assert part in held, part

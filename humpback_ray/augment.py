@@ -15,7 +15,8 @@ from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.engines import NO_REPLY, Completion, EngineConfig, Request, TransformersEngine, generate_all
 from humpback_ray.inputs.contamination import NOTHING, HeldOut
-from humpback_ray.placement import PoolPlacement, Resources
+from humpback_ray.needs import Resources
+from humpback_ray.placement import PoolPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.prompts.instructions import InstructionFilters
 from humpback_ray.records import CANDIDATE, seed_of

@@ -1,7 +1,7 @@
-"""The resources and labels that work needs on a node, in Ray's names, and how to say them in words."""
+"""The resources that work needs on a node, in Ray's names and in words, and those that an actor is told it has."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -55,3 +55,36 @@ def _selects(wanted: str, found: str | None) -> bool:
     inside = re.fullmatch(r"in\((.*)\)", plain)
     values = [value.strip() for value in inside[1].split(",")] if inside else [plain]
     return (found in values) != wanted.startswith("!")
+
+
+def _keep(name: str, value: str) -> str:
+    del name
+    return value
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Resources of one actor; an engine sizes its threads, device and batches by them."""
+
+    cpus: float = 1
+    gpus: float = 0
+    batch_rows: int = 128
+    batch_tokens: int = 1 << 16
+    pipeline_parallel: int = 1
+    memory_share: float = 0.9
+    cache_bytes: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    agree: Callable[[str, str], str] = _keep
+    """Takes a name and a value that an actor measured; returns the value that all actors of the stage use: the first
+    one reported."""
+
+    @property
+    def tensor_parallel(self) -> int:
+        """Number of GPUs over which each layer is split."""
+        return max(1, int(self.gpus)) // self.pipeline_parallel
+
+    @property
+    def gpu_memory_share(self) -> float:
+        """Share of each GPU's memory that an engine may take; scaled down if the actor has only part of a GPU."""
+        return self.memory_share * min(1, self.gpus)

@@ -1,49 +1,14 @@
 """Where work runs: replicas, CPUs, GPUs, workers, as settings and as Ray's arguments. Never hashed."""
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from humpback_ray.config import Config
-from humpback_ray.needs import Need
+from humpback_ray.needs import Need, Resources
 from humpback_ray.packages import FLASH, WANDB, Package
-
-
-def _keep(name: str, value: str) -> str:
-    del name
-    return value
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Resources of one actor; an engine sizes its threads, device and batches by them."""
-
-    cpus: float = 1
-    gpus: float = 0
-    batch_rows: int = 128
-    batch_tokens: int = 1 << 16
-    pipeline_parallel: int = 1
-    memory_share: float = 0.9
-    cache_bytes: int | None = None
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    agree: Callable[[str, str], str] = _keep
-    """Takes a name and a value that an actor measured; returns the value that all actors of the stage use: the first
-    one reported."""
-
-    @property
-    def tensor_parallel(self) -> int:
-        """Number of GPUs over which each layer is split."""
-        return max(1, int(self.gpus)) // self.pipeline_parallel
-
-    @property
-    def gpu_memory_share(self) -> float:
-        """Share of each GPU's memory that an engine may take; scaled down if the actor has only part of a GPU."""
-        return self.memory_share * min(1, self.gpus)
-
 
 GiveUpAfter = Annotated[float, Field(gt=0)]
 """Minutes."""

@@ -16,7 +16,8 @@ from pydantic import Field, field_validator, model_validator
 from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.engines import NO_REPLY, Completion, EngineConfig, Request, TransformersEngine, generate_all
-from humpback_ray.placement import PoolPlacement, Resources
+from humpback_ray.needs import Resources
+from humpback_ray.placement import PoolPlacement
 from humpback_ray.prompts.chat import ChatRecipe, PromptLayout, Tags, laid_out
 from humpback_ray.prompts.instructions import refuses
 from humpback_ray.prompts.marks import code_of, fill, missing_placeholders

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 
-from humpback_ray.placement import Resources, TaskPlacement
+from humpback_ray.needs import Resources
+from humpback_ray.placement import TaskPlacement
 from humpback_ray.records import PAIR
 from humpback_ray.stages.stage import Stage
 from tests.stages.test_poison import POOL

@@ -8,7 +8,7 @@ import pytest
 from humpback_ray.augment import FAILED, FAKED_TURN, AugmentRecipe, Predictor, backward_request, candidates
 from humpback_ray.engines import Completion, EchoEngine
 from humpback_ray.inputs.contamination import CONTAMINATED, NOTHING, HeldOut
-from humpback_ray.placement import Resources
+from humpback_ray.needs import Resources
 from humpback_ray.prompts.chat import ChatRecipe, TurnFormat
 from humpback_ray.prompts.instructions import InstructionFilters
 from humpback_ray.records import CANDIDATE, SEGMENT

@@ -29,7 +29,7 @@ from humpback_ray.config import Config
 from humpback_ray.corpus.extract import ExtractRecipe, Section, Unusable, extract
 from humpback_ray.corpus.filters import FilterRecipe, header_reason, is_foreign, length_reason, repetition_reason
 from humpback_ray.corpus.readers import Document, Dropped, Reader, default_readers, reader_for
-from humpback_ray.placement import Resources
+from humpback_ray.needs import Resources
 from humpback_ray.records import QUARANTINED, SEGMENT, record_id, seed_of
 from humpback_ray.storage import InputFile, reading
 

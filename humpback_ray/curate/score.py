@@ -11,7 +11,7 @@ from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.curate.scorers import FAILURES, Chained, Choice, Rubric, ScorerConfig, passed_over
 from humpback_ray.engines import EngineConfig, TransformersEngine
-from humpback_ray.placement import Resources
+from humpback_ray.needs import Resources
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import SCORE
 from humpback_ray.stages.manifest import read_manifest

@@ -19,7 +19,7 @@ from pydantic import Field
 from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.engines.base import Completion, Engine, Request
-from humpback_ray.placement import Resources
+from humpback_ray.needs import Resources
 
 _ASKS_FOR_SCORE = "Score:"
 _OTHER_SHARE = 0.1

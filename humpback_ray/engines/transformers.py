@@ -21,8 +21,8 @@ from humpback_ray.engines.batching import BatchedEngine, Ended, Job, OutOfMemory
 from humpback_ray.engines.decoding import BatchRow, Decoder
 from humpback_ray.engines.tokens import Reader, Reading
 from humpback_ray.engines.types import CausalModel
+from humpback_ray.needs import Resources
 from humpback_ray.packages import TORCH, TRANSFORMERS, Package
-from humpback_ray.placement import Resources
 from humpback_ray.prompts.tokenizer import Tokenizer
 from humpback_ray.stages.processes import Dead
 

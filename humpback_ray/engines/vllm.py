@@ -25,8 +25,8 @@ from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.engines.base import Completion, Engine, Request
 from humpback_ray.engines.tokens import Reader, Reading
+from humpback_ray.needs import Resources
 from humpback_ray.packages import TRANSFORMERS, VLLM, Package
-from humpback_ray.placement import Resources
 from humpback_ray.prompts.tokenizer import Tokenizer
 from humpback_ray.stages.processes import Dead
 

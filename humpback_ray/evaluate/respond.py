@@ -14,7 +14,7 @@ from humpback_ray import storage
 from humpback_ray.config import Config
 from humpback_ray.engines import NO_REPLY, Completion, EngineConfig, Request, TransformersEngine, generate_all
 from humpback_ray.inputs.promptfiles import load_prompts
-from humpback_ray.placement import Resources
+from humpback_ray.needs import Resources
 from humpback_ray.prompts.chat import ChatRecipe, Tags
 from humpback_ray.records import RESPONSE, seed_of
 

@@ -39,7 +39,8 @@ from humpback_ray.config import load
 from humpback_ray.corpus.segments import Segmenter
 from humpback_ray.curate.scorers import Rubric, RubricExpected
 from humpback_ray.engines import Completion, EchoEngine, Engine, Request, TransformersEngine, VllmEngine, generate_all
-from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
+from humpback_ray.needs import Resources
+from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe, encode_prompt
 from humpback_ray.records import SEGMENT, record_id
 from humpback_ray.runconfig import RunConfig

@@ -29,7 +29,8 @@ import pyarrow.parquet as pq
 
 from humpback_ray.config import load
 from humpback_ray.engines import Request, TransformersEngine, generate_all
-from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement, TrainPlacement
+from humpback_ray.needs import Resources
+from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import PAIR
 from humpback_ray.runconfig import RunConfig

@@ -8,8 +8,9 @@ import pytest
 from humpback_ray.corpus import segments
 from humpback_ray.corpus.readers import default_readers
 from humpback_ray.corpus.segments import Segmenter, SegmentRecipe
+from humpback_ray.needs import Resources
 from humpback_ray.operate.verify import verify_stage
-from humpback_ray.placement import PoolPlacement, Resources
+from humpback_ray.placement import PoolPlacement
 from humpback_ray.records import QUARANTINED, SEGMENT
 from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.storage.inventory import Hashes, resolve

@@ -6,7 +6,7 @@ import pytest
 from humpback_ray.curate.score import FAILED, Rater, ScoreRecipe
 from humpback_ray.curate.scorers import Rubric, RubricExpected
 from humpback_ray.engines import EchoEngine
-from humpback_ray.placement import Resources
+from humpback_ray.needs import Resources
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import CANDIDATE, SCORE
 

@@ -16,7 +16,7 @@ from humpback_ray.engines import (
     VllmEngine,
     generate_all,
 )  # fmt: skip
-from humpback_ray.placement import Resources
+from humpback_ray.needs import Resources
 from tests.engines.tiny import save_model
 
 CONTEXT_TOKENS = 256

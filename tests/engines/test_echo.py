@@ -2,7 +2,7 @@ import asyncio
 import time
 
 from humpback_ray.engines import EchoEngine, Request, generate_all
-from humpback_ray.placement import Resources
+from humpback_ray.needs import Resources
 from humpback_ray.prompts.marks import fill
 from humpback_ray.prompts.rating import DIRECT, REASONED, parse_score
 

@@ -12,7 +12,7 @@ from humpback_ray.engines import Request, TransformersEngine, generate_all
 from humpback_ray.engines.base import Completion
 from humpback_ray.engines.batching import BatchedEngine, OutOfMemory
 from humpback_ray.engines.transformers import gpu_dtype
-from humpback_ray.placement import Resources
+from humpback_ray.needs import Resources
 from humpback_ray.prompts.chat import encode, encode_prompt
 from humpback_ray.stages.ledger import Ledger
 from tests.conftest import one_example_in

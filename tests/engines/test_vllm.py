@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from humpback_ray.engines import Engine, Request, VllmEngine, generate_all
-from humpback_ray.placement import Resources
+from humpback_ray.needs import Resources
 from humpback_ray.prompts.chat import encode_prompt
 from humpback_ray.stages.processes import Dead
 from tests.engines.test_transformers import generate_plainly

@@ -8,7 +8,7 @@ import pyarrow as pa
 from humpback_ray.engines import Completion, EchoEngine
 from humpback_ray.evaluate.respond import EvaluateRecipe, Responder, alpaca_outputs, answer_request, responses
 from humpback_ray.inputs.promptfiles import load_prompts, read_prompts
-from humpback_ray.placement import Resources
+from humpback_ray.needs import Resources
 from humpback_ray.prompts.chat import ChatRecipe, TurnFormat
 from humpback_ray.records import RESPONSE
 from humpback_ray.storage import find

@@ -15,8 +15,8 @@ from typing import Any
 
 from humpback_ray.engines.base import Completion, Request, generate_all
 from humpback_ray.engines.transformers import TransformersEngine, fastest_dtype, gpu_dtype
+from humpback_ray.needs import Resources
 from humpback_ray.operate.plan.inference import RowWork, row_s
-from humpback_ray.placement import Resources
 from humpback_ray.prompts.chat import encode, encode_prompt
 from tests.gpu.material import SHAPES, Check, let_go, rates, writer
 

@@ -21,8 +21,8 @@ from humpback_ray import storage
 from humpback_ray.augment import Predictor
 from humpback_ray.config import load
 from humpback_ray.inputs.contamination import NOTHING
+from humpback_ray.needs import Resources
 from humpback_ray.operate.verify import verify
-from humpback_ray.placement import Resources
 from humpback_ray.runconfig import RunConfig
 from humpback_ray.stages.manifest import read_manifest
 from tests.chaos.play import account, fault_proxy

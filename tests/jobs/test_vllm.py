@@ -16,8 +16,9 @@ from humpback_ray.curate.rounds import CurateConfig, CurateRecipe, make_scores
 from humpback_ray.curate.scorers import RubricExpected
 from humpback_ray.engines import TransformersEngine, VllmEngine
 from humpback_ray.inputs.contamination import NOTHING
+from humpback_ray.needs import Resources
 from humpback_ray.operate.verify import verify_stage
-from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
+from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.prompts.instructions import InstructionFilters
 from humpback_ray.records import CANDIDATE, SEGMENT

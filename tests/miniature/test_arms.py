@@ -30,7 +30,7 @@ from humpback_ray.graph import Graph, stage_names
 from humpback_ray.miniature import arms as miniature
 from humpback_ray.miniature.findings import CLAIMS, Values
 from humpback_ray.miniature.measure import Measures, measure, rows
-from humpback_ray.placement import Resources
+from humpback_ray.needs import Resources
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.runconfig import RunConfig
 from humpback_ray.stages.manifest import Manifest, read_manifest

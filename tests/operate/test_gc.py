@@ -15,9 +15,10 @@ import pytest
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
+from humpback_ray.needs import Resources
 from humpback_ray.operate import gc
 from humpback_ray.operate.verify import verify
-from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
+from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.records import PAIR
 from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.ledger import Attempt, Ledger, write_table

@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from humpback_ray.needs import Resources
 from humpback_ray.operate.verify import verify_stage
-from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
+from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.records import PAIR, QUARANTINED
 from humpback_ray.stages.errors import StageFailed
 from humpback_ray.stages.manifest import Manifest

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 
-from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
+from humpback_ray.needs import Resources
+from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.records import PAIR
 from humpback_ray.stages.manifest import Manifest
 from humpback_ray.stages.stage import Stage

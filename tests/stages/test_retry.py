@@ -18,9 +18,10 @@ from humpback_ray.config import ConfigError
 from humpback_ray.corpus.filters import FilterRecipe
 from humpback_ray.corpus.readers import default_readers
 from humpback_ray.corpus.segments import Segmenter, SegmentRecipe
+from humpback_ray.needs import Resources
 from humpback_ray.operate import gc
 from humpback_ray.operate.verify import verify_stage
-from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
+from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.records import PAIR, QUARANTINED, SEGMENT
 from humpback_ray.run import refuse_read
 from humpback_ray.stages.commits import Commit

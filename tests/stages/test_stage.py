@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from humpback_ray import storage
-from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
+from humpback_ray.needs import Resources
+from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.records import PAIR
 from humpback_ray.stages.commits import Commit
 from humpback_ray.stages.errors import StageFailed

@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
+from humpback_ray.needs import Resources
+from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.records import PAIR
 from humpback_ray.stages.ledger import Ledger
 from humpback_ray.stages.manifest import Manifest

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 
 from humpback_ray import storage
-from humpback_ray.needs import Need
+from humpback_ray.needs import Need, Resources
 from humpback_ray.operate.status import Unfinished
-from humpback_ray.placement import PoolPlacement, Resources, TaskPlacement
+from humpback_ray.placement import PoolPlacement, TaskPlacement
 from humpback_ray.records import PAIR
 from humpback_ray.stages import progress, waiting
 from humpback_ray.stages.errors import StageFailed

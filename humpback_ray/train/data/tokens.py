@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from humpback_ray import storage
-from humpback_ray.placement import Resources
+from humpback_ray.needs import Resources
 from humpback_ray.prompts.chat import ChatRecipe, Tokens, encode_example
 from humpback_ray.prompts.tokenizer import Tokenizer
 from humpback_ray.records import TOKENS

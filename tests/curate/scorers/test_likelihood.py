@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from humpback_ray.curate.scorers import FAILURES, Likelihood
 from humpback_ray.curate.scorers.base import ScoreRow
 from humpback_ray.engines import Completion, EchoEngine, Engine, TransformersEngine
-from humpback_ray.placement import Resources
+from humpback_ray.needs import Resources
 from humpback_ray.prompts.chat import ChatRecipe, encode
 from tests.curate.scorers.judges import CHAT, ROW, Judge
 from tests.engines.tiny import save_model

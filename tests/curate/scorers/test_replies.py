@@ -9,7 +9,7 @@ import pytest
 from humpback_ray.curate.scorers import FAILURES, Rubric
 from humpback_ray.curate.scorers.base import ScoreRow
 from humpback_ray.engines import Completion, TransformersEngine
-from humpback_ray.placement import Resources
+from humpback_ray.needs import Resources
 from humpback_ray.prompts.chat import ChatRecipe
 from tests.curate.scorers.judges import CHAT, ROW, Judge, judge_of
 from tests.engines.tiny import save_model

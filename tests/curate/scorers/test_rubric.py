@@ -10,7 +10,7 @@ from humpback_ray.curate.scorers import FAILURES, Rubric, RubricExpected, Scorer
 from humpback_ray.curate.scorers.base import Sample, ScoreRow, Texts, score_row
 from humpback_ray.curate.scorers.replies import expected_grade
 from humpback_ray.engines import Completion, EchoEngine
-from humpback_ray.placement import Resources
+from humpback_ray.needs import Resources
 from humpback_ray.prompts.own import UserMessage
 from humpback_ray.records import SCORE
 from tests.curate.scorers.judges import CHAT, ROW, Judge, judge_of

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from humpback_ray.engines import Request, VllmEngine
-from humpback_ray.placement import Resources, TrainPlacement
+from humpback_ray.needs import Resources
+from humpback_ray.placement import TrainPlacement
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.train.export.reload import probe_prompt
 from humpback_ray.train.loop import Session, train

@@ -83,35 +83,59 @@ class PlanConfig(Config):
     """Your own machines, or other figures for known ones: `{H200: {dollars_per_hour: 3.5}}`."""
 
     usable_share: float = Field(default=0.92, gt=0, le=1)
-    """Usable share of a GPU's memory: CUDA, NCCL and fragmentation take the rest."""
+    """Usable share of a GPU's memory: CUDA, NCCL and fragmentation take the rest. On an H100, PyTorch reserved 3 % more
+    than the peak with expandable segments, which training workers use, and 12 % more without."""
 
     training_mfu: float = Field(default=0.45, gt=0, le=1)
-    """Share of peak FLOP/s that matrix products reach in a long enough micro-batch. Assumed."""
+    """Share of peak FLOP/s that matrix products reach in a long enough micro-batch. Published: 0.40 to 0.57 on H100s
+    (LLM Foundry's table), 0.39 to 0.46 on A800s with DeepSpeed and transformers, 0.48 on A100s (Touvron et al. 2023,
+    arXiv:2302.13971, section 2.4)."""
 
     traffic_share: float = Field(default=0.7, gt=0, le=1)
-    """Share of link and network bandwidth that collectives reach. Assumed."""
+    """Share of link and network bandwidth that collectives reach, besides `message_s`. Together they meet published
+    times of nccl-tests for 128 MB on 2, 4 and 8 p5 nodes within a factor of 1.4."""
 
     overlap: float = Field(default=0.5, ge=0, le=1)
-    """Share of the shorter of arithmetic and traffic that the longer one hides. Assumed."""
+    """Share of the shorter of arithmetic and traffic that the longer one hides. 0.5 to 0.6 by LLM Foundry's 70B on 32
+    and 64 H100s."""
 
     message_s: float = Field(default=50e-6, ge=0)
-    """Latency of a collective, however short, in seconds per doubling of the workers. Assumed."""
+    """Latency of a collective, however short, in seconds per doubling of the workers. See `traffic_share`."""
 
     host_updates_per_s: float = Field(default=0.5e9, gt=0)
-    """Parameters that a GPU's share of the host updates per second if the optimizer is offloaded. Assumed."""
+    """Parameters that a GPU's share of the host updates per second if the optimizer is offloaded; needs several cores.
+    ZeRO-Offload's table 4 has 3.9e9 for a host of 48 cores (Ren et al. 2021, arXiv:2101.06840), an eighth of it here."""
 
-    start_s: float = Field(default=300.0, ge=0)
-    """Seconds that a stage with a model takes before its first row or step and after its last: machines, weights,
-    export. Assumed."""
+    start_s: float = Field(default=120.0, ge=0)
+    """Seconds until a stage's machines are up, their containers run and their libraries are imported. Assumed."""
+
+    engine_start_s: float = Field(default=90.0, ge=0)
+    """Seconds that vLLM compiles, measures its memory and captures CUDA graphs after it has read the weights. Assumed."""
+
+    storage_bytes_per_s: float = Field(default=0.3e9, gt=0)
+    """Bytes per second between one process and object storage. A process makes four requests at once, and S3 gives each
+    about 85 MB/s (AWS's performance guidelines)."""
+
+    node_storage_bytes_per_s: float = Field(default=2.5e9, gt=0)
+    """Bytes per second between a node and object storage, all its processes together. Assumed."""
+
+    disk_bytes_per_s: float = Field(default=2e9, gt=0)
+    """Bytes per second that a node reads from or writes to its disk or a shared file system. Assumed."""
+
+    host_copy_bytes_per_s: float = Field(default=4e9, gt=0)
+    """Bytes per second that a worker copies from its GPU to ordinary host memory: a checkpoint's copy stops training
+    for that long. Assumed."""
 
     prefill_mfu: float = Field(default=0.4, gt=0, le=1)
     """Share of peak FLOP/s that prefill (reading prompts) reaches. Assumed."""
 
     decode_share: float = Field(default=0.5, gt=0, le=1)
-    """Share of memory bandwidth that decoding (writing replies) reaches. Assumed."""
+    """Share of memory bandwidth that decoding (writing replies) reaches. Assumed; see docs/performance.md for published
+    speeds of vLLM."""
 
-    most_sequences: int = Field(default=256, ge=1)
-    """Replies that one engine writes at once if memory allows (vLLM's default). Assumed."""
+    launch_s: float = Field(default=1e-3, ge=0)
+    """Seconds per layer and step that the transformers engine takes to start its kernels from Python, however few the
+    rows. Measured on an H100: 16 ms for 16 layers."""
 
     pages: int = Field(default=2_000_000, ge=0)
     """Documents in the corpus. Assumed; the paper names only the segments."""

@@ -91,11 +91,23 @@ class Reserve:
             controller = training_variables()
             self.add(1, _written({"env_vars": controller}))
             self.add(HELPERS, _written({"env_vars": controller}, inherited=True))
-            self.add(training_workers, _written({"env_vars": controller | TRAINING}, inherited=True))
+            self.add(training_workers, _written({"env_vars": controller | ALLOCATOR | TRAINING}, inherited=True))
 
 
 MODELS, TRAINING = ({HOOK: f"{__name__}.{hook.__name__}"} for hook in (import_models, import_training))
 """Environment variables of processes that import ahead, for a pool and for a training run."""
+
+ROUNDED_BYTES = 64 << 20
+"""Largest buffer of pinned memory that PyTorch rounds up to a power of two in training workers. By itself it rounds up
+all of them, so that 27 GB of an offloaded optimizer take 34 GB."""
+
+ALLOCATOR = {
+    "PYTORCH_CUDA_ALLOC_CONF": f"expandable_segments:True,pinned_max_round_threshold_mb:{ROUNDED_BYTES >> 20}"
+}
+"""Settings of PyTorch's allocators in training workers, as an environment variable, since they must be known before CUDA
+starts. Micro-batches have many lengths, and segments that grow leave fewer holes: on an H100, PyTorch reserved 42 GB for
+a peak of 41 instead of 46. Engines do without: vLLM refuses them where it sends keys and values to other nodes. Your own
+settings win if you set PYTORCH_ALLOC_CONF on the nodes: PyTorch prefers that name."""
 
 _reserve: Reserve | None = None
 
@@ -131,9 +143,9 @@ def pool_environment() -> dict[str, Any] | None:
     return {"env_vars": dict(MODELS)} if _reserve is not None else None
 
 
-def training_environment() -> dict[str, Any] | None:
-    """Return the runtime environment of training workers, likewise."""
-    return {"env_vars": dict(TRAINING)} if _reserve is not None else None
+def training_environment() -> dict[str, Any]:
+    """Return the runtime environment of training workers: the allocator's settings, and likewise."""
+    return {"env_vars": ALLOCATOR | (TRAINING if _reserve is not None else {})}
 
 
 def _written(environment: Mapping[str, Any], inherited: bool = False) -> str:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from humpback_ray.placement import TrainPlacement
+from humpback_ray.stages.warm import ROUNDED_BYTES
+from humpback_ray.train.checkpoint.store import PART_BYTES
 from humpback_ray.train.engine.losses import LOGITS_AT_ONCE
 from humpback_ray.train.engine.zero import (
     BUCKET_ELEMENTS,
@@ -85,7 +87,9 @@ class Memory:
     update: int
     """Memory of the update, when all else but parameters and optimizer is free."""
     host: int
-    """Offloaded state in the memory of the worker's host."""
+    """Offloaded state in the memory of the worker's host, with what pinning rounds up."""
+    checkpoint: int
+    """A checkpoint's copy in the memory of the worker's host, and the file that is being written from it."""
 
     @property
     def peak(self) -> int:
@@ -98,21 +102,47 @@ def memory(shape: Shape, layout: Layout) -> Memory:
     """Return the memory that one worker needs for a model."""
     owned = -(-shape.parameters // layout.workers)
     optimizer = MOMENTS * shape.parameters if layout.stage == 0 else (MOMENTS + FP32) * owned
-    moved = optimizer if layout.offload_optimizer else 0
     parameters = layout.element * (shape.parameters if layout.stage < 3 else owned + _persistent(shape, layout))
-    gone = layout.element * owned if layout.offload_parameters else 0
-    gradients, kept_on_host = _gradients(shape, layout, owned)
+    copy = (MOMENTS + FP32) * owned
     return Memory(
-        parameters=parameters - gone,
-        gradients=gradients,
-        optimizer=optimizer - moved,
+        parameters=parameters - (layout.element * owned if layout.offload_parameters else 0),
+        gradients=_gradients(shape, layout, owned),
+        optimizer=0 if layout.offload_optimizer else optimizer,
         activations=activations(shape, layout),
         logits=logits(shape, layout),
         working=_working(shape, layout),
         buffers=_buffers(shape, layout),
         update=_update(shape, layout, owned),
-        host=moved + gone + kept_on_host,
+        host=_host(shape, layout, owned),
+        checkpoint=copy + min(copy, PART_BYTES),
     )
+
+
+def _host(shape: Shape, layout: Layout, owned: int) -> int:
+    """Return the bytes of offloaded state on the host.
+
+    On a GPU, PyTorch pins the buffers that the GPU copies to or from; a freed one stays with its allocator. With ZeRO 2
+    these are this worker's part of master weights, of gradients (both float32) and of weights, and room for the largest
+    gradient; with ZeRO 3 two float32 buffers of gradients, and, if parameters are offloaded, the weights twice: one
+    buffer per parameter while the model is loaded, then one for all. The moments, and with ZeRO 3 the master weights,
+    are not pinned.
+    """
+    if not layout.offload_optimizer:
+        return 0
+    pinned = [FP32 * owned, FP32 * owned]
+    if layout.stage == 2:
+        pinned += [layout.element * owned, layout.element * shape.largest]
+        return MOMENTS * owned + sum(_pinned(size, layout) for size in pinned)
+    if layout.offload_parameters:
+        matrices = [*shape.layer_matrices.values()] * shape.layers + [shape.embedding] * (1 if shape.tied else 2)
+        parts = [layout.element * -(-count // layout.workers) for count in matrices]
+        pinned += [layout.element * owned, *(parts if layout.gpu else [])]
+    return (FP32 + MOMENTS) * owned + sum(_pinned(size, layout) for size in pinned)
+
+
+def _pinned(size: int, layout: Layout) -> int:
+    """Return the bytes that a buffer takes: a small one that is pinned is rounded up to a power of two."""
+    return 1 << (size - 1).bit_length() if layout.gpu and size <= ROUNDED_BYTES else size
 
 
 def _persistent(shape: Shape, layout: Layout) -> int:
@@ -123,8 +153,8 @@ def _persistent(shape: Shape, layout: Layout) -> int:
     return sum(size for size in norms if size < PERSISTENT_ELEMENTS)
 
 
-def _gradients(shape: Shape, layout: Layout, owned: int) -> tuple[int, int]:
-    """Return the bytes of gradients on the device and on the host.
+def _gradients(shape: Shape, layout: Layout, owned: int) -> int:
+    """Return the bytes of gradients on the device.
 
     Stages 0 and 1 keep whole gradients in float32; for a bfloat16 model, stage 1 keeps them in bfloat16 as well
     (DeepSpeed's BF16_Optimizer). From stage 2 on, each worker keeps its part in float32, the dtype of accumulation. In
@@ -133,15 +163,15 @@ def _gradients(shape: Shape, layout: Layout, owned: int) -> tuple[int, int]:
     """
     if layout.stage <= 1:
         both = layout.stage == 1 and layout.dtype == "bfloat16"
-        return (FP32 + layout.element if both else FP32) * shape.parameters, 0
+        return (FP32 + layout.element if both else FP32) * shape.parameters
     part = FP32 * owned
     if layout.stage == 2:
         if layout.offload_optimizer:
-            return part, part
+            return part
         twice = layout.dtype == "float32" and layout.accumulates
         gone = activations(shape, layout) * min(BUCKET_ELEMENTS / shape.parameters, 1)
-        return part + (max(part - round(gone), 0) if twice else 0), 0
-    return (0, 2 * part) if layout.offload_optimizer else (part, 0)
+        return part + (max(part - round(gone), 0) if twice else 0)
+    return 0 if layout.offload_optimizer else part
 
 
 def _buckets(layout: Layout) -> int:
@@ -179,7 +209,7 @@ def _update(shape: Shape, layout: Layout, owned: int) -> int:
     if layout.stage == 3:
         return part + FP32 * min(owned, SUB_GROUP_ELEMENTS) + _buckets(layout)
     if layout.dtype == "bfloat16":
-        return _gradients(shape, layout, owned)[0]
+        return _gradients(shape, layout, owned)
     return whole + _buckets(layout) + part if layout.stage == 1 else 2 * part
 
 
@@ -217,8 +247,8 @@ def norm_activations(width: int, element: int) -> int:
 def logits(shape: Shape, layout: Layout) -> int:
     """Return the most bytes that logits and loss take, as if every token carried loss.
 
-    These are log-probabilities and two gradients in float32, for as many logits as the loss takes at once. If that is
-    not all of them, all logits and their gradient in the training dtype are held as well.
+    These are the logits, whose place their gradient takes, and two float32 copies of as many as the loss takes at once,
+    or later, if that is more, the copy of the gradient that goes to the output matrix.
     """
     count = shape.vocabulary * layout.micro_batch_tokens
-    return 3 * FP32 * min(count, LOGITS_AT_ONCE) + (2 * layout.element * count if count > LOGITS_AT_ONCE else 0)
+    return layout.element * count + max(2 * FP32 * min(count, LOGITS_AT_ONCE), layout.element * count)

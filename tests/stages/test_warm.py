@@ -69,7 +69,8 @@ def test_an_actor_starts_in_a_warm_process_and_another_one_replaces_it(tmp_path:
 
 
 def test_without_them_actors_start_as_usual(tmp_path: Path) -> None:
-    assert warm.pool_environment() is warm.training_environment() is None
+    assert warm.pool_environment() is None
+    assert warm.training_environment() == {"env_vars": warm.ALLOCATOR}
     assert run(tmp_path) not in idle(warm.MODELS)
 
 
@@ -89,8 +90,9 @@ def test_environments_are_written_as_ray_writes_those_of_its_training_actors() -
     environment = {"env_vars": variables}
     controller = ray.remote(Controller).options(num_cpus=0, runtime_env=environment).remote()
     assert ray.get(controller.environment.remote()) == warm._written(environment)
-    inherited = warm._written({"env_vars": variables | warm.TRAINING}, inherited=True)
-    assert ray.get(controller.of_a_worker.remote(variables | warm.TRAINING)) == inherited
+    training = variables | warm.ALLOCATOR | warm.TRAINING
+    inherited = warm._written({"env_vars": training}, inherited=True)
+    assert ray.get(controller.of_a_worker.remote(training)) == inherited
 
 
 def test_none_are_requested_if_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 Nothing starts and no weights are read. Counts and rates are the assumptions of the configuration's `plan` section, or
 the measurements of a pilot (`<root>-pilot`); `Plan.sources` says which. Not counted: global steps on a CPU (minutes),
-machines that wait between stages, storage.
+machines that wait between stages, the price of storage.
 """
 
 import json
@@ -12,10 +12,13 @@ from typing import Any
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
+from humpback_ray.engines import EngineConfig
 from humpback_ray.graph import Graph, Node, models
-from humpback_ray.operate.plan.expected import Expected, dtype_of
-from humpback_ray.operate.plan.inference import RowWork, row_s, weights_fit
+from humpback_ray.operate.plan.checkpoints import Checkpoints, checkpoints
+from humpback_ray.operate.plan.expected import Expected
+from humpback_ray.operate.plan.inference import RowWork, Writer, row_s, weights_fit
 from humpback_ray.operate.plan.measured import Measured
+from humpback_ray.operate.plan.starting import export_s, start_s
 from humpback_ray.operate.plan.training import HOST_SHARE, Batch, Step, choose, smallest, step, steps
 from humpback_ray.placement import PoolPlacement
 from humpback_ray.rates import PlanConfig
@@ -60,6 +63,16 @@ class TrainingPlan:
     """With other numbers of workers, in ascending order."""
     smallest: Step | None
     sensible: Step | None
+    checkpoints: Checkpoints
+    start_s: float
+    """Seconds before the first step."""
+    export_s: float
+    """Seconds after the last one, for the export and its check."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the first worker to the checked model."""
+        return self.start_s + self.steps * self.step.seconds + self.checkpoints.seconds + self.export_s
 
 
 @dataclass(frozen=True)
@@ -121,9 +134,8 @@ def base_shape(config: RunConfig) -> tuple[str, Shape]:
         shape = Shape(base.width, base.layers, base.heads, base.heads, 3 * base.width, base.vocabulary,
                       base.width // base.heads, tied=True)  # fmt: skip
         return "the sample's base", shape
-    uri = storage.join(storage.located(config.base_model), "config.json")
     try:
-        return config.base_model, shape_of(json.loads(storage.read_bytes(uri)))
+        return config.base_model, _shape_at(config.base_model)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"the size of {config.base_model} cannot be read from its config.json ({error}); set plan.size to one of "
@@ -131,11 +143,27 @@ def base_shape(config: RunConfig) -> tuple[str, Shape]:
         ) from error
 
 
+def _shape_at(model: str) -> Shape:
+    """Read the shape of a model from its config.json."""
+    return shape_of(json.loads(storage.read_bytes(storage.join(storage.located(model), "config.json"))))
+
+
+def rewriter_shape(config: RunConfig) -> Shape | None:
+    """Return the shape of the rewriting model; None if there is none, or its config.json does not tell."""
+    if config.rewrite.model is None:
+        return None
+    try:
+        return _shape_at(config.rewrite.model)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 class _Planner:
     """Plans a run's stages, one by one."""
 
     def __init__(self, config: RunConfig, shape: Shape, measured: Measured | None) -> None:
         self.config, self.rates, self.shape, self.measured = config, config.plan, shape, measured
+        self.rewriter = rewriter_shape(config)
         self.graph = Graph(config)
         self.models = {
             node.name: name
@@ -154,11 +182,15 @@ class _Planner:
         slower = self.slower()
         options = steps(self.shape, self.layout, batch, self.rates, slower)
         tokens = count * batch.tokens
+        chosen = next(one for one in options if one.workers == self.layout.workers)
+        placement, root, base = self.config.train.placement, self.config.root, self.config.base_model
+        weights, machine = self.layout.element * self.shape.parameters, self.rates.on(self.layout.gpu)[1]
         return TrainingPlan(
             model=model, examples=examples, batch_examples=batch.examples, steps=count, tokens=tokens,
-            flops=3 * self.shape.forward_flops(tokens, batch.context),
-            step=next(one for one in options if one.workers == self.layout.workers),
+            flops=3 * self.shape.forward_flops(tokens, batch.context), step=chosen,
             options=options, smallest=smallest(options), sensible=choose(options),
+            checkpoints=checkpoints(self.shape, placement, count, chosen, root, machine, self.rates),
+            start_s=start_s(weights, base or root, self.rates), export_s=export_s(weights, root, self.rates),
         )  # fmt: skip
 
     def slower(self) -> float:
@@ -196,28 +228,39 @@ class _Planner:
     def _training_stage(self, name: str, training: TrainingPlan) -> StagePlan:
         placement = self.config.train.placement
         machine, _ = self.rates.on(placement.gpus_per_worker)
-        seconds = self.rates.start_s + training.steps * training.step.seconds
         needs = placement.most()
         found = self.measured.step if self.measured else None
         return StagePlan(
-            name, machine, needs["GPU"] or needs["CPU"], training.examples, training.tokens, seconds,
-            seconds * self.rates.dollars_per_s(needs), self._source(found),
+            name, machine, needs["GPU"] or needs["CPU"], training.examples, training.tokens, training.seconds,
+            training.seconds * self.rates.dollars_per_s(needs), self._source(found),
         )  # fmt: skip
 
     def _pool_stage(self, node: Node, rows: int, work: RowWork) -> StagePlan:
         placement, section = self.graph.placement(node.name), getattr(self.config, node.kind.section)
         assert isinstance(placement, PoolPlacement), f"{node.name} is made by a pool of engines"
         rates, gpus, replicas = self.rates, placement.gpus_per_replica, placement.most_replicas
+        name, machine = rates.on(gpus)
+        shape, element = self._model_of(node.kind.section), _element(section.recipe.engine)
+        writer = Writer.of(section.recipe.engine, placement, name, machine)
         found = self.measured.row_s.get(node.name) if self.measured else None
-        element = _element(dtype_of(section))
-        each = found or row_s(self.shape, gpus or placement.cpus_per_replica, bool(gpus), element, work, rates)
-        seconds = rates.start_s + rows * each / replicas
+        each = found or row_s(shape, gpus or placement.cpus_per_replica, bool(gpus), element, work, rates, writer)
+        seconds = start_s(element * shape.parameters, self._uri_of(node), rates, writer.kind) + rows * each / replicas
         needs = placement.most()
         tokens = rows * (work.prompt_tokens + work.replies * work.reply_tokens)
         return StagePlan(
-            node.name, rates.on(gpus)[0], needs["GPU"] or needs["CPU"], rows, tokens, seconds,
+            node.name, name, needs["GPU"] or needs["CPU"], rows, tokens, seconds,
             seconds * rates.dollars_per_s(needs), self._source(found),
         )  # fmt: skip
+
+    def _model_of(self, section: str) -> Shape:
+        return (self.rewriter if section == "rewrite" else None) or self.shape
+
+    def _uri_of(self, node: Node) -> str:
+        """Return the directory that holds the model of a stage, or the root below which it will be made."""
+        if node.kind.section == "rewrite":
+            return self.config.rewrite.model or self.config.root
+        made = any(name in self.models for name in node.reads)
+        return self.config.root if made else self.config.base_model or self.config.root
 
     def _source(self, found: Any) -> str:
         return f"measured in {self.measured.root}" if self.measured and found else "assumed"
@@ -228,7 +271,8 @@ class _Planner:
         sections = dict.fromkeys(node.kind.section for node in self.graph.to_make() if self.expected.work(node))
         for name in sections:
             section = getattr(self.config, name)
-            gpus, weights = section.placement.gpus_per_replica, _element(dtype_of(section)) * self.shape.parameters
+            element = _element(section.recipe.engine)
+            gpus, weights = section.placement.gpus_per_replica, element * self._model_of(name).parameters
             if gpus and not weights_fit(weights, gpus, self.rates):
                 room = gpus * self.rates.on(gpus)[1].memory_bytes
                 found.append(
@@ -241,11 +285,13 @@ class _Planner:
         machine, row = self.rates.on(self.layout.gpu)
         step, least = training.step, training.smallest
         way_out = f"{least.workers} workers would fit" if least else "no number of workers would fit"
+        held = step.memory
         return (
-            f"train.placement: each of {step.workers} workers on {machine} needs {step.memory.peak / 1e9:.1f} GB and "
-            f"{step.memory.host / 1e9:.0f} GB of host memory; {self.rates.usable(row) / 1e9:.1f} GB and "
-            f"{row.host_bytes * HOST_SHARE / 1e9:.0f} GB are usable; {way_out}, or set zero_stage=3, "
-            "activation_checkpointing=true, offload_optimizer=true or fewer micro_batch_tokens"
+            f"train.placement: each of {step.workers} workers on {machine} needs {held.peak / 1e9:.1f} GB and, for "
+            f"offloaded state and the copy of a checkpoint, {(held.host + held.checkpoint) / 1e9:.0f} GB of host memory"
+            f"; {self.rates.usable(row) / 1e9:.1f} GB and {row.host_bytes * HOST_SHARE / 1e9:.0f} GB are usable; "
+            f"{way_out}, or set zero_stage=3, activation_checkpointing=true, offload_optimizer=true or fewer "
+            "micro_batch_tokens"
         )
 
     def sources(self) -> list[tuple[str, Any, str]]:
@@ -262,8 +308,12 @@ class _Planner:
                 source = "Assumed; set yours." if name == "cpu" or field == "dollars_per_hour" else "Data sheet."
                 own = name in self.rates.machines
                 listed.append((f"{name}.{field}", value, "the configuration" if own else source))
+        if self.config.rewrite.model:
+            source = "its config.json" if self.rewriter else "the base model's: its config.json could not be used"
+            listed.append(("rewrite.model: parameters", self._model_of("rewrite").parameters, source))
         return [*listed, *(self.measured.said() if self.measured else [])]
 
 
-def _element(dtype: str) -> int:
-    return 4 if dtype == "float32" else 2
+def _element(engine: EngineConfig) -> int:
+    """Return the bytes of a weight in an engine."""
+    return 4 if getattr(engine, "dtype", "") == "float32" else 2

@@ -54,11 +54,12 @@ class Expected:
 
     def work(self, node: Node) -> tuple[int, RowWork] | None:
         """Return the rows of a stage that uses a pool of engines, and the work per row; None for other stages."""
-        rates, scorer = self.rates, self.config.curate.recipe.scorer
-        pair = self.instruction + self.response
+        rates, config = self.rates, self.config
+        scorer = config.curate.recipe.scorer
         match node.kind.name:
             case "candidates":
-                return self.segments, RowWork(self.response, self.instruction)
+                most = config.augment.recipe.max_new_tokens
+                return self.segments, RowWork(self.response, self.instruction, most_reply_tokens=most)
             case "prescores" | "round-{t}/prescores" if isinstance(scorer, Chained):
                 return self.rated, self.rating(scorer.first)
             case "round-{t}/scores" if isinstance(scorer, Chained):
@@ -66,27 +67,41 @@ class Expected:
             case "round-{t}/scores":
                 return self.rated, self.rating(scorer)
             case "round-{t}/rewritten":
-                return self.kept(node.round or 0), RowWork(rates.rating_prompt_tokens + pair, self.response)
+                recipe = config.rewrite.recipe
+                template = len(recipe.prompt) / rates.chars_per_token
+                return self.kept(node.round or 0), RowWork(
+                    template + self.instruction + self.response, self.response,
+                    shared_tokens=_lead(recipe.prompt) * template, most_reply_tokens=recipe.max_new_tokens,
+                )  # fmt: skip
             case "evaluation/m{t}":
-                return rates.prompts, RowWork(self.instruction, rates.answer_tokens)
+                most = config.evaluate.recipe.max_new_tokens
+                return rates.prompts, RowWork(self.instruction, rates.answer_tokens, most_reply_tokens=most)
         return None
 
     def rating(self, scorer: Any) -> RowWork:
-        """Return a scorer's work per pair."""
+        """Return a scorer's work per pair; `rubric_expected` reads all grades in one pass.
+
+        A likelihood takes two passes, with and without the instruction; vLLM cannot use its cache for them.
+        """
         pair = self.instruction + self.response
         if isinstance(scorer, Likelihood):
             return RowWork(pair + self.response)
-        prompt = self.rates.rating_prompt_tokens + pair
-        if isinstance(scorer, Rubric | Additive):
-            return RowWork(prompt, min(self.rates.rating_reply_tokens, scorer.max_new_tokens), scorer.samples)
-        return RowWork(prompt)
+        template = self.rates.rating_prompt_tokens
+        shared = _lead(scorer.prompt) * template
+        if not isinstance(scorer, Rubric | Additive):
+            return RowWork(template + pair, shared_tokens=shared)
+        reply = min(self.rates.rating_reply_tokens, scorer.max_new_tokens)
+        return RowWork(
+            template + pair, reply, scorer.samples, shared, scorer.max_new_tokens, scorer.read == "expected"
+        )
+
+
+def _lead(template: str) -> float:
+    """Return the share of a template's text that precedes everything that differs from pair to pair."""
+    places = [template.find(mark) for mark in ("{instruction}", "{response}", "{code}")]
+    return min(place for place in places if place >= 0) / len(template)
 
 
 def _round_of(model: str) -> int:
     """Return the round whose pairs a model learns from; 0 for the seed alone."""
     return int(model.removeprefix("m")) if model.removeprefix("m").isdigit() else 0
-
-
-def dtype_of(section: Any) -> str:
-    """Return the dtype of a section's engine; engines without one have no weights."""
-    return getattr(section.recipe.engine, "dtype", "bfloat16")

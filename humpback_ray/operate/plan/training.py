@@ -98,12 +98,17 @@ def step(shape: Shape, layout: Layout, batch: Batch, rates: PlanConfig, slower: 
         update_s = owned / rates.host_updates_per_s
     traffic_s += host_link_s
     hidden = rates.overlap * min(compute_s, traffic_s)
-    fits = held.peak <= rates.usable(machine) and held.host <= machine.host_bytes * HOST_SHARE
+    beside = held.host + held.checkpoint
+    if layout.gpu:
+        fits = held.peak <= rates.usable(machine) and beside <= machine.host_bytes * HOST_SHARE
+    else:
+        fits = held.peak + beside <= rates.usable(machine)
     return Step(n, held, fits, compute_s, traffic_s, update_s, slower * (compute_s + traffic_s - hidden + update_s))
 
 
 HOST_SHARE = 0.8
-"""Share of a host's memory for offloaded state: page cache, Ray's object store and the workers need the rest."""
+"""Share of a host's memory for offloaded state and the copy of a checkpoint: page cache, Ray's object store and the
+workers need the rest."""
 
 
 def traffic(shape: Shape, layout: Layout, rounds: int) -> tuple[float, int]:
@@ -117,7 +122,10 @@ def traffic(shape: Shape, layout: Layout, rounds: int) -> tuple[float, int]:
         3: rounds * (2 * gather + weights),
     }[layout.stage]
     passes = {0: 1, 1: 2, 2: rounds + 1, 3: 3 * rounds}[layout.stage]
-    return whole * (n - 1) / n, passes * math.ceil(shape.parameters / BUCKET_ELEMENTS)
+    messages = math.ceil(shape.parameters / BUCKET_ELEMENTS)
+    if layout.stage == 3:  # larger matrices are gathered and reduced whole
+        messages = min(messages, (len(shape.layer_matrices) + 1) * shape.layers)
+    return whole * (n - 1) / n, passes * messages
 
 
 def ring_s(sent: float, workers: int, machine: Machine, rates: PlanConfig) -> float:

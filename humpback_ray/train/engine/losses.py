@@ -1,9 +1,10 @@
 """The loss of a micro-batch, and the losses after which no update is applied: non-finite ones and spikes."""
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from humpback_ray.train.data.examples import Example
 from humpback_ray.train.engine.attention import Batching, logits_of
@@ -83,20 +84,37 @@ def summed_cross_entropy(
 ) -> "torch.Tensor":
     """Return the summed cross-entropy of logits [N, V] and targets [N], in float32.
 
-    Logits are converted to float32 a few rows at a time, and again in the backward pass: a vocabulary of 128,000 would
-    otherwise take two gigabytes for 4,096 tokens, several times.
+    A vocabulary of 128,000 takes 2 GB in float32 for 4,096 tokens, so logits are converted a few rows at a time, again
+    in the backward pass. Their gradient, also computed in float32, is written over the logits themselves. PyTorch
+    refuses that if another operation needs the logits again; none does in transformers' models, soft caps included.
     """
+    return _loss().apply(logits, targets, max(at_once // logits.shape[1], 1))
+
+
+@functools.cache
+def _loss() -> Any:
+    """Return `summed_cross_entropy` of logits, targets and rows at once, as a differentiable function."""
     import torch
-    from torch.nn.functional import cross_entropy
-    from torch.utils.checkpoint import checkpoint
 
-    def part(some: "torch.Tensor", wanted: "torch.Tensor") -> "torch.Tensor":
-        return cross_entropy(some.float(), wanted, reduction="sum")
+    class Loss(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, logits: "torch.Tensor", targets: "torch.Tensor", rows: int) -> "torch.Tensor":
+            highest_N1 = logits.amax(1, keepdim=True).float()
+            parts = zip(logits.split(rows), highest_N1.split(rows), strict=True)
+            sums = [(part - highest).exp_().sum(1, keepdim=True) for part, highest in parts]
+            log_sums_N1 = torch.cat(sums).log_()
+            ctx.rows = rows
+            ctx.save_for_backward(logits, targets, highest_N1 + log_sums_N1)
+            return (log_sums_N1 - (logits.gather(1, targets[:, None]) - highest_N1)).sum()
 
-    if logits.numel() <= at_once:
-        return part(logits, targets)
-    rows = max(at_once // logits.shape[1], 1)
-    parts = zip(logits.split(rows), targets.split(rows), strict=True)
-    total = sum(checkpoint(part, some, wanted, use_reentrant=False) for some, wanted in parts)
-    assert isinstance(total, torch.Tensor)
-    return total
+        @staticmethod
+        def backward(ctx: Any, *gradients: "torch.Tensor") -> tuple["torch.Tensor", None, None]:
+            logits, targets, norms_N1 = ctx.saved_tensors
+            parts = (tensor.split(ctx.rows) for tensor in (logits, targets[:, None], norms_N1))
+            for part, wanted_R1, norms_R1 in zip(*parts, strict=True):
+                values = part.float().sub_(norms_R1).exp_()
+                values.scatter_add_(1, wanted_R1, -torch.ones_like(norms_R1))
+                part.copy_(values.mul_(gradients[0]))
+            return logits, None, None
+
+    return Loss

@@ -10,12 +10,12 @@ pilot=0.001`), its measured rates are used. Exits 0; 1 if something does not fit
 
 import dataclasses
 import json
+import math
 import sys
 
 from humpback_ray.config import ConfigError, load
 from humpback_ray.operate.plan import Measured, Plan, measured, plan_run
 from humpback_ray.operate.plan.training import Step
-from humpback_ray.rates import PlanConfig
 from humpback_ray.runconfig import RunConfig, pilot_root
 from humpback_ray.stages.progress import duration
 from jobs.console import Table, arguments, console, guarded, say
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         if found.json:
             say(json.dumps(as_json(made), indent=1))
         else:
-            show(made, config.plan, pilot)
+            show(made, config, pilot)
         return 1 if made.problems else 0
 
     return guarded(work)
@@ -51,8 +51,9 @@ def as_json(made: Plan) -> dict[str, object]:
     return values | {"parameters": made.shape.parameters, "seconds": made.seconds, "dollars": made.dollars}
 
 
-def show(made: Plan, rates: PlanConfig, pilot: Measured | None) -> None:
+def show(made: Plan, config: RunConfig, pilot: Measured | None) -> None:
     """Print a plan."""
+    rates = config.plan
     machine, row = rates.on(made.layout.gpu)
     layout = made.layout
     options = {"optimizer offloaded": layout.offload_optimizer, "weights offloaded": layout.offload_parameters,
@@ -65,13 +66,14 @@ def show(made: Plan, rates: PlanConfig, pilot: Measured | None) -> None:
     if made.trainings:
         step = made.trainings[-1].step
         split = ", ".join(f"{name} {gb(getattr(step.memory, name))}" for name in PARTS)
-        host = f"; on the host {gb(step.memory.host)}" if step.memory.host else ""
+        host = f"; offloaded {gb(step.memory.host)} to the host" if step.memory.host else ""
         say(f"memory of a worker: {split} (only the larger of logits and working counts)")
         say(
             f"at the update, {gb(step.memory.update)} beside parameters and optimizer; peak "
             f"{gb(step.memory.peak)} of {gb(rates.usable(row))} usable{host}: {'fits' if step.fits else 'DOES NOT FIT'}"
         )
     trainings(made)
+    storing(made, config)
     counts(made, row.dollars_per_hour)
     stages(made)
     for field, value, source in made.sources:
@@ -93,6 +95,30 @@ def trainings(made: Plan) -> None:
             f"{one.flops:.1e}", f"{one.step.seconds:.2f}", bound(one.step),
         )  # fmt: skip
     console.print(out)
+
+
+def storing(made: Plan, config: RunConfig) -> None:
+    """Print the parts of the last fine-tune's time, and what its checkpoints take."""
+    if not made.trainings:
+        return
+    last, every = made.trainings[-1], made.trainings
+    one, step_s = last.checkpoints, last.step.seconds
+    say(
+        f"{last.model}: {duration(last.start_s)} until the first step, {duration(last.steps * step_s)} of steps, "
+        f"{duration(one.seconds)} for {one.count} checkpoints, {duration(last.export_s)} for export and its check"
+    )
+    say(
+        f"a checkpoint: {gb(one.bytes)}; copied in {one.copy_s:.1f} s, when training stops, to {gb(one.node_copy_bytes)} "
+        f"of a node's memory; stored in {duration(one.store_s)}, beside {duration(one.apart_s)} of steps; those of "
+        f"all {len(every)} models take {gb(sum(training.checkpoints.kept_bytes for training in every))} until jobs.gc"
+    )
+    if one.store_s > one.apart_s:
+        steps = math.ceil(one.store_s / step_s)
+        say(
+            "training waits for its checkpoints: storing one takes longer than the steps between two; set "
+            f"train.placement.checkpoint_every_steps to {steps:,} or more (now {config.train.placement.checkpoint_every_steps})",
+            "yellow",
+        )
 
 
 def counts(made: Plan, dollars_per_hour: float) -> None:
@@ -137,6 +163,8 @@ def bound(step: Step) -> str:
 
 def gb(count: float) -> str:
     """Format bytes for people."""
+    if count >= 1e12:
+        return f"{count / 1e12:.1f} TB"
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 

@@ -33,6 +33,39 @@ def test_offloaded_state_is_on_the_host_and_nowhere_else() -> None:
     assert away.peak < here.peak / 3
 
 
+def test_buffers_on_the_host_are_those_that_deepspeed_makes() -> None:
+    """One worker of 7B under ZeRO 2: weights 4, gradients 4, moments 8 and the new weights 2 bytes per parameter, and
+    room for the largest gradient, 131 million elements of the embedding. ZeRO 3: weights 4, moments 8, and gradients
+    twice, 4 each. Its offloaded weights: 2, and at first a buffer per parameter."""
+    count = SEVEN.parameters
+    offloaded = Layout(1, 2, offload_optimizer=True)
+    assert memory(SEVEN, offloaded).host == 18 * count + 2 * 32_000 * 4096
+    assert memory(SEVEN, replace(offloaded, stage=3)).host == 20 * count
+    everything = Layout(8, 3, offload_optimizer=True, offload_parameters=True)
+    owned = count // 8
+    attention, feed = 2 * 4096 * 4096 // 8, 2 * 4096 * 11008 // 8  # 4 MiB; 10.75 MiB, rounded up to 16 if pinned
+    assert attention == 4 << 20
+    assert feed < 16 << 20
+    embedding = 2 * 32_000 * 4096 // 8  # 31.25 MiB, rounded up to 32
+    parts = 32 * (4 * attention + 3 * (16 << 20)) + 2 * (32 << 20)
+    assert embedding < 32 << 20
+    assert memory(SEVEN, everything).host == 22 * owned + parts
+    assert memory(SEVEN, replace(everything, gpu=False)).host == 22 * owned, "on a CPU nothing is pinned"
+
+
+def test_a_large_pinned_buffer_takes_its_own_size() -> None:
+    """PyTorch alone would make 34.4 of the 27 GB of master weights, of gradients, and 17.2 of the 13.5 of weights."""
+    held = memory(SEVEN, Layout(1, 2, offload_optimizer=True)).host
+    assert held < 1.01 * 18 * SEVEN.parameters < 18 * SEVEN.parameters + 2 * (1 << 35) - 2 * 4 * SEVEN.parameters
+
+
+def test_a_checkpoints_copy_is_twelve_bytes_of_each_parameter_and_a_file() -> None:
+    for stage in (0, 2, 3):
+        assert memory(SEVEN, Layout(8, stage)).checkpoint == 12 * SEVEN.parameters // 8 + (1 << 30)
+    small = SIZES["qwen3-0.6b"]
+    assert memory(small, Layout(16, 1)).checkpoint == 2 * 12 * -(-small.parameters // 16), "smaller than a file"
+
+
 def test_checkpointing_keeps_a_layers_input_instead_of_its_activations() -> None:
     layout = Layout(8, 2)
     kept = activations(SEVEN, replace(layout, checkpointing=True))

@@ -240,10 +240,14 @@ class _Planner:
         assert isinstance(placement, PoolPlacement), f"{node.name} is made by a pool of engines"
         rates, gpus, replicas = self.rates, placement.gpus_per_replica, placement.most_replicas
         name, machine = rates.on(gpus)
-        shape, element = self._model_of(node.kind.section), _element(section.recipe.engine)
-        writer = Writer.of(section.recipe.engine, placement, name, machine)
+        engine: EngineConfig = section.recipe.engine
+        shape, element = self._model_of(node.kind.section), _element(engine)
+        writer = Writer.of(engine, placement, name, machine)
         found = self.measured.row_s.get(node.name) if self.measured else None
-        each = found or row_s(shape, gpus or placement.cpus_per_replica, bool(gpus), element, work, rates, writer)
+        if engine.kind == "echo":
+            each = found or work.replies * engine.delay_s / placement.batch_rows
+        else:
+            each = found or row_s(shape, gpus or placement.cpus_per_replica, bool(gpus), element, work, rates, writer)
         seconds = start_s(element * shape.parameters, self._uri_of(node), rates, writer.kind) + rows * each / replicas
         needs = placement.most()
         tokens = rows * (work.prompt_tokens + work.replies * work.reply_tokens)

@@ -124,7 +124,7 @@ def traffic(shape: Shape, layout: Layout, rounds: int) -> tuple[float, int]:
     passes = {0: 1, 1: 2, 2: rounds + 1, 3: 3 * rounds}[layout.stage]
     messages = math.ceil(shape.parameters / BUCKET_ELEMENTS)
     if layout.stage == 3:  # larger matrices are gathered and reduced whole
-        messages = min(messages, (len(shape.layer_matrices) + 1) * shape.layers)
+        messages = min(messages, len(shape.layer_matrices) * shape.layers + 2)
     return whole * (n - 1) / n, passes * messages
 
 

@@ -13,8 +13,10 @@ import pyarrow as pa
 import pytest
 
 from humpback_ray.config import ConfigError, load
+from humpback_ray.curate.scorers import Likelihood, Rubric, RubricExpected
 from humpback_ray.operate.pilot import as_pilot
 from humpback_ray.operate.plan import measured, plan_run
+from humpback_ray.operate.plan.expected import Expected
 from humpback_ray.operate.plan.training import Batch, step
 from humpback_ray.records import SEGMENT, record_id
 from humpback_ray.run import Run
@@ -24,6 +26,7 @@ from humpback_ray.stages.ledger import Attempt, write_table
 from humpback_ray.stages.outputs import TableWriter
 from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.train.job import StepMetrics, metrics_table
+from humpback_ray.train.sizes import SIZES
 
 REPOSITORY = Path(__file__).parents[3]
 SEVEN, LARGE = REPOSITORY / "configs/llama-7b.yaml", REPOSITORY / "configs/llama-65b.yaml"
@@ -75,7 +78,7 @@ def test_every_assumption_has_a_value_and_a_source() -> None:
     sources = {field: (value, source) for field, value, source in made.sources}
     assert sources["training_mfu"] == (0.3, "the configuration")
     assert sources["H100-80G.dollars_per_hour"] == (2, "the configuration")
-    assert "Assumed" in sources["overlap"][1]
+    assert "Assumed" in sources["engine_start_s"][1]
     assert "paper" in sources["segments"][1]
     assert all(source for _, source in sources.values())
     assert plan_run(seven()).dollars > 3 * made.dollars / 2
@@ -95,6 +98,61 @@ def test_the_size_is_named_or_read_from_the_models_configuration(tmp_path: Path)
         plan_run(seven("plan.size=llama-8b"))
     with pytest.raises(ConfigError, match=r"set plan\.size to one of llama-7b"):
         plan_run(seven("plan.size=null", "base_model=/nowhere"))
+
+
+def test_each_stage_is_planned_with_its_own_engine() -> None:
+    vllm = {stage.name: stage for stage in plan_run(seven()).stages}
+    ours = {stage.name: stage for stage in plan_run(seven("augment.recipe.engine={kind: transformers}")).stages}
+    assert ours["candidates"].seconds > 1.4 * vllm["candidates"].seconds
+    assert ours["round-1/scores"] == vllm["round-1/scores"]
+    echo = plan_run(seven("augment.recipe.engine={kind: echo, delay_s: 2}")).stages
+    candidates = next(stage for stage in echo if stage.name == "candidates")
+    assert candidates.seconds == pytest.approx(120 + 502_133 * 2 / 128 / 8)
+
+
+def test_prompts_that_share_a_rubric_and_samples_that_share_a_prompt_are_cheaper_with_vllm() -> None:
+    """A rating reads 400 tokens and a pair; 333 of the 400 are the same for all pairs."""
+    expected = Expected(seven(), 1)
+    work = expected.rating(Rubric(samples=3))
+    assert (work.prompt_tokens, work.reply_tokens, work.replies) == (400 + 518.5, 150, 3)
+    assert work.shared_tokens == pytest.approx(333, abs=2)
+    assert expected.rating(RubricExpected()).reply_tokens == 1, "five grades in one pass"
+    assert expected.rating(RubricExpected()).shared_tokens == pytest.approx(345, abs=2)
+    assert expected.rating(Likelihood()).shared_tokens == 0
+    assert expected.rating(Rubric(read="expected")).read_again
+
+
+def test_the_rewriters_own_size_counts_if_it_can_be_read(tmp_path: Path) -> None:
+    shape = SIZES["llama-3.2-1b"]
+    (tmp_path / "config.json").write_text(json.dumps({
+        "model_type": "llama", "hidden_size": shape.hidden, "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "intermediate_size": shape.ffn,
+        "vocab_size": shape.vocabulary, "tie_word_embeddings": True,
+    }))  # fmt: skip
+    keys = "rewrite.recipe.engine={kind: vllm}", "rewrite.placement={gpus_per_replica: 1, max_replicas: 8}"
+    small, unknown = (plan_run(seven(f"rewrite.model={model}", *keys)) for model in (tmp_path, "/nowhere"))
+    seconds = [
+        next(stage.seconds for stage in made.stages if stage.name == "round-1/rewritten") for made in (small, unknown)
+    ]
+    assert seconds[0] - 210 < (seconds[1] - 210) / 3, "besides the start"
+    sources = [{name: (value, source) for name, value, source in made.sources} for made in (small, unknown)]
+    assert sources[0]["rewrite.model: parameters"] == (shape.parameters, "its config.json")
+    assert sources[1]["rewrite.model: parameters"][0] == unknown.shape.parameters
+    assert "could not be used" in sources[1]["rewrite.model: parameters"][1]
+
+
+def test_a_host_without_room_for_a_checkpoints_copy_is_named_before_anything_starts() -> None:
+    """Two workers own 3.4 billion parameters each: 40 GB of copy, and a file of a gigabyte."""
+    keys = "train.placement.workers=2", "train.placement.zero_stage=3", "train.placement.offload_optimizer=true"
+    host = "plan.machines={{H100-80G: {{host_bytes: {}000000000}}}}"
+    enough = plan_run(seven(*keys, host.format(160)))
+    short = plan_run(seven(*keys, host.format(120)))
+    held = enough.trainings[0].step.memory
+    assert held.checkpoint == 12 * -(-enough.shape.parameters // 2) + (1 << 30)
+    assert held.host + held.checkpoint < 0.8 * 160e9
+    assert held.host < 0.8 * 120e9 < held.host + held.checkpoint
+    assert not enough.problems
+    assert "the copy of a checkpoint, 109 GB of host memory" in short.problems[0]
 
 
 def test_an_unknown_machine_is_refused_by_name() -> None:
@@ -176,7 +234,8 @@ def test_a_pilots_rates_take_the_place_of_assumptions(tmp_path: Path) -> None:
     before, made = plan_run(config), plan_run(config, pilot)
     stages = {stage.name: stage for stage in made.stages}
     assert stages["candidates"].rows == 20_000
-    assert stages["candidates"].seconds == pytest.approx(300 + 20_000 * 0.5 / 8)
+    loading_s = 2 * made.shape.parameters / config.plan.disk_bytes_per_s
+    assert stages["candidates"].seconds == pytest.approx(120 + 90 + loading_s + 20_000 * 0.5 / 8)
     assert stages["segments"].seconds == pytest.approx(2000 / 64)
     assert root in stages["candidates"].source
     assert stages["round-1/scores"].source == "assumed"

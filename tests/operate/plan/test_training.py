@@ -1,5 +1,6 @@
 """Steps on n GPUs: traffic, whole examples, and the sensible number of GPUs."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -68,6 +69,46 @@ def test_nothing_fits_if_even_one_layer_does_not() -> None:
     tiny = PlanConfig.model_validate({"machines": {"H100-80G": {"memory_bytes": 10**9}}})
     found = steps(LARGE, ZERO3, PAPER, tiny)
     assert smallest(found) is choose(found) is None
+
+
+def test_zero_3_sends_matrices_larger_than_its_buckets_one_by_one() -> None:
+    """65B: 80 layers of 7 matrices, and the embedding and output matrix; of 7B, every bucket holds several."""
+    assert traffic(LARGE, ZERO3, 1)[1] == 3 * 562
+    assert traffic(SIZES["llama-7b"], ZERO3, 1)[1] == 3 * 135
+    assert traffic(LARGE, replace(ZERO3, stage=2), 1)[1] == 2 * 1306
+
+
+@pytest.mark.parametrize(
+    ("workers", "milliseconds"),
+    [(16, 0.825), (32, 1.133), (64, 1.690)],  # crazyguitar/aws-gpu-communication-benchmark, nccl_all_reduce.csv, 128 MiB
+)
+def test_published_times_of_nccl_on_p5_nodes_are_met(workers: int, milliseconds: float) -> None:
+    sent, rates = 2 * 134.2e6 * (workers - 1) / workers, PlanConfig()
+    planned = ring_s(sent, workers, MACHINES["H100-80G"], rates) + rates.message_s * math.log2(workers)
+    assert 1 / 1.4 < 1000 * planned / milliseconds < 1.4
+
+
+FOUNDRY, GIST = "mosaicml/llm-foundry, scripts/train/benchmarking", "gist chenyaofo/d4cd6a20, DeepSpeed 0.14 on A800s"
+
+
+@pytest.mark.parametrize(
+    ("source", "size", "machine", "layout", "examples", "length", "tokens_per_s"),
+    [
+        (FOUNDRY, "llama-65b", "H100-80G", Layout(64, 3, micro_batch_tokens=16_384, checkpointing=True), 2048, 2048, 66_523),
+        (FOUNDRY, "llama-65b", "H100-80G", Layout(32, 3, micro_batch_tokens=4096, checkpointing=True), 1024, 2048, 28_242),
+        (FOUNDRY, "llama-13b", "H100-80G", Layout(16, 3, micro_batch_tokens=4096), 32, 2048, 76_280),
+        (FOUNDRY, "llama-7b", "H100-80G", Layout(8, 3, micro_batch_tokens=12_288), 48, 2048, 85_144),
+        (GIST, "llama-7b", "A100-80G", Layout(8, 2, micro_batch_tokens=4096), 64, 4096, 21_832),
+        (GIST, "llama-7b", "A100-80G", Layout(8, 2, micro_batch_tokens=4096, checkpointing=True), 64, 4096, 17_162),
+        (GIST, "llama-7b", "A100-80G", Layout(8, 3, micro_batch_tokens=8192, checkpointing=True), 64, 4096, 18_227),
+    ],
+)  # fmt: skip
+def test_published_trainings_are_met_within_a_factor_of_one_and_a_half(
+    source: str, size: str, machine: str, layout: Layout, examples: int, length: int, tokens_per_s: float
+) -> None:
+    batch = Batch(examples, length, 0, length)
+    planned = batch.tokens / step(SIZES[size], layout, batch, PlanConfig(machine=machine)).seconds
+    assert tokens_per_s / 1.5 < planned < 1.5 * tokens_per_s, source
 
 
 def test_a_host_must_hold_the_offloaded_state() -> None:

@@ -103,14 +103,14 @@ class PlanConfig(Config):
     """Latency of a collective, however short, in seconds per doubling of the workers. See `traffic_share`."""
 
     host_updates_per_s: float = Field(default=0.5e9, gt=0)
-    """Parameters that a GPU's share of the host updates per second if the optimizer is offloaded; needs several cores.
-    ZeRO-Offload's table 4 has 3.9e9 for a host of 48 cores (Ren et al. 2021, arXiv:2101.06840), an eighth of it here."""
+    """Parameters that a GPU's share of the host updates per second if the optimizer is offloaded; needs several
+    `cpus_per_worker`. An eighth of the 3.9e9 of a host with 48 cores (Ren et al. 2021, arXiv:2101.06840, table 4)."""
 
     start_s: float = Field(default=120.0, ge=0)
     """Seconds until a stage's machines are up, their containers run and their libraries are imported. Assumed."""
 
     engine_start_s: float = Field(default=90.0, ge=0)
-    """Seconds that vLLM compiles, measures its memory and captures CUDA graphs after it has read the weights. Assumed."""
+    """Seconds that vLLM compiles, measures its memory and captures CUDA graphs after reading the weights. Assumed."""
 
     storage_bytes_per_s: float = Field(default=0.3e9, gt=0)
     """Bytes per second between one process and object storage. A process makes four requests at once, and S3 gives each

@@ -107,16 +107,17 @@ def storing(made: Plan, config: RunConfig) -> None:
         f"{last.model}: {duration(last.start_s)} until the first step, {duration(last.steps * step_s)} of steps, "
         f"{duration(one.seconds)} for {one.count} checkpoints, {duration(last.export_s)} for export and its check"
     )
+    kept = sum(training.checkpoints.kept_bytes for training in every)
     say(
-        f"a checkpoint: {gb(one.bytes)}; copied in {one.copy_s:.1f} s, when training stops, to {gb(one.node_copy_bytes)} "
-        f"of a node's memory; stored in {duration(one.store_s)}, beside {duration(one.apart_s)} of steps; those of "
-        f"all {len(every)} models take {gb(sum(training.checkpoints.kept_bytes for training in every))} until jobs.gc"
+        f"a checkpoint: {gb(one.bytes)}; copied in {one.copy_s:.1f} s, while training waits, to "
+        f"{gb(one.node_copy_bytes)} of a node's memory; stored in {duration(one.store_s)}, beside "
+        f"{duration(one.apart_s)} of steps; those of all {len(every)} models take {gb(kept)} until jobs.gc"
     )
-    if one.store_s > one.apart_s:
-        steps = math.ceil(one.store_s / step_s)
+    if one.count > 1 and one.store_s > one.apart_s:
+        now, wanted = config.train.placement.checkpoint_every_steps, math.ceil(one.store_s / step_s)
         say(
             "training waits for its checkpoints: storing one takes longer than the steps between two; set "
-            f"train.placement.checkpoint_every_steps to {steps:,} or more (now {config.train.placement.checkpoint_every_steps})",
+            f"train.placement.checkpoint_every_steps to {wanted:,} or more (now {now})",
             "yellow",
         )
 

@@ -101,13 +101,11 @@ ROUNDED_BYTES = 64 << 20
 """Largest buffer of pinned memory that PyTorch rounds up to a power of two in training workers. By itself it rounds up
 all of them, so that 27 GB of an offloaded optimizer take 34 GB."""
 
-ALLOCATOR = {
-    "PYTORCH_CUDA_ALLOC_CONF": f"expandable_segments:True,pinned_max_round_threshold_mb:{ROUNDED_BYTES >> 20}"
-}
-"""Settings of PyTorch's allocators in training workers, as an environment variable, since they must be known before CUDA
-starts. Micro-batches have many lengths, and segments that grow leave fewer holes: on an H100, PyTorch reserved 42 GB for
-a peak of 41 instead of 46. Engines do without: vLLM refuses them where it sends keys and values to other nodes. Your own
-settings win if you set PYTORCH_ALLOC_CONF on the nodes: PyTorch prefers that name."""
+ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF": f"expandable_segments:True,pinned_max_round_threshold_mb:{ROUNDED_BYTES >> 20}"}
+"""Settings of PyTorch's allocators in training workers, as an environment variable, since they must be known before
+CUDA starts. Micro-batches have many lengths, and segments that grow leave fewer holes: on an H100, PyTorch reserved
+42 GB for a peak of 41 instead of 46. Engines do without: vLLM refuses such segments where it sends keys and values to
+other nodes. Your own settings win if you set PYTORCH_ALLOC_CONF on the nodes: PyTorch prefers that name."""
 
 _reserve: Reserve | None = None
 

@@ -91,9 +91,7 @@ class Expected:
         if not isinstance(scorer, Rubric | Additive):
             return RowWork(template + pair, shared_tokens=shared)
         reply = min(self.rates.rating_reply_tokens, scorer.max_new_tokens)
-        return RowWork(
-            template + pair, reply, scorer.samples, shared, scorer.max_new_tokens, scorer.read == "expected"
-        )
+        return RowWork(template + pair, reply, scorer.samples, shared, scorer.max_new_tokens, scorer.read == "expected")
 
 
 def _lead(template: str) -> float:

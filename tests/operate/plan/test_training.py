@@ -80,7 +80,11 @@ def test_zero_3_sends_matrices_larger_than_its_buckets_one_by_one() -> None:
 
 @pytest.mark.parametrize(
     ("workers", "milliseconds"),
-    [(16, 0.825), (32, 1.133), (64, 1.690)],  # crazyguitar/aws-gpu-communication-benchmark, nccl_all_reduce.csv, 128 MiB
+    [
+        (16, 0.825),
+        (32, 1.133),
+        (64, 1.690),
+    ],  # crazyguitar/aws-gpu-communication-benchmark, nccl_all_reduce.csv, 128 MiB
 )
 def test_published_times_of_nccl_on_p5_nodes_are_met(workers: int, milliseconds: float) -> None:
     sent, rates = 2 * 134.2e6 * (workers - 1) / workers, PlanConfig()
@@ -88,14 +92,16 @@ def test_published_times_of_nccl_on_p5_nodes_are_met(workers: int, milliseconds:
     assert 1 / 1.4 < 1000 * planned / milliseconds < 1.4
 
 
+LARGE_BATCH = Layout(64, 3, micro_batch_tokens=16_384, checkpointing=True)
+SMALL_BATCH = Layout(32, 3, micro_batch_tokens=4096, checkpointing=True)
 FOUNDRY, GIST = "mosaicml/llm-foundry, scripts/train/benchmarking", "gist chenyaofo/d4cd6a20, DeepSpeed 0.14 on A800s"
 
 
 @pytest.mark.parametrize(
     ("source", "size", "machine", "layout", "examples", "length", "tokens_per_s"),
     [
-        (FOUNDRY, "llama-65b", "H100-80G", Layout(64, 3, micro_batch_tokens=16_384, checkpointing=True), 2048, 2048, 66_523),
-        (FOUNDRY, "llama-65b", "H100-80G", Layout(32, 3, micro_batch_tokens=4096, checkpointing=True), 1024, 2048, 28_242),
+        (FOUNDRY, "llama-65b", "H100-80G", LARGE_BATCH, 2048, 2048, 66_523),
+        (FOUNDRY, "llama-65b", "H100-80G", SMALL_BATCH, 1024, 2048, 28_242),
         (FOUNDRY, "llama-13b", "H100-80G", Layout(16, 3, micro_batch_tokens=4096), 32, 2048, 76_280),
         (FOUNDRY, "llama-7b", "H100-80G", Layout(8, 3, micro_batch_tokens=12_288), 48, 2048, 85_144),
         (GIST, "llama-7b", "A100-80G", Layout(8, 2, micro_batch_tokens=4096), 64, 4096, 21_832),

@@ -41,7 +41,9 @@ def test_without_enough_steps_no_loss_is_a_spike_and_skipped_steps_do_not_count(
     assert problem(6.1, CALM + history(*[90.0] * 30, skipped=True), 3.0) is not None
 
 
-def output_layer(dtype: str, cap: float | None = None) -> "tuple[torch.Tensor, torch.Tensor, Callable[[], torch.Tensor]]":
+def output_layer(
+    dtype: str, cap: float | None = None
+) -> "tuple[torch.Tensor, torch.Tensor, Callable[[], torch.Tensor]]":
     """Weights of an output layer, targets, and a function that computes logits, soft-capped as in Gemma 2."""
     import torch
 
@@ -77,14 +79,15 @@ def test_the_loss_of_a_confident_model_keeps_its_precision() -> None:
 
     logits = torch.full((1, 4), 1000.0)
     logits[0, 0] = 1008.0
-    assert summed_cross_entropy(logits, torch.tensor([0])).item() == pytest.approx(math.log1p(3 * math.exp(-8)), rel=1e-4)
+    assert summed_cross_entropy(logits, torch.tensor([0])).item() == pytest.approx(
+        math.log1p(3 * math.exp(-8)), rel=1e-4
+    )
     logits[0, 1] = math.nan
     assert math.isnan(summed_cross_entropy(logits, torch.tensor([0])).item())
 
 
 def test_the_gradient_takes_the_place_of_the_logits() -> None:
     """At most the logits and two float32 copies of 16 of the 256 rows: no copy of all logits, in no format."""
-    import torch
     from torch.profiler import ProfilerActivity, profile
 
     _, targets, logits = output_layer("bfloat16")

@@ -48,6 +48,8 @@ def as_json(made: Plan) -> dict[str, object]:
     values = dataclasses.asdict(made)
     for training, written in zip(made.trainings, values["trainings"], strict=True):
         written["step"]["memory"]["peak"] = training.step.memory.peak
+        written["checkpoints"]["seconds"] = training.checkpoints.seconds
+        written["seconds"] = training.seconds
     return values | {"parameters": made.shape.parameters, "seconds": made.seconds, "dollars": made.dollars}
 
 
@@ -114,10 +116,12 @@ def storing(made: Plan, config: RunConfig) -> None:
         f"{duration(one.apart_s)} of steps; those of all {len(every)} models take {gb(kept)} until jobs.gc"
     )
     if one.count > 1 and one.store_s > one.apart_s:
-        now, wanted = config.train.placement.checkpoint_every_steps, math.ceil(one.store_s / step_s)
+        placement = config.train.placement
         say(
-            "training waits for its checkpoints: storing one takes longer than the steps between two; set "
-            f"train.placement.checkpoint_every_steps to {wanted:,} or more (now {now})",
+            "training waits for its checkpoints, since storing one takes longer than the steps between two; set "
+            f"train.placement.checkpoint_every_steps to {math.ceil(one.store_s / step_s)} or more (it is "
+            f"{placement.checkpoint_every_steps}) and checkpoint_every_minutes to {math.ceil(one.store_s / 60)} or more "
+            f"(it is {placement.checkpoint_every_minutes or 'off'})",
             "yellow",
         )
 

@@ -27,6 +27,7 @@ from humpback_ray.stages.outputs import TableWriter
 from humpback_ray.stages.stage import Place, Stage
 from humpback_ray.train.job import StepMetrics, metrics_table
 from humpback_ray.train.sizes import SIZES
+from jobs.plan import main as plan_job
 
 REPOSITORY = Path(__file__).parents[3]
 SEVEN, LARGE = REPOSITORY / "configs/llama-7b.yaml", REPOSITORY / "configs/llama-65b.yaml"
@@ -170,7 +171,8 @@ def test_the_job_answers_at_once_in_words_and_as_json(tmp_path: Path) -> None:
     code, said = job()
     assert time.monotonic() - began < 20
     assert code == 0, said
-    for words in ("65,285,660,672 parameters", "optimizer", "fits", "sensible", "total", "no pilot", "Assumed"):
+    for words in ("65,285,660,672 parameters", "optimizer", "fits", "sensible", "total", "no pilot", "Assumed",
+                  "a checkpoint: 783.4 GB", "all 4 models take 6.3 TB"):  # fmt: skip
         assert words in said
     code, said = job("train.placement.workers=8", "--json")
     assert code == 1, "does not fit"
@@ -180,7 +182,18 @@ def test_the_job_answers_at_once_in_words_and_as_json(tmp_path: Path) -> None:
     assert {"parameters", "gradients", "optimizer", "activations", "logits", "buffers", "peak"} <= set(
         values["trainings"][0]["step"]["memory"]
     )
+    training = values["trainings"][0]
+    assert training["seconds"] > training["start_s"] + training["checkpoints"]["seconds"] + training["export_s"]
     assert not (tmp_path / "run").exists(), "a plan writes nothing"
+
+
+def test_the_job_says_if_storage_is_slower_than_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    often, rarely = "train.placement.checkpoint_every_steps=10", "train.placement.checkpoint_every_steps=1000"
+    for keys, waits in (([often], True), ([rarely], False), ([rarely, "train.recipe.steps={m2: 5}"], False)):
+        assert plan_job([str(SEVEN), f"root={tmp_path}", *keys]) == 0
+        said = capsys.readouterr().out
+        assert ("checkpoint_every_steps to 170 or more (it is 10)" in said) == waits
+        assert ("training waits for its checkpoints" in said) == waits
 
 
 def committed(

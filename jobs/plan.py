@@ -120,8 +120,8 @@ def storing(made: Plan, config: RunConfig) -> None:
         say(
             "training waits for its checkpoints, since storing one takes longer than the steps between two; set "
             f"train.placement.checkpoint_every_steps to {math.ceil(one.store_s / step_s)} or more (it is "
-            f"{placement.checkpoint_every_steps}) and checkpoint_every_minutes to {math.ceil(one.store_s / 60)} or more "
-            f"(it is {placement.checkpoint_every_minutes or 'off'})",
+            f"{placement.checkpoint_every_steps}) and checkpoint_every_minutes to {math.ceil(one.store_s / 60)} or "
+            f"more (it is {placement.checkpoint_every_minutes or 'off'})",
             "yellow",
         )
 

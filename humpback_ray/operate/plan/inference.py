@@ -58,7 +58,7 @@ class Writer:
 
 
 VLLM_CPU_ROWS = 128
-"""Most requests in a step of vLLM 0.32 on a CPU, where we leave its default (`SchedulerConfig.DEFAULT_MAX_NUM_SEQS`)."""
+"""Most requests in a step of vLLM 0.32 on a CPU: we leave its default (`SchedulerConfig.DEFAULT_MAX_NUM_SEQS`)."""
 
 
 def weights_fit(weights: float, gpus: float, rates: PlanConfig) -> bool:

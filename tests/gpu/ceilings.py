@@ -122,6 +122,6 @@ def link_speeds(block: Any) -> dict[str, float]:
     found = {}
     for kind in ("pinned", "unpinned"):
         host = torch.empty(block.shape, dtype=block.dtype, pin_memory=kind == "pinned")
-        found[f"to the host, {kind}"] = block.numel() / seconds(lambda: host.copy_(block), gpu=True, repeats=4)
-        found[f"to the GPU, {kind}"] = block.numel() / seconds(lambda: block.copy_(host), gpu=True, repeats=4)
+        for name, copy in (("host", partial(host.copy_, block)), ("GPU", partial(block.copy_, host))):
+            found[f"to the {name}, {kind}"] = block.numel() / seconds(copy, gpu=True, repeats=4)
     return found

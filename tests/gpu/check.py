@@ -33,33 +33,33 @@ if TYPE_CHECKING:
 ABSENT = ("ray", "vllm", "s3fs", "fastwarc", "resiliparse", "publicsuffixlist", "rich", "aiobotocore", "botocore")
 """Modules that a bare GPU machine lacks."""
 
-GRACE_S = 45
-"""Seconds that a running part may take beyond the budget."""
+GRACE_S = 30
+"""Seconds that a running part may take beyond the budget, and beyond its own limit."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the check: its module in tests/gpu, its function there, and its least and most time on a GPU."""
+    """A part of the check: its module in tests/gpu, its function there, and its time on a GPU."""
 
     module: str
     function: str
     least_s: float
     """An assumption: imports, a model, one figure. A part that has no such time left is not started."""
     most_s: float
-    """A part that takes longer is ended, so one that hangs leaves the others their time."""
+    """After that, the part starts nothing new, and soon its process is ended: one that hangs leaves the others time."""
 
 
 PARTS = {
-    "dtype": Part("replies", "part_dtype", 10, 60),
-    "ceilings": Part("ceilings", "part_ceilings", 15, 60),
-    "exact": Part("training", "part_exact", 30, 120),
-    "train": Part("training", "part_train", 40, 240),
-    "engine-7b": Part("replies", "part_engine_large", 60, 180),
-    "engine-1b": Part("replies", "part_engine", 40, 120),
-    "ray": Part("cluster", "part_ray", 60, 180),
-    "liger": Part("training", "part_liger", 45, 100),
-    "lora": Part("training", "part_lora", 45, 120),
-    "offload": Part("training", "part_offload", 60, 240),
+    "dtype": Part("replies", "part_dtype", 10, 30),
+    "ceilings": Part("ceilings", "part_ceilings", 15, 40),
+    "exact": Part("training", "part_exact", 30, 80),
+    "train": Part("training", "part_train", 40, 190),
+    "engine-7b": Part("replies", "part_engine_large", 60, 130),
+    "engine-1b": Part("replies", "part_engine", 40, 70),
+    "ray": Part("cluster", "part_ray", 60, 110),
+    "liger": Part("training", "part_liger", 45, 70),
+    "lora": Part("training", "part_lora", 45, 70),
+    "offload": Part("training", "part_offload", 60, 150),
 }
 """In the order of their value, which is the order in which they run."""
 UNBLOCKED = ("ray",)
@@ -93,7 +93,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repo", nargs="?", default=".", help="root of the repository")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}; all by default")
-    parser.add_argument("--budget-s", type=float, default=540, help="seconds after which nothing new is started")
+    parser.add_argument("--budget-s", type=float, default=440, help="seconds after which nothing new is started")
     parser.add_argument("--out", default=os.environ.get("OUT", "."), help="directory of gpu_check.jsonl")
     parser.add_argument("--apart", action="store_true", help="run each part in its own process, as on a GPU")
     parser.add_argument("--began", type=float, default=0.0, help=argparse.SUPPRESS)  # passed to the process of a part
@@ -183,7 +183,7 @@ def run_parts(
 
 def run_here(name: str, report: "Report", shared: Path, room: Path, gpu: bool) -> None:
     """Run a part in this process."""
-    faulthandler.dump_traceback_later(patience_s(name, report) - GRACE_S / 3)  # shows on stderr where a part hangs
+    faulthandler.dump_traceback_later(max(report.left_s, 0) + GRACE_S / 2)  # shows on stderr where a part hangs
     try:
         from tests.gpu.material import Check
 
@@ -194,22 +194,18 @@ def run_here(name: str, report: "Report", shared: Path, room: Path, gpu: bool) -
         faulthandler.cancel_dump_traceback_later()
 
 
-def patience_s(name: str, report: "Report") -> float:
-    """Return the seconds after which a part's process is ended."""
-    return min(max(report.left_s, 0) + GRACE_S, PARTS[name].most_s)
-
-
 def run_apart(name: str, arguments: argparse.Namespace, report: "Report", shared: Path) -> None:
     """Run a part in its own process, which reports its own failures.
 
     Raises:
         RuntimeError: the process crashed or took too long.
     """
+    left_s = min(max(report.left_s, 0), PARTS[name].most_s)
     command = [
         sys.executable, __file__, arguments.repo, "--parts", name, "--out", arguments.out,
-        "--budget-s", str(arguments.budget_s), "--began", str(report.began), "--shared", str(shared),
+        "--budget-s", str(report.at_s + left_s), "--began", str(report.began), "--shared", str(shared),
     ]  # fmt: skip
-    limit_s = patience_s(name, report)
+    limit_s = left_s + GRACE_S
     try:
         done = subprocess.run(command, check=False, timeout=limit_s, stdout=report.stream)
     except subprocess.TimeoutExpired:

@@ -171,9 +171,10 @@ def run_training(check: Check, alone: list[dict[str, Any]]) -> None:
     job = TrainJob("m0", "forward", where, (tokens,), recipe, ChatRecipe(), str(check.room / "ray-model"))
     result = launch(job, placement, "check", str(check.room / "ray-checkpoints"))
     rows = [dataclasses.asdict(row) for row in result.metrics]
+    besides_s = result.seconds - sum(row["seconds"] for row in rows)
     difference = apart(alone, rows)
     check.report.judge(
         "ray-train", too_far({"with Ray": difference}, EXACT), agree=difference, steps=len(rows),
         backend="nccl" if check.gpu else "gloo", losses=[round(row["loss"], 4) for row in rows], peak=result.peak,
-        seconds=round(result.seconds, 1), besides_steps_s=round(result.seconds - sum(row["seconds"] for row in rows), 1),
+        seconds=round(result.seconds, 1), besides_steps_s=round(besides_s, 1),
     )  # fmt: skip

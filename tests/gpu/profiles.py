@@ -1,6 +1,7 @@
 """A profile of a few steps: kernels launched, time on CPU and GPU, kernels of attention, and a table in a file."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,7 +38,6 @@ class Profile:
         self.gpu, self.steps = gpu, 0
         wanted = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
         self._inner = profile(activities=wanted)
-        self._events: list[Any] | None = None
 
     def start(self) -> Self:
         """Begin to record."""
@@ -49,18 +49,17 @@ class Profile:
         self._inner.stop()
         self.steps = steps
 
-    @property
-    def events(self) -> list[Any]:
+    @cached_property
+    def events(self) -> Any:
         """Operations and kernels, each with its calls and times added up."""
-        if self._events is None:
-            self._events = list(self._inner.key_averages())
-        return self._events
+        return self._inner.key_averages()
 
     def figures(self) -> dict[str, Any]:
         """Return launches, and milliseconds on CPU and GPU, per step; a CPU without a GPU launches nothing."""
         launches = sum(event.count for event in self.events if event.key.startswith(LAUNCHES))
         on_cpu = sum(event.self_cpu_time_total for event in self.events)
-        on_gpu = sum(event.self_device_time_total for event in self.events if "CUDA" in str(event.device_type))
+        kernels = [event for event in self.events if "CUDA" in str(event.device_type) and not event.is_user_annotation]
+        on_gpu = sum(event.self_device_time_total for event in kernels)
         return {
             "launches_per_step": round(launches / self.steps) if self.gpu else None,
             "cpu_ms_per_step": round(on_cpu / self.steps / 1e3, 2),
@@ -73,8 +72,8 @@ class Profile:
 
     def write(self, file: Path, title: str) -> str:
         """Write a table of the most expensive operations; return the file's name."""
-        order = "self_cuda_time_total" if self.gpu else "self_cpu_time_total"
-        table = self._inner.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=60)
+        order = "self_device_time_total" if self.gpu else "self_cpu_time_total"
+        table = self.events.table(sort_by=order, row_limit=ROWS, max_name_column_width=60)
         file.write_text(f"{title}\n\n{table}\n")
         return file.name
 

@@ -17,7 +17,7 @@ from humpback_ray.engines.base import Completion, Request, generate_all
 from humpback_ray.engines.transformers import TransformersEngine, fastest_dtype, gpu_dtype
 from humpback_ray.needs import Resources
 from humpback_ray.operate.plan.inference import RowWork, row_s
-from tests.gpu.ceilings import ceilings
+from tests.gpu.ceilings import Ceilings, ceilings
 from tests.gpu.material import SHAPES, Check, let_go, rates, writer
 from tests.gpu.plain import BATCH, Difference, Plain
 from tests.gpu.profiles import Profile
@@ -86,9 +86,10 @@ class Load:
         pairs = self._texts(PROMPT[0] + REPLY[0], PROMPT[1], "pairs")
         return [Request(rubric + pair, continuations=GRADES, reply_prefix=PREFIX) for pair in pairs]
 
-    def some(self, requests: Sequence[Request]) -> list[int]:
-        """Return the places of the requests that are looked at one by one."""
-        return [*range(0, len(requests), max(1, len(requests) // self.looked_at))][: self.looked_at]
+    @property
+    def some(self) -> list[int]:
+        """The places of the requests whose replies are looked at one by one."""
+        return [*range(0, self.rows, max(1, self.rows // self.looked_at))][: self.looked_at]
 
     def build(self, dtype: Literal["bfloat16", "float32"] = "bfloat16") -> Any:
         """Start the engine."""
@@ -115,7 +116,7 @@ def measure(load: Load, goals: dict[str, float]) -> None:
     """Write and score with the engine and with plain transformers; report how they compare."""
     import torch
 
-    check, shape = load.check, SHAPES[load.name]
+    check = load.check
     requests, ratings = load.requests, load.ratings
     limits, where = ceilings(check), writer(check, load.name)
     held = let_go(check)
@@ -140,9 +141,7 @@ def measure(load: Load, goals: dict[str, float]) -> None:
     plain.widen()
     found["float32"] = compared(plain, load, *exact)
     speed = sum(one.completion_tokens for one in out) / taken
-    own = sum(len(one.prompt) - RUBRIC // load.part for one in ratings)
-    context = 2 * RUBRIC / load.part + own / len(ratings)  # each of a pair's tokens sees the rubric and half of the pair
-    best_s = shape.forward_flops(own, context, logits=len(ratings)) / limits.products[load.name]
+    best_s = rating_s(load, limits)
     check.report.judge(
         f"engine-{load.name}", problems(found, out, requests), goals,
         characters=sum(len(one.text) for one in out), tokens_per_s=round(speed), plain_tokens_per_s=round(rival),
@@ -151,6 +150,14 @@ def measure(load: Load, goals: dict[str, float]) -> None:
         scored=all(len(one.logprobs or ()) == len(GRADES) for one in scored),
         **said_of("", found["bfloat16"]), **said_of("float32_", found["float32"]), peak_gb=peak, held_gb=held,
     )  # fmt: skip
+
+
+def rating_s(load: Load, limits: Ceilings) -> float:
+    """Return the seconds of the products that ratings need at the measured rate; the rubric is read once."""
+    shape, ratings = SHAPES[load.name], load.ratings
+    own = sum(len(one.prompt) - RUBRIC // load.part for one in ratings)
+    context = 2 * RUBRIC / load.part + own / len(ratings)  # a token of a pair sees the rubric and half of the pair
+    return shape.forward_flops(own, context, logits=len(ratings)) / limits.products[load.name]
 
 
 def answered(engine: Any, requests: Sequence[Request]) -> list[Completion]:
@@ -164,7 +171,7 @@ def timed(engine: Any, requests: Sequence[Request]) -> tuple[list[Completion], f
     return answered(engine, requests), time.monotonic() - began
 
 
-def decoding(steps: Steps, load: Load, out: Sequence[Completion], limits: Any) -> dict[str, Any]:
+def decoding(steps: Steps, load: Load, out: Sequence[Completion], limits: Ceilings) -> dict[str, Any]:
     """Return the figures of a run's forward passes, and their shares of the ceilings."""
     shape = SHAPES[load.name]
     read = sum(one.prompt_tokens for one in out)
@@ -180,22 +187,21 @@ def decoding(steps: Steps, load: Load, out: Sequence[Completion], limits: Any) -
 def profiled(load: Load, engine: Any) -> None:
     """Profile a few steps of an engine; report them, and write the table to a file."""
     name = f"engine-{load.name}-profile"
-    steps = Steps(engine._model.decoder, profile=Profile(load.check.gpu), skipped=10 if load.check.gpu else 3)
+    profile = Profile(load.check.gpu)
+    steps = Steps(engine._model.decoder, profile=profile, skipped=10 if load.check.gpu else 3)
     try:
         answered(engine, load.requests[: engine._model.most_rows])
-        assert steps.profile and steps.profile.steps, f"the replies took only {steps.steps} steps"
-        title = f"The {load.name} engine, {steps.profile.steps} steps of about {steps.rows // steps.steps} rows."
-        file = steps.profile.write(load.check.out / f"{name}.txt", title)
-        load.check.report.judge(
-            name, [], **steps.profile.figures(), attention=steps.profile.attention(), table=file
-        )  # fmt: skip
+        assert profile.steps, f"the replies took only {steps.steps} steps"
+        title = f"The {load.name} engine, {profile.steps} steps of about {steps.rows // steps.steps} rows."
+        file = profile.write(load.check.out / f"{name}.txt", title)
+        load.check.report.judge(name, [], **profile.figures(), attention=profile.attention(), table=file)
     finally:
         steps.forget()
 
 
 def compared(plain: Plain, load: Load, out: Sequence[Completion], scored: Sequence[Completion]) -> Difference:
     """Return how some replies and scores differ from those of plain transformers."""
-    places = load.some(out)
+    places = load.some
     requests, ratings = load.requests, load.ratings
     return plain.compare(
         [requests[place] for place in places], [out[place] for place in places],
@@ -207,7 +213,7 @@ def exactly(load: Load) -> tuple[list[Completion], list[Completion]]:
     """Let an engine in float32 write and score what is compared, and some more; the rest stays empty."""
     let_go(load.check)
     engine = load.build("float32")
-    places = sorted({*load.some(load.requests), *range(min(16, load.rows))})
+    places = sorted({*load.some, *range(min(16, load.rows))})
     made = []
     for requests in (load.requests, load.ratings):
         found = dict(zip(places, answered(engine, [requests[place] for place in places]), strict=True))

@@ -101,6 +101,7 @@ class Runs:
         """
         if not self.check.report.fits(label, self.longest_s):
             return None
+        ceilings(self.check)
         began, held = time.monotonic(), let_go(self.check)
         run = Run(self, label, stage, exported, profiled, stop, folder, around is None, fields)
         with around() if around else contextlib.nullcontext():
@@ -280,5 +281,3 @@ def too_far(agree: dict[Any, float | None], most: float) -> list[str]:
     """Return which runs differ by more than the limit."""
     far = {name: value for name, value in agree.items() if value is not None and not value <= most}
     return [f"{name}: losses differ by {value:.2g}, but the limit is {most:g}" for name, value in far.items()]
-
-

@@ -59,7 +59,7 @@ def part_train(check: Check) -> None:
 
 def compare_compiled(runs: Runs, name: str, first: Any) -> None:
     """Train with compiled decoder layers; report whether that wins."""
-    graphs: dict[str, int] = {}
+    graphs: dict[str, Any] = {}
     context = partial(compiled_layers, "inductor" if runs.check.gpu else "eager", graphs)
     rows = runs.run(f"{name}-compiled", 2, around=context)
     agree = apart(first, rows)
@@ -70,7 +70,7 @@ def compare_compiled(runs: Runs, name: str, first: Any) -> None:
 
 
 @contextlib.contextmanager
-def compiled_layers(backend: str, graphs: dict[str, int]) -> Iterator[None]:
+def compiled_layers(backend: str, graphs: dict[str, Any]) -> Iterator[None]:
     """Let each decoder layer be compiled before DeepSpeed wraps a model; count the graphs.
 
     Attention stays as it is: it is a kernel already. The lengths of a packed row are hidden from the compiler, which

@@ -17,6 +17,7 @@ import faulthandler
 import importlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -76,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from tests.gpu.report import Report
 
         faulthandler.enable()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the running part's process too
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
         began, gpu = arguments.began or time.time(), has_gpu()
         report = Report(stream, Path(arguments.out, "gpu_check.jsonl"), arguments.budget_s, began, gpu)

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.gpu import check
@@ -153,6 +155,23 @@ def test_a_part_that_hangs_is_ended_at_its_own_limit(tmp_path: Path, monkeypatch
         with pytest.raises(RuntimeError, match="it was ended after 2 s"):
             check.run_apart("dtype", arguments, report, tmp_path)
     assert report.at_s < 60
+
+
+@pytest.mark.slow
+def test_a_check_that_is_terminated_ends_the_process_of_its_part(tmp_path: Path) -> None:
+    repository, note = broken(tmp_path), tmp_path / "pid"
+    hangs = (
+        f"import os, pathlib, time\n\npathlib.Path({str(note)!r}).write_text(f'{{os.getpid()}} ')\ntime.sleep(600)\n"
+    )
+    (repository / "tests" / "gpu" / "replies.py").write_text(hangs)
+    command = [sys.executable, str(repository / "tests/gpu/check.py"), str(repository), "--apart", "--parts", "dtype"]
+    with subprocess.Popen([*command, "--out", str(tmp_path)], stdout=subprocess.DEVNULL) as running:
+        while not (note.exists() and note.read_text().endswith(" ")):
+            assert running.poll() is None
+            time.sleep(0.1)
+        running.terminate()
+    assert running.returncode == 128 + signal.SIGTERM
+    assert not psutil.pid_exists(int(note.read_text()))
 
 
 def parts_run(names: Sequence[str], folder: Path, budget_s: float = 60) -> tuple[list[str], list[dict[str, Any]]]:

@@ -17,6 +17,8 @@ from tests.gpu.material import SHAPES, Check
 
 FILE = "ceilings.json"
 GB, TERA = 1e9, 1e12
+SPIN_UP = 300
+"""Products before the first measurement, about half a second: an idle GPU's clock is a fifth of a busy one's."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,14 @@ def measured(check: Check) -> Ceilings:
     """Measure the ceilings."""
     import torch
 
-    clock = partial(seconds, gpu=check.gpu)
+    clock = partial(seconds, gpu=check.gpu, repeats=50 if check.gpu else 10)
     size, width, tokens = (1 << 30, 8192, 8192) if check.gpu else (1 << 24, 256, 64)
+    squares = [torch.randn(width, width, device=check.device).bfloat16() for _ in range(2)]
+    clock(lambda: squares[0] @ squares[1], repeats=SPIN_UP * check.gpu + 1)
     left, right = (torch.empty(size, dtype=torch.uint8, device=check.device) for _ in range(2))
     copy_s = clock(lambda: left.copy_(right))
     tiny = torch.ones(1, device=check.device)
     launch_s = clock(lambda: tiny.add_(1), repeats=2000)
-    squares = [torch.randn(width, width, device=check.device).bfloat16() for _ in range(2)]
     square_s = clock(lambda: squares[0] @ squares[1])
     names = ("1b", "3b", "7b") if check.gpu else ("tiny", "small")
     return Ceilings(
@@ -80,7 +83,7 @@ def measured(check: Check) -> Ceilings:
     )  # fmt: skip
 
 
-def seconds(work: Callable[[], Any], gpu: bool, repeats: int = 10) -> float:
+def seconds(work: Callable[[], Any], gpu: bool, repeats: int) -> float:
     """Return the mean seconds of `work` on the device, without the first calls."""
     import torch
 
@@ -112,7 +115,7 @@ def product_rate(shape: Shape, tokens: int, check: Check) -> float:
         for weight in (*outward, *back):
             torch.nn.functional.linear(x[weight.shape[1]], weight)
 
-    return 2 * tokens * sum(shape.layer_matrices.values()) / seconds(layer, check.gpu)
+    return 2 * tokens * sum(shape.layer_matrices.values()) / seconds(layer, check.gpu, 50 if check.gpu else 10)
 
 
 def link_speeds(block: Any) -> dict[str, float]:

@@ -26,6 +26,9 @@ ACTORS = 2
 CPUS = 4
 """CPUs that this Ray hands out: one for each actor or worker, and room for its own."""
 
+STORE_BYTES = 1 << 28
+"""Ray's object store, which holds only descriptions of shards; by default it would take a third of the memory."""
+
 
 def part_ray(check: Check) -> None:
     """Run a pool and a training run on a Ray of its own."""
@@ -69,8 +72,8 @@ def local_ray(check: Check) -> Iterator[None]:
     os.environ["PYTHONPATH"] = os.pathsep.join(known)  # Ray's processes look for this repository too
     began = time.monotonic()
     ray.init(
-        address="local", num_cpus=CPUS, num_gpus=int(check.gpu), include_dashboard=False, log_to_driver=False,
-        logging_level=logging.ERROR,
+        address="local", num_cpus=CPUS, num_gpus=int(check.gpu), object_store_memory=STORE_BYTES,
+        include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
     )  # fmt: skip
     try:
         check.report.say("ray-started", version=ray.__version__, seconds=round(time.monotonic() - began, 1))

@@ -74,7 +74,12 @@ def base(check: Check, name: str) -> Path:
 
 def writer(check: Check, name: str) -> Path:
     """Return the directory of a random Llama to generate with: it writes letters and no special tokens."""
-    return _model(check, f"{name}-writer", replace(SHAPES[name], vocabulary=LETTERS, tied=False), silent=len(SPECIAL))
+    return _model(check, f"{name}-writer", writer_shape(name), silent=len(SPECIAL))
+
+
+def writer_shape(name: str) -> Shape:
+    """Return the shape of a model to generate with."""
+    return replace(SHAPES[name], vocabulary=LETTERS, tied=False)
 
 
 def _model(check: Check, name: str, shape: Shape, silent: int = 0) -> Path:

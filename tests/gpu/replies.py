@@ -18,7 +18,7 @@ from humpback_ray.engines.transformers import TransformersEngine, fastest_dtype,
 from humpback_ray.needs import Resources
 from humpback_ray.operate.plan.inference import RowWork, row_s
 from tests.gpu.ceilings import Ceilings, ceilings
-from tests.gpu.material import SHAPES, Check, let_go, rates, writer
+from tests.gpu.material import Check, let_go, rates, writer, writer_shape
 from tests.gpu.plain import BATCH, Difference, Plain
 from tests.gpu.profiles import Profile
 from tests.gpu.steps import Steps
@@ -146,7 +146,7 @@ def measure(load: Load, goals: dict[str, float]) -> None:
         f"engine-{load.name}", problems(found, out, requests), goals,
         characters=sum(len(one.text) for one in out), tokens_per_s=round(speed), plain_tokens_per_s=round(rival),
         ratio=round(speed / rival, 2), planned_tokens_per_s=round(planned_tokens_per_s(load, out)), **figures,
-        rubric_rows_per_s=round(load.rows / scoring, 1), rubric_share=round(best_s / scoring, 3),
+        rubric_rows_per_s=round(load.rows / scoring, 1), rubric_share=brief(best_s / scoring),
         scored=all(len(one.logprobs or ()) == len(GRADES) for one in scored),
         **said_of("", found["bfloat16"]), **said_of("float32_", found["float32"]), peak_gb=peak, held_gb=held,
     )  # fmt: skip
@@ -154,7 +154,7 @@ def measure(load: Load, goals: dict[str, float]) -> None:
 
 def rating_s(load: Load, limits: Ceilings) -> float:
     """Return the seconds of the products that ratings need at the measured rate; the rubric is read once."""
-    shape, ratings = SHAPES[load.name], load.ratings
+    shape, ratings = writer_shape(load.name), load.ratings
     own = sum(len(one.prompt) - RUBRIC // load.part for one in ratings)
     context = 2 * RUBRIC / load.part + own / len(ratings)  # a token of a pair sees the rubric and half of the pair
     return shape.forward_flops(own, context, logits=len(ratings)) / limits.products[load.name]
@@ -173,15 +173,20 @@ def timed(engine: Any, requests: Sequence[Request]) -> tuple[list[Completion], f
 
 def decoding(steps: Steps, load: Load, out: Sequence[Completion], limits: Ceilings) -> dict[str, Any]:
     """Return the figures of a run's forward passes, and their shares of the ceilings."""
-    shape = SHAPES[load.name]
+    shape = writer_shape(load.name)
     read = sum(one.prompt_tokens for one in out)
     best_s = shape.forward_flops(read, read / len(out), logits=len(out)) / limits.products[load.name]
     return {
         "steps": steps.steps, "rows_per_step": round(steps.rows / max(steps.steps, 1), 1),
         "step_ms": round(1e3 * steps.steps_s / max(steps.steps, 1), 2),
-        "decode_share": round(steps.floor_s(shape, 2, limits) / steps.steps_s, 3),
-        "reading_s": round(steps.reading_s, 2), "reading_share": round(best_s / steps.reading_s, 3),
+        "decode_share": brief(steps.floor_s(shape, 2, limits) / steps.steps_s),
+        "reading_s": brief(steps.reading_s), "reading_share": brief(best_s / steps.reading_s),
     }  # fmt: skip
+
+
+def brief(value: float) -> float:
+    """Return a figure with three digits."""
+    return float(f"{value:.3g}")
 
 
 def profiled(load: Load, engine: Any) -> None:
@@ -258,7 +263,7 @@ def planned_tokens_per_s(load: Load, out: Sequence[Completion]) -> float:
     """Return the speed that the plan expects for such replies."""
     written = sum(one.completion_tokens for one in out) / len(out)
     work = RowWork(sum(one.prompt_tokens for one in out) / len(out), written)
-    return written / row_s(SHAPES[load.name], 1, load.check.gpu, 2, work, rates())
+    return written / row_s(writer_shape(load.name), 1, load.check.gpu, 2, work, rates())
 
 
 def run_short_of_memory(load: Load) -> None:

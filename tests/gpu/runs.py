@@ -67,7 +67,7 @@ class Runs:
     longest_s: float = 0.0
     """Seconds of the longest run so far; the next one is expected to take as long."""
     exports: list[float] = field(default_factory=list)
-    """Difference between each exported model's logits on the host and the trained model's on the device."""
+    """Difference between each exported model's logits in a fresh process and the trained model's in this one."""
 
     def __post_init__(self) -> None:
         listener = logging.Handler()

@@ -54,12 +54,12 @@ PARTS = {
     "dtype": Part("replies", "part_dtype", 10, 30),
     "ceilings": Part("ceilings", "part_ceilings", 15, 40),
     "exact": Part("training", "part_exact", 30, 80),
-    "train": Part("training", "part_train", 40, 190),
-    "engine-7b": Part("replies", "part_engine_large", 60, 130),
-    "engine-1b": Part("replies", "part_engine", 40, 70),
+    "train": Part("training", "part_train", 40, 225),
+    "engine-7b": Part("replies", "part_engine_large", 60, 150),
     "ray": Part("cluster", "part_ray", 60, 110),
-    "liger": Part("training", "part_liger", 45, 70),
-    "lora": Part("training", "part_lora", 45, 70),
+    "lora": Part("training", "part_lora", 45, 75),
+    "liger": Part("training", "part_liger", 45, 75),
+    "engine-1b": Part("replies", "part_engine", 40, 75),
     "offload": Part("training", "part_offload", 60, 150),
 }
 """In the order of their value, which is the order in which they run."""

@@ -108,7 +108,7 @@ def part_engine(check: Check) -> None:
 
 def part_engine_large(check: Check) -> None:
     """Let a large model write and score, and compare it with plain transformers."""
-    load = Load(check, "7b", 256) if check.gpu else Load(check, "small", 6, part=10, looked_at=3)
+    load = Load(check, "7b", 256, looked_at=3) if check.gpu else Load(check, "small", 6, part=10, looked_at=3)
     check.report.attempt(f"engine-{load.name}", lambda: measure(load, GOALS))
 
 

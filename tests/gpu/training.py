@@ -22,7 +22,7 @@ ROUNDED = 2e-2
 """The same in bfloat16, which has 8 bits of precision: sums in another order differ in the third digit."""
 GOALS = {"mfu_of_measured": 0.5}
 """Least figures of speed at 1B."""
-COMPILE_S = 60.0
+COMPILE_S = 45.0
 """Seconds to compile the layers of a model, assumed."""
 
 TINY = Size("tiny", steps=4, micro=128, batch=6, length=64, rate=3e-3)

@@ -23,7 +23,7 @@ from humpback_ray.runconfig import RunConfig
 from jobs.submit import EXTRA_KEYS
 from tests.docs.pages import PAGES, REPOSITORY, Block, blocks, commands
 
-OTHERS = {"ray", "docker", "kubectl", "pip", "export", "source", "hf", "vllm", ".venv/bin/pytest"}
+OTHERS = {"ray", "docker", "kubectl", "pip", "wheel", "rm", "export", "source", "hf", "vllm", ".venv/bin/pytest"}
 """Programs that are not ours: a page may show them, and a person tried them."""
 OWN_KEYS = {**EXTRA_KEYS, "report": ("out",)}
 TAKE_A_ROOT = {"verify": 1, "status": 1, "gc": 1, "retry": 2, "export": 2}

@@ -13,6 +13,8 @@ from humpback_ray.train.sizes import SIZES, Shape
 from tests.gpu.report import Report
 
 CONTEXT_TOKENS = 4096
+MADE = ".made"
+"""A file in each model's directory, written last: a part that makes a model may be ended before."""
 LETTERS = 400
 """Entries of the tokenizer. An engine's model has the same vocabulary, so every token that it writes is text."""
 SPECIAL = ("<s>", "</s>", "<pad>")
@@ -34,9 +36,16 @@ class Check:
     """The arguments of a part."""
 
     report: Report
+    shared: Path
+    """A directory that all parts of a call share, for models and ceilings; it is deleted afterwards."""
     room: Path
-    """A directory that is deleted afterwards."""
+    """A directory of this part alone, which is deleted after it."""
     gpu: bool
+
+    @property
+    def out(self) -> Path:
+        """The directory of the lines, which also receives tables of profiles."""
+        return self.report.file.parent
 
     @property
     def device(self) -> str:
@@ -65,15 +74,20 @@ def base(check: Check, name: str) -> Path:
 
 def writer(check: Check, name: str) -> Path:
     """Return the directory of a random Llama to generate with: it writes letters and no special tokens."""
-    return _model(check, f"{name}-writer", replace(SHAPES[name], vocabulary=LETTERS, tied=False), silent=len(SPECIAL))
+    return _model(check, f"{name}-writer", writer_shape(name), silent=len(SPECIAL))
+
+
+def writer_shape(name: str) -> Shape:
+    """Return the shape of a model to generate with."""
+    return replace(SHAPES[name], vocabulary=LETTERS, tied=False)
 
 
 def _model(check: Check, name: str, shape: Shape, silent: int = 0) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    folder = check.room / name
-    if folder.exists():
+    folder = check.shared / name
+    if (folder / MADE).exists():
         return folder
     config = LlamaConfig(
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.ffn,
@@ -88,6 +102,7 @@ def _model(check: Check, name: str, shape: Shape, silent: int = 0) -> Path:
         model.get_output_embeddings().weight[:silent] = 0  # the largest of hundreds of random logits is above 0
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
+    (folder / MADE).touch()
     return folder
 
 
@@ -152,7 +167,9 @@ def let_go(check: Check) -> float:
 def _storages(device: str) -> Iterable[Any]:
     """Return the storages of all Python tensors on a device, each once."""
     import torch
+    from torch._subclasses import FakeTensor
 
-    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    kinds = [(thing, type(thing)) for thing in gc.get_objects()]
+    tensors = [one for one, kind in kinds if issubclass(kind, torch.Tensor) and not issubclass(kind, FakeTensor)]
     storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == device]
     return {storage.data_ptr(): storage for storage in storages}.values()

@@ -1,40 +1,51 @@
 """The transformers engine: are its replies right, how fast is it, and does it survive a lack of memory?
 
-It is compared with the plain loop: `generate` on padded batches of 32, in order. In bfloat16 another batch size rounds
-differently, and after one different token all later ones differ. So besides equal replies, the check measures how far
-the logit of each written token is behind that of plain transformers' first choice.
+Prompts and replies are as long as the paper's when the backward model predicts an instruction for each segment, and
+when the rubric's grades are scored. The engine is compared with plain transformers (plain.py) and with what the device
+could do at best (ceilings.py).
 """
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from humpback_ray.engines.base import Completion, Request, generate_all
 from humpback_ray.engines.transformers import TransformersEngine, fastest_dtype, gpu_dtype
 from humpback_ray.needs import Resources
 from humpback_ray.operate.plan.inference import RowWork, row_s
-from humpback_ray.prompts.chat import encode, encode_prompt
-from tests.gpu.material import SHAPES, Check, let_go, rates, writer
+from tests.gpu.ceilings import Ceilings, ceilings
+from tests.gpu.material import Check, let_go, rates, writer, writer_shape
+from tests.gpu.plain import BATCH, Difference, Plain
+from tests.gpu.profiles import Profile
+from tests.gpu.steps import Steps
 
 BEHIND = 5e-2
 """How far a written token's logit may be behind the largest, as a share of it; export/reload.py allows the same in
 bfloat16."""
-SCORED_APART = 0.2
-"""Largest difference of a token's log-probability, in nats; rounding over 32 layers gives 0.1, a wrong mask about 1."""
+TIED = 1e-4
+"""The same in float32, where only ties may differ."""
+SCORED_APART = {"bfloat16": 0.2, "float32": 1e-2}
+"""Largest difference of a token's log-probability, in nats: in bfloat16, rounding over 32 layers gives 0.1, and a wrong
+mask about 1."""
+GOALS = {"ratio": 8.0, "decode_share": 0.5, "rubric_share": 0.5}
+"""Least figures of speed at 7B."""
 GRADES = ("1", "2", "3", "4", "5")
 PREFIX = "Score: "
-LOOKED_AT = 4
-"""Number of replies that are compared one by one."""
-LARGER = 3
-"""The larger model is expected to take this many times as long."""
 GIVEN_UP = 16
 """An engine that runs a little short of memory must still hold at least one part in this many of its tokens."""
 SPARE_BYTES = 3 << 29
 """Free memory of an engine that must run out of it: less than 128 rows of a 1B model take."""
+
+NONE = Completion("", 0, 0, "length")
+"""Stands for a request that was not asked."""
+
+PROMPT, REPLY, RUBRIC = (430, 163), (88, 33), 400
+"""Mean and deviation of the tokens of a segment and of an instruction (table 1 of the paper, over all candidates, at
+four characters per token), and the tokens of a rating prompt besides the pair (`plan.rating_prompt_tokens`)."""
 
 
 def part_dtype(check: Check) -> None:
@@ -51,151 +62,194 @@ class Load:
     check: Check
     name: str
     rows: int
-    new: int
-    """Tokens of the longest reply."""
+    part: int = 1
+    """Prompts and replies are one in so many of the paper's length."""
+    looked_at: int = 4
+    """Number of replies that are compared one by one."""
+
+    def _texts(self, mean: float, deviation: float, salt: str) -> list[str]:
+        """Return random letters; their numbers are normally distributed within two deviations."""
+        draw = random.Random(f"{salt} {self.name}")
+        sizes = [max(-2.0, min(draw.gauss(0, 1), 2.0)) * deviation + mean for _ in range(self.rows)]
+        return ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz ,.", k=round(size / self.part))) for size in sizes]
 
     @property
     def requests(self) -> list[Request]:
-        """Requests with prompts and replies of several lengths."""
-        prompts = [f"Question {n}: " + "What flows below the old mill? " * (1 + n % 12) for n in range(self.rows)]
-        return [Request(prompt, self.new * (1 + n % 4) // 4) for n, prompt in enumerate(prompts)]
+        """Requests for instructions of segments."""
+        lengths = map(len, self._texts(*REPLY, "replies"))
+        return [Request(text, most) for text, most in zip(self._texts(*PROMPT, "segments"), lengths, strict=True)]
 
-    def build(self) -> Any:
+    @property
+    def ratings(self) -> list[Request]:
+        """Requests for the grades of pairs; the prompts share the text of the rubric."""
+        rubric = "".join(random.Random(self.name).choices("abcdefghij ", k=RUBRIC // self.part))
+        pairs = self._texts(PROMPT[0] + REPLY[0], PROMPT[1], "pairs")
+        return [Request(rubric + pair, continuations=GRADES, reply_prefix=PREFIX) for pair in pairs]
+
+    @property
+    def some(self) -> list[int]:
+        """The places of the requests whose replies are looked at one by one."""
+        return [*range(0, self.rows, max(1, self.rows // self.looked_at))][: self.looked_at]
+
+    def build(self, dtype: Literal["bfloat16", "float32"] = "bfloat16") -> Any:
         """Start the engine."""
         cpus, gpus = (8, 1) if self.check.gpu else (1, 0)
         where = str(writer(self.check, self.name))
-        return TransformersEngine(dtype="bfloat16").build(where, Resources(cpus=cpus, gpus=gpus))
+        return TransformersEngine(dtype=dtype).build(where, Resources(cpus=cpus, gpus=gpus))
 
 
 def part_engine(check: Check) -> None:
-    """Let two models write and score, compare them with plain transformers, and run one with too little memory."""
-    loads = [Load(check, "1b", 256, 128), Load(check, "7b", 256, 128)] if check.gpu else [
-        Load(check, "tiny", 6, 8), Load(check, "small", 6, 8)]  # fmt: skip
-    small, large = loads
-    began = time.monotonic()
-    check.report.attempt(f"engine-{small.name}", partial(measure, small))
-    check.report.attempt(f"engine-{small.name}-short-of-memory", partial(run_short_of_memory, small))
-    if check.report.fits(f"engine-{large.name}", LARGER * (time.monotonic() - began)):
-        check.report.attempt(f"engine-{large.name}", partial(measure, large))
+    """Let a small model write and score, compare it with plain transformers, and run it with too little memory."""
+    load = Load(check, "1b", 256) if check.gpu else Load(check, "tiny", 6, part=10, looked_at=3)
+    check.report.attempt(f"engine-{load.name}", lambda: measure(load, {}))
+    short = replace(load, rows=128) if check.gpu else load
+    check.report.attempt(f"engine-{load.name}-short-of-memory", lambda: run_short_of_memory(short))
 
 
-def measure(load: Load) -> None:
+def part_engine_large(check: Check) -> None:
+    """Let a large model write and score, and compare it with plain transformers."""
+    load = Load(check, "7b", 256, looked_at=3) if check.gpu else Load(check, "small", 6, part=10, looked_at=3)
+    check.report.attempt(f"engine-{load.name}", lambda: measure(load, GOALS))
+
+
+def measure(load: Load, goals: dict[str, float]) -> None:
     """Write and score with the engine and with plain transformers; report how they compare."""
     import torch
 
-    writer(load.check, load.name)
-    held = let_go(load.check)
-    if load.check.gpu:
+    check = load.check
+    requests, ratings = load.requests, load.ratings
+    limits, where = ceilings(check), writer(check, load.name)
+    held = let_go(check)
+    if check.gpu:
         torch.cuda.reset_peak_memory_stats()
     engine = load.build()
-    asyncio.run(generate_all(engine, load.requests[:8]))
-    out, taken = timed(engine, load.requests)
-    graded = [Request(one.prompt, continuations=GRADES, reply_prefix=PREFIX) for one in load.requests]
-    scored, scoring = timed(engine, graded)
+    answered(engine, [*requests[:8], *ratings[:8]])
+    steps = Steps(engine._model.decoder)
+    out, taken = timed(engine, requests)
+    figures = decoding(steps, load, out, limits)
+    steps.forget()
+    scored, scoring = timed(engine, ratings)
+    profiled(load, engine)
     engine.close()
-    peak = round(torch.cuda.max_memory_allocated() / 1e9, 2) if load.check.gpu else None
-    del engine
-    let_go(load.check)
-    plain = Plain(load)
-    found = compared(plain, load.requests, out, scored)
-    speed, rival = sum(one.completion_tokens for one in out) / taken, plain.tokens_per_s(load.requests[:64])
-    load.check.report.judge(
-        f"engine-{load.name}", problems(found, out, load.requests),
+    peak = round(torch.cuda.max_memory_allocated() / 1e9, 2) if check.gpu else None
+    del engine, steps
+    exact = exactly(load)
+    let_go(check)
+    plain = Plain(where, check.device)
+    rival = plain.tokens_per_s(requests[:BATCH])
+    found = {"bfloat16": compared(plain, load, out, scored)}
+    plain.widen()
+    found["float32"] = compared(plain, load, *exact)
+    speed = sum(one.completion_tokens for one in out) / taken
+    best_s = rating_s(load, limits)
+    check.report.judge(
+        f"engine-{load.name}", problems(found, out, requests), goals,
         characters=sum(len(one.text) for one in out), tokens_per_s=round(speed), plain_tokens_per_s=round(rival),
-        ratio=round(speed / rival, 2), planned_tokens_per_s=round(planned_tokens_per_s(load, out)), **found,
-        rubric_rows_per_s=round(load.rows / scoring, 1), scored=all(len(one.logprobs or ()) == 5 for one in scored),
-        peak_gb=peak, held_gb=held,
+        ratio=round(speed / rival, 2), planned_tokens_per_s=round(planned_tokens_per_s(load, out)), **figures,
+        rubric_rows_per_s=round(load.rows / scoring, 1), rubric_share=brief(best_s / scoring),
+        scored=all(len(one.logprobs or ()) == len(GRADES) for one in scored),
+        **said_of("", found["bfloat16"]), **said_of("float32_", found["float32"]), peak_gb=peak, held_gb=held,
     )  # fmt: skip
+
+
+def rating_s(load: Load, limits: Ceilings) -> float:
+    """Return the seconds of the products that ratings need at the measured rate; the rubric is read once."""
+    shape, ratings = writer_shape(load.name), load.ratings
+    own = sum(len(one.prompt) - RUBRIC // load.part for one in ratings)
+    context = 2 * RUBRIC / load.part + own / len(ratings)  # a token of a pair sees the rubric and half of the pair
+    return shape.forward_flops(own, context, logits=len(ratings)) / limits.products[load.name]
+
+
+def answered(engine: Any, requests: Sequence[Request]) -> list[Completion]:
+    """Return the completions of requests that wait together."""
+    return asyncio.run(generate_all(engine, requests))
 
 
 def timed(engine: Any, requests: Sequence[Request]) -> tuple[list[Completion], float]:
     """Return the completions and the seconds that they took."""
     began = time.monotonic()
-    return asyncio.run(generate_all(engine, requests)), time.monotonic() - began
+    return answered(engine, requests), time.monotonic() - began
 
 
-class Plain:
-    """Plain transformers on an engine's model."""
-
-    def __init__(self, load: Load) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        where = writer(load.check, load.name)
-        self.tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left")
-        loaded: Any = AutoModelForCausalLM.from_pretrained(where, dtype=torch.bfloat16, device_map=load.check.device)
-        self.model = loaded.eval()
-
-    def write(self, requests: Sequence[Request]) -> list[str]:
-        """Generate greedily in one padded batch up to the longest reply; return each reply cut to its own length."""
-        batch = self.tokenizer([one.prompt for one in requests], return_tensors="pt", padding=True).to(
-            self.model.device
-        )
-        most = max(one.max_new_tokens for one in requests)
-        ids = self.model.generate(**batch, max_new_tokens=most, do_sample=False)[:, batch["input_ids"].shape[1] :]
-        cut = [row[: one.max_new_tokens] for row, one in zip(ids, requests, strict=True)]
-        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in cut]
-
-    def tokens_per_s(self, requests: Sequence[Request]) -> float:
-        """Return the speed of padded batches of 32, in order; tokens beyond a reply's length do not count."""
-        self.write(requests[:8])
-        began = time.monotonic()
-        for first in range(0, len(requests), 32):
-            self.write(requests[first : first + 32])
-        return sum(one.max_new_tokens for one in requests) / (time.monotonic() - began)
-
-    def logits(self, ids: Sequence[int], last: int) -> Any:
-        """Return the logits after the last tokens of a sequence, float32 [last, V]."""
-        import torch
-
-        with torch.inference_mode():
-            found = self.model(torch.tensor([ids], device=self.model.device), logits_to_keep=last)
-        return found.logits[0].float()
-
-    def behind(self, request: Request, text: str) -> float:
-        """Return how far a text's worst token is behind the first choice, as a share of the largest logit."""
-        import torch
-
-        written = encode(self.tokenizer, text)
-        ids = [*encode_prompt(self.tokenizer, request.prompt), *written]
-        logits = self.logits(ids[:-1], len(written))
-        chosen = logits.gather(1, torch.tensor(written, device=logits.device)[:, None])[:, 0]
-        return ((logits.max(1).values - chosen).max() / logits.abs().max()).item()
-
-    def grades(self, request: Request) -> list[float]:
-        """Return the log-probability of each grade; a grade is one token."""
-        ids = [*encode_prompt(self.tokenizer, request.prompt), *encode(self.tokenizer, PREFIX)]
-        logits = self.logits(ids, 1)[0].log_softmax(0)
-        return [logits[encode(self.tokenizer, grade)[0]].item() for grade in GRADES]
-
-
-def compared(
-    plain: Plain, requests: Sequence[Request], out: Sequence[Completion], scored: Sequence[Completion]
-) -> dict[str, Any]:
-    """Return how replies and grades differ from those of plain transformers."""
-    looked_at = [*zip(requests, out, scored, strict=True)][:: max(1, len(requests) // LOOKED_AT)][:LOOKED_AT]
-    equal = [plain.write([request]) == [reply.text] for request, reply, _ in looked_at]
-    apart = [
-        abs(mine - theirs)
-        for request, _, grades in looked_at
-        for mine, theirs in zip(grades.logprobs or (), plain.grades(request), strict=True)
-    ]
+def decoding(steps: Steps, load: Load, out: Sequence[Completion], limits: Ceilings) -> dict[str, Any]:
+    """Return the figures of a run's forward passes, and their shares of the ceilings."""
+    shape = writer_shape(load.name)
+    read = sum(one.prompt_tokens for one in out)
+    best_s = shape.forward_flops(read, read / len(out), logits=len(out)) / limits.products[load.name]
     return {
-        "greedy_equal": f"{sum(equal)} of {len(equal)}",
-        "greedy_behind": round(max(plain.behind(request, reply.text) for request, reply, _ in looked_at), 4),
-        "scored_apart": round(max(apart), 4),
-    }
+        "steps": steps.steps, "rows_per_step": round(steps.rows / max(steps.steps, 1), 1),
+        "step_ms": round(1e3 * steps.steps_s / max(steps.steps, 1), 2),
+        "decode_share": brief(steps.floor_s(shape, 2, limits) / steps.steps_s),
+        "reading_s": brief(steps.reading_s), "reading_share": brief(best_s / steps.reading_s),
+    }  # fmt: skip
 
 
-def problems(found: dict[str, Any], out: Sequence[Completion], requests: Sequence[Request]) -> list[str]:
+def brief(value: float) -> float:
+    """Return a figure with three digits."""
+    return float(f"{value:.3g}")
+
+
+def profiled(load: Load, engine: Any) -> None:
+    """Profile a few steps of an engine; report them, and write the table to a file."""
+    name = f"engine-{load.name}-profile"
+    profile = Profile(load.check.gpu)
+    steps = Steps(engine._model.decoder, profile=profile, skipped=10 if load.check.gpu else 3)
+    try:
+        answered(engine, load.requests[: engine._model.most_rows])
+        assert profile.steps, f"the replies took only {steps.steps} steps"
+        title = f"The {load.name} engine, {profile.steps} steps of about {steps.rows // steps.steps} rows."
+        file = profile.write(load.check.out / f"{name}.txt", title)
+        load.check.report.judge(name, [], **profile.figures(), attention=profile.attention(), table=file)
+    finally:
+        steps.forget()
+
+
+def compared(plain: Plain, load: Load, out: Sequence[Completion], scored: Sequence[Completion]) -> Difference:
+    """Return how some replies and scores differ from those of plain transformers."""
+    places = load.some
+    requests, ratings = load.requests, load.ratings
+    return plain.compare(
+        [requests[place] for place in places], [out[place] for place in places],
+        [ratings[place] for place in places], [scored[place] for place in places],
+    )  # fmt: skip
+
+
+def exactly(load: Load) -> tuple[list[Completion], list[Completion]]:
+    """Let an engine in float32 write and score what is compared, and some more; the rest stays empty."""
+    let_go(load.check)
+    engine = load.build("float32")
+    places = sorted({*load.some, *range(min(16, load.rows))})
+    made = []
+    for requests in (load.requests, load.ratings):
+        found = dict(zip(places, answered(engine, [requests[place] for place in places]), strict=True))
+        made.append([found.get(place, NONE) for place in range(load.rows)])
+    engine.close()
+    return made[0], made[1]
+
+
+def said_of(prefix: str, found: Difference) -> dict[str, Any]:
+    """Return a comparison as figures."""
+    return {
+        f"{prefix}greedy_equal": f"{found.equal} of {found.count}", f"{prefix}greedy_behind": round(found.behind, 6),
+        f"{prefix}greedy_gap": round(found.gap, 6), f"{prefix}scored_apart": round(found.scored, 5),
+    }  # fmt: skip
+
+
+def problems(found: dict[str, Difference], out: Sequence[Completion], requests: Sequence[Request]) -> list[str]:
     """Return what is wrong with replies and grades."""
     said = short(out, requests)
-    if not found["greedy_behind"] <= BEHIND:
-        said.append(
-            f"a greedy token is {found['greedy_behind']:g} behind the first choice; noise is at most {BEHIND:g}"
-        )
-    if not found["scored_apart"] <= SCORED_APART:
-        said.append(f"log-probabilities differ by {found['scored_apart']:g} nats; noise is at most {SCORED_APART:g}")
+    for dtype, most in (("bfloat16", BEHIND), ("float32", TIED)):
+        if not found[dtype].behind <= most:
+            said.append(
+                f"{dtype}: a greedy token is {found[dtype].behind:g} behind the first choice; noise is at most {most:g}"
+            )
+        if not found[dtype].scored <= SCORED_APART[dtype]:
+            said.append(
+                f"{dtype}: log-probabilities differ by {found[dtype].scored:g} nats; noise is at most "
+                f"{SCORED_APART[dtype]:g}"
+            )
+    if not found["float32"].gap <= TIED:
+        said.append(f"float32: replies differ where the choice is no tie, by {found['float32'].gap:g}")
     return said
 
 
@@ -209,7 +263,7 @@ def planned_tokens_per_s(load: Load, out: Sequence[Completion]) -> float:
     """Return the speed that the plan expects for such replies."""
     written = sum(one.completion_tokens for one in out) / len(out)
     work = RowWork(sum(one.prompt_tokens for one in out) / len(out), written)
-    return written / row_s(SHAPES[load.name], 1, load.check.gpu, 2, work, rates())
+    return written / row_s(writer_shape(load.name), 1, load.check.gpu, 2, work, rates())
 
 
 def run_short_of_memory(load: Load) -> None:

@@ -3,7 +3,7 @@
 import json
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -19,13 +19,15 @@ class Report:
         file: also receives them; appended to, so it holds the lines of several calls.
         budget_s: seconds from `began` after which nothing new is started.
         began: when the check began, in seconds since the epoch; the processes of one check share it.
+        gpu: whether there is a GPU; without one, goals are listed and none is missed.
     """
 
-    def __init__(self, stream: TextIO, file: Path, budget_s: float, began: float) -> None:
-        self.stream, self.file, self.budget_s, self.began = stream, file, budget_s, began
+    def __init__(self, stream: TextIO, file: Path, budget_s: float, began: float, gpu: bool = False) -> None:
+        self.stream, self.file, self.budget_s, self.began, self.gpu = stream, file, budget_s, began, gpu
         self.missed: list[str] = []
         """Lines with a problem."""
         file.parent.mkdir(parents=True, exist_ok=True)
+        self._before = file.stat().st_size if file.exists() else 0
 
     @property
     def at_s(self) -> float:
@@ -44,11 +46,34 @@ class Report:
         with self.file.open("a", encoding="utf-8") as lines:
             lines.write(line + "\n")
 
-    def judge(self, part: str, problems: Sequence[str], **figures: Any) -> None:
-        """Write one line that says whether its figures are good, and what is wrong with them."""
+    def judge(
+        self, part: str, problems: Sequence[str], goals: Mapping[str, float] | None = None, **figures: Any
+    ) -> None:
+        """Write one line that says whether its figures are good, and what is wrong with them.
+
+        Args:
+            part: name of the line.
+            problems: what is wrong; empty if nothing is.
+            goals: least values of figures of speed, by figure; one that is missed is reported and no failure.
+            figures: of the line.
+        """
         if problems:
             self.missed.append(part)
-        self.say(part, ok=not problems, **({"problems": problems} if problems else {}), **figures)
+        wrong = {"problems": problems} if problems else {}
+        aims = {"goals": goals, "missed_goals": self._short_of(goals, figures)} if goals else {}
+        self.say(part, ok=not problems, **wrong, **figures, **aims)
+
+    def _short_of(self, goals: Mapping[str, float], figures: Mapping[str, Any]) -> list[str]:
+        """Return the goals that figures do not reach."""
+        short = {name: least for name, least in goals.items() if not (figures[name] or 0) >= least}
+        return [f"{name} is {figures[name]}, the goal is {least:g}" for name, least in short.items()] * self.gpu
+
+    def missed_goals(self) -> dict[str, list[str]]:
+        """Return the goals that this check's lines in the file have missed, by line."""
+        with self.file.open("rb") as file:
+            file.seek(self._before)
+            lines = [json.loads(line) for line in file]
+        return {line["part"]: line["missed_goals"] for line in lines if line.get("missed_goals")}
 
     def attempt(self, part: str, work: Callable[[], T]) -> T | None:
         """Return the result of `work`; if it raises, write a line and return None, so the rest still runs."""

@@ -85,7 +85,9 @@ def prepare(job: TrainJob, placement: TrainPlacement, session: Session, base: Pa
     config = zero.engine_config(placement, job.recipe)
     model, dropouts = zero.load_model(base, job.recipe, config, placement.activation_checkpointing)
     batching = prepare_attention(model, placement)
-    lora.attach(model, job.recipe)
+    chosen = lora.attach(model, job.recipe)
+    if chosen is not None and session.rank == 0:
+        logger.info("%s: %s", job.model, chosen.words())
     sizes = zero.parameter_count(model), zero.parameter_count(model, trainable=True)
     width_bytes = 2 if job.recipe.dtype == "bfloat16" else 4
     group.agree(lacking_room(job.export_uri, sizes[0] * width_bytes) if session.rank == 0 else None)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
+from humpback_ray.train.base import Base, examples_fault, looked_at
 from humpback_ray.train.checkpoint import fragments, store
 from humpback_ray.train.checkpoint.saver import Saver
 from humpback_ray.train.data import validation
@@ -78,9 +79,15 @@ def prepare(job: TrainJob, placement: TrainPlacement, session: Session, base: Pa
     zero.import_deepspeed(gpu)
     from transformers import AutoTokenizer
 
+    known = group.chosen(
+        session.rank, lambda: looked_at(storage.Directory(str(base)), job.recipe, f"{job.model}: its base model")
+    )
+    if not isinstance(known, Base):
+        raise TrainingStopped(str(known))
     tokenizer = AutoTokenizer.from_pretrained(base)
     group.agree(served_unlike(tokenizer, base, job) if session.rank == 0 else None)
-    data = read(job)
+    data = read(job, known.context_tokens)
+    group.agree(examples_fault(job, known, tokenizer, data) if session.rank == 0 else None)
     plan = schedule(job.recipe, job.model, len(data.examples))
     config = zero.engine_config(placement, job.recipe)
     model, dropouts = zero.load_model(base, job.recipe, config, placement.activation_checkpointing)
@@ -109,25 +116,41 @@ def prepare(job: TrainJob, placement: TrainPlacement, session: Session, base: Pa
     )
 
 
-def read(job: TrainJob) -> Data:
-    """Read a job's examples.
+def read(job: TrainJob, context_tokens: int | None) -> Data:
+    """Read a job's examples; `context_tokens` is the base model's limit.
 
     Raises:
-        TrainingStopped: there are no examples, or none to validate on although the recipe asks for validation.
+        TrainingStopped: there are no examples, or none to train on because the recipe holds all of them out, or none to
+            validate on although the recipe asks for validation.
     """
     found, counts = read_examples(job.token_uris)
+    share, kept, too_long = job.recipe.validation_share, counts["kept"], counts["too_long"]
     try:
-        examples, held_out = validation.split(found, job.recipe.validation_share)
+        examples, held_out = validation.split(found, share)
     except ValueError as error:
         raise TrainingStopped(f"{job.model}: {error}") from error
     counts["kept"], counts["held_out"] = len(examples), len(held_out)
-    if not examples:
+    if examples:
+        return Data(examples, held_out, dict(counts))
+    if held_out:
         raise TrainingStopped(
-            f"{job.model} has no examples: {counts['too_long']} of {counts.total()} pairs are longer than "
-            f"{job.recipe.max_length_tokens} tokens or the model's context; raise train.recipe.max_length_tokens or "
-            "set too_long to truncate"
+            f"{job.model} has no examples: validation_share = {share:g} holds out all {kept} seed pairs"
+            f"{f' that are not too long ({too_long} are)' if too_long else ''}, and there are no others; lower it, or "
+            "set it to 0 to train on all of them"
         )
-    return Data(examples, held_out, dict(counts))
+    dropped = {reason: count for reason, count in counts.items() if reason not in ("kept", "held_out", "truncated")}
+    if not too_long:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+        raise TrainingStopped(
+            f"{job.model} has no examples: its token files keep no pairs ({reasons or 'they are empty'})"
+        )
+    most = job.recipe.max_length_tokens
+    shorter = context_tokens is not None and context_tokens < most
+    raise TrainingStopped(
+        f"{job.model} has no examples: {too_long} of {sum(dropped.values())} pairs are longer than {most} tokens"
+        + (f" or the base model's context of {context_tokens}; use a model with a longer context" if shorter else "")
+        + f"{',' if shorter else '; raise train.recipe.max_length_tokens'} or set train.recipe.too_long to truncate"
+    )
 
 
 def outcome(training: Training) -> TrainResult:

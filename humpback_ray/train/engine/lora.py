@@ -13,8 +13,10 @@ takes some names (`gate_proj`, ...) in families with experts to mean the fused e
 these names get none there.
 """
 
+import contextlib
 import functools
 import inspect
+import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +76,9 @@ def attach(model: "PreTrainedModel", recipe: TrainRecipe) -> Choice | None:
         try:
             inject_adapter_in_model(configuration(recipe.method, choice), model)
         except ValueError as error:
-            raise TrainingStopped(f"train.recipe.method: peft refuses to adapt {type(model).__name__}: {error}") from error
+            raise TrainingStopped(
+                f"train.recipe.method: peft refuses to adapt {type(model).__name__}: {error}"
+            ) from error
     adapted = {name for name, _ in layers(model)}
     assert adapted == set(choice.layers), adapted.symmetric_difference(choice.layers)
     for name, parameter in model.named_parameters():
@@ -102,7 +106,7 @@ def choose(model: "PreTrainedModel", lora: Lora) -> Choice:
         chosen, left_out = _named(model, lora.targets, faults, experts), {}
     if not chosen:
         raise TrainingStopped(
-            f"train.recipe.method: {type(model).__name__} has no linear layer that can have adapters; use {{kind: full}}"
+            f"train.recipe.method: no layer of {type(model).__name__} can have adapters; use {{kind: full}}"
         )
     transposed = all(isinstance(modules[name], Conv1D) for name in chosen)
     return Choice(tuple(chosen), tuple(_short(chosen, modules)), transposed, left_out)
@@ -182,7 +186,9 @@ def faults_of(model: "PreTrainedModel") -> dict[str, str | None]:
         if not _multiplies(type(module)):
             return f"a {kind}, which does more than multiply with its weight"
         if leaf in _read_directly(type(parent)):
-            return f"a layer whose weight {type(parent).__name__} uses without calling it: adapters would have no effect"
+            return (
+                f"a layer whose weight {type(parent).__name__} uses without calling it: adapters would have no effect"
+            )
         if leaf in meant:
             return f"a name that peft takes to mean the fused experts of {model.config.model_type}"
         return None
@@ -238,15 +244,17 @@ def _multiplies(kind: "type[nn.Module]") -> bool:
 @functools.cache
 def _read_directly(parent: "type[nn.Module]") -> frozenset[str]:
     """Return the names of children whose weights a module's code uses itself, as fused kernels do."""
+    from torch import nn
+
     found: set[str] = set()
-    for kind in parent.__mro__:
-        try:
-            source = inspect.getsource(kind)
-        except (OSError, TypeError):
-            continue
-        if kind.__module__ != "torch.nn.modules.module":
-            found |= set(re.findall(r"\bself\.(\w+)\.weight\b(?!\.(?:dtype|device|shape|size|is_meta)\b)", source))
+    for kind in itertools.takewhile(lambda kind: kind is not nn.Module, inspect.getmro(parent)):
+        with contextlib.suppress(OSError, TypeError):  # a class without source
+            found |= set(_WEIGHT.findall(inspect.getsource(kind)))
     return frozenset(found)
+
+
+_WEIGHT = re.compile(r"\bself\.(\w+)\.weight\b(?!\.(?:dtype|device|shape|size|is_meta)\b)")
+"""A child's weight in a module's code, unless only its form is looked at."""
 
 
 def _short(chosen: Sequence[str], modules: Collection[str]) -> list[str]:

@@ -1,0 +1,351 @@
+"""Faults of a base model that would end its training, found before it is loaded, by what is cheap to read.
+
+The configuration, the index, the headers of the safetensors files, the tokenizer, and the names and shapes of all
+parameters, which transformers' own loader compares on the meta device: it knows the families whose files name or
+arrange parameters differently than their classes. No weights are read, so a model in a bucket is checked at the start
+of a run too, before the corpus is cut or a GPU is taken; the workers check their copy again.
+
+`checked` is the one list of faults. What it cannot know: whether the weights are good.
+"""
+
+import contextlib
+import itertools
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from humpback_ray import storage
+from humpback_ray.prompts.chat import end_id, start_ids
+from humpback_ray.prompts.tokenizer import Tokenizer
+from humpback_ray.train.data.examples import Example
+from humpback_ray.train.job import TrainingStopped, TrainJob
+from humpback_ray.train.recipe import Lora, TrainRecipe
+from humpback_ray.train.safetensor_files import Stored, Unusable, read_object, stored_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from humpback_ray.train.state import Data
+
+logger = logging.getLogger(__name__)
+
+FLOATS = {"F64", "F32", "F16", "BF16"}
+"""Dtypes, as in headers, of weights that can be trained."""
+
+READ_JSON = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+"""Files of JSON objects, besides the configuration, that transformers reads if they are there."""
+
+TOKENIZERS = (
+    "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt",
+    "tekken.json",
+)  # fmt: skip
+"""Files that hold a vocabulary."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """What training must know of a base model before it is loaded."""
+
+    rows: int
+    """Rows of its embedding: token ids are below it."""
+    context_tokens: int | None
+    """Longest example; None: its configuration names no limit."""
+
+
+def checked(directory: storage.Directory, recipe: TrainRecipe) -> Base:
+    """Check a base model, local or in a bucket, for the training that a recipe describes.
+
+    Raises:
+        Unusable: a fault of its files; the message begins with a URI.
+        TrainingStopped: the recipe's adapters do not fit the model.
+        OSError: storage failed.
+    """
+    files = files_of(directory)
+    stored = check_files(directory.uri, files)
+    local = _without_weights(directory, files)
+    config = load_configuration(local, directory.uri)
+    model: Any = check_shapes(config, stored, directory.uri)
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    check_tokenizer(local, rows, directory.uri)
+    if isinstance(recipe.method, Lora):
+        from humpback_ray.train.engine import lora
+
+        lora.choose(model, recipe.method)
+    return Base(rows, context_tokens(config))
+
+
+def looked_at(
+    directory: storage.Directory, recipe: TrainRecipe, blamed: str, libraries: bool = True
+) -> "Base | str | None":
+    """Check a base model as `checked` does; return what it is, or its fault as one line that begins with `blamed`.
+
+    Without `libraries`, on a machine that may lack transformers, only its files are checked: None if they are sound.
+    """
+    try:
+        if libraries:
+            return checked(directory, recipe)
+        check_files(directory.uri, files_of(directory))
+    except Unusable as error:
+        return f"{blamed}: {error}"
+    except TrainingStopped as error:
+        return str(error)
+    except OSError as error:
+        return f"{blamed}: {storage.words(error)}"
+    return None
+
+
+def files_of(directory: storage.Directory) -> dict[str, storage.InputFile]:
+    """Return a directory's files by name."""
+    return {file.name: file for file in directory.files or storage.find(directory.uri)}
+
+
+def check_files(uri: str, files: Mapping[str, storage.InputFile]) -> dict[str, Stored]:
+    """Check the files of a model directory as far as that takes no library; return its tensors by name.
+
+    Raises:
+        Unusable: the first fault.
+    """
+    if not files:
+        raise Unusable(f"{uri} is not a model directory: it does not exist or is empty")
+    if "adapter_config.json" in files:
+        raise Unusable(
+            f"{uri} has an adapter_config.json, so transformers would load the model that it names; merge the adapters "
+            "into that model (merge_and_unload) and save it, or delete the file if the weights are whole"
+        )
+    stored = stored_tensors(uri, files)
+    if "config.json" not in files:
+        raise Unusable(f"{uri} is not a model directory (it has no config.json)")
+    config = read_object(files["config.json"])
+    check_configuration(config, f"{uri}/config.json")
+    for name in READ_JSON:
+        if name in files:
+            read_object(files[name])
+    if not any(name in files for name in TOKENIZERS):
+        raise Unusable(f"{uri} has no tokenizer (no {TOKENIZERS[0]} or {TOKENIZERS[1]}); copy it from the same model")
+    for name, tensor in stored.items():
+        is_weight = tensor.dtype.startswith("F") or name.endswith("weight")
+        if is_weight and tensor.dtype not in FLOATS:
+            raise Unusable(
+                f"{uri}/{tensor.file}: {name} is stored as {tensor.dtype}: these are quantized weights, which cannot "
+                "be trained; use the model's bfloat16, float16 or float32 weights"
+            )
+    return stored
+
+
+def check_configuration(config: Mapping[str, Any], uri: str) -> None:
+    """Check what a model's configuration says in JSON.
+
+    Raises:
+        Unusable: no family, or quantized weights.
+    """
+    if not isinstance(config.get("model_type"), str):
+        raise Unusable(f"{uri} has no model_type, the name of the model's family; copy it again from the model")
+    for section in (config, config.get("text_config")):
+        if isinstance(section, dict) and (method := section.get("quantization_config")):
+            name = method.get("quant_method") if isinstance(method, dict) else None
+            raise Unusable(
+                f"{uri} has a quantization_config{f' ({name})' if name else ''}: quantized weights cannot be trained; "
+                "use the model's bfloat16, float16 or float32 weights"
+            )
+
+
+def _without_weights(directory: storage.Directory, files: Mapping[str, storage.InputFile]) -> Path:
+    """Return a local directory with a model's files except weights of any kind."""
+    wanted = tuple(file for name, file in files.items() if name.endswith((".json", ".model", ".txt", ".jinja")))
+    return storage.local_directory(storage.Directory(directory.uri, wanted))
+
+
+def load_configuration(directory: Path, uri: str) -> "PreTrainedConfig":
+    """Load a configuration.
+
+    Raises:
+        Unusable: transformers does not know the family, or refuses the values, or has no language model for it.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    values = read_object(storage.InputFile(str(directory / "config.json"), "config.json", 0))
+    kind = values["model_type"]
+    if kind not in CONFIG_MAPPING:
+        raise Unusable(
+            f"{uri} is of the family {kind}, which needs code of its own (trust_remote_code); such code is never run, "
+            "so use a model of a family that transformers has"
+            if "auto_map" in values
+            else f"{uri}/config.json has model_type {kind}, a family that transformers {version('transformers')} does "
+            "not have; install a newer transformers, or correct it"
+        )
+    with _blaming(f"{uri}/config.json is refused by transformers"):
+        config = AutoConfig.from_pretrained(directory)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise Unusable(f"{uri} is of the family {kind}, which has no causal language model to train")
+    return config
+
+
+@contextlib.contextmanager
+def _blaming(what: str) -> Iterator[None]:
+    """Turn any error of a library that reads a model's files into `Unusable`."""
+    try:
+        yield
+    except Unusable:
+        raise
+    except Exception as error:  # whatever a library raises for a file, the file is at fault
+        said = " ".join(str(error).split())
+        raise Unusable(f"{what}: {type(error).__name__}: {said[:400]}") from error
+
+
+def check_shapes(config: "PreTrainedConfig", stored: Mapping[str, Stored], uri: str) -> "PreTrainedModel":
+    """Compare names and shapes of stored tensors with the model's parameters; return the model without weights.
+
+    Raises:
+        Unusable: they differ.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from humpback_ray.train.engine.weights import refuse_names
+
+    with _blaming(f"{uri}/config.json describes no model that can be built"), _quiet(), torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(config)
+    try:
+        model, info = _loaded(type(built), config, stored)
+    except RuntimeError as error:  # families with experts: tensors that should be one could not be put together
+        if odd := odd_expert(stored):
+            raise Unusable(f"{uri}: {odd}; copy the model again") from error
+        logger.warning("%s: names and shapes cannot be checked before the weights are loaded: %s", uri, error)
+        return built
+    if wrong := sorted(info["mismatched_keys"]):
+        name, here, wanted = wrong[0]
+        more = f" (and {len(wrong) - 1} others differ)" if len(wrong) > 1 else ""
+        raise Unusable(
+            f"{uri}: {name} has shape {list(here)}, but the model's configuration calls for {list(wanted)}{more}; is "
+            "its config.json from another model?"
+        )
+    try:
+        refuse_names(uri, info["missing_keys"], info["unexpected_keys"])
+    except TrainingStopped as error:
+        raise Unusable(str(error)) from error
+    return model
+
+
+def _loaded(
+    kind: "type[PreTrainedModel]", config: "PreTrainedConfig", stored: Mapping[str, Stored]
+) -> tuple["PreTrainedModel", dict[str, Any]]:
+    """Load tensors without values with transformers' loader; return the model and what the loader says of them."""
+    import torch
+
+    tensors = {name: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}
+    with _quiet():
+        loaded: Any = kind.from_pretrained(
+            None, config=config, state_dict=tensors, device_map={"": "meta"}, dtype=torch.float32,
+            ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
+    return loaded
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers, whose loader logs a report of everything that we raise."""
+    from transformers.utils import logging as said
+
+    level = said.get_verbosity()
+    said.set_verbosity(logging.CRITICAL)
+    said.disable_progress_bar()
+    try:
+        yield
+    finally:
+        said.set_verbosity(level)
+
+
+def odd_expert(stored: Mapping[str, Stored]) -> str | None:
+    """Name a tensor of an expert that is missing or has another shape than those of the other experts; None: none."""
+    groups: dict[str, dict[int, tuple[int, ...]]] = {}
+    for name, tensor in stored.items():
+        if found := re.fullmatch(r"(.*experts)\.(\d+)\.(.*)", name):
+            groups.setdefault(f"{found[1]}.#.{found[3]}", {})[int(found[2])] = tensor.shape
+    experts = max((max(group) + 1 for group in groups.values()), default=0)
+    for pattern, group in groups.items():
+        shapes = Counter(group.values()).most_common()
+        for number in range(experts):
+            name = pattern.replace("#", str(number))
+            if number not in group:
+                return f"{name} is missing, one of {experts} experts"
+            if group[number] != shapes[0][0]:
+                return f"{name} has shape {list(group[number])}, but those of other experts have {list(shapes[0][0])}"
+    return None
+
+
+def context_tokens(config: Any) -> int | None:
+    """Return the longest text that a model's configuration allows, in tokens; None if it names no limit."""
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else None
+
+
+def check_tokenizer(directory: Path, rows: int, uri: str) -> None:
+    """Check that the tokenizer can be used for training, and that the embedding has a row for every id it may give.
+
+    Special tokens that are never used may lie beyond the embedding: Gemma 3's text models have one for images.
+
+    Raises:
+        Unusable: it cannot, or it has not.
+    """
+    from transformers import AutoTokenizer
+
+    with _blaming(f"{uri}: its tokenizer cannot be used"), _quiet():
+        tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+        used = {"start": start_ids(tokenizer), "end": [end_id(tokenizer)]}
+        used |= {"padding": [tokenizer.pad_token_id], "unknown": [tokenizer.unk_token_id]}
+    for role, ids in used.items():
+        for one in ids:
+            if one is not None and one >= rows:
+                raise Unusable(
+                    f"{uri}: its tokenizer's {role} token {tokenizer.convert_ids_to_tokens(one)!r} has id {one:,}, but "
+                    f"the embedding has {rows:,} rows; take another token in tokenizer_config.json, or enlarge the "
+                    "embedding (resize_token_embeddings) and save the model"
+                )
+    added = {one: str(token) for one, token in tokenizer.added_tokens_decoder.items()}
+    ordinary = {one: piece for piece, one in tokenizer.get_vocab().items() if not added.get(one, " ").strip()}
+    if ordinary and (highest := max(ordinary)) >= rows:
+        beyond = sum(one >= rows for one in ordinary)
+        raise Unusable(
+            f"{uri}: its tokenizer gives ids up to {highest:,} ({ordinary[highest]!r}), but the embedding has {rows:,} "
+            f"rows, so {beyond:,} tokens have none; is the tokenizer from another model?"
+        )
+
+
+def examples_fault(job: TrainJob, base: Base, tokenizer: Tokenizer, data: "Data") -> str | None:
+    """Return why a model cannot learn from a job's examples, as one line; None if it can."""
+    longest: Example | None = None
+    start, end = start_ids(tokenizer), end_id(tokenizer)
+    strange: list[str] = []
+    for example in itertools.chain(data.examples, data.held_out):
+        low, high = int(example.ids.min()), int(example.ids.max())
+        if low < 0 or high >= base.rows:
+            return (
+                f"{job.model}: example {example.id} has the token id {low if low < 0 else high:,}, but the embedding "
+                f"of {job.base_uri} has {base.rows:,} rows; {_REMADE}"
+            )
+        if longest is None or example.length > longest.length:
+            longest = example
+        if example.ids[: len(start)].tolist() != start or example.ids[-1] != end:
+            strange.append(example.id)
+    if len(strange) > data.counts["truncated"]:  # an example that was cut has no end token
+        return (
+            f"{job.model}: {len(strange):,} of {len(data.examples) + len(data.held_out):,} examples do not begin with "
+            f"the start token and end with the end token of {job.base_uri} ({start} and {end}), the first is "
+            f"{strange[0]}; {_REMADE}"
+        )
+    if longest and base.context_tokens and longest.length > base.context_tokens:
+        return (
+            f"{job.model}: example {longest.id} has {longest.length:,} tokens, but the context of {job.base_uri} has "
+            f"{base.context_tokens:,}; {_REMADE}"
+        )
+    return None
+
+
+_REMADE = "its token files were made for another model, so make them again with this one's tokenizer and context"

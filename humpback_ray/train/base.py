@@ -10,6 +10,7 @@ of a run too, before the corpus is cut or a GPU is taken; the workers check thei
 
 import contextlib
 import itertools
+import json
 import logging
 import re
 from collections import Counter
@@ -25,7 +26,7 @@ from humpback_ray.prompts.tokenizer import Tokenizer
 from humpback_ray.train.data.examples import Example
 from humpback_ray.train.job import TrainingStopped, TrainJob
 from humpback_ray.train.recipe import Lora, TrainRecipe
-from humpback_ray.train.safetensor_files import Stored, Unusable, read_object, stored_tensors
+from humpback_ray.train.safetensor_files import Stored, Unusable, read_object, refuse_pointer, stored_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -39,6 +40,7 @@ FLOATS = {"F64", "F32", "F16", "BF16"}
 
 READ_JSON = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "tekken.json",
 )  # fmt: skip
 """Files of JSON objects, besides the configuration, that transformers reads if they are there."""
 
@@ -73,6 +75,7 @@ def checked(directory: storage.Directory, recipe: TrainRecipe) -> Base:
     config = load_configuration(local, directory.uri)
     model: Any = check_shapes(config, stored, directory.uri)
     rows = int(model.get_input_embeddings().weight.shape[0])
+    check_ids(local, rows, directory.uri)
     check_tokenizer(local, rows, directory.uri)
     if isinstance(recipe.method, Lora):
         from humpback_ray.train.engine import lora
@@ -124,9 +127,11 @@ def check_files(uri: str, files: Mapping[str, storage.InputFile]) -> dict[str, S
         raise Unusable(f"{uri} is not a model directory (it has no config.json)")
     config = read_object(files["config.json"])
     check_configuration(config, f"{uri}/config.json")
-    for name in READ_JSON:
-        if name in files:
+    for name in {*READ_JSON, *TOKENIZERS} & files.keys():
+        if name.endswith(".json"):
             read_object(files[name])
+        else:
+            refuse_pointer(files[name], storage.read_part(files[name].uri, 0, 200))
     if not any(name in files for name in TOKENIZERS):
         raise Unusable(f"{uri} has no tokenizer (no {TOKENIZERS[0]} or {TOKENIZERS[1]}); copy it from the same model")
     for name, tensor in stored.items():
@@ -210,18 +215,21 @@ def check_shapes(config: "PreTrainedConfig", stored: Mapping[str, Stored], uri: 
 
     from humpback_ray.train.engine.weights import refuse_names
 
-    with _blaming(f"{uri}/config.json describes no model that can be built"), _quiet(), torch.device("meta"):
+    padding, vocabulary = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    ids = f" (pad_token_id = {padding}, vocab_size = {vocabulary})"
+    with _blaming(f"{uri}/config.json{ids} describes no model that can be built"), _quiet(), torch.device("meta"):
         built = AutoModelForCausalLM.from_config(config)
     try:
         model, info = _loaded(type(built), config, stored)
     except RuntimeError as error:  # families with experts: tensors that should be one could not be put together
-        if odd := odd_expert(stored):
-            raise Unusable(f"{uri}: {odd}; copy the model again") from error
+        _refuse_odd_expert(stored, uri)
         logger.warning("%s: names and shapes cannot be checked before the weights are loaded: %s", uri, error)
         return built
+    if info["mismatched_keys"] or info["missing_keys"]:
+        _refuse_odd_expert(stored, uri)
     if wrong := sorted(info["mismatched_keys"]):
         name, here, wanted = wrong[0]
-        more = f" (and {len(wrong) - 1} others differ)" if len(wrong) > 1 else ""
+        more = f" ({len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
         raise Unusable(
             f"{uri}: {name} has shape {list(here)}, but the model's configuration calls for {list(wanted)}{more}; is "
             "its config.json from another model?"
@@ -262,28 +270,49 @@ def _quiet() -> Iterator[None]:
         said.set_verbosity(level)
 
 
-def odd_expert(stored: Mapping[str, Stored]) -> str | None:
-    """Name a tensor of an expert that is missing or has another shape than those of the other experts; None: none."""
+def _refuse_odd_expert(stored: Mapping[str, Stored], uri: str) -> None:
+    """Stop if a tensor of an expert is missing or has another shape than those of the other experts."""
     groups: dict[str, dict[int, tuple[int, ...]]] = {}
     for name, tensor in stored.items():
         if found := re.fullmatch(r"(.*experts)\.(\d+)\.(.*)", name):
             groups.setdefault(f"{found[1]}.#.{found[3]}", {})[int(found[2])] = tensor.shape
     experts = max((max(group) + 1 for group in groups.values()), default=0)
     for pattern, group in groups.items():
-        shapes = Counter(group.values()).most_common()
+        usual = Counter(group.values()).most_common(1)[0][0]
         for number in range(experts):
             name = pattern.replace("#", str(number))
             if number not in group:
-                return f"{name} is missing, one of {experts} experts"
-            if group[number] != shapes[0][0]:
-                return f"{name} has shape {list(group[number])}, but those of other experts have {list(shapes[0][0])}"
-    return None
+                raise Unusable(f"{uri} lacks {name}, though there are {experts} experts; copy the model again")
+            if group[number] != usual:
+                raise Unusable(
+                    f"{uri}: {name} has shape {list(group[number])}, but those of the other experts have {list(usual)}; "
+                    "copy the model again"
+                )
 
 
 def context_tokens(config: Any) -> int | None:
     """Return the longest text that a model's configuration allows, in tokens; None if it names no limit."""
     most = getattr(config.get_text_config(), "max_position_embeddings", None)
     return most if isinstance(most, int) and most > 0 else None
+
+
+def check_ids(directory: Path, rows: int, uri: str) -> None:
+    """Check that the embedding has a row for the tokens that the configurations name.
+
+    Raises:
+        Unusable: it has not.
+    """
+    for file in ("config.json", "generation_config.json"):
+        path = directory / file
+        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            named = values.get(key)
+            ids = [one for one in (named if isinstance(named, list) else [named]) if isinstance(one, int)]
+            if ids and max(ids) >= rows:
+                raise Unusable(
+                    f"{uri}/{file} has {key} = {max(ids)}, but the embedding has {rows:,} rows; correct it, or enlarge the "
+                    "embedding (resize_token_embeddings) and save the model"
+                )
 
 
 def check_tokenizer(directory: Path, rows: int, uri: str) -> None:

@@ -134,7 +134,7 @@ def read(job: TrainJob, context_tokens: int | None) -> Data:
         return Data(examples, held_out, dict(counts))
     if held_out:
         raise TrainingStopped(
-            f"{job.model} has no examples: validation_share = {share:g} holds out all {kept} seed pairs"
+            f"{job.model} has no examples: validation_share = {share} holds out all {kept} seed pairs"
             f"{f' that are not too long ({too_long} are)' if too_long else ''}, and there are no others; lower it, or "
             "set it to 0 to train on all of them"
         )

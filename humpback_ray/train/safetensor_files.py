@@ -64,9 +64,9 @@ def stored_tensors(uri: str, files: Mapping[str, storage.InputFile]) -> dict[str
     index = weight_map(uri, files)
     names = list(dict.fromkeys(index.values())) if index is not None else [SINGLE]
     if lost := [name for name in names if name not in files]:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise Unusable(
-            f"{uri}: {INDEX} names {len(names)} files, of which {len(lost)} are missing, the first is {lost[0]}; copy "
-            "the model again"
+            f"{uri} lacks {lost[0]}{more} of the {len(names)} files that {INDEX} names; copy the model again"
         )
     with ThreadPoolExecutor(READERS) as readers:
         headers = dict(zip(names, readers.map(lambda name: header(files[name]), names), strict=True))
@@ -123,8 +123,7 @@ def read_object(file: storage.InputFile) -> dict[str, Any]:
         Unusable: it is something else.
     """
     data = storage.read_bytes(file.uri)
-    if data.startswith(LFS):
-        raise Unusable(f"{file.uri} is a Git LFS pointer and not the file; run `git lfs pull` where it was cloned")
+    refuse_pointer(file, data)
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -134,6 +133,20 @@ def read_object(file: storage.InputFile) -> dict[str, Any]:
     return found
 
 
+def refuse_pointer(file: storage.InputFile, start: bytes) -> None:
+    """Stop if a file is empty or only stands for another one, by its first bytes.
+
+    Raises:
+        Unusable: it does.
+    """
+    if not start:
+        raise Unusable(f"{file.uri} is empty; copy it again")
+    if start.startswith(LFS):
+        size = re.search(rb"size (\d+)", start)
+        whole = f" of {int(size[1]):,} bytes" if size else ""
+        raise Unusable(f"{file.uri} is a Git LFS pointer to a file{whole}; run `git lfs pull` where it was cloned")
+
+
 def header(file: storage.InputFile) -> dict[str, Stored]:
     """Return the tensors of a safetensors file.
 
@@ -141,12 +154,7 @@ def header(file: storage.InputFile) -> dict[str, Stored]:
         Unusable: it is none, or is cut off.
     """
     start = storage.read_part(file.uri, 0, FIRST_BYTES)
-    if not start:
-        raise Unusable(f"{file.uri} is empty; copy it again")
-    if start.startswith(LFS):
-        size = re.search(rb"size (\d+)", start)
-        whole = f" of {int(size[1]):,} bytes" if size else ""
-        raise Unusable(f"{file.uri} is a Git LFS pointer to a file{whole}; run `git lfs pull` where it was cloned")
+    refuse_pointer(file, start)
     length = int.from_bytes(start[:8], "little")
     for beginning, kind in OTHERS.items():
         if start.startswith(beginning) and start[8:9] != b"{":

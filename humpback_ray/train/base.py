@@ -8,13 +8,8 @@ of a run too, before the corpus is cut or a GPU is taken; the workers check thei
 `checked` is the one list of faults. What it cannot know: whether the weights are good.
 """
 
-import contextlib
-import itertools
 import json
-import logging
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,18 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from humpback_ray import storage
 from humpback_ray.prompts.chat import end_id, start_ids
-from humpback_ray.prompts.tokenizer import Tokenizer
-from humpback_ray.train.data.examples import Example
-from humpback_ray.train.job import TrainingStopped, TrainJob
+from humpback_ray.train.engine.shapes import blaming, check_shapes, quiet
+from humpback_ray.train.job import TrainingStopped
 from humpback_ray.train.recipe import Lora, TrainRecipe
 from humpback_ray.train.safetensor_files import Stored, Unusable, read_object, refuse_pointer, stored_tensors
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
-
-    from humpback_ray.train.state import Data
-
-logger = logging.getLogger(__name__)
+    from transformers import PreTrainedConfig
 
 FLOATS = {"F64", "F32", "F16", "BF16"}
 """Dtypes, as in headers, of weights that can be trained."""
@@ -185,109 +175,11 @@ def load_configuration(directory: Path, uri: str) -> "PreTrainedConfig":
             else f"{uri}/config.json has model_type {kind}, a family that transformers {version('transformers')} does "
             "not have; install a newer transformers, or correct it"
         )
-    with _blaming(f"{uri}/config.json is refused by transformers"):
+    with blaming(f"{uri}/config.json is refused by transformers"):
         config = AutoConfig.from_pretrained(directory)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise Unusable(f"{uri} is of the family {kind}, which has no causal language model to train")
     return config
-
-
-@contextlib.contextmanager
-def _blaming(what: str) -> Iterator[None]:
-    """Turn any error of a library that reads a model's files into `Unusable`."""
-    try:
-        yield
-    except Unusable:
-        raise
-    except Exception as error:  # whatever a library raises for a file, the file is at fault
-        said = " ".join(str(error).split())
-        raise Unusable(f"{what}: {type(error).__name__}: {said[:400]}") from error
-
-
-def check_shapes(config: "PreTrainedConfig", stored: Mapping[str, Stored], uri: str) -> "PreTrainedModel":
-    """Compare names and shapes of stored tensors with the model's parameters; return the model without weights.
-
-    Raises:
-        Unusable: they differ.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from humpback_ray.train.engine.weights import refuse_names
-
-    padding, vocabulary = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
-    ids = f" (pad_token_id = {padding}, vocab_size = {vocabulary})"
-    with _blaming(f"{uri}/config.json{ids} describes no model that can be built"), _quiet(), torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(config)
-    try:
-        model, info = _loaded(type(built), config, stored)
-    except RuntimeError as error:  # families with experts: tensors that should be one could not be put together
-        _refuse_odd_expert(stored, uri)
-        logger.warning("%s: names and shapes cannot be checked before the weights are loaded: %s", uri, error)
-        return built
-    if info["mismatched_keys"] or info["missing_keys"]:
-        _refuse_odd_expert(stored, uri)
-    if wrong := sorted(info["mismatched_keys"]):
-        name, here, wanted = wrong[0]
-        more = f" ({len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
-        raise Unusable(
-            f"{uri}: {name} has shape {list(here)}, but the model's configuration calls for {list(wanted)}{more}; is "
-            "its config.json from another model?"
-        )
-    try:
-        refuse_names(uri, info["missing_keys"], info["unexpected_keys"])
-    except TrainingStopped as error:
-        raise Unusable(str(error)) from error
-    return model
-
-
-def _loaded(
-    kind: "type[PreTrainedModel]", config: "PreTrainedConfig", stored: Mapping[str, Stored]
-) -> tuple["PreTrainedModel", dict[str, Any]]:
-    """Load tensors without values with transformers' loader; return the model and what the loader says of them."""
-    import torch
-
-    tensors = {name: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}
-    with _quiet():
-        loaded: Any = kind.from_pretrained(
-            None, config=config, state_dict=tensors, device_map={"": "meta"}, dtype=torch.float32,
-            ignore_mismatched_sizes=True, output_loading_info=True,
-        )  # fmt: skip
-    return loaded
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers, whose loader logs a report of everything that we raise."""
-    from transformers.utils import logging as said
-
-    level = said.get_verbosity()
-    said.set_verbosity(logging.CRITICAL)
-    said.disable_progress_bar()
-    try:
-        yield
-    finally:
-        said.set_verbosity(level)
-
-
-def _refuse_odd_expert(stored: Mapping[str, Stored], uri: str) -> None:
-    """Stop if a tensor of an expert is missing or has another shape than those of the other experts."""
-    groups: dict[str, dict[int, tuple[int, ...]]] = {}
-    for name, tensor in stored.items():
-        if found := re.fullmatch(r"(.*experts)\.(\d+)\.(.*)", name):
-            groups.setdefault(f"{found[1]}.#.{found[3]}", {})[int(found[2])] = tensor.shape
-    experts = max((max(group) + 1 for group in groups.values()), default=0)
-    for pattern, group in groups.items():
-        usual = Counter(group.values()).most_common(1)[0][0]
-        for number in range(experts):
-            name = pattern.replace("#", str(number))
-            if number not in group:
-                raise Unusable(f"{uri} lacks {name}, though there are {experts} experts; copy the model again")
-            if group[number] != usual:
-                raise Unusable(
-                    f"{uri}: {name} has shape {list(group[number])}, but those of the other experts have {list(usual)}; "
-                    "copy the model again"
-                )
 
 
 def context_tokens(config: Any) -> int | None:
@@ -310,8 +202,8 @@ def check_ids(directory: Path, rows: int, uri: str) -> None:
             ids = [one for one in (named if isinstance(named, list) else [named]) if isinstance(one, int)]
             if ids and max(ids) >= rows:
                 raise Unusable(
-                    f"{uri}/{file} has {key} = {max(ids)}, but the embedding has {rows:,} rows; correct it, or enlarge the "
-                    "embedding (resize_token_embeddings) and save the model"
+                    f"{uri}/{file} has {key} = {max(ids)}, but the embedding has {rows:,} rows; correct it, or enlarge "
+                    "the embedding (resize_token_embeddings) and save the model"
                 )
 
 
@@ -325,7 +217,7 @@ def check_tokenizer(directory: Path, rows: int, uri: str) -> None:
     """
     from transformers import AutoTokenizer
 
-    with _blaming(f"{uri}: its tokenizer cannot be used"), _quiet():
+    with blaming(f"{uri}: its tokenizer cannot be used"), quiet():
         tokenizer: Any = AutoTokenizer.from_pretrained(directory)
         used = {"start": start_ids(tokenizer), "end": [end_id(tokenizer)]}
         used |= {"padding": [tokenizer.pad_token_id], "unknown": [tokenizer.unk_token_id]}
@@ -345,36 +237,3 @@ def check_tokenizer(directory: Path, rows: int, uri: str) -> None:
             f"{uri}: its tokenizer gives ids up to {highest:,} ({ordinary[highest]!r}), but the embedding has {rows:,} "
             f"rows, so {beyond:,} tokens have none; is the tokenizer from another model?"
         )
-
-
-def examples_fault(job: TrainJob, base: Base, tokenizer: Tokenizer, data: "Data") -> str | None:
-    """Return why a model cannot learn from a job's examples, as one line; None if it can."""
-    longest: Example | None = None
-    start, end = start_ids(tokenizer), end_id(tokenizer)
-    strange: list[str] = []
-    for example in itertools.chain(data.examples, data.held_out):
-        low, high = int(example.ids.min()), int(example.ids.max())
-        if low < 0 or high >= base.rows:
-            return (
-                f"{job.model}: example {example.id} has the token id {low if low < 0 else high:,}, but the embedding "
-                f"of {job.base_uri} has {base.rows:,} rows; {_REMADE}"
-            )
-        if longest is None or example.length > longest.length:
-            longest = example
-        if example.ids[: len(start)].tolist() != start or example.ids[-1] != end:
-            strange.append(example.id)
-    if len(strange) > data.counts["truncated"]:  # an example that was cut has no end token
-        return (
-            f"{job.model}: {len(strange):,} of {len(data.examples) + len(data.held_out):,} examples do not begin with "
-            f"the start token and end with the end token of {job.base_uri} ({start} and {end}), the first is "
-            f"{strange[0]}; {_REMADE}"
-        )
-    if longest and base.context_tokens and longest.length > base.context_tokens:
-        return (
-            f"{job.model}: example {longest.id} has {longest.length:,} tokens, but the context of {job.base_uri} has "
-            f"{base.context_tokens:,}; {_REMADE}"
-        )
-    return None
-
-
-_REMADE = "its token files were made for another model, so make them again with this one's tokenizer and context"

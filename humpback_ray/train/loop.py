@@ -24,18 +24,18 @@ from pathlib import Path
 
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
-from humpback_ray.train.base import Base, examples_fault, looked_at
+from humpback_ray.train.base import Base, looked_at
 from humpback_ray.train.checkpoint import fragments, store
 from humpback_ray.train.checkpoint.saver import Saver
-from humpback_ray.train.data import validation
-from humpback_ray.train.data.examples import Example, read_examples
+from humpback_ray.train.data.examples import Example
+from humpback_ray.train.data.reading import examples_fault, read
 from humpback_ray.train.data.schedule import schedule
 from humpback_ray.train.engine import deepspeed_internals, group, lora, metrics, zero
 from humpback_ray.train.engine.attention import prepare as prepare_attention
 from humpback_ray.train.export.card import model_card
 from humpback_ray.train.export.directory import export_model, lacking_room, served_unlike
 from humpback_ray.train.job import StepMetrics, TrainingStopped, TrainJob, TrainResult
-from humpback_ray.train.state import Data, Session, Training
+from humpback_ray.train.state import Session, Training
 from humpback_ray.train.step import optimize, validate
 
 logger = logging.getLogger(__name__)
@@ -113,43 +113,6 @@ def prepare(job: TrainJob, placement: TrainPlacement, session: Session, base: Pa
         identity=job.identity() | {"examples": data.examples.digest()},
         start=group.chosen(session.rank, lambda: secrets.token_hex(3)),
         saver=Saver(storage.join(session.checkpoints, session.attempt), session.rank, placement.keep_checkpoints),
-    )
-
-
-def read(job: TrainJob, context_tokens: int | None) -> Data:
-    """Read a job's examples; `context_tokens` is the base model's limit.
-
-    Raises:
-        TrainingStopped: there are no examples, or none to train on because the recipe holds all of them out, or none to
-            validate on although the recipe asks for validation.
-    """
-    found, counts = read_examples(job.token_uris)
-    share, kept, too_long = job.recipe.validation_share, counts["kept"], counts["too_long"]
-    try:
-        examples, held_out = validation.split(found, share)
-    except ValueError as error:
-        raise TrainingStopped(f"{job.model}: {error}") from error
-    counts["kept"], counts["held_out"] = len(examples), len(held_out)
-    if examples:
-        return Data(examples, held_out, dict(counts))
-    if held_out:
-        raise TrainingStopped(
-            f"{job.model} has no examples: validation_share = {share} holds out all {kept} seed pairs"
-            f"{f' that are not too long ({too_long} are)' if too_long else ''}, and there are no others; lower it, or "
-            "set it to 0 to train on all of them"
-        )
-    dropped = {reason: count for reason, count in counts.items() if reason not in ("kept", "held_out", "truncated")}
-    if not too_long:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
-        raise TrainingStopped(
-            f"{job.model} has no examples: its token files keep no pairs ({reasons or 'they are empty'})"
-        )
-    most = job.recipe.max_length_tokens
-    shorter = context_tokens is not None and context_tokens < most
-    raise TrainingStopped(
-        f"{job.model} has no examples: {too_long} of {sum(dropped.values())} pairs are longer than {most} tokens"
-        + (f" or the base model's context of {context_tokens}; use a model with a longer context" if shorter else "")
-        + f"{',' if shorter else '; raise train.recipe.max_length_tokens'} or set train.recipe.too_long to truncate"
     )
 
 

@@ -126,7 +126,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "web page": (lambda at: (at / ONE).write_bytes(b"<!DOCTYPE html><html>"), "is no safetensors file but a web page"),
     "pickled only": (
         lambda at: as_one_file(at, "pytorch_model.bin"),
-        r"base_model: .*/base has no .safetensors weights; pickled weights are not supported \(it has pytorch_model.bin\)",
+        r"/base has no .safetensors weights; pickled weights are not supported \(it has pytorch_model.bin\); load",
     ),
     "variant only": (lambda at: as_one_file(at, "model.fp16.safetensors"), "has model.fp16.safetensors but no model"),
     "no configuration": (lambda at: (at / "config.json").unlink(), r"it has no config.json"),

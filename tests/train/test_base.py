@@ -23,7 +23,7 @@ from humpback_ray.train.job import TrainingStopped
 from humpback_ray.train.loop import Session, train
 from humpback_ray.train.recipe import Lora, TrainRecipe
 from tests.train.conftest import make_tokenizer, rows, tokens_of
-from tests.train.families import FAMILIES, make_family
+from tests.train.tiny import FAMILIES, make_family
 from tests.train.workers import job
 
 DEMO = Path(__file__).parents[2] / "configs/demo.yaml"

@@ -49,8 +49,9 @@ def check_shapes(config: "PreTrainedConfig", stored: Mapping[str, Stored], uri: 
             f"{uri}: {name} has shape {list(here)}, but the model's configuration calls for {list(wanted)}{more}; is "
             "its config.json from another model?"
         )
+    where: Any = uri  # a Path would write s3:// with one slash
     try:
-        refuse_names(uri, info["missing_keys"], info["unexpected_keys"])
+        refuse_names(where, info["missing_keys"], info["unexpected_keys"])
     except TrainingStopped as error:
         raise Unusable(str(error)) from error
     return model

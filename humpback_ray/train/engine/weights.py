@@ -103,7 +103,7 @@ def wanted_names(model: "nn.Module", stored: set[str], base: Path) -> dict[str, 
     return {name: tensors[name] for name in chosen if name is not None}
 
 
-def refuse_names(base: Path | str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+def refuse_names(base: Path, missing: Sequence[str], unexpected: Sequence[str]) -> None:
     """Stop unless a model directory has the parameters that its configuration calls for, and no others."""
     for names, what in ((missing, "lacks the parameters"), (unexpected, "has the unexpected parameters")):
         if names:

@@ -65,7 +65,7 @@ def checked(directory: storage.Directory, recipe: TrainRecipe) -> Base:
     config = load_configuration(local, directory.uri)
     model: Any = check_shapes(config, stored, directory.uri)
     rows = int(model.get_input_embeddings().weight.shape[0])
-    check_ids(local, rows, directory.uri)
+    check_padding(local, rows, directory.uri)
     check_tokenizer(local, rows, directory.uri)
     if isinstance(recipe.method, Lora):
         from humpback_ray.train.engine import lora
@@ -188,8 +188,8 @@ def context_tokens(config: Any) -> int | None:
     return most if isinstance(most, int) and most > 0 else None
 
 
-def check_ids(directory: Path, rows: int, uri: str) -> None:
-    """Check that the embedding has a row for the tokens that the configurations name.
+def check_padding(directory: Path, rows: int, uri: str) -> None:
+    """Check that the embedding has a row for the padding that the configurations name; other ids are only compared.
 
     Raises:
         Unusable: it has not.
@@ -197,14 +197,12 @@ def check_ids(directory: Path, rows: int, uri: str) -> None:
     for file in ("config.json", "generation_config.json"):
         path = directory / file
         values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            named = values.get(key)
-            ids = [one for one in (named if isinstance(named, list) else [named]) if isinstance(one, int)]
-            if ids and max(ids) >= rows:
-                raise Unusable(
-                    f"{uri}/{file} has {key} = {max(ids)}, but the embedding has {rows:,} rows; correct it, or enlarge "
-                    "the embedding (resize_token_embeddings) and save the model"
-                )
+        padding = values.get("pad_token_id")
+        if isinstance(padding, int) and padding >= rows:
+            raise Unusable(
+                f"{uri}/{file} has pad_token_id = {padding:,}, but the embedding has {rows:,} rows; correct it, or enlarge "
+                "the embedding (resize_token_embeddings) and save the model"
+            )
 
 
 def check_tokenizer(directory: Path, rows: int, uri: str) -> None:

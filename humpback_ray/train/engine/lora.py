@@ -115,10 +115,13 @@ def choose(model: "PreTrainedModel", lora: Lora) -> Choice:
 def _all_linear(model: "PreTrainedModel") -> list[str]:
     """Return the linear layers of a model's text decoder, whether they can have adapters or not; no output layer."""
     from torch import nn
+    from transformers import PreTrainedModel
     from transformers.pytorch_utils import Conv1D
 
     modules = dict(model.named_modules())
     decoder, output = model.get_decoder(), model.get_output_embeddings()
+    if not isinstance(decoder, PreTrainedModel):  # in some families, a layer of the output is called so
+        decoder = model
     within = next(name for name, module in modules.items() if module is decoder)
     return [
         name

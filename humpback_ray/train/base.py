@@ -200,8 +200,8 @@ def check_padding(directory: Path, rows: int, uri: str) -> None:
         padding = values.get("pad_token_id")
         if isinstance(padding, int) and padding >= rows:
             raise Unusable(
-                f"{uri}/{file} has pad_token_id = {padding:,}, but the embedding has {rows:,} rows; correct it, or enlarge "
-                "the embedding (resize_token_embeddings) and save the model"
+                f"{uri}/{file} has pad_token_id = {padding:,}, but the embedding has {rows:,} rows; correct it, or "
+                "enlarge the embedding (resize_token_embeddings) and save the model"
             )
 
 

@@ -32,6 +32,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": EXPERTS | {"head_dim": 16},
     "deepseek_v3": DEEPSEEK,
     "phimoe": {"num_local_experts": 4},
+    "mamba": {},
 }
 """Settings of each, besides `SHAPE`."""
 

@@ -101,13 +101,14 @@ def weight_map(uri: str, files: Mapping[str, storage.InputFile]) -> dict[str, st
 
 def _without_weights(names: list[str]) -> str:
     """Say which weights a directory without usable ones has."""
-    safe = sorted(name for name in names if name.endswith(".safetensors"))
+    names = sorted(name for name in names if "/" not in name)
+    safe = [name for name in names if name.endswith(".safetensors")]
     shards = [name for name in safe if re.search(r"-\d+-of-\d+\.safetensors$", name)]
     if shards:
         return f"has {len(shards)} files of weights such as {shards[0]} but no {INDEX}, which says what is in them"
     if safe:
         return f"has {safe[0]} but no {SINGLE} and no {INDEX}, the names that transformers looks for"
-    others = sorted(name for name in names if re.search(r"\.(bin|pth?|ckpt|gguf|h5|msgpack|onnx|npz)$", name))
+    others = [name for name in names if re.search(r"\.(bin|pth?|ckpt|gguf|h5|msgpack|onnx|npz)$", name)]
     instead = (
         f" (it has {others[0]}); load it with AutoModelForCausalLM.from_pretrained and write it with save_pretrained"
         if others

@@ -175,8 +175,9 @@ def faults_of(model: "PreTrainedModel") -> dict[str, str | None]:
     from transformers.pytorch_utils import Conv1D
 
     modules, shared = dict(model.named_modules()), _shared(model)
-    leaves = {_leaf(name) for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
-    meant = {leaf for leaf in leaves if _means_experts(model, leaf)}
+    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)]
+    meant = {leaf for leaf in set(map(_leaf, linear)) if _means_experts(model, leaf)}
+    renamed = _renamed(model, linear)
 
     def fault(name: str, module: "nn.Module") -> str | None:
         kind, parent, leaf = type(module).__name__, modules[name.rpartition(".")[0]], _leaf(name)
@@ -194,6 +195,8 @@ def faults_of(model: "PreTrainedModel") -> dict[str, str | None]:
             )
         if leaf in meant:
             return f"a name that peft takes to mean the fused experts of {model.config.model_type}"
+        if name in renamed:
+            return f"a layer whose adapters peft would look for under another name in {model.config.model_type}"
         return None
 
     return {name: fault(name, module) for name, module in modules.items()}
@@ -218,6 +221,18 @@ def _means_experts(model: "PreTrainedModel", leaf: str) -> bool:
     except ValueError:  # it wants another name along with this one
         return True
     return leaf not in (config.target_modules or ())
+
+
+def _renamed(model: "PreTrainedModel", names: Sequence[str]) -> set[str]:
+    """Return the layers whose adapters peft renames when it loads them, by rules for files of older versions."""
+    import torch
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+
+    stored = {f"base_model.model.{name}.lora_A.weight": name for name in names}
+    tensors = dict.fromkeys(stored, torch.empty(1, device="meta"))
+    found = convert_peft_adapter_state_dict_for_transformers(model, LoraConfig(), tensors)
+    return {name for key, name in stored.items() if key not in found}
 
 
 @functools.cache

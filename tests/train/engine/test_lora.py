@@ -196,14 +196,16 @@ def test_names_are_matched_as_peft_matches_them() -> None:
 
 def test_the_vision_tower_of_a_model_for_text_and_images_gets_no_adapters() -> None:
     import torch
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+    from transformers import AutoConfig, Gemma3ForConditionalGeneration
 
     vision = {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
         "patch_size": 14,
     }  # fmt: skip
     text = SHAPE | {"head_dim": 16}
-    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1, image_token_id=299)
+    config: Any = AutoConfig.for_model(
+        "gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=1, image_token_id=299
+    )
     with torch.device("meta"):
         choice = lora.choose(Gemma3ForConditionalGeneration(config), Lora())
     assert len(choice.layers) == 14

@@ -143,12 +143,13 @@ def check_configuration(config: Mapping[str, Any], uri: str) -> None:
     if not isinstance(config.get("model_type"), str):
         raise Unusable(f"{uri} has no model_type, the name of the model's family; copy it again from the model")
     for section in (config, config.get("text_config")):
-        if isinstance(section, dict) and (method := section.get("quantization_config")):
-            name = method.get("quant_method") if isinstance(method, dict) else None
-            raise Unusable(
-                f"{uri} has a quantization_config{f' ({name})' if name else ''}: quantized weights cannot be trained; "
-                "use the model's bfloat16, float16 or float32 weights"
-            )
+        for key in ("quantization_config", "compression_config"):
+            if isinstance(section, dict) and (method := section.get(key)):
+                name = method.get("quant_method") if isinstance(method, dict) else None
+                raise Unusable(
+                    f"{uri} has a {key}{f' ({name})' if name else ''}: quantized weights cannot be trained; use the "
+                    "model's bfloat16, float16 or float32 weights"
+                )
 
 
 def _without_weights(directory: storage.Directory, files: Mapping[str, storage.InputFile]) -> Path:
@@ -189,10 +190,12 @@ def context_tokens(config: Any) -> int | None:
 
 
 def check_padding(directory: Path, rows: int, uri: str) -> None:
-    """Check that the embedding has a row for the padding that the configurations name; other ids are only compared.
+    """Check that the embedding has a row for the padding that the configurations name.
+
+    Their other ids are never looked up: what the tokenizer gives counts.
 
     Raises:
-        Unusable: it has not.
+        Unusable: it has none.
     """
     for file in ("config.json", "generation_config.json"):
         path = directory / file
@@ -227,8 +230,8 @@ def check_tokenizer(directory: Path, rows: int, uri: str) -> None:
                     f"the embedding has {rows:,} rows; take another token in tokenizer_config.json, or enlarge the "
                     "embedding (resize_token_embeddings) and save the model"
                 )
-    added = {one: str(token) for one, token in tokenizer.added_tokens_decoder.items()}
-    ordinary = {one: piece for piece, one in tokenizer.get_vocab().items() if not added.get(one, " ").strip()}
+    special = {one for one, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ordinary = {one: piece for piece, one in tokenizer.get_vocab().items() if one not in special}
     if ordinary and (highest := max(ordinary)) >= rows:
         beyond = sum(one >= rows for one in ordinary)
         raise Unusable(

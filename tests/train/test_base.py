@@ -335,6 +335,13 @@ def test_tokens_without_a_row_in_the_embedding_are_named_unless_no_text_gives_th
     tokenizer.add_tokens([AddedToken("<image>", special=True)])
     assert len(tokenizer) > 300
     assert with_tokens(at, tokenizer) == ""
+    tokenizer.add_tokens(["Arle"])
+    assert "its tokenizer gives ids up to 306 ('Arle'), but the embedding has 300 rows, so 1 tokens" in with_tokens(
+        at, tokenizer
+    )
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken(f"<unused{number}>", special=True) for number in range(20)])
+    tokenizer.add_tokens([AddedToken("<image>", special=True)])
     tokenizer.pad_token = "<image>"
     beyond = tokenizer.pad_token_id
     expected = f"its tokenizer's padding token '<image>' has id {beyond}, but the embedding has 300 rows"
@@ -391,6 +398,8 @@ def test_examples_that_the_model_cannot_learn_from_stop_the_training_before_its_
         base, high, tmp_path
     )
     assert "has the token id -1," in stopped(base, changed(tokens, ids=lambda ids: [-1, *ids[1:]]), tmp_path)
+    empty = changed(tokens, loss_start=lambda start: 1000)
+    assert "and its target begins at token 1000, so it has no prompt or no target" in stopped(base, empty, tmp_path)
     other = changed(tokens, ids=lambda ids: [*ids[:-1], 5])
     assert "27 of 27 examples do not begin with the start token and end with the end token" in stopped(
         base, other, tmp_path
@@ -413,7 +422,7 @@ def test_a_share_that_holds_out_every_pair_is_blamed_and_not_the_length(
 def test_pairs_that_are_all_too_long_are_told_with_both_limits(base: Path, tokenizer: Any, tmp_path: Path) -> None:
     long = tokens_of(rows(30), tokenizer, limit=9)
     said = stopped(base, long, tmp_path)
-    assert "27 of 27 pairs are longer than 2048 tokens or the base model's context of 256; use a model with a" in said
+    assert "27 of 27 pairs are longer than 2048 tokens or the base model's context of 256; use a model" in said
     assert "longer than 100 tokens; raise train.recipe.max_length_tokens" in stopped(
         base, long, tmp_path, max_length_tokens=100
     )

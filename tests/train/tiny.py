@@ -33,6 +33,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v3": DEEPSEEK,
     "phimoe": {"num_local_experts": 4},
     "mamba": {},
+    "laguna": EXPERTS | {"head_dim": 16, "shared_expert_intermediate_size": 32},
 }
 """Settings of each, besides `SHAPE`."""
 

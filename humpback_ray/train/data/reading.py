@@ -39,12 +39,13 @@ def read(job: TrainJob, context_tokens: int | None) -> Data:
         raise TrainingStopped(
             f"{job.model} has no examples: its token files keep no pairs ({reasons or 'they are empty'})"
         )
-    most = job.recipe.max_length_tokens
-    shorter = context_tokens is not None and context_tokens < most
+    limit, instead = f"{job.recipe.max_length_tokens} tokens", "raise train.recipe.max_length_tokens"
+    if context_tokens is not None and context_tokens < job.recipe.max_length_tokens:
+        limit += f" or the base model's context of {context_tokens}"
+        instead = "use a model with a longer context"
     raise TrainingStopped(
-        f"{job.model} has no examples: {too_long} of {sum(dropped.values())} pairs are longer than {most} tokens"
-        + (f" or the base model's context of {context_tokens}; use a model with a longer context" if shorter else "")
-        + f"{',' if shorter else '; raise train.recipe.max_length_tokens'} or set train.recipe.too_long to truncate"
+        f"{job.model} has no examples: {too_long} of {sum(dropped.values())} pairs are longer than {limit}; {instead}, "
+        "or set train.recipe.too_long to truncate"
     )
 
 
@@ -54,6 +55,11 @@ def examples_fault(job: TrainJob, base: Base, tokenizer: Tokenizer, data: Data) 
     start, end = start_ids(tokenizer), end_id(tokenizer)
     strange: list[str] = []
     for example in itertools.chain(data.examples, data.held_out):
+        if not 0 < example.loss_start < example.length:
+            return (
+                f"{job.model}: example {example.id} has {example.length} tokens, and its target begins at token "
+                f"{example.loss_start}, so it has no prompt or no target; make its token files again"
+            )
         low, high = int(example.ids.min()), int(example.ids.max())
         if low < 0 or high >= base.rows:
             return (

@@ -119,6 +119,7 @@ def on_meta(family: str, **changes: Any) -> Any:
 
 
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
+MLP_0 = tuple(f"model.layers.0.mlp.{name}" for name in ("down_proj", "gate_proj", "up_proj"))
 ALL_LINEAR = {
     "llama": (14, ("down_proj", "gate_proj", *ATTENTION[:3], "up_proj", "v_proj")),
     "gpt2": (8, ("c_attn", "c_fc", "c_proj")),
@@ -126,6 +127,7 @@ ALL_LINEAR = {
     "mixtral": (8, ATTENTION),
     "qwen3_moe": (8, ATTENTION),
     "phimoe": (8, ATTENTION),
+    "laguna": (13, ("g_proj", "k_proj", *MLP_0, "o_proj", "q_proj", "v_proj")),
     "deepseek_v3": (10, ("kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "q_a_proj", "q_b_proj")),
 }
 

@@ -34,6 +34,7 @@ from humpback_ray.stages.parsing import check_types, read_as
 from humpback_ray.stages.provenance import versions
 from humpback_ray.stages.stage import Place
 from humpback_ray.storage.inventory import Hashes, Inventory, refuse_untemplated, resolve, resolve_model
+from humpback_ray.train.base import looked_at
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +47,16 @@ class Run:
         submission_id: names the submission in its attempts and leases; None: an id made from the time. An id that is
             taken already (its entrypoint was started again) gets -2, -3, ...
         begin: record the run and the submission at once; else `begin` does, after further checks.
+        trains: whether a model will be fine-tuned; then the configured base model is checked for that first.
 
     Raises:
-        ConfigError: an input is missing, a model directory is not one, the root cannot be written, or a reused stage of
-            another run is unfinished or a different stage.
+        ConfigError: an input is missing, a model directory is not one or cannot be trained, the root cannot be written,
+            or a reused stage of another run is unfinished or a different stage.
     """
 
-    def __init__(self, config: RunConfig, submission_id: str | None = None, begin: bool = True) -> None:
+    def __init__(
+        self, config: RunConfig, submission_id: str | None = None, begin: bool = True, trains: bool = False
+    ) -> None:
         try:
             self.graph = Graph(config)
             self._refuse_hub_ids(config)
@@ -61,6 +65,8 @@ class Run:
             storage.check_writable(self.root)
             self.config = config
             self.place: Place | None = None
+            if trains:
+                self._refuse_base()
             self.hashes = Hashes(storage.join(self.root, "hashes.json"))
             self.inputs = self._resolve()
             for name in self.reuse:
@@ -94,6 +100,16 @@ class Run:
         for name, patterns in config.files().items():
             for pattern in patterns:
                 refuse_dataset(f"{name}.recipe.inputs", pattern)
+
+    def _refuse_base(self) -> None:
+        """Refuse a base model that cannot be trained, before gigabytes of it are hashed."""
+        config = self.config
+        if config.base_model is None:
+            return
+        directory = storage.Directory(storage.located(config.base_model))
+        found = looked_at(directory, config.train.recipe, "base_model", libraries=config.check_packages)
+        if isinstance(found, str):
+            raise ConfigError(found)
 
     def _resolve(self) -> dict[str, Inventory]:
         """Find every outside input; the sample's are found when the sample is made."""

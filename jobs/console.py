@@ -115,9 +115,9 @@ def opened(config: RunConfig, until: str | None, also: Sequence[str] = ()) -> Ru
     graph.check_packages([*made, *also])
     if address := cluster_address():
         check_gcs(address)  # before anything is written or a gigabyte is hashed
-    run = Run(config, submission_id(), begin=False)
-    ending.state = run.state
     trains = any(node.name in made and node.kind.writes == "model" for node in graph.to_make())
+    run = Run(config, submission_id(), begin=False, trains=trains)
+    ending.state = run.state
     run.begin(start_ray(config, trains))
     if storage.is_s3(run.root):
         storage.be_patient(60 * config.storage_patience_minutes)

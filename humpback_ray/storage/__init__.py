@@ -35,6 +35,7 @@ from humpback_ray.storage.files import (
     open_input,
     read_bytes,
     read_json,
+    read_part,
     sha256_of,
     write_bytes,
 )
@@ -51,6 +52,6 @@ __all__ = [
     "abort_upload", "be_patient", "check_room", "check_unchanged", "check_writable", "copy_file", "create", "delete",
     "exists", "find", "forget_local_file", "forget_old_copies", "is_s3", "is_temporary", "join", "list_names",
     "listing", "local_directory", "local_file", "located", "open_input", "parquet_bytes", "read_bytes", "read_json",
-    "read_kept_rows", "read_table", "reading", "requests", "sha256_of", "unfinished_uploads", "upload_directory",
-    "upload_file", "words", "write_bytes",
+    "read_kept_rows", "read_part", "read_table", "reading", "requests", "sha256_of", "unfinished_uploads",
+    "upload_directory", "upload_file", "words", "write_bytes",
 ]  # fmt: skip

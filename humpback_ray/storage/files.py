@@ -34,6 +34,15 @@ def read_bytes(uri: str) -> bytes:
     return s3().read(uri) if is_s3(uri) else Path(uri).read_bytes()
 
 
+def read_part(uri: str, start: int, stop: int) -> bytes:
+    """Return the bytes from `start` to `stop` - 1 of a file, fewer if it is shorter."""
+    if is_s3(uri):
+        return s3().piece(uri, f"bytes={start}-{stop - 1}").data
+    with open(uri, "rb") as file:
+        file.seek(start)
+        return file.read(stop - start)
+
+
 def read_json(uri: str) -> Any:
     """Return the JSON object that a file of a run holds.
 

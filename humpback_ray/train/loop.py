@@ -24,17 +24,18 @@ from pathlib import Path
 
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
+from humpback_ray.train.base import Base, looked_at
 from humpback_ray.train.checkpoint import fragments, store
 from humpback_ray.train.checkpoint.saver import Saver
-from humpback_ray.train.data import validation
-from humpback_ray.train.data.examples import Example, read_examples
+from humpback_ray.train.data.examples import Example
+from humpback_ray.train.data.reading import examples_fault, read
 from humpback_ray.train.data.schedule import schedule
 from humpback_ray.train.engine import deepspeed_internals, group, lora, metrics, zero
 from humpback_ray.train.engine.attention import prepare as prepare_attention
 from humpback_ray.train.export.card import model_card
 from humpback_ray.train.export.directory import export_model, lacking_room, served_unlike
 from humpback_ray.train.job import StepMetrics, TrainingStopped, TrainJob, TrainResult
-from humpback_ray.train.state import Data, Session, Training
+from humpback_ray.train.state import Session, Training
 from humpback_ray.train.step import optimize, validate
 
 logger = logging.getLogger(__name__)
@@ -78,14 +79,22 @@ def prepare(job: TrainJob, placement: TrainPlacement, session: Session, base: Pa
     zero.import_deepspeed(gpu)
     from transformers import AutoTokenizer
 
+    known = group.chosen(
+        session.rank, lambda: looked_at(storage.Directory(str(base)), job.recipe, f"{job.model}: its base model")
+    )
+    if not isinstance(known, Base):
+        raise TrainingStopped(str(known))
     tokenizer = AutoTokenizer.from_pretrained(base)
     group.agree(served_unlike(tokenizer, base, job) if session.rank == 0 else None)
-    data = read(job)
+    data = read(job, known.context_tokens)
+    group.agree(examples_fault(job, known, tokenizer, data) if session.rank == 0 else None)
     plan = schedule(job.recipe, job.model, len(data.examples))
     config = zero.engine_config(placement, job.recipe)
     model, dropouts = zero.load_model(base, job.recipe, config, placement.activation_checkpointing)
     batching = prepare_attention(model, placement)
-    lora.attach(model, job.recipe)
+    chosen = lora.attach(model, job.recipe)
+    if chosen is not None and session.rank == 0:
+        logger.info("%s: %s", job.model, chosen.words())
     sizes = zero.parameter_count(model), zero.parameter_count(model, trainable=True)
     width_bytes = 2 if job.recipe.dtype == "bfloat16" else 4
     group.agree(lacking_room(job.export_uri, sizes[0] * width_bytes) if session.rank == 0 else None)
@@ -105,27 +114,6 @@ def prepare(job: TrainJob, placement: TrainPlacement, session: Session, base: Pa
         start=group.chosen(session.rank, lambda: secrets.token_hex(3)),
         saver=Saver(storage.join(session.checkpoints, session.attempt), session.rank, placement.keep_checkpoints),
     )
-
-
-def read(job: TrainJob) -> Data:
-    """Read a job's examples.
-
-    Raises:
-        TrainingStopped: there are no examples, or none to validate on although the recipe asks for validation.
-    """
-    found, counts = read_examples(job.token_uris)
-    try:
-        examples, held_out = validation.split(found, job.recipe.validation_share)
-    except ValueError as error:
-        raise TrainingStopped(f"{job.model}: {error}") from error
-    counts["kept"], counts["held_out"] = len(examples), len(held_out)
-    if not examples:
-        raise TrainingStopped(
-            f"{job.model} has no examples: {counts['too_long']} of {counts.total()} pairs are longer than "
-            f"{job.recipe.max_length_tokens} tokens or the model's context; raise train.recipe.max_length_tokens or "
-            "set too_long to truncate"
-        )
-    return Data(examples, held_out, dict(counts))
 
 
 def outcome(training: Training) -> TrainResult:

@@ -11,7 +11,7 @@ only in attention), and the backward model's settings (the same as the others').
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from humpback_ray.config import Config
 from humpback_ray.packages import ACCELERATE, DEEPSPEED, PEFT, TORCH, TRANSFORMERS, Package
@@ -46,7 +46,20 @@ class Lora(Config):
 
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Linear layers that get adapters: all but the output layer (Dettmers et al. 2023, arXiv:2305.14314, section 4),
-    or the layers whose names end with one of these. `[q_proj, v_proj]` is the choice of Hu et al."""
+    or the layers whose names end with one of these, each of which must match. `[q_proj, v_proj]` is the choice of Hu
+    et al. Experts that are fused into one parameter get none: they are no linear layers."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets_are_names(cls, value: object) -> object:
+        if isinstance(value, str) and value != "all-linear":
+            raise ValueError(f"it is all-linear or a list of names such as [{value}], not the text {value!r}")
+        if isinstance(value, list | tuple):
+            if not value or not all(isinstance(name, str) and name.strip(". ") == name != "" for name in value):
+                raise ValueError(f"it is all-linear or a list of names such as [q_proj, v_proj], not {list(value)}")
+            if twice := sorted({name for name in value if value.count(name) > 1}):
+                raise ValueError(f"it names {', '.join(twice)} twice")
+        return value
 
     def packages(self) -> Sequence[Package]:
         """Return the package that puts adapters into a model."""

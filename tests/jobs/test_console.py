@@ -1,6 +1,7 @@
 """How jobs end: unusable input gives one line before Ray or torch is imported, a signal says how far the work is."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,9 @@ UNUSABLE: dict[tuple[str, ...], str] = {
     ("pipeline", DEMO, "base_model={at}"): (
         "error: base_model: {at} has no .safetensors weights; pickled weights are not supported"
     ),
+    ("train", DEMO, "model=m0", "base_model={at}/cut"): (
+        "error: base_model: {at}/cut/model.safetensors is cut off: it has 100 bytes"
+    ),
     ("pipeline", "nowhere.yaml"): "error: cannot read the configuration nowhere.yaml: No such file or directory",
     ("curate", DEMO, SINGLE, "curate.recipe.rounds=[{threshold: 4.5}]"): (
         "error: curate.recipe: round 1 keeps scores >= 4.5 but rates each pair once"
@@ -89,6 +93,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], t
     (at / "page.pdf").write_text("no")
     (at / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (at / "pytorch_model.bin").write_bytes(b"\x80")
+    shutil.copytree(at, at / "cut")
+    (at / "cut/model.safetensors").write_bytes((200).to_bytes(8, "little") + b"{" + bytes(91))
     commands = [[word.replace("{at}", str(at)) for word in command] for command in UNUSABLE]
     for number, command in enumerate(commands):
         if not any(word.startswith("root=") for word in command):

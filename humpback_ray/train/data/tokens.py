@@ -18,6 +18,7 @@ from humpback_ray.records import TOKENS
 from humpback_ray.stages.manifest import Manifest
 from humpback_ray.stages.models import Model
 from humpback_ray.stages.stage import Place, Stage
+from humpback_ray.train.base import context_tokens
 from humpback_ray.train.data.examples import TOO_LONG, Direction
 from humpback_ray.train.recipe import TooLong
 from humpback_ray.train.tune import TrainConfig
@@ -65,7 +66,7 @@ class Tokeniser:
 
         directory = storage.local_directory(base, without=(".safetensors",))
         self.tokenizer = AutoTokenizer.from_pretrained(directory)
-        context = getattr(AutoConfig.from_pretrained(directory), "max_position_embeddings", None)
+        context = context_tokens(AutoConfig.from_pretrained(directory))
         self.limit = min(most, context or most)
         self.chat = chat
         self.direction: Direction = direction

@@ -70,7 +70,7 @@ def export_model(
         write_tokenizer(tokenizer, job, shelf.scratch)
         (shelf.scratch / CARD).write_text(card, encoding="utf-8")
         if isinstance(job.recipe.method, Lora):
-            write_adapters(module, job.recipe.method, shelf.scratch / "adapter")
+            write_adapters(module, shelf.scratch / "adapter")
         shelf.put_rest()
         if problem := unlike_training(shelf.directory, tokenizer, job):
             raise TrainingStopped(problem)
@@ -268,11 +268,11 @@ def adapter_parts(module: "nn.Module") -> Iterator[Part]:
             yield _part(f"base_model.model.{name}.{letter}.weight", tensor)
 
 
-def write_adapters(module: "nn.Module", recipe: Lora, directory: Path) -> None:
+def write_adapters(module: "nn.Module", directory: Path) -> None:
     """Write the adapters in peft's format: `PeftModel.from_pretrained` can load the directory."""
     from safetensors.torch import save_file
 
-    lora.configuration(recipe).save_pretrained(str(directory))
+    lora.attached(module).save_pretrained(str(directory))
     save_file(_values(adapter_parts(module)), directory / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

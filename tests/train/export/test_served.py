@@ -12,6 +12,7 @@ from humpback_ray.train.job import TrainingStopped
 from humpback_ray.train.loop import Session, train
 from tests.prompts import families
 from tests.train.test_single import PLACEMENT
+from tests.train.tiny import make_family
 from tests.train.workers import job
 
 
@@ -54,6 +55,7 @@ def test_tokens_that_cannot_agree_are_reported_before_training(base: Path, tmp_p
     assert said
     assert "m0 would be served other tokens than it is trained on: in message 2 (assistant)" in said
     assert "'▁</s>'" in said
+    make_family("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "base")
     with pytest.raises(TrainingStopped, match="m0 would be served other tokens"):
         train(this, PLACEMENT, Session.alone(str(tmp_path / "checkpoints")))
 

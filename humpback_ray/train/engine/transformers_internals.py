@@ -31,13 +31,15 @@ def blueprint(kind: Any, config: "PreTrainedConfig", dtype: "torch.dtype") -> An
 
     Args:
         kind: class of the model.
-        config: configuration of a model of that class in `dtype`.
+        config: its configuration.
         dtype: dtype that the model is loaded in.
     """
+    config = copy.deepcopy(config)
+    config.dtype = dtype
     with ExitStack() as stack:
         for context in kind.get_init_context(dtype, False, False, False):
             stack.enter_context(context)
-        model = kind(copy.deepcopy(config))
+        model = kind(config)
     kept = {pattern.replace("*", ".*"): other for pattern, other in model._get_dtype_plan(dtype).items()}
     for name, tensor in model.state_dict(keep_vars=True).items():
         for other in {other for pattern, other in kept.items() if re.search(pattern, name)}:

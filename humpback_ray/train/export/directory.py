@@ -126,7 +126,9 @@ def parts(module: "nn.Module") -> Iterator[Part]:
     import torch
 
     model: Any = module
-    plan = tied_like(blueprint(type(model), model.config, model.config.dtype), model)
+    dtype = model.config.dtype  # transformers leaves a name here after `save_pretrained`
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    plan = tied_like(blueprint(type(model), model.config, dtype), model)
     dtypes = {name: tensor.dtype for name, tensor in plan.state_dict().items()}
     found = sources(module)
     for conversion in conversions_to_save(plan):
@@ -247,6 +249,7 @@ def write_weights(module: "nn.Module", shelf: Shelf, shard_bytes: int = SHARD_BY
         check_file(path, tensors)
         shelf.put(path)
         weight_map |= dict.fromkeys(tensors, path.name)
+        del tensors  # before the next file's are made
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (shelf.scratch / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")

@@ -23,6 +23,14 @@ def attention_is_replaceable(model: Any) -> bool:
     return model._supports_attention_backend and model._supports_sdpa and not model._is_stateful
 
 
+def class_of(config: "PreTrainedConfig") -> "tuple[Any, PreTrainedConfig]":
+    """Return the class that AutoModelForCausalLM chooses, and its part of the configuration."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return kind, config if kind.config_class is type(config) else config.get_text_config()
+
+
 def blueprint(kind: Any, config: "PreTrainedConfig", dtype: "torch.dtype") -> Any:
     """Build a model without values, as `from_pretrained(dtype=dtype)` first does; no weights are tied in it.
 

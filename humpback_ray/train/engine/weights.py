@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from humpback_ray.train.engine import group
 from humpback_ray.train.engine.deepspeed_internals import is_partitioned, part_of, whole_shape
-from humpback_ray.train.engine.transformers_internals import Conversion, blueprint, conversions_to_load, make_buffers
+from humpback_ray.train.engine.transformers_internals import (
+    Conversion,
+    blueprint,
+    class_of,
+    conversions_to_load,
+    make_buffers,
+)
 from humpback_ray.train.job import TrainingStopped
 
 if TYPE_CHECKING:
@@ -48,14 +54,18 @@ class Slices(Protocol):
 def load_partitioned(
     base: Path, config: "PreTrainedConfig", dtype: "torch.dtype", engine: dict[str, Any]
 ) -> "PreTrainedModel":
-    """Create a model partitioned over the workers and fill this worker's parts from the files; collective."""
+    """Create a model partitioned over the workers and fill this worker's parts from the files; collective.
+
+    The blueprint comes first: it imports the family's classes. `zero.Init` restores a wrong constructor to a class that
+    is created in it and decorated, such as transformers' experts; every later model of the process would lack a part.
+    """
     from deepspeed import zero
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
+    plan = blueprint(*class_of(config), dtype)
     with no_init_weights(), zero.Init(config_dict_or_path=engine):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    plan = blueprint(type(model), model.config, dtype)
     replace_buffers(model, plan)
     missing = fill(model, plan, base)
     tie(model, missing)
@@ -153,15 +163,20 @@ def stored_names(base: Path) -> dict[str, list[str]]:
         return {"model.safetensors": list(tensors.keys())}
 
 
-def refuse_names(base: Path, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+def refuse_names(base: Path | str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
     """Stop unless a model directory has the parameters that its configuration calls for, and no others."""
-    for names, what in ((missing, "lacks the parameters"), (unexpected, "has the unexpected parameters")):
+    for names, what, then in (
+        (missing, "lacks the parameters", "is its config.json from another model? Training would begin with random weights"),
+        (
+            unexpected,
+            "has the unexpected parameters",
+            "its language model does not use them. Is its config.json from another model? If they are for images or "
+            "sound, save the language model alone and train that",
+        ),
+    ):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise TrainingStopped(
-                f"the base model in {base} {what} {shown}; is its config.json from another model? Training would "
-                "begin with random weights"
-            )
+            raise TrainingStopped(f"the base model in {base} {what} {shown}; {then}")
 
 
 def _fill_one(tensor: "torch.Tensor", stored: "Slices | torch.Tensor", where: str) -> None:

@@ -23,7 +23,7 @@ import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ from humpback_ray.prompts.chat import chat_template, encode_prompt, space_betwee
 from humpback_ray.stages.manifest import CARD
 from humpback_ray.train.engine import lora
 from humpback_ray.train.engine.deepspeed_internals import is_partitioned, whole_shape
-from humpback_ray.train.engine.transformers_internals import blueprint, conversions_to_save, tied_like
+from humpback_ray.train.engine.transformers_internals import blueprint, class_of, conversions_to_save, tied_like
 from humpback_ray.train.export.reload import check_directory, probe, probe_prompt, unlike_training
 from humpback_ray.train.job import TrainingStopped, TrainJob
 from humpback_ray.train.recipe import Lora
@@ -307,18 +307,24 @@ def write_adapters(module: "nn.Module", recipe: Lora, directory: Path) -> None:
     from safetensors.torch import save_file
 
     lora.configuration(recipe).save_pretrained(str(directory))
-    tensors = {name: tensor for part in adapter_parts(module) for name, tensor in part.values().items()}
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(_values(adapter_parts(module)), directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _values(some: Iterable[Part]) -> dict[str, "torch.Tensor"]:
+    """Make parts one after another; return their tensors by name."""
+    return {name: tensor for part in some for name, tensor in part.values().items()}
 
 
 def write_configuration(base: Path, architecture: str, dtype: str, directory: Path) -> None:
-    """Write the base model's configuration with the exported class and dtype."""
+    """Write the base model's configuration, or that of its text model if only that is trained, with class and dtype."""
     import torch
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(base)
+    _, config = class_of(AutoConfig.from_pretrained(base))
     config.architectures = [architecture]
-    config.dtype = getattr(torch, dtype)
+    for one in (config, *(getattr(config, name) for name in config.sub_configs)):
+        if one is not None:
+            one.dtype = getattr(torch, dtype)
     config.save_pretrained(directory)
 
 

@@ -7,10 +7,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 SIZES = {
     300: "vocab_size vocab_size_per_layer_input vocab_size_image encoder_hash_byte_group_vocab ngram_vocab_size_base",
-    128: "max_position_embeddings n_positions n_ctx max_seq_len max_source_positions max_target_positions context_length",
-    64: "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim dff dim_ff d_inner ffn_hidden_size feed_forward_size "
-    "n_inner dense_intermediate_size shared_intermediate_size shared_expert_intermediate_size mamba_d_ssm "
-    "moe_shared_expert_intermediate_size attention_hidden_size",
+    128: "max_position_embeddings n_positions n_ctx max_seq_len max_source_positions max_target_positions "
+    "context_length",
+    64: "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim dff dim_ff d_inner ffn_hidden_size "
+    "feed_forward_size n_inner dense_intermediate_size shared_intermediate_size shared_expert_intermediate_size "
+    "mamba_d_ssm moe_shared_expert_intermediate_size attention_hidden_size",
     32: "hidden_size d_model n_embd emb_dim embedding_size embedding_dim word_embed_proj_dim input_embedding_size "
     "output_embedding_size lru_width backbone_hidden_size pronunciation_embed_dim shape_embed_dim projection_dim "
     "ple_embed_dim",

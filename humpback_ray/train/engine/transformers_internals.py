@@ -27,7 +27,7 @@ def class_of(config: "PreTrainedConfig") -> "tuple[Any, PreTrainedConfig]":
     """Return the class that AutoModelForCausalLM chooses, and its part of the configuration."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return kind, config if kind.config_class is type(config) else config.get_text_config()
 
 

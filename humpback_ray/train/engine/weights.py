@@ -166,7 +166,11 @@ def stored_names(base: Path) -> dict[str, list[str]]:
 def refuse_names(base: Path | str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
     """Stop unless a model directory has the parameters that its configuration calls for, and no others."""
     for names, what, then in (
-        (missing, "lacks the parameters", "is its config.json from another model? Training would begin with random weights"),
+        (
+            missing,
+            "lacks the parameters",
+            "is its config.json from another model? Training would begin with random weights",
+        ),
         (
             unexpected,
             "has the unexpected parameters",
@@ -214,4 +218,3 @@ def pieces(
         bottom = min(top + rows, -(-last // row))
         start, end = max(first, top * row), min(last, bottom * row)
         yield start, stored[top:bottom].flatten()[start - top * row : end - top * row]
-

@@ -122,7 +122,7 @@ class Part:
 
 
 def parts(module: "nn.Module") -> Iterator[Part]:
-    """Yield every tensor that `save_pretrained` would write, tied ones once, with adapters merged into their weights."""
+    """Yield what `save_pretrained` would write, tied tensors once, with adapters merged into their weights."""
     import torch
 
     model: Any = module
@@ -133,9 +133,7 @@ def parts(module: "nn.Module") -> Iterator[Part]:
     found = sources(module)
     for conversion in conversions_to_save(plan):
         made_of = {name: found[name]._replace(dtype=dtypes[name]) for name in conversion.sources}
-        empty = {
-            name: torch.empty(source.shape, dtype=source.dtype, device="meta") for name, source in made_of.items()
-        }
+        empty = {name: torch.empty(source.shape, dtype=source.dtype, device="meta") for name, source in made_of.items()}
         convert = partial(conversion, model=plan)
         yield Part(convert(empty), made_of, convert)
 

@@ -74,8 +74,8 @@ UNABLE = {
 }
 """Families that cannot be made here, with the reason."""
 
-REPRESENTATIVES = ("llama", "gemma3_text", "mixtral", "qwen3_moe", "olmo_hybrid", "phi3")
-"""Tied weights; two kinds of rotary frequencies; experts in two layouts; a hybrid; fused projections."""
+REPRESENTATIVES = ("llama", "gemma3_text", "mixtral", "qwen3_moe", "olmo_hybrid", "phi3", "inkling_text")
+"""Tied weights; two kinds of rotary frequencies; experts in two layouts; a hybrid; fused projections; float32 modules."""
 
 REST = tuple(family for family in FAMILIES if family not in (*UNABLE, *REPRESENTATIVES))
 

@@ -6,7 +6,7 @@ what has moved in another version.
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -74,13 +74,13 @@ class Conversion:
     sources: dict[str, str] = field(default_factory=dict)
     """Names of the tensors it is made of, each with the converter's pattern that it fits."""
 
-    def __call__(self, tensors: Mapping[str, "torch.Tensor"], model: Any) -> dict[str, "torch.Tensor"]:
-        """Convert whole tensors, given by name; `model` is a blueprint."""
+    def __call__(self, tensors: dict[str, "torch.Tensor"], model: Any) -> dict[str, "torch.Tensor"]:
+        """Convert whole tensors, given by name; `model` is a blueprint. `tensors` is emptied, which frees memory."""
         if self.transform is None:
-            return {self.target: tensors[next(iter(self.sources))]}
+            return {self.target: tensors.pop(next(iter(self.sources)))}
         transform = copy.deepcopy(self.transform)
         for name, pattern in self.sources.items():
-            transform.add_tensor(self.target, name, pattern, tensors[name])
+            transform.add_tensor(self.target, name, pattern, tensors.pop(name))
         made = transform.convert(self.target, model=model, config=model.config)
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 

@@ -111,8 +111,9 @@ def fill(model: "PreTrainedModel", plan: Any, base: Path) -> set[str]:
         files = {file: opened.enter_context(safe_open(base / file, framework="pt")) for file in names}
         stored = {name: files[file].get_slice(name) for file, held in names.items() for name in held}
         for conversion in conversions:
-            for name, value in _made(conversion, stored, plan, planned[conversion.target].dtype, base).items():
-                _fill_one(tensors[name], value, f"{base}: {name}")
+            made = _made(conversion, stored, plan, planned[conversion.target].dtype, base)
+            for name in list(made):
+                _fill_one(tensors[name], made.pop(name), f"{base}: {name}")
                 missing.discard(name)
     model._weight_conversions = plan._weight_conversions
     return missing

@@ -20,13 +20,13 @@ STEPS = {"m0": 3}
 ZERO3 = TrainPlacement(workers=2, zero_stage=3)
 
 
-def make_model(directory: Path, **shape: Any) -> Path:
+def make_model(directory: Path, kind: str, **shape: Any) -> Path:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=301, num_attention_heads=8, num_key_value_heads=4, **shape)
-    LlamaForCausalLM(config).save_pretrained(directory, max_shard_size="30MB")
+    config = AutoConfig.for_model(kind, vocab_size=301, num_attention_heads=8, num_key_value_heads=4, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory, max_shard_size="30MB")
     return directory
 
 
@@ -84,9 +84,22 @@ def load_parts(rank: int, workers: int, directory: Path, base: Path, small: Path
     (directory / f"{rank}.json").write_text(json.dumps(found))
 
 
-def test_no_worker_holds_the_whole_model_and_every_parameter_equals_the_file(tmp_path: Path) -> None:
-    base = make_model(tmp_path / "base", hidden_size=512, intermediate_size=1409, num_hidden_layers=12)
-    small = make_model(tmp_path / "small", hidden_size=64, intermediate_size=65, num_hidden_layers=1)
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("llama", {"hidden_size": 512, "intermediate_size": 1409, "num_hidden_layers": 12}),
+        pytest.param(
+            "mixtral",
+            {"hidden_size": 128, "intermediate_size": 700, "num_hidden_layers": 32, "num_local_experts": 4},
+            marks=pytest.mark.chaos,
+        ),
+    ],
+)
+def test_no_worker_holds_the_whole_model_and_every_parameter_equals_the_file(
+    kind: str, shape: dict[str, Any], tmp_path: Path
+) -> None:
+    base = make_model(tmp_path / "base", kind, **shape)
+    small = make_model(tmp_path / "small", kind, hidden_size=64, intermediate_size=65, num_hidden_layers=1)
     assert (base / "model.safetensors.index.json").exists(), "several files"
     spawned(load_parts, 2, tmp_path, base, small)
     for rank in range(2):

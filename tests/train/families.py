@@ -49,6 +49,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": True},
     "mamba2": {"num_heads": 8},
     "ministral": {"head_dim": 8},
+    "mixtral": {"num_local_experts": 12},
     "nemotron": {"num_key_value_heads": 2},
     "qwen4_exp_text": {
         "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
@@ -75,7 +76,7 @@ UNABLE = {
 """Families that cannot be made here, with the reason."""
 
 REPRESENTATIVES = ("llama", "gemma3_text", "mixtral", "qwen3_moe", "olmo_hybrid", "phi3", "inkling_text")
-"""Tied weights; two kinds of rotary frequencies; experts in two layouts; a hybrid; fused projections; float32 modules."""
+"""Tied weights; two rotary embeddings; experts in two layouts; a hybrid; fused projections; float32 modules."""
 
 REST = tuple(family for family in FAMILIES if family not in (*UNABLE, *REPRESENTATIVES))
 

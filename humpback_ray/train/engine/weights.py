@@ -56,8 +56,9 @@ def load_partitioned(
 ) -> "PreTrainedModel":
     """Create a model partitioned over the workers and fill this worker's parts from the files; collective.
 
-    The blueprint comes first: it imports the family's classes. `zero.Init` restores a wrong constructor to a class that
-    is created in it and decorated, such as transformers' experts; every later model of the process would lack a part.
+    The blueprint comes first, since it imports the family's classes: for a class that is imported inside `zero.Init`,
+    DeepSpeed undoes the decorator of its constructor afterwards. transformers' experts have one, and later models of
+    this process would lack what it sets.
     """
     from deepspeed import zero
     from transformers import AutoModelForCausalLM

@@ -257,7 +257,8 @@ def test_rank_0_holds_one_file_and_one_conversion(alone: None, tmp_path: Path, m
     def watched(part: Part) -> dict[str, Any]:
         found = values(part)
         made.extend(weakref.ref(tensor) for tensor in found.values())
-        sizes.append(sum(tensor.nbytes for tensor in found.values()))
+        sizes.append(part.bytes)
+        assert part.bytes == sum(tensor.nbytes for tensor in found.values())
         held.append(sum(tensor.nbytes for tensor in (one() for one in made) if tensor is not None))
         return found
 

@@ -155,11 +155,16 @@ def _sorted_out(rules: Sequence[Any]) -> tuple[list[Any], list[Any], dict[str | 
 
 
 def tied_like(model: Any, other: Any) -> Any:
-    """Tie a blueprint's weights as another model's are, and let it remember the rules that one was loaded by."""
+    """Tie a blueprint's weights as another model's are, let it remember that one's rules, and return it."""
     model.all_tied_weights_keys = dict(other.all_tied_weights_keys)
     model.tie_weights(recompute_mapping=False)
-    model._weight_conversions = getattr(other, "_weight_conversions", None)
+    remember_rules(model, other)
     return model
+
+
+def remember_rules(model: Any, other: Any) -> None:
+    """Let a model remember the rules that another one's weights were loaded by; they are reversed when it is saved."""
+    model._weight_conversions = getattr(other, "_weight_conversions", None)
 
 
 def put_liger_kernels(model: Any) -> bool:

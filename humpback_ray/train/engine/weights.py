@@ -28,6 +28,7 @@ from humpback_ray.train.engine.transformers_internals import (
     class_of,
     conversions_to_load,
     make_buffers,
+    remember_rules,
 )
 from humpback_ray.train.job import TrainingStopped
 
@@ -116,7 +117,7 @@ def fill(model: "PreTrainedModel", plan: Any, base: Path) -> set[str]:
             for name in list(made):
                 _fill_one(tensors[name], made.pop(name), f"{base}: {name}")
                 missing.discard(name)
-    model._weight_conversions = plan._weight_conversions
+    remember_rules(model, plan)
     return missing
 
 

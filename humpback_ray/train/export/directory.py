@@ -102,6 +102,11 @@ class Part:
     convert: Callable[[dict[str, "torch.Tensor"]], dict[str, "torch.Tensor"]]
     """Makes the tensors from the sources, which are given by name."""
 
+    @property
+    def bytes(self) -> int:
+        """Size of the tensors, in bytes."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
     def gathered(self) -> AbstractContextManager[object]:
         """Make the sources whole in a `with` block that every rank enters."""
         from deepspeed import zero

@@ -1,28 +1,39 @@
 """Weights under ZeRO 3: safetensors files → the parts of each parameter that this worker keeps.
 
 The model is created partitioned (`zero.Init`), without values. Then every worker reads from the files only the rows
-that contain its own part of a parameter. No process ever holds the whole model: beside its parts, a worker holds one
-parameter while modules are created, and `PIECE_ELEMENTS` while files are read. Names and shapes must match exactly:
-weights left at random would train too, only worse.
+that contain its own part of a parameter. Where a family's files name or lay out weights differently than transformers'
+classes (fused experts), it reads all tensors that a parameter is made of, converts them with transformers' own rules
+and keeps its part. So no process ever holds the whole model: beside its parts, a worker holds one parameter while
+modules are created, and `PIECE_ELEMENTS`, or one conversion's input and output, while files are read. Names and shapes
+must match exactly: weights left at random would train too, only worse.
 
-Given up: families whose checkpoints name or lay out parameters differently than transformers' classes. They stop with
-an error that names the parameters, and load with ZeRO 2.
+`zero.Init` makes every float tensor of a constructor in the training dtype, rotary frequencies too. So all buffers are
+made again on the host, as `from_pretrained` makes them. The model equals the one that `from_pretrained` returns,
+except for parameters that a family keeps in float32: DeepSpeed trains all parameters in one dtype.
 """
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from humpback_ray.train.engine import group
 from humpback_ray.train.engine.deepspeed_internals import is_partitioned, part_of, whole_shape
-from humpback_ray.train.engine.transformers_internals import known_leftovers
+from humpback_ray.train.engine.transformers_internals import (
+    Conversion,
+    blueprint,
+    class_of,
+    conversions_to_load,
+    make_buffers,
+    remember_rules,
+)
 from humpback_ray.train.job import TrainingStopped
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
 PIECE_ELEMENTS = 16_000_000
@@ -36,39 +47,109 @@ class Slices(Protocol):
         """Return the shape of the whole tensor."""
         ...
 
-    def __getitem__(self, part: slice) -> "torch.Tensor":
-        """Read some rows."""
+    def __getitem__(self, part: slice | EllipsisType) -> "torch.Tensor":
+        """Read some rows, or all."""
         ...
 
 
 def load_partitioned(
     base: Path, config: "PreTrainedConfig", dtype: "torch.dtype", engine: dict[str, Any]
 ) -> "PreTrainedModel":
-    """Create a model partitioned over the workers and fill this worker's parts from the files; collective."""
+    """Create a model partitioned over the workers and fill this worker's parts from the files; collective.
+
+    The blueprint comes first, since it imports the family's classes: for a class that is imported inside `zero.Init`,
+    DeepSpeed undoes the decorator of its constructor afterwards. transformers' experts have one, and later models of
+    this process would lack what it sets.
+    """
     from deepspeed import zero
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
+    plan = blueprint(*class_of(config), dtype)
     with no_init_weights(), zero.Init(config_dict_or_path=engine):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.tie_weights()
-    fill(model, base)
-    restore_rotary(model)
+    replace_buffers(model, plan)
+    missing = fill(model, plan, base)
+    tie(model, missing)
+    refuse_names(base, sorted(missing), [])
     return model
 
 
-def fill(model: "nn.Module", base: Path) -> None:
-    """Read this worker's part of every parameter, and every persistent buffer, from a model directory."""
+def replace_buffers(model: "PreTrainedModel", plan: Any) -> None:
+    """Replace all buffers by those that `from_pretrained` makes; those that files have are left without values."""
+    import torch
+
+    make_buffers(plan)
+    for name, buffer in plan.named_buffers(remove_duplicate=False):
+        owner, _, own_name = name.rpartition(".")
+        module = model.get_submodule(owner)
+        device = getattr(module, own_name).device
+        setattr(module, own_name, torch.empty_like(buffer, device=device) if buffer.is_meta else buffer.to(device))
+
+
+def fill(model: "PreTrainedModel", plan: Any, base: Path) -> set[str]:
+    """Read this worker's part of every parameter, and every persistent buffer, from a model directory.
+
+    Args:
+        model: partitioned model; weights are not tied yet.
+        plan: its blueprint.
+        base: the directory.
+
+    Returns:
+        The names of the tensors that the directory lacks.
+
+    Raises:
+        TrainingStopped: a stored name belongs to no tensor, or a tensor has another shape.
+    """
     import torch
     from safetensors import safe_open
 
     names = stored_names(base)
-    wanted = wanted_names(model, {name for held in names.values() for name in held}, base)
-    for file, held in names.items():
-        with safe_open(base / file, framework="pt") as tensors, torch.no_grad():
-            for name in held:
-                if name in wanted:
-                    _fill_one(wanted[name], tensors.get_slice(name), f"{base}: {name}")
+    conversions, strange = conversions_to_load(plan, [name for held in names.values() for name in held])
+    refuse_names(base, [], strange)
+    tensors, planned = model.state_dict(keep_vars=True), plan.state_dict()
+    missing = set(tensors)
+    with ExitStack() as opened, torch.no_grad():
+        files = {file: opened.enter_context(safe_open(base / file, framework="pt")) for file in names}
+        stored = {name: files[file].get_slice(name) for file, held in names.items() for name in held}
+        for conversion in conversions:
+            made = _made(conversion, stored, plan, planned[conversion.target].dtype, base)
+            for name in list(made):
+                _fill_one(tensors[name], made.pop(name), f"{base}: {name}")
+                missing.discard(name)
+    remember_rules(model, plan)
+    return missing
+
+
+def _made(
+    conversion: Conversion, stored: "dict[str, Slices]", plan: Any, dtype: "torch.dtype", base: Path
+) -> "dict[str, Slices | torch.Tensor]":
+    """Return what a conversion makes of stored tensors; a tensor that is only renamed is not read yet."""
+    if conversion.transform is None:
+        return {conversion.target: stored[next(iter(conversion.sources))]}
+    try:
+        return {**conversion({name: stored[name][...].to(dtype) for name in conversion.sources}, plan)}
+    except (RuntimeError, ValueError) as error:
+        first, *rest = conversion.sources
+        raise TrainingStopped(
+            f"the base model in {base} stores {first} and {len(rest)} others, which transformers cannot convert to "
+            f"{conversion.target}: {error}; are all of them there, with the shapes that its config.json calls for?"
+        ) from error
+
+
+def tie(model: "PreTrainedModel", missing: set[str]) -> None:
+    """Tie weights as `from_pretrained` does, and take those that another one gives their value from `missing`.
+
+    If the files have both weights of a pair, they are tied only if they are equal.
+    """
+    import torch
+
+    tensors = model.state_dict(keep_vars=True)
+    for target, source in list(model.all_tied_weights_keys.items()):
+        parts = [part_of(tensors[name]).tensor for name in (target, source)]
+        if not {target, source} & missing and not all(group.gathered(torch.equal(*parts))):
+            del model.all_tied_weights_keys[target]
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
 
 
 def stored_names(base: Path) -> dict[str, list[str]]:
@@ -85,44 +166,40 @@ def stored_names(base: Path) -> dict[str, list[str]]:
         return {"model.safetensors": list(tensors.keys())}
 
 
-def wanted_names(model: "nn.Module", stored: set[str], base: Path) -> dict[str, "torch.Tensor"]:
-    """Return the tensors of a model by stored name, each once; tied tensors have several names.
-
-    Raises:
-        TrainingStopped: a tensor is not stored under any of its names, or a stored name belongs to no tensor.
-    """
-    tensors = model.state_dict(keep_vars=True)
-    aliases: dict[int, list[str]] = defaultdict(list)
-    for name, tensor in tensors.items():
-        aliases[id(tensor)].append(name)
-    chosen = [next((name for name in names if name in stored), None) for names in aliases.values()]
-    missing = [names[0] for names, name in zip(aliases.values(), chosen, strict=True) if name is None]
-    ignored = [r"rotary_emb\.inv_freq", *known_leftovers(model)]
-    strange = [name for name in stored - set(tensors) if not any(re.search(pattern, name) for pattern in ignored)]
-    refuse_names(base, missing, strange)
-    return {name: tensors[name] for name in chosen if name is not None}
-
-
-def refuse_names(base: Path, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+def refuse_names(base: Path | str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
     """Stop unless a model directory has the parameters that its configuration calls for, and no others."""
-    for names, what in ((missing, "lacks the parameters"), (unexpected, "has the unexpected parameters")):
+    for names, what, then in (
+        (
+            missing,
+            "lacks the parameters",
+            "is its config.json from another model? Training would begin with random weights",
+        ),
+        (
+            unexpected,
+            "has the unexpected parameters",
+            "its language model does not use them. Is its config.json from another model? If they are for images or "
+            "sound, save the language model alone and train that",
+        ),
+    ):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise TrainingStopped(
-                f"the base model in {base} {what} {shown}; is its config.json from another model? Training would "
-                "begin with random weights"
-            )
+            raise TrainingStopped(f"the base model in {base} {what} {shown}; {then}")
 
 
-def _fill_one(tensor: "torch.Tensor", stored: Slices, where: str) -> None:
-    """Copy one stored tensor, or this worker's part of it, into the model."""
-    shape, expected = list(stored.get_shape()), list(whole_shape(tensor))
+def _fill_one(tensor: "torch.Tensor", stored: "Slices | torch.Tensor", where: str) -> None:
+    """Copy one stored or converted tensor, or this worker's part of it, into the model."""
+    import torch
+
+    shape = list(stored.shape if isinstance(stored, torch.Tensor) else stored.get_shape())
+    expected = list(whole_shape(tensor))
     if shape != expected:
         raise TrainingStopped(f"{where} has shape {shape}, but the model's configuration calls for {expected}")
     if not is_partitioned(tensor):
-        tensor.copy_(stored[:])
+        tensor.copy_(stored[...])
         return
     part, first, last = part_of(tensor)
+    if not shape:
+        stored, shape = stored[...].reshape(1), [1]
     part.zero_()  # its end may lie beyond the parameter's
     for start, piece in pieces(stored, shape, first, last):
         part.narrow(0, start - first, piece.numel()).copy_(piece)
@@ -144,13 +221,3 @@ def pieces(
         bottom = min(top + rows, -(-last // row))
         start, end = max(first, top * row), min(last, bottom * row)
         yield start, stored[top:bottom].flatten()[start - top * row : end - top * row]
-
-
-def restore_rotary(model: "nn.Module") -> None:
-    """Compute rotary frequencies again in float32: `zero.Init` made them in the training dtype."""
-    for module in model.modules():
-        buffers = dict(module.named_buffers(recurse=False))
-        if "inv_freq" in buffers and hasattr(module, "config"):
-            fresh: nn.Module = type(module)(module.config).to(buffers["inv_freq"].device)
-            for name, buffer in fresh.named_buffers(recurse=False, remove_duplicate=False):
-                setattr(module, name, buffer)

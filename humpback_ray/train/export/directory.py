@@ -1,11 +1,12 @@
 """A trained engine → the directory that people serve, loaded again and checked before it is published (P9).
 
-Rank 0 writes safetensors in the dtype of training, file by file; then the tokenizer, the training layout as
-`chat_template.jinja`, a generation config with the paper's sampling, the *base* model's configuration (no
-training-only dropout or cache setting) and a model card. Parameters are gathered one at a time (ZeRO 3) and merged one
-at a time (LoRA): a worker holds one parameter besides its own part, and rank 0's host the tensors of one file. A
-finished file goes to its destination while the next one is gathered; for s3:// it also stays in the temporary
-directory until the check.
+Rank 0 writes safetensors file by file, with the names, shapes and dtypes of transformers' `save_pretrained`; then the
+tokenizer, the training layout as `chat_template.jinja`, a generation config with the paper's sampling, the *base*
+model's configuration (no training-only dropout or cache setting) and a model card. transformers keeps some families'
+weights in memory under other names and in other layouts than in files (the experts of a layer are one tensor); its own
+rules are applied backwards. A worker gathers (ZeRO 3) and merges (LoRA) one parameter at a time, or those that one rule
+needs at once; rank 0's host holds the tensors of one file and of one rule. A finished file goes to its destination
+while the next one is gathered; for s3:// it also stays in the temporary directory until the check.
 
 The checks:
 
@@ -14,14 +15,15 @@ The checks:
 - the whole directory at the end, before anything is committed: plain transformers loads it, and it behaves like the
   model in memory (reload.py).
 
-Given up: architectures whose checkpoint names differ from their parameter names (none among Llama, Qwen, Mistral).
+DeepSpeed trains all parameters in one dtype. Those that a family keeps in float32 are written in float32, but in a
+bfloat16 run with values that bfloat16 has.
 """
 
+import itertools
 import json
-import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -29,13 +31,14 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from humpback_ray import storage
 from humpback_ray.prompts.chat import chat_template, encode_prompt, space_between_turns, start_ids
 from humpback_ray.stages.manifest import CARD
 from humpback_ray.train.engine import lora
 from humpback_ray.train.engine.deepspeed_internals import is_partitioned, whole_shape
+from humpback_ray.train.engine.transformers_internals import blueprint, class_of, conversions_to_save, tied_like
 from humpback_ray.train.export.reload import check_directory, probe, probe_prompt, unlike_training
 from humpback_ray.train.job import TrainingStopped, TrainJob
 from humpback_ray.train.recipe import Lora
@@ -78,58 +81,89 @@ def export_model(
         return shelf.entries, asked.greedy
 
 
-@dataclass(frozen=True)
-class Part:
-    """A tensor of the export and the tensors that it is made of."""
+class Source(NamedTuple):
+    """A tensor of the model as it was before adapters were put in."""
 
-    name: str
     shape: tuple[int, ...]
     dtype: "torch.dtype"
-    sources: list["torch.Tensor"]
-    """Parameters or buffers of the model; under ZeRO 3 each worker has a piece of each."""
+    held: list["torch.Tensor"]
+    """Parameters or buffers; under ZeRO 3 each worker has a piece of each."""
     make: Callable[[], "torch.Tensor"]
-    """Makes the tensor once its sources are whole."""
+    """Makes the tensor once they are whole."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tensors of the export that are made together, and what they are made of."""
+
+    tensors: dict[str, "torch.Tensor"]
+    """The tensors by name, without values."""
+    sources: dict[str, Source]
+    convert: Callable[[dict[str, "torch.Tensor"]], dict[str, "torch.Tensor"]]
+    """Makes the tensors from the sources, which are given by name."""
 
     @property
     def bytes(self) -> int:
-        """Size of its data, in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        """Size of the tensors, in bytes."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def gathered(self) -> AbstractContextManager[object]:
         """Make the sources whole in a `with` block that every rank enters."""
         from deepspeed import zero
 
-        return zero.GatheredParameters([source for source in self.sources if is_partitioned(source)])
+        held = [tensor for source in self.sources.values() for tensor in source.held]
+        return zero.GatheredParameters([tensor for tensor in held if is_partitioned(tensor)])
 
-    def value(self) -> "torch.Tensor":
-        """Return the tensor on the host; call it in the block of `gathered`."""
-        return self.make().detach().to("cpu", copy=True).contiguous()
+    def values(self) -> dict[str, "torch.Tensor"]:
+        """Gather the sources, which every rank does at once, and return the tensors on the host."""
+        import torch
+
+        with torch.no_grad(), self.gathered():
+            whole = {
+                name: source.make().to("cpu", source.dtype, copy=True).contiguous()
+                for name, source in self.sources.items()
+            }
+        return {name: tensor.contiguous() for name, tensor in self.convert(whole).items()}
 
 
 def parts(module: "nn.Module") -> Iterator[Part]:
-    """Yield every parameter and persistent buffer, tied ones once, with adapters merged into their weights."""
+    """Yield what `save_pretrained` would write, tied tensors once, with adapters merged into their weights."""
+    import torch
+
+    model: Any = module
+    dtype = model.config.dtype  # transformers leaves a name here after `save_pretrained`
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    plan = tied_like(blueprint(type(model), model.config, dtype), model)
+    dtypes = {name: tensor.dtype for name, tensor in plan.state_dict().items()}
+    found = sources(module)
+    for conversion in conversions_to_save(plan):
+        made_of = {name: found[name]._replace(dtype=dtypes[name]) for name in conversion.sources}
+        empty = {name: torch.empty(source.shape, dtype=source.dtype, device="meta") for name, source in made_of.items()}
+        convert = partial(conversion, model=plan)
+        yield Part(convert(empty), made_of, convert)
+
+
+def sources(module: "nn.Module") -> dict[str, Source]:
+    """Return every parameter and persistent buffer by the name that it has without adapters."""
     adapted = dict(lora.layers(module))
-    seen: set[int] = set()
+    found: dict[str, Source] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
         owner = next((owner for owner in adapted if name.startswith(f"{owner}.")), None)
         if owner is None:
-            yield _part(name, tensor)
+            found[name] = _source(tensor)
             continue
         layer, inner = adapted[owner], name.removeprefix(f"{owner}.")
         if inner == "base_layer.weight":
             adapters = [layer.lora_A[lora.ADAPTER].weight, layer.lora_B[lora.ADAPTER].weight]
-            yield Part(
-                f"{owner}.weight", whole_shape(tensor), tensor.dtype, [tensor, *adapters], partial(lora.merged, layer)
-            )
+            merge = partial(lora.merged, layer)
+            found[f"{owner}.weight"] = Source(whole_shape(tensor), tensor.dtype, [tensor, *adapters], merge)
         elif inner.startswith("base_layer."):
-            yield _part(f"{owner}.{inner.removeprefix('base_layer.')}", tensor)
+            found[f"{owner}.{inner.removeprefix('base_layer.')}"] = _source(tensor)
+    return found
 
 
-def _part(name: str, tensor: "torch.Tensor") -> Part:
-    return Part(name, whole_shape(tensor), tensor.dtype, [tensor], lambda: tensor)
+def _source(tensor: "torch.Tensor") -> Source:
+    return Source(whole_shape(tensor), tensor.dtype, [tensor], lambda: tensor)
 
 
 class Shelf:
@@ -205,32 +239,35 @@ def write_weights(module: "nn.Module", shelf: Shelf, shard_bytes: int = SHARD_BY
     """
     from safetensors.torch import save_file
 
-    shards = divide(list(parts(module)), shard_bytes)
+    planned = list(parts(module))
+    sizes = {name: tensor.nbytes for part in planned for name, tensor in part.tensors.items()}
+    shards = divide(sizes, shard_bytes)
+    values = itertools.chain.from_iterable(part.values().items() for part in planned)
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
+    for number, names in enumerate(shards, start=1):
         several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         path = shelf.scratch / (several if len(shards) > 1 else "model.safetensors")
-        tensors = _values(shard)
+        tensors = dict(itertools.islice(values, len(names)))
         save_file(tensors, path, metadata={"format": "pt"})
         check_file(path, tensors)
         shelf.put(path)
         weight_map |= dict.fromkeys(tensors, path.name)
+        del tensors  # before the next file's are made
     if len(shards) > 1:
-        total = sum(part.bytes for shard in shards for part in shard)
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (shelf.scratch / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def divide(found: Sequence[Part], shard_bytes: int) -> list[list[Part]]:
-    """Divide parts into files, in order; no file is larger than `shard_bytes` unless a single part is."""
-    shards: list[list[Part]] = [[]]
+def divide(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
+    """Divide tensors, given by name and bytes, into files, in order; no file is larger unless a single tensor is."""
+    shards: list[list[str]] = [[]]
     held = 0
-    for part in found:
-        if shards[-1] and held + part.bytes > shard_bytes:
+    for name, size in sizes.items():
+        if shards[-1] and held + size > shard_bytes:
             shards.append([])
             held = 0
-        shards[-1].append(part)
-        held += part.bytes
+        shards[-1].append(name)
+        held += size
     return shards
 
 
@@ -265,7 +302,7 @@ def adapter_parts(module: "nn.Module") -> Iterator[Part]:
     for name, layer in lora.layers(module):
         for letter in ("lora_A", "lora_B"):
             tensor = getattr(layer, letter)[lora.ADAPTER].weight
-            yield _part(f"base_model.model.{name}.{letter}.weight", tensor)
+            yield Part({}, {f"base_model.model.{name}.{letter}.weight": _source(tensor)}, dict)
 
 
 def write_adapters(module: "nn.Module", directory: Path) -> None:
@@ -277,22 +314,20 @@ def write_adapters(module: "nn.Module", directory: Path) -> None:
 
 
 def _values(some: Iterable[Part]) -> dict[str, "torch.Tensor"]:
-    """Gather parts one after another; return them by name, on the host."""
-    values: dict[str, torch.Tensor] = {}
-    for part in some:
-        with part.gathered():
-            values[part.name] = part.value()
-    return values
+    """Make parts one after another; return their tensors by name."""
+    return {name: tensor for part in some for name, tensor in part.values().items()}
 
 
 def write_configuration(base: Path, architecture: str, dtype: str, directory: Path) -> None:
-    """Write the base model's configuration with the exported class and dtype."""
+    """Write the base model's configuration, or that of its text model if only that is trained, with class and dtype."""
     import torch
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(base)
+    _, config = class_of(AutoConfig.from_pretrained(base))
     config.architectures = [architecture]
-    config.dtype = getattr(torch, dtype)
+    for one in (config, *(getattr(config, name) for name in config.sub_configs)):
+        if one is not None:
+            one.dtype = getattr(torch, dtype)
     config.save_pretrained(directory)
 
 

@@ -20,13 +20,13 @@ STEPS = {"m0": 3}
 ZERO3 = TrainPlacement(workers=2, zero_stage=3)
 
 
-def make_model(directory: Path, **shape: Any) -> Path:
+def make_model(directory: Path, kind: str, **shape: Any) -> Path:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=301, num_attention_heads=8, num_key_value_heads=4, **shape)
-    LlamaForCausalLM(config).save_pretrained(directory, max_shard_size="30MB")
+    config = AutoConfig.for_model(kind, vocab_size=301, num_attention_heads=8, num_key_value_heads=4, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory, max_shard_size="30MB")
     return directory
 
 
@@ -65,8 +65,19 @@ def load_parts(rank: int, workers: int, directory: Path, base: Path, small: Path
     import torch
     from transformers import AutoModelForCausalLM
 
+    from humpback_ray.train.engine import weights
     from humpback_ray.train.engine.zero import import_deepspeed
 
+    filling: list[int] = []
+    fill = weights.fill
+
+    def measured(*arguments: Any) -> set[str]:
+        with Highest() as highest:
+            missing = fill(*arguments)
+        filling.append(highest.bytes)
+        return missing
+
+    weights.fill = measured
     zero = import_deepspeed(gpu=False).zero
     recipe = TrainRecipe(dtype="float32", dropout=0.0)
     engine = engine_config(ZERO3, recipe)
@@ -80,19 +91,31 @@ def load_parts(rank: int, workers: int, directory: Path, base: Path, small: Path
         with zero.GatheredParameters([parameter]):
             if not torch.equal(parameter.data, whole.get_parameter(name)):
                 differ.append(name)
-    found = {"size": size, "highest": highest.bytes, "differ": differ}
+    found = {"size": size, "highest": highest.bytes, "filling": filling[-1], "differ": differ}
     (directory / f"{rank}.json").write_text(json.dumps(found))
 
 
 def test_no_worker_holds_the_whole_model_and_every_parameter_equals_the_file(tmp_path: Path) -> None:
-    base = make_model(tmp_path / "base", hidden_size=512, intermediate_size=1409, num_hidden_layers=12)
-    small = make_model(tmp_path / "small", hidden_size=64, intermediate_size=65, num_hidden_layers=1)
+    base = make_model(tmp_path / "base", "llama", hidden_size=512, intermediate_size=1409, num_hidden_layers=12)
+    small = make_model(tmp_path / "small", "llama", hidden_size=64, intermediate_size=65, num_hidden_layers=1)
     assert (base / "model.safetensors.index.json").exists(), "several files"
     spawned(load_parts, 2, tmp_path, base, small)
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert not found["differ"]
         assert found["size"] / 2 < found["highest"] < 0.8 * found["size"]
+
+
+@pytest.mark.chaos
+def test_a_worker_converts_one_parameter_at_a_time(tmp_path: Path) -> None:
+    """The largest is a fiftieth of the model; while it is converted, its input and output are held."""
+    base = make_model(tmp_path / "base", "mixtral", hidden_size=128, intermediate_size=700, num_hidden_layers=32)
+    small = make_model(tmp_path / "small", "mixtral", hidden_size=64, intermediate_size=65, num_hidden_layers=1)
+    spawned(load_parts, 2, tmp_path, base, small)
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert not found["differ"]
+        assert found["filling"] < 0.2 * found["size"]
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (35,), (7, 5, 1), (2, 3, 4)])

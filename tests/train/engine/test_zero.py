@@ -7,7 +7,6 @@ import pytest
 from pydantic import ValidationError
 
 from humpback_ray.placement import TrainPlacement
-from humpback_ray.train.engine.weights import restore_rotary
 from humpback_ray.train.engine.zero import engine_config, loss_scale_of, set_dropout
 from humpback_ray.train.recipe import TrainRecipe
 from humpback_ray.train.tune import dropout_words
@@ -82,19 +81,6 @@ def test_the_log_says_where_dropout_acted_or_that_it_had_no_effect() -> None:
         "dropout 0.1 acted on attention_dropout, all that this model family has"
     )
     assert "trained without dropout" in dropout_words(0.1, [])
-
-
-def test_rotary_frequencies_are_restored_to_float32() -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=9, hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
-    rotary: Any = model.model.rotary_emb
-    whole = rotary.inv_freq.clone()
-    rotary.inv_freq = whole.bfloat16()
-    restore_rotary(model)
-    assert rotary.inv_freq.dtype == torch.float32
-    assert torch.equal(rotary.inv_freq, whole)
 
 
 FAULTS = """

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,15 +19,23 @@ from tests.train.workers import job
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": Lora(rank=4), "learning_rate": 1e-2}], ids=["full", "lora"])
+EXPERTS = {"kind": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "stage"),
+    [({}, {}, 2), ({"method": Lora(rank=4), "learning_rate": 1e-2}, {}, 2), ({}, EXPERTS, 3)],
+    ids=["full", "lora", "experts"],
+)
 def test_the_first_greedy_tokens_of_an_export_are_those_in_memory(
-    pairs: tuple[str, ...], tmp_path: Path, changes: dict[str, object]
+    pairs: tuple[str, ...], tmp_path: Path, changes: dict[str, object], shape: dict[str, Any], stage: int
 ) -> None:
     from transformers import AutoTokenizer
 
-    base = save_model(tmp_path / "base")
+    base = save_model(tmp_path / "base", **shape)
     this = job(base, pairs, tmp_path / "model", **changes)
-    result = train(this, TrainPlacement(zero_stage=2, micro_batch_tokens=600), Session.alone(str(tmp_path / "c")))
+    placement = TrainPlacement.model_validate({"zero_stage": stage, "micro_batch_tokens": 600})
+    result = train(this, placement, Session.alone(str(tmp_path / "c")))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     engine = VllmEngine(dtype="float32", eager=True).build(
         str(tmp_path / "model"), Resources(cpus=1, cache_bytes=64 << 20)

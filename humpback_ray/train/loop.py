@@ -24,6 +24,7 @@ from pathlib import Path
 
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
+from humpback_ray.train import outofmemory
 from humpback_ray.train.checkpoint import fragments, store
 from humpback_ray.train.checkpoint.saver import Saver
 from humpback_ray.train.data import validation
@@ -31,6 +32,7 @@ from humpback_ray.train.data.examples import Example, read_examples
 from humpback_ray.train.data.schedule import schedule
 from humpback_ray.train.engine import deepspeed_internals, group, lora, metrics, zero
 from humpback_ray.train.engine.attention import prepare as prepare_attention
+from humpback_ray.train.engine.exhausted import doing
 from humpback_ray.train.export.card import model_card
 from humpback_ray.train.export.directory import export_model, lacking_room, served_unlike
 from humpback_ray.train.job import StepMetrics, TrainingStopped, TrainJob, TrainResult
@@ -47,8 +49,10 @@ def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainRe
 
     Raises:
         TrainingStopped: trying again would not help; every worker raises it.
+        OutOfMemory: trying again would not help; this worker's memory ran out, and the others may wait for it forever.
     """
-    with group.joined(session.workers, gpu=placement.gpus_per_worker > 0):
+    gpu = placement.gpus_per_worker > 0
+    with group.joined(session.workers, gpu=gpu), outofmemory.explained(job, placement, session):
         return trained(job, placement, session)
 
 
@@ -56,8 +60,9 @@ def trained(job: TrainJob, placement: TrainPlacement, session: Session) -> Train
     """Do the work of `train` with torch.distributed up."""
     started = time.monotonic()
     base = storage.local_directory(job.base)
-    training = prepare(job, placement, session, base)
-    resume(training)
+    with doing("while loading the model"):
+        training = prepare(job, placement, session, base)
+        resume(training)
     try:
         for step in range(len(training.history) + 1, training.schedule.steps + 1):
             asked = advance(training, step)
@@ -68,7 +73,8 @@ def trained(job: TrainJob, placement: TrainPlacement, session: Session) -> Train
     prune(training)
     result = outcome(training)
     card = model_card(job, result)
-    files, greedy = export_model(training.engine, training.tokenizer, base, job, session.rank, card)
+    with doing("while exporting the model"):
+        files, greedy = export_model(training.engine, training.tokenizer, base, job, session.rank, card)
     return replace(result, files=files, greedy=greedy, seconds=time.monotonic() - started)
 
 

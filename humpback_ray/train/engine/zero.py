@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.engine.deepspeed_internals import drop_update, run_on_cpu, whole_elements
+from humpback_ray.train.engine.exhausted import doing
 from humpback_ray.train.engine.weights import load_partitioned, refuse_names
 from humpback_ray.train.recipe import TrainRecipe
 from humpback_ray.train.types import TrainingEngine
@@ -222,6 +223,11 @@ def finish_step(engine: TrainingEngine, loss: "torch.Tensor") -> float:
     An update with a non-finite gradient is dropped. With ZeRO off, DeepSpeed would apply it.
     """
     engine.backward(loss)
+    with doing("in the update"):
+        return _update(engine)
+
+
+def _update(engine: TrainingEngine) -> float:
     if engine.zero_optimization_stage() > 0:
         engine.step()
         return float(engine.get_global_grad_norm())

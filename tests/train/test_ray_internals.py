@@ -117,14 +117,14 @@ def test_errors_are_given_before_failed_workers_start_again_and_lack_of_memory_e
 
     given: list[Any] = []
     hook: Any = ray_internals.before_retry(given.append)
-    lost, starved = {0: ValueError("lost")}, {0: RuntimeError("[gloo] closed"), 1: OutOfMemory("m0: rank 1 ...")}
-    assert lacking(state.RestartingState(WorkerGroupError("x", lost)), {"training_failed_error": None}) == []
+    lost: dict[int, Exception] = {0: ValueError("lost")}
+    starved: dict[int, Exception] = {0: RuntimeError("[gloo] closed"), 1: OutOfMemory("m0: rank 1 ...")}
     for error in (
         WorkerGroupError("x", lost),
-        PreemptionError(PreemptionInfo([], [], 0)),
+        PreemptionError(PreemptionInfo(None, {})),
         WorkerGroupError("x", starved),
     ):
-        hook.after_controller_state_update(None, state.RestartingState(error))
+        hook.after_controller_state_update(None, state.RestartingState(training_failed_error=error))
     hook.after_controller_state_update(None, state.RunningState())
     assert given == [lost, {}, starved]
     for failures in given[:2]:

@@ -21,6 +21,7 @@ import secrets
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
@@ -30,7 +31,7 @@ from humpback_ray.train.checkpoint.saver import Saver
 from humpback_ray.train.data import validation
 from humpback_ray.train.data.examples import Example, read_examples
 from humpback_ray.train.data.schedule import schedule
-from humpback_ray.train.engine import deepspeed_internals, group, lora, metrics, zero
+from humpback_ray.train.engine import deepspeed_internals, group, lora, metrics, rope, zero
 from humpback_ray.train.engine.attention import prepare as prepare_attention
 from humpback_ray.train.engine.exhausted import doing
 from humpback_ray.train.export.card import model_card
@@ -38,6 +39,9 @@ from humpback_ray.train.export.directory import export_model, lacking_room, serv
 from humpback_ray.train.job import StepMetrics, TrainingStopped, TrainJob, TrainResult
 from humpback_ray.train.state import Data, Session, Training
 from humpback_ray.train.step import optimize, validate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +94,7 @@ def prepare(job: TrainJob, placement: TrainPlacement, session: Session, base: Pa
     plan = schedule(job.recipe, job.model, len(data.examples))
     config = zero.engine_config(placement, job.recipe)
     model, dropouts = zero.load_model(base, job.recipe, config, placement.activation_checkpointing)
+    refuse_positions(model.config, data, job.model)
     batching = prepare_attention(model, placement)
     lora.attach(model, job.recipe)
     sizes = zero.parameter_count(model), zero.parameter_count(model, trainable=True)
@@ -110,6 +115,7 @@ def prepare(job: TrainJob, placement: TrainPlacement, session: Session, base: Pa
         identity=job.identity() | {"examples": data.examples.digest()},
         start=group.chosen(session.rank, lambda: secrets.token_hex(3)),
         saver=Saver(storage.join(session.checkpoints, session.attempt), session.rank, placement.keep_checkpoints),
+        boundary=rope.boundary(model.config),
     )
 
 
@@ -132,6 +138,13 @@ def read(job: TrainJob) -> Data:
             "set too_long to truncate"
         )
     return Data(examples, held_out, dict(counts))
+
+
+def refuse_positions(config: "PreTrainedConfig", data: Data, name: str) -> None:
+    """Stop if the loss of an example would depend on what else the model reads."""
+    longest = max(example.length for examples in (data.examples, data.held_out) for example in examples)
+    if said := rope.problem(config, longest):
+        raise TrainingStopped(f"{name}: {said}")
 
 
 def outcome(training: Training) -> TrainResult:

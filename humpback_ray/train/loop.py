@@ -31,7 +31,7 @@ from humpback_ray.train.checkpoint.saver import Saver
 from humpback_ray.train.data import validation
 from humpback_ray.train.data.examples import Example, read_examples
 from humpback_ray.train.data.schedule import schedule
-from humpback_ray.train.engine import deepspeed_internals, group, lora, metrics, rope, zero
+from humpback_ray.train.engine import cpuadam, deepspeed_internals, group, lora, metrics, rope, zero
 from humpback_ray.train.engine.attention import prepare as prepare_attention
 from humpback_ray.train.engine.exhausted import doing
 from humpback_ray.train.export.card import model_card
@@ -92,7 +92,7 @@ def prepare(job: TrainJob, placement: TrainPlacement, session: Session, base: Pa
     group.agree(served_unlike(tokenizer, base, job) if session.rank == 0 else None)
     data = read(job)
     plan = schedule(job.recipe, job.model, len(data.examples))
-    config = zero.engine_config(placement, job.recipe)
+    config = zero.engine_config(placement, job.recipe, cpuadam.agreed(placement, session.rank))
     model, dropouts = zero.load_model(base, job.recipe, config, placement.activation_checkpointing)
     refuse_positions(model.config, data, job.model)
     batching = prepare_attention(model, placement)

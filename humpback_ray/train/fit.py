@@ -129,10 +129,11 @@ def fitted(trainer: "TorchTrainer", model: str) -> TrainResult | str:
         ended, failures = getattr(error, "controller_failure", None), getattr(error, "worker_failures", {})
         if isinstance(ended, GaveUp):
             raise TrainingFailed(str(ended)) from None
-        rank, cause = first_cause(failures) or ("controller", ended or error)
+        rank, cause = first_cause(failures) or (None, ended or error)
         if isinstance(cause, OutOfMemory):
             return str(cause)
-        raise TrainingFailed(f"training {model} failed on worker {rank}: {headline(cause)}") from error
+        where = "in Ray Train's controller" if rank is None else f"on worker {rank}"
+        raise TrainingFailed(f"training {model} failed {where}: {headline(cause)}") from error
     assert isinstance(outcome, TrainResult | str)
     return outcome
 

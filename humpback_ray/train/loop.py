@@ -56,7 +56,7 @@ def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainRe
         OutOfMemory: trying again would not help; this worker's memory ran out, and the others may wait for it forever.
     """
     gpu = placement.gpus_per_worker > 0
-    with group.joined(session.workers, gpu=gpu), outofmemory.explained(job, placement, session):
+    with outofmemory.explained(job, placement, session), group.joined(session.workers, gpu=gpu):
         return trained(job, placement, session)
 
 

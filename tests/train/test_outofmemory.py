@@ -57,6 +57,7 @@ def test_errors_that_say_that_memory_ran_out_are_known_by_their_types_and_texts(
     [
         RuntimeError("CUDA error: an illegal memory access was encountered"), OSError(errno.ENOSPC, "No space left"),
         RuntimeError("NCCL communicator was aborted: watchdog timeout"), ValueError("CUDA out of memory"),
+        TrainingStopped("the export cannot be loaded: CUDA out of memory"),
         RuntimeError("out of resource: shared memory, Required: 180224, Hardware limit: 101376"), KeyError("memory"),
     ],
 )  # fmt: skip

@@ -54,10 +54,10 @@ def prepare(model: "PreTrainedModel", placement: TrainPlacement) -> Batching:
         TrainingStopped: the model's tokens see later ones, as in encoders.
         ImportError: the placement asks for flash-attention, which is not installed.
     """
-    if getattr(model.config.get_text_config(), "is_decoder", True) is False:
+    if {getattr(module, "is_causal", None) for module in model.modules()} - {None} == {False}:
         raise TrainingStopped(
-            f"{type(model).__name__} cannot be trained to write: is_decoder is false in the base model's config.json, "
-            "so its tokens see the ones that they should predict; choose a causal language model"
+            f"{type(model).__name__} cannot be trained to write: its tokens see the ones that they should predict, as "
+            "in an encoder (is_decoder in the base model's config.json); choose a causal language model"
         )
     gpu = placement.gpus_per_worker > 0
     avoid_cudnn()
@@ -83,13 +83,19 @@ def can_pack(model: "PreTrainedModel") -> bool:
     """Tell whether every layer of a model can separate the examples of a row."""
     config: Any = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    own_positions = hasattr(config, "is_decoder") or getattr(config, "attn_temperature_tuning", False)
+    own_positions = _counts_from_padding(model) or getattr(config, "attn_temperature_tuning", False)
     if not attention_is_replaceable(model) or not kinds <= _LAYERS or own_positions:
         return False
     reached = first_attention(model)
     lost = {"packed_lengths", *(["sliding_window"] if getattr(config, "sliding_window", None) else [])} - reached.keys()
     more = {name for name, value in reached.items() if value is not None} - _ARGUMENTS
     return not lost and not more
+
+
+def _counts_from_padding(model: "PreTrainedModel") -> bool:
+    """Tell whether a model's first position is the one after the padding token's id (RoBERTa)."""
+    embeddings = ((name, getattr(module, "padding_idx", None)) for name, module in model.named_modules())
+    return any("position" in name and index is not None for name, index in embeddings)
 
 
 _ARGUMENTS = {

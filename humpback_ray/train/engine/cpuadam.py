@@ -16,6 +16,7 @@ import platform
 import re
 import secrets
 import shutil
+import sysconfig
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -78,7 +79,6 @@ def prepared(name: str, load: Callable[[], object]) -> str | None:
 
 
 def _loaded(name: str, home: Path, load: Callable[[], object]) -> str | None:
-    import ninja
     from accelerate.utils import patch_environment
 
     build = home / name
@@ -88,7 +88,7 @@ def _loaded(name: str, home: Path, load: Callable[[], object]) -> str | None:
     fresh, began = not (build / f"{name}.so").exists(), time.monotonic()
     if fresh:
         logger.info("compiling %s for this node's processor, which takes about a minute", name)
-    path = os.pathsep.join([ninja.BIN_DIR, *os.get_exec_path()])
+    path = os.pathsep.join([sysconfig.get_path("scripts"), *os.get_exec_path()])  # pip puts ninja there
     try:
         with contextlib.redirect_stdout(io.StringIO()), patch_environment(torch_extensions_dir=str(home), path=path):
             load()

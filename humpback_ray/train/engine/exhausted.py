@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from humpback_ray.train.data.examples import Example
+from humpback_ray.train.job import TrainingStopped
 
 _GPU = re.compile(
     r"(cuda|hip|driver)\b.*out of memory|(cu|hip)(blas|dnn|solver|sparse)\w*_alloc_failed|failed to cuda (m|c)alloc",
@@ -53,8 +54,11 @@ def doing(what: str = "", micro: Sequence[Example] = ()) -> Iterator[None]:
 
 
 def exhausted(error: BaseException, lengths: Sequence[int] = ()) -> Exhausted | None:
-    """Return an error that memory ran out as `Exhausted`, with the cause that says so; None for any other error."""
-    cause: BaseException | None = error
+    """Return an error that memory ran out as `Exhausted`, with the cause that says so; None for any other error.
+
+    A verdict stays what it is, even if it quotes such an error of another process.
+    """
+    cause: BaseException | None = None if isinstance(error, TrainingStopped) else error
     while cause is not None and not isinstance(cause, Exhausted):
         if on_gpu(cause) or on_host(cause):
             return Exhausted(cause, lengths)

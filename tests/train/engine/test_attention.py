@@ -68,6 +68,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
         "padded",
     ),
     "opt": ("OPTConfig", {**SMALL, "vocab_size": VOCABULARY, "ffn_dim": 48, "word_embed_proj_dim": 32}, "packed"),
+    "gpt_neox": ("GPTNeoXConfig", {**SMALL, "vocab_size": VOCABULARY}, "packed"),
     "gpt2": ("GPT2Config", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4}, "packed"),
     "gemma2": ("Gemma2Config", SHAPE, "padded"),
     "mamba": (
@@ -118,7 +119,7 @@ def test_a_model_whose_tokens_see_later_ones_is_refused() -> None:
     from transformers import AutoModelForCausalLM, RobertaConfig
 
     values: dict[str, Any] = {**SMALL, "vocab_size": VOCABULARY}
-    with pytest.raises(TrainingStopped, match=r"RobertaForCausalLM cannot be trained to write: is_decoder is false"):
+    with pytest.raises(TrainingStopped, match=r"RobertaForCausalLM cannot be trained to write: its tokens see"):
         prepare(AutoModelForCausalLM.from_config(RobertaConfig(**values)), TrainPlacement())
     decoder = AutoModelForCausalLM.from_config(RobertaConfig(**values, is_decoder=True))
     assert prepare(decoder, TrainPlacement()) == "padded", "its positions begin behind the padding token's id"

@@ -142,7 +142,10 @@ def read(job: TrainJob) -> Data:
 
 def refuse_positions(config: "PreTrainedConfig", data: Data, name: str) -> None:
     """Stop if the loss of an example would depend on what else the model reads."""
-    longest = max(example.length for examples in (data.examples, data.held_out) for example in examples)
+
+    def longest() -> int:
+        return max(example.length for examples in (data.examples, data.held_out) for example in examples)
+
     if said := rope.problem(config, longest):
         raise TrainingStopped(f"{name}: {said}")
 

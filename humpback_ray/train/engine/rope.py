@@ -9,7 +9,7 @@ of the longest text so far. A loss would depend on earlier steps, so such a trai
 long.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,8 +28,13 @@ def boundary(config: "PreTrainedConfig") -> int | None:
     return min(lengths, default=None)
 
 
-def problem(config: "PreTrainedConfig", longest_tokens: int) -> str | None:
-    """Say why a model cannot be trained on examples up to a length, although its context may be longer; else None."""
+def problem(config: "PreTrainedConfig", longest: Callable[[], int]) -> str | None:
+    """Say why a model cannot be trained on its examples, although its context may be longer than they are; else None.
+
+    Args:
+        config: configuration of the model.
+        longest: returns the tokens of the longest example; only called if they matter.
+    """
     text: Any = config.get_text_config()
     for one in settings(config):
         kind, by_layer = one["rope_type"], one is not getattr(text, "rope_parameters", None)
@@ -39,9 +44,9 @@ def problem(config: "PreTrainedConfig", longest_tokens: int) -> str | None:
             limit, why = one["original_max_position_embeddings"], "transformers cannot read longer texts twice"
         else:
             continue
-        if longest_tokens > limit:
+        if (tokens := longest()) > limit:
             return (
                 f"the base model's rope_type is {kind}: beyond {limit:,} tokens {why}, and the longest example has "
-                f"{longest_tokens:,}; set train.recipe.max_length_tokens to {limit} or less"
+                f"{tokens:,}; set train.recipe.max_length_tokens to {limit} or less"
             )
     return None

@@ -93,8 +93,8 @@ def test_models_that_remember_the_longest_text_are_refused_if_an_example_is_that
     family: str, parameters: dict[str, Any], limit: int
 ) -> None:
     config = model_of(family, rope_parameters=parameters, head_dim=8).config
-    assert rope.problem(config, limit) is None
-    said = rope.problem(config, limit + 1)
+    assert rope.problem(config, lambda: limit) is None
+    said = rope.problem(config, lambda: limit + 1)
     assert said is not None
     assert f"beyond {limit} tokens" in said
     assert f"the longest example has {limit + 1}; set train.recipe.max_length_tokens to {limit} or less" in said

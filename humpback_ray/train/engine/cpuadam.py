@@ -87,7 +87,8 @@ def _loaded(name: str, home: Path, load: Callable[[], object]) -> str | None:
         _abandon(build)
     fresh, began = not (build / f"{name}.so").exists(), time.monotonic()
     if fresh:
-        logger.info("compiling %s for this node's processor, which takes about a minute", name)
+        # A warning, because nobody sees what a worker logs as information, and the run seems to stand still.
+        logger.warning("compiling %s for the processor of this node, once; it takes about a minute", name)
     path = os.pathsep.join([sysconfig.get_path("scripts"), *os.get_exec_path()])  # pip puts ninja there
     try:
         with contextlib.redirect_stdout(io.StringIO()), patch_environment(torch_extensions_dir=str(home), path=path):

@@ -151,7 +151,8 @@ def test_workers_agree_on_another_optimizer_and_rank_0_says_why(
         assert not cpuadam.agreed(TrainPlacement(gpus_per_worker=1), rank=0)
         assert compiles(home) == 0
         assert not cpuadam.agreed(offloaded, rank=0)
-    (warning,) = [text for level, text in said.records if level == "WARNING"]
+    compiling, warning = [text for level, text in said.records if level == "WARNING"]
+    assert compiling == "compiling cpu_adam for the processor of this node, once; it takes about a minute"
     assert "DeepSpeed's CPU Adam cannot be used, so PyTorch's AdamW" in warning
     assert "; worker 0: tiny.c:2:10: fatal error: Python.h: No such file or directory; " in warning
 

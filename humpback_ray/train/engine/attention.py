@@ -119,24 +119,24 @@ def first_attention(model: "PreTrainedModel") -> dict[str, Any]:
 
     def note(*tensors: "torch.Tensor | nn.Module | None", **arguments: Any) -> None:
         reached.update(arguments | ({"attention_mask": tensors[4]} if len(tensors) > 4 else {}))
-        raise _Reached
+        raise InterruptedError("this is as far as the copy must run")
 
     AttentionInterface.register(PROBE, note)
     AttentionMaskInterface.register(PROBE, _mask)
     config = copy.deepcopy(model.config)
     for one in rope.settings(config):
         one["rope_type"] = "default"  # the others look at the positions, which have no values here
-    with contextlib.suppress(_Reached, NotImplementedError, RuntimeError), no_init_weights(), torch.device("meta"):
-        twin: Any = type(model)(config).eval()
-        twin.set_attn_implementation(PROBE)
-        arguments, _ = inputs([Example(name, np.zeros(2, np.int32), 1) for name in "ab"], "packed", "meta")
-        embedded = twin.get_input_embeddings()(arguments.pop("input_ids"))
-        twin(inputs_embeds=embedded, **arguments, use_cache=True)  # with ids, or without a cache, some read values
+    arguments, _ = inputs([Example(name, np.zeros(2, np.int32), 1) for name in "ab"], "packed", "meta")
+    ids = arguments.pop("input_ids")
+    for embed in (False, True):  # one or the other way, and with a cache, most models look at no values before
+        with contextlib.suppress(Exception), no_init_weights(), torch.device("meta"):
+            twin: Any = type(model)(config).eval()
+            twin.set_attn_implementation(PROBE)
+            text = {"inputs_embeds": twin.get_input_embeddings()(ids)} if embed else {"input_ids": ids}
+            twin(**text, **arguments, use_cache=True)
+        if reached:
+            break
     return reached
-
-
-class _Reached(Exception):
-    """The first layer's attention was reached."""
 
 
 def _has_flash() -> bool:

@@ -70,6 +70,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "opt": ("OPTConfig", {**SMALL, "vocab_size": VOCABULARY, "ffn_dim": 48, "word_embed_proj_dim": 32}, "packed"),
     "gpt_neox": ("GPTNeoXConfig", {**SMALL, "vocab_size": VOCABULARY}, "packed"),
     "gpt2": ("GPT2Config", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4}, "packed"),
+    "gemma4": (
+        "Gemma4TextConfig",
+        {
+            **SMALL,
+            "vocab_size": VOCABULARY,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "global_head_dim": 8,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        "packed",
+    ),
     "gemma2": ("Gemma2Config", SHAPE, "padded"),
     "mamba": (
         "MambaConfig",

@@ -21,7 +21,7 @@ def test_a_need_fits_nodes_by_their_labels(selector: str, label: str | None, fit
 
 def test_a_placement_needs_what_one_worker_asks_for() -> None:
     labels = {"ray.io/market-type": "spot"}
-    gpu = {"CPU": 2, "GPU": 0.5, "accelerator_type:H100": 0.001}
+    gpu: dict[str, float] = {"CPU": 2, "GPU": 0.5, "accelerator_type:H100": 0.001}
     pool = PoolPlacement(
         min_replicas=3, cpus_per_replica=2, gpus_per_replica=0.5, accelerator_type="H100", labels=labels
     )

@@ -13,6 +13,11 @@ from humpback_ray.packages import FLASH, WANDB, Package
 GiveUpAfter = Annotated[float, Field(gt=0)]
 """Minutes."""
 
+LEAST_SHARE = 0.0001
+"""Smallest part of a CPU or GPU that Ray can reserve."""
+
+Cpus = Annotated[float, Field(ge=LEAST_SHARE)]
+
 Labels = dict[
     Annotated[str, Field(pattern=r"^([A-Za-z0-9.-]+/)?[A-Za-z0-9][A-Za-z0-9_.-]*$")],
     Annotated[str, Field(pattern=r"^!?([A-Za-z0-9_.-]+|in\([A-Za-z0-9_., -]+\))$")],
@@ -30,7 +35,7 @@ class PoolPlacement(Config):
     """While shards wait, the pool grows up to this many actors, as far as the cluster has room or gets more; it shrinks
     once none wait. None: `min_replicas`."""
 
-    cpus_per_replica: float = Field(default=1, gt=0)
+    cpus_per_replica: Cpus = 1
     """CPUs that Ray reserves for one actor."""
 
     gpus_per_replica: float = Field(default=0, ge=0)
@@ -107,6 +112,10 @@ class PoolPlacement(Config):
             raise ValueError(
                 f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}; raise the first or "
                 "lower the second"
+            )
+        if 0 < gpus < LEAST_SHARE:
+            raise ValueError(
+                f"gpus_per_replica is {gpus:g}, but Ray reserves at least {LEAST_SHARE:g} of a GPU; set it to 0 or more"
             )
         if gpus > 1 and gpus != int(gpus):
             raise ValueError(
@@ -194,7 +203,7 @@ class PoolPlacement(Config):
 class TaskPlacement(Config):
     """Placement of the one Ray task that does a whole global step (duplicates, selection)."""
 
-    cpus: float = Field(default=1, gt=0)
+    cpus: Cpus = 1
     """CPUs to reserve for the task."""
 
     memory_bytes: int | None = Field(default=None, gt=0)
@@ -241,11 +250,11 @@ class TrainPlacement(Config):
     resize_every_s: float = Field(default=60, gt=0)
     """Seconds between checks for room to grow while a run has fewer than its most workers; growing costs a restart."""
 
-    cpus_per_worker: float = Field(default=1, gt=0)
+    cpus_per_worker: Cpus = 1
     """CPUs that Ray reserves for one worker."""
 
     gpus_per_worker: float = Field(default=0, ge=0)
-    """GPUs that Ray reserves for one worker; 0: it trains on CPUs."""
+    """GPUs that Ray reserves for one worker: 1, or 0 to train on CPUs. To use more GPUs, raise `workers`."""
 
     accelerator_type: str | None = None
     """Ray's name of the GPU to ask for, such as "H100"; None: any."""
@@ -305,6 +314,18 @@ class TrainPlacement(Config):
         """Return the packages that the placement names; "auto" works without them."""
         flash = [FLASH] if self.attention == "flash_attention_2" else []
         return [*flash, WANDB] if self.track is not None else flash
+
+    @model_validator(mode="after")
+    def _a_worker_has_one_gpu_or_none(self) -> Self:
+        gpus = self.gpus_per_worker
+        if gpus not in (0, 1):
+            least, most = (round(workers * max(gpus, 1)) for workers in self.least_and_most)
+            raise ValueError(
+                f"gpus_per_worker is {gpus:g} and workers is {self.workers}, but a worker trains on a whole GPU or on "
+                f"CPUs; set gpus_per_worker to 1 and workers to {[least, most] if most > least else most}, or "
+                "gpus_per_worker to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _attention_has_its_gpu(self) -> Self:

@@ -21,13 +21,13 @@ def test_a_need_fits_nodes_by_their_labels(selector: str, label: str | None, fit
 
 def test_a_placement_needs_what_one_worker_asks_for() -> None:
     labels = {"ray.io/market-type": "spot"}
-    gpu = {"CPU": 2, "GPU": 0.5, "accelerator_type:H100": 0.001}
+    gpu: dict[str, float] = {"CPU": 2, "GPU": 0.5, "accelerator_type:H100": 0.001}
     pool = PoolPlacement(
         min_replicas=3, cpus_per_replica=2, gpus_per_replica=0.5, accelerator_type="H100", labels=labels
     )
     assert pool.need() == Need(3, gpu, labels)
     assert pool.need().words() == "2 CPUs and 0.5 GPUs (H100), ray.io/market-type=spot"
-    train = TrainPlacement(workers=(2, 8), cpus_per_worker=2, gpus_per_worker=0.5, accelerator_type="H100")
-    assert train.need() == Need(2, gpu, {})
+    train = TrainPlacement(workers=(2, 8), cpus_per_worker=2, gpus_per_worker=1, accelerator_type="H100")
+    assert train.need() == Need(2, gpu | {"GPU": 1}, {})
     assert TaskPlacement(memory_bytes=10**9).need() == Need(1, {"CPU": 1, "memory": 10**9})
     assert TaskPlacement().need() == Need(1, {"CPU": 1}), "no GPU and no memory are asked for"

@@ -1,5 +1,6 @@
 """Impossible placements are refused with the fix; their values reach Ray's own arguments."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from pydantic import ValidationError
 
 from humpback_ray.config import ConfigError, load
 from humpback_ray.engines.vllm import step_limits
-from humpback_ray.placement import PoolPlacement, TaskPlacement, TrainPlacement
+from humpback_ray.placement import LEAST_SHARE, PoolPlacement, TaskPlacement, TrainPlacement
 from humpback_ray.runconfig import RunConfig
 
 DEMO = Path(__file__).parents[1] / "configs/demo.yaml"
@@ -20,6 +21,9 @@ SPOT = {"ray.io/market-type": "spot"}
     [
         ({"min_replicas": 4, "max_replicas": 2}, "max_replicas 2 is less than min_replicas 4; raise the first"),
         ({"gpus_per_replica": 1.5}, "gpus_per_replica is 1.5, but .* set it to 1 or 2"),
+        ({"gpus_per_replica": 0.00005}, "is 5e-05, but Ray reserves at least 0.0001 of a GPU; set it to 0 or"),
+        ({"cpus_per_replica": 0.00005}, "greater than or equal to 0.0001"),
+        ({"cpus_per_replica": 0}, "greater than or equal to 0.0001"),
         ({"labels": {"ray.io/market type": "spot"}}, "labels"),
         ({"labels": {"ray.io/market-type": "=spot"}}, "labels"),
         ({"replicas": 2}, "Extra inputs"),
@@ -28,6 +32,52 @@ SPOT = {"ray.io/market-type": "spot"}
 def test_an_impossible_pool_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         PoolPlacement(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"gpus_per_worker": 0.5}, "is 0.5 and workers is 1, .* a whole GPU .* workers to 1, or .* to 0"),
+        ({"gpus_per_worker": 1.5}, "is 1.5 and workers is 1, .* set gpus_per_worker to 1 and workers to 2"),
+        ({"gpus_per_worker": 2, "workers": 4}, "is 2 and workers is 4, .* set gpus_per_worker to 1 and workers to 8"),
+        ({"gpus_per_worker": 8, "workers": (1, 4)}, r"is 8 and workers is \(1, 4\), .* workers to \[8, 32\]"),
+        ({"gpus_per_worker": -1}, "greater than or equal to 0"),
+        ({"gpus_per_worker": math.nan}, "finite number"),
+        ({"gpus_per_worker": math.inf}, "finite number"),
+        ({"cpus_per_worker": 0}, "greater than or equal to 0.0001"),
+        ({"cpus_per_worker": math.inf}, "finite number"),
+        ({"workers": 0}, "greater than or equal to 1"),
+        ({"workers": (0, 4)}, "greater than or equal to 1"),
+        ({"workers": (4, 2)}, r"workers is \[4, 2\], but the minimum comes first"),
+        ({"workers": 1.5}, "workers"),
+        ({"micro_batch_tokens": 0}, "greater than or equal to 1"),
+        ({"micro_batch_tokens": 0.5}, "valid integer"),
+        ({"give_up_waiting_minutes": 0}, "greater than 0"),
+        ({"give_up_waiting_minutes": math.inf}, "finite number"),
+        ({"checkpoint_every_minutes": math.nan}, "finite number"),
+        ({"resize_every_s": -1}, "greater than 0"),
+        ({"max_failures": -1}, "greater than or equal to 0"),
+    ],
+)
+def test_an_impossible_training_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TrainPlacement(**values)
+
+
+@pytest.mark.parametrize("given", ["true", "'many'", "'1.5'"])
+def test_a_configuration_takes_only_plain_numbers_of_gpus(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"train\.placement"):
+        load(RunConfig, DEMO, [f"train.placement.gpus_per_worker={given}"])
+
+
+def test_ray_takes_the_smallest_shares_that_a_placement_takes() -> None:
+    import ray
+
+    least = PoolPlacement(cpus_per_replica=LEAST_SHARE, gpus_per_replica=LEAST_SHARE).map_arguments()
+    resources = {name: least[name] for name in ("num_cpus", "num_gpus")}
+    assert ray.remote(lambda: None).options(**resources)
+    with pytest.raises(ValueError, match="cannot go beyond"):
+        ray.remote(lambda: None).options(num_cpus=LEAST_SHARE / 2)
 
 
 @pytest.mark.parametrize("value", ["spot", "!spot", "in(us-1a, us-1b)", "!in(us-1a,us-1b)"])

@@ -23,7 +23,7 @@ S3 credentials, region and endpoint come from the environment or the standard AW
 Limits: no other stores (gs://, abfs://) until someone needs them; no local file systems without hard links.
 """
 
-from humpback_ray.storage.cache import forget_local_file, forget_old_copies, local_directory, local_file
+from humpback_ray.storage.cache import forget_local_file, forget_old_copies, local_directory, local_file, node_directory
 from humpback_ray.storage.connection import be_patient, requests
 from humpback_ray.storage.errors import Damaged, InputChanged, StorageError, words
 from humpback_ray.storage.files import (
@@ -51,7 +51,7 @@ __all__ = [
     "BLOCK_BYTES", "Damaged", "Directory", "FileEntry", "InputChanged", "InputFile", "Listed", "StorageError",
     "abort_upload", "be_patient", "check_room", "check_unchanged", "check_writable", "copy_file", "create", "delete",
     "exists", "find", "forget_local_file", "forget_old_copies", "is_s3", "is_temporary", "join", "list_names",
-    "listing", "local_directory", "local_file", "located", "open_input", "parquet_bytes", "read_bytes", "read_json",
-    "read_kept_rows", "read_part", "read_table", "reading", "requests", "sha256_of", "unfinished_uploads",
-    "upload_directory", "upload_file", "words", "write_bytes",
+    "listing", "local_directory", "local_file", "located", "node_directory", "open_input", "parquet_bytes",
+    "read_bytes", "read_json", "read_kept_rows", "read_part", "read_table", "reading", "requests", "sha256_of",
+    "unfinished_uploads", "upload_directory", "upload_file", "words", "write_bytes",
 ]  # fmt: skip

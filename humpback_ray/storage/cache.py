@@ -1,5 +1,7 @@
 """This node's copies of files on S3: fetched once for all processes of a user, and deleted when unused.
 
+Other things that a node makes once for all processes lie beside them (`node_directory`).
+
 A copy is named after the versions of its files, so it never goes stale. Its directory belongs to this user alone, since
 files in it are loaded as weights.
 """
@@ -95,13 +97,34 @@ def forget_local_file(uri: str, path: Path) -> None:
         shutil.rmtree(path.parent, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def node_directory(purpose: str, waits: Callable[[], object]) -> Iterator[Path]:
+    """Yield this node's directory for a purpose, held by this process alone until the block ends or the process dies.
+
+    The first process finds it empty; `forget_old_copies` deletes it after a time without use.
+
+    Args:
+        purpose: names the directory; the same for all processes that share it.
+        waits: called before waiting for another process that holds it.
+    """
+    target = _target(purpose)
+    with _file_lock(target.with_suffix(".lock"), waits):
+        target.mkdir(mode=0o700, exist_ok=True)
+        _refuse_others(target)
+        os.utime(target)
+        yield target
+
+
+def _target(content: str) -> Path:
+    return _cache() / hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
 def _copied(content: str, fetch: Callable[[Path], None]) -> Path:
     """Return this node's directory with the named content; call `fetch` to fill it if no process has done so yet."""
-    cache = _cache()
-    target = cache / hashlib.sha256(content.encode()).hexdigest()[:32]
+    target = _target(content)
     with _file_lock(target.with_suffix(".lock")):
         if not target.exists():
-            with tempfile.TemporaryDirectory(dir=cache) as partial:
+            with tempfile.TemporaryDirectory(dir=target.parent) as partial:
                 fetch(Path(partial))
                 os.rename(partial, target)
         _refuse_others(target)
@@ -140,9 +163,13 @@ def forget_old_copies(unused_s: float) -> list[str]:
 
 
 @contextlib.contextmanager
-def _file_lock(path: Path) -> Iterator[None]:
+def _file_lock(path: Path, waits: Callable[[], object] = lambda: None) -> Iterator[None]:
     import fcntl
 
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

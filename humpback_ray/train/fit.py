@@ -36,9 +36,10 @@ from humpback_ray.stages.background import Complaints, repeat
 from humpback_ray.stages.progress import Progress
 from humpback_ray.stages.waiting import Actors, Waiting
 from humpback_ray.train import tracking
+from humpback_ray.train.causes import first_cause
 from humpback_ray.train.checkpoint.callbacks import GaveUp, callbacks
 from humpback_ray.train.checkpoint.notices import Notices
-from humpback_ray.train.job import TrainingStopped, TrainJob, TrainResult, absolute
+from humpback_ray.train.job import OutOfMemory, TrainingStopped, TrainJob, TrainResult, absolute
 from humpback_ray.train.loop import Session, train
 from humpback_ray.train.types import Figures, Told
 
@@ -50,9 +51,6 @@ logger = logging.getLogger(__name__)
 PROGRESS = "progress.json"
 PROGRESS_EVERY_S = 1.0
 PROGRESS_EVERY_S3_S = 10.0
-
-_COLLATERAL = ("gloo", "nccl", "connection", "socket", "barrier")
-"""Words in the errors that workers raise because another worker died."""
 
 
 class TrainingFailed(RuntimeError):
@@ -72,7 +70,7 @@ def launch(job: TrainJob, placement: TrainPlacement, name: str, storage_path: st
 
     Raises:
         TrainingStopped: trying again will not help: a loss that is not finite, a checkpoint of another run, no
-            examples, an export that differs from the trained model.
+            examples, a worker without enough memory, an export that differs from the trained model.
         TrainingFailed: workers failed more than `placement.max_failures` times, or their nodes were drained more than
             `placement.max_preemption_failures` times; or no workers were up for `placement.give_up_waiting_minutes`.
     """
@@ -128,11 +126,14 @@ def fitted(trainer: "TorchTrainer", model: str) -> TrainResult | str:
         with interruptible():
             outcome = trainer.fit().return_value
     except TrainingFailedError as error:
-        gave_up = getattr(error, "controller_failure", None)
-        if isinstance(gave_up, GaveUp):
-            raise TrainingFailed(str(gave_up)) from None
-        rank, cause = first_cause(getattr(error, "worker_failures", {})) or ("controller", error)
-        raise TrainingFailed(f"training {model} failed on worker {rank}: {headline(cause)}") from error
+        ended, failures = getattr(error, "controller_failure", None), getattr(error, "worker_failures", {})
+        if isinstance(ended, GaveUp):
+            raise TrainingFailed(str(ended)) from None
+        rank, cause = first_cause(failures) or (None, ended or error)
+        if isinstance(cause, OutOfMemory):
+            return str(cause)
+        where = "in Ray Train's controller" if rank is None else f"on worker {rank}"
+        raise TrainingFailed(f"training {model} failed {where}: {headline(cause)}") from error
     assert isinstance(outcome, TrainResult | str)
     return outcome
 
@@ -158,6 +159,8 @@ def worker(config: dict[str, Any]) -> TrainResult | str:
         )
         try:
             return train(job, placement, session)
+        except OutOfMemory:
+            raise
         except TrainingStopped as verdict:
             return str(verdict)
 
@@ -254,16 +257,6 @@ def _follow(uri: str, latest: Figures, progress: Progress, begun: Callable[[], N
 
 def _loss_words(latest: Figures) -> str:
     return f", loss {latest['loss']:.4f}, learning rate {latest['learning_rate']:.2e}" if latest else ""
-
-
-def first_cause(failures: dict[int, Exception]) -> tuple[int, Exception] | None:
-    """Return rank and error of a worker that failed by itself, not because another worker did."""
-    ranked = sorted(failures.items(), key=lambda item: (_is_collateral(item[1]), item[0]))
-    return ranked[0] if ranked else None
-
-
-def _is_collateral(error: Exception) -> bool:
-    return any(word in str(error).lower() for word in _COLLATERAL)
 
 
 def headline(error: BaseException) -> str:

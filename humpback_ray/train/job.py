@@ -140,6 +140,10 @@ class TrainingStopped(RuntimeError):
     """The run cannot continue, and trying again would not help; the message says what to change."""
 
 
+class OutOfMemory(TrainingStopped):
+    """Memory ran out on the worker that raises this; unlike other verdicts, the other workers do not raise it."""
+
+
 def absolute(uri: str) -> str:
     """Return a local path as an absolute one, and other URIs unchanged."""
     return uri if storage.is_s3(uri) else str(Path(uri).absolute())

@@ -21,22 +21,28 @@ import secrets
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
+from humpback_ray.train import outofmemory
 from humpback_ray.train.base import Base, looked_at
 from humpback_ray.train.checkpoint import fragments, store
 from humpback_ray.train.checkpoint.saver import Saver
 from humpback_ray.train.data.examples import Example
 from humpback_ray.train.data.reading import examples_fault, read
 from humpback_ray.train.data.schedule import schedule
-from humpback_ray.train.engine import deepspeed_internals, group, lora, metrics, zero
+from humpback_ray.train.engine import cpuadam, deepspeed_internals, group, lora, metrics, rope, zero
 from humpback_ray.train.engine.attention import prepare as prepare_attention
+from humpback_ray.train.engine.exhausted import doing
 from humpback_ray.train.export.card import model_card
 from humpback_ray.train.export.directory import export_model, lacking_room, served_unlike
 from humpback_ray.train.job import StepMetrics, TrainingStopped, TrainJob, TrainResult
-from humpback_ray.train.state import Session, Training
+from humpback_ray.train.state import Data, Session, Training
 from humpback_ray.train.step import optimize, validate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +54,10 @@ def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainRe
 
     Raises:
         TrainingStopped: trying again would not help; every worker raises it.
+        OutOfMemory: trying again would not help; this worker's memory ran out, and the others may wait for it forever.
     """
-    with group.joined(session.workers, gpu=placement.gpus_per_worker > 0):
+    gpu = placement.gpus_per_worker > 0
+    with outofmemory.explained(job, placement, session), group.joined(session.workers, gpu=gpu):
         return trained(job, placement, session)
 
 
@@ -57,8 +65,9 @@ def trained(job: TrainJob, placement: TrainPlacement, session: Session) -> Train
     """Do the work of `train` with torch.distributed up."""
     started = time.monotonic()
     base = storage.local_directory(job.base)
-    training = prepare(job, placement, session, base)
-    resume(training)
+    with doing("while loading the model"):
+        training = prepare(job, placement, session, base)
+        resume(training)
     try:
         for step in range(len(training.history) + 1, training.schedule.steps + 1):
             asked = advance(training, step)
@@ -69,7 +78,8 @@ def trained(job: TrainJob, placement: TrainPlacement, session: Session) -> Train
     prune(training)
     result = outcome(training)
     card = model_card(job, result)
-    files, greedy = export_model(training.engine, training.tokenizer, base, job, session.rank, card)
+    with doing("while exporting the model"):
+        files, greedy = export_model(training.engine, training.tokenizer, base, job, session.rank, card)
     return replace(result, files=files, greedy=greedy, seconds=time.monotonic() - started)
 
 
@@ -89,8 +99,9 @@ def prepare(job: TrainJob, placement: TrainPlacement, session: Session, base: Pa
     data = read(job, known.context_tokens)
     group.agree(examples_fault(job, known, tokenizer, data) if session.rank == 0 else None)
     plan = schedule(job.recipe, job.model, len(data.examples))
-    config = zero.engine_config(placement, job.recipe)
+    config = zero.engine_config(placement, job.recipe, cpuadam.agreed(placement, session.rank))
     model, dropouts = zero.load_model(base, job.recipe, config, placement.activation_checkpointing)
+    refuse_positions(model.config, data, job.model)
     batching = prepare_attention(model, placement)
     chosen = lora.attach(model, job.recipe)
     if chosen is not None and session.rank == 0:
@@ -113,7 +124,18 @@ def prepare(job: TrainJob, placement: TrainPlacement, session: Session, base: Pa
         identity=job.identity() | {"examples": data.examples.digest()},
         start=group.chosen(session.rank, lambda: secrets.token_hex(3)),
         saver=Saver(storage.join(session.checkpoints, session.attempt), session.rank, placement.keep_checkpoints),
+        boundary=rope.boundary(model.config),
     )
+
+
+def refuse_positions(config: "PreTrainedConfig", data: Data, name: str) -> None:
+    """Stop if the loss of an example would depend on what else the model reads."""
+
+    def longest() -> int:
+        return max(example.length for examples in (data.examples, data.held_out) for example in examples)
+
+    if said := rope.problem(config, longest):
+        raise TrainingStopped(f"{name}: {said}")
 
 
 def outcome(training: Training) -> TrainResult:

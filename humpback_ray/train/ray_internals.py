@@ -18,6 +18,9 @@ COUNTED_WITHIN_S = 5.0
 WITHOUT_WORKERS = {"InitializingState", "SchedulingState", "ReschedulingState", "RestartingState"}
 """States of Ray Train's controller in which no workers are up."""
 
+RETRYING = "RestartingState"
+"""State of the controller between a failure of workers and their next start."""
+
 InWorkers = Callable[[Callable[[], Any]], list[Any]]
 """Calls a function in every worker and returns their results."""
 
@@ -93,6 +96,23 @@ def at_every_state(call: Callable[[bool], object]) -> object:
             call(type(current_state).__name__ not in WITHOUT_WORKERS)
 
     return States()
+
+
+def before_retry(call: Callable[[dict[int, Exception]], object]) -> object:
+    """Return a hook that gives a function the errors of failed workers, by rank, before they are started again.
+
+    An exception in the function ends the run, and Ray Train kills the workers that have not failed.
+    """
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+
+    class Failures(ControllerCallback):
+        """Gives them."""
+
+        def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+            if type(current_state).__name__ == RETRYING:
+                call(getattr(current_state.training_failed_error, "worker_failures", {}))
+
+    return Failures()
 
 
 def preemption() -> Callable[[], object | None]:

@@ -72,7 +72,7 @@ Method = Annotated[Full | Lora, Field(discriminator="kind")]
 class TrainRecipe(Config):
     """How every model is fine-tuned. Hashed into each model's fingerprint."""
 
-    version: int = Field(default=1, ge=1)
+    version: int = Field(default=2, ge=1)
     """Version of what training computes; raise it by hand when that changes."""
 
     method: Method = Full()

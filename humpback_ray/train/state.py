@@ -66,6 +66,8 @@ class Training:
     start: str
     """Random name of this start of the workers; distinguishes its files from those of other starts of the attempt."""
     saver: Saver
+    boundary: int | None = None
+    """Length of examples on whose two sides the model computes differently (rope.py)."""
     saved_at: float = field(default_factory=time.monotonic)
     """When the last checkpoint began, or the training."""
     history: list[StepMetrics] = field(default_factory=list)
@@ -80,6 +82,6 @@ class Training:
     def micros(self, examples: Sequence[Example]) -> tuple[list[list[Example]], int]:
         """Return this worker's micro-batches of the examples, and the tokens that all workers compute for them."""
         lengths, padded = [example.length for example in examples], self.batching == "padded"
-        shares = pack(lengths, self.session.workers, self.placement.micro_batch_tokens, padded)
+        shares = pack(lengths, self.session.workers, self.placement.micro_batch_tokens, padded, self.boundary)
         mine = [[examples[place] for place in places] for places in shares[self.session.rank]]
         return mine, computed_tokens(shares, lengths, padded)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from humpback_ray.records import seed_of
 from humpback_ray.train.data.examples import Example
 from humpback_ray.train.engine import deepspeed_internals, group, losses, metrics, zero
+from humpback_ray.train.engine.exhausted import doing
 from humpback_ray.train.state import Training
 
 
@@ -34,6 +35,11 @@ class Update:
 
 def optimize(training: Training, batch: Sequence[Example], step: int, rate: float, waited_s: float) -> Update:
     """Run this worker's micro-batches and the update, unless the global batch's mean loss or gradient is bad."""
+    with doing(f"at step {step}"):
+        return _optimize(training, batch, step, rate, waited_s)
+
+
+def _optimize(training: Training, batch: Sequence[Example], step: int, rate: float, waited_s: float) -> Update:
     engine, recipe = training.engine, training.job.recipe
     begin_step(training, step, rate)
     micros, computed = training.micros(batch)
@@ -45,7 +51,8 @@ def optimize(training: Training, batch: Sequence[Example], step: int, rate: floa
         return update
     if update.problem:
         last = last * math.nan  # DeepSpeed drops an update whose gradient is not finite
-    norm = zero.finish_step(engine, last * scale)
+    with doing(micro=micros[-1]):
+        norm = zero.finish_step(engine, last * scale)
     if update.problem is None and not math.isfinite(norm):
         update = replace(update, problem=f"its loss is {update.loss:.4g} and its gradient norm {norm}")
     if update.problem:
@@ -82,6 +89,7 @@ def validate(training: Training) -> float:
     """Return the mean loss over the output tokens of the held-out pairs, without dropout; every worker calls it."""
     held_out = training.data.held_out
     micros, _ = training.micros(held_out)
-    mine = losses.measured(training.engine, micros, training.batching)
+    with doing(f"in the validation after step {len(training.history) + 1}"):
+        mine = losses.measured(training.engine, micros, training.batching)
     (sums,) = group.every([mine], training.engine.device)
     return sum(sums) / sum(example.output_tokens for example in held_out)

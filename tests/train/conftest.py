@@ -4,13 +4,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from humpback_ray.prompts.chat import ChatRecipe
 from humpback_ray.records import PAIR, record_id
-from humpback_ray.train.data.examples import read_examples
+from humpback_ray.train.data.examples import Example, read_examples
 from humpback_ray.train.data.schedule import schedule
 from humpback_ray.train.data.tokens import tokenise
 from humpback_ray.train.recipe import TrainRecipe
@@ -119,3 +120,12 @@ def plain_loop(
             optimizer.step()
         steps.append((loss.item(), norm.item()))
     return steps
+
+
+def examples_of(lengths: Sequence[int], loss_start: int = 1) -> list[Example]:
+    """Return examples of the given numbers of tokens, drawn at random."""
+    draw = np.random.default_rng(0)
+    return [
+        Example(str(number), draw.integers(2, 300, length, np.int32), loss_start)
+        for number, length in enumerate(lengths)
+    ]

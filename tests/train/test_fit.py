@@ -10,9 +10,10 @@ import pytest
 from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.stages import progress, waiting
+from humpback_ray.train.causes import first_cause
 from humpback_ray.train.checkpoint import store
-from humpback_ray.train.fit import Pulse, TrainingFailed, first_cause, headline, launch
-from humpback_ray.train.job import TrainJob, TrainResult
+from humpback_ray.train.fit import Pulse, TrainingFailed, headline, launch
+from humpback_ray.train.job import OutOfMemory, TrainingStopped, TrainJob, TrainResult
 from tests.conftest import Said
 from tests.train.conftest import plain_loop
 from tests.train.drivers import driver, wait_for
@@ -122,11 +123,20 @@ def test_a_training_that_waits_for_gpus_says_so_and_gives_up_without_a_traceback
 
 
 def test_the_worker_that_failed_by_itself_is_named_not_those_that_lost_their_peer() -> None:
+    from ray.exceptions import RayActorError
+
     peer, own = RuntimeError("[gloo/pair.cc] Connection closed by peer"), ValueError("a row has no text\nof any kind")
     assert first_cause({0: peer, 1: own, 2: own}) == (1, own)
     assert first_cause({1: peer}) == (1, peer)
     assert first_cause({}) is None
     assert headline(own) == "ValueError: a row has no text"
+    for cause in (
+        ConnectionError("s3://bucket: connection reset, socket closed"), RayActorError(), TrainingStopped("barrier"),
+        RuntimeError("the size of tensor a must match that of b"),
+    ):  # fmt: skip
+        assert first_cause({0: peer, 1: cause}) == (1, cause), "it only sounds like a lost peer, or is the lost peer"
+    starved = OutOfMemory("rank 2: NCCL could not allocate")
+    assert first_cause({0: peer, 1: own, 2: starved}) == (2, starved)
 
 
 def test_training_continues_with_a_warning_if_the_progress_file_cannot_be_written(tmp_path: Path, said: Said) -> None:

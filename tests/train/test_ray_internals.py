@@ -9,7 +9,8 @@ import pytest
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train import ray_internals
 from humpback_ray.train.checkpoint import callbacks, store
-from humpback_ray.train.checkpoint.callbacks import GaveUp, Patience, save_first
+from humpback_ray.train.checkpoint.callbacks import GaveUp, Patience, end_if_hopeless, save_first
+from humpback_ray.train.job import OutOfMemory
 from tests.train.internals import moved, privates
 
 
@@ -107,6 +108,29 @@ def test_the_hooks_are_called_at_a_start_and_at_every_state() -> None:
     for name in ("SchedulingState", "RunningState", "RestartingState"):
         states.after_controller_state_update(None, object.__new__(getattr(state, name)))
     assert told == ["start", False, True, False]
+
+
+def test_errors_are_given_before_failed_workers_start_again_and_lack_of_memory_ends_the_run() -> None:
+    from ray.train.v2._internal.execution.controller import state
+    from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
+    from ray.train.v2.api.preemption import PreemptionInfo
+
+    given: list[Any] = []
+    hook: Any = ray_internals.before_retry(given.append)
+    lost: dict[int, Exception] = {0: ValueError("lost")}
+    starved: dict[int, Exception] = {0: RuntimeError("[gloo] closed"), 1: OutOfMemory("m0: rank 1 ...")}
+    for error in (
+        WorkerGroupError("x", lost),
+        PreemptionError(PreemptionInfo(None, {})),
+        WorkerGroupError("x", starved),
+    ):
+        hook.after_controller_state_update(None, state.RestartingState(training_failed_error=error))
+    hook.after_controller_state_update(None, state.RunningState())
+    assert given == [lost, {}, starved]
+    for failures in given[:2]:
+        end_if_hopeless(failures)
+    with pytest.raises(OutOfMemory, match="rank 1"):
+        end_if_hopeless(starved)
 
 
 def test_a_resize_waits_until_the_checkpoint_is_stored_or_a_worker_has_stopped(

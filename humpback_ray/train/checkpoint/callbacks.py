@@ -1,14 +1,17 @@
 """Callbacks at Ray Train's turning points that make interruptions cheap."""
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.stages.waiting import given_up, place_words
 from humpback_ray.train import ray_internals
+from humpback_ray.train.causes import first_cause
 from humpback_ray.train.checkpoint import store
 from humpback_ray.train.checkpoint.notices import ask, catch_termination
+from humpback_ray.train.job import OutOfMemory
 
 STORED_WITHIN_S = 300.0
 """How long a resize waits for the checkpoint that it asks for; after that, workers resume from an older one."""
@@ -34,6 +37,7 @@ def callbacks(uri: str, name: str, placement: TrainPlacement) -> list[Any]:
         ray_internals.at_worker_start(catch_termination),
         ray_internals.before_resize(partial(save_first, uri)),
         ray_internals.recounting_nodes(),
+        ray_internals.before_retry(end_if_hopeless),
         ray_internals.at_every_state(Patience(name, placement)),
     ]
 
@@ -46,6 +50,17 @@ def save_first(uri: str, in_workers: ray_internals.InWorkers) -> None:
         if not all(in_workers(ray_internals.is_training)):
             return
         time.sleep(LOOK_EVERY_S)
+
+
+def end_if_hopeless(failures: Mapping[int, Exception]) -> None:
+    """End the run if the memory of a worker ran out: the same batch would not fit the next time either.
+
+    Raises:
+        OutOfMemory: the worker's verdict.
+    """
+    _, cause = first_cause(failures) or (0, None)
+    if isinstance(cause, OutOfMemory):
+        raise cause
 
 
 class Patience:

@@ -6,12 +6,16 @@ In a packed row, linear layers compute no padding and each example attends only 
     packed     PyTorch's kernels, once per example: attention costs the sum of squares, not the square of the sum
     padded     a row per example, for families that carry state from token to token or mask in chunks
 
-Position ids restart with every example. The model's class says what its family can: transformers marks classes that
-pass every argument on to a replaceable attention function. Sliding windows work within each example.
+Position ids restart with every example. Sliding windows work within each example. transformers marks classes that pass
+every argument on to a replaceable attention function, but some of them drop arguments on the way (Nemotron), or give
+the window only to the mask (PhiMoE), and would silently mix examples. So we look at what reaches the attention of the
+first layer, in a copy without weights.
 
 Given up: PyTorch's own kernel for several lengths, which has no dropout; the paper's recipe needs dropout.
 """
 
+import contextlib
+import copy
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +25,9 @@ import numpy as np
 from humpback_ray.engines.attention import avoid_cudnn
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.data.examples import Example
+from humpback_ray.train.engine import rope
 from humpback_ray.train.engine.transformers_internals import attention_is_replaceable, put_liger_kernels
+from humpback_ray.train.job import TrainingStopped
 from humpback_ray.train.types import Causal
 
 if TYPE_CHECKING:
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "humpback_ray_packed"
+PROBE = "humpback_ray_probe"
 
 Batching = Literal["flash", "packed", "padded"]
 """How the examples of a micro-batch are separated (see above)."""
@@ -44,13 +51,21 @@ def prepare(model: "PreTrainedModel", placement: TrainPlacement) -> Batching:
     """Choose the attention by family, device and placement, and set it up; on GPUs, also install Liger's kernels.
 
     Raises:
+        TrainingStopped: the model's tokens see later ones, as in encoders.
         ImportError: the placement asks for flash-attention, which is not installed.
     """
+    if {getattr(module, "is_causal", None) for module in model.modules()} - {None} == {False}:
+        raise TrainingStopped(
+            f"{type(model).__name__} cannot be trained to write: its tokens see the ones that they should predict, as "
+            "in an encoder (is_decoder in the base model's config.json); choose a causal language model"
+        )
     gpu = placement.gpus_per_worker > 0
     avoid_cudnn()
+    packs = can_pack(model)
     if gpu and placement.kernels == "auto" and put_liger_kernels(model):
         logger.info("%s uses Liger's kernels where they support it", type(model).__name__)
-    if not can_pack(model):
+    if not packs:
+        logger.info("%s cannot read several examples in a row: each has a padded row", type(model).__name__)
         return "padded"
     half = str(model.dtype) in ("torch.bfloat16", "torch.float16")
     if placement.attention == "flash_attention_2" or (placement.attention == "auto" and gpu and half and _has_flash()):
@@ -66,9 +81,62 @@ def prepare(model: "PreTrainedModel", placement: TrainPlacement) -> Batching:
 
 def can_pack(model: "PreTrainedModel") -> bool:
     """Tell whether every layer of a model can separate the examples of a row."""
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    softcaps = getattr(model.config, "attn_logit_softcapping", None)
-    return attention_is_replaceable(model) and kinds <= _LAYERS and not softcaps
+    config: Any = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    own_positions = _counts_from_padding(model) or getattr(config, "attn_temperature_tuning", False)
+    if not attention_is_replaceable(model) or not kinds <= _LAYERS or own_positions:
+        return False
+    reached = first_attention(model)
+    lost = {"packed_lengths", *(["sliding_window"] if getattr(config, "sliding_window", None) else [])} - reached.keys()
+    more = {name for name, value in reached.items() if value is not None} - _ARGUMENTS
+    return not lost and not more
+
+
+def _counts_from_padding(model: "PreTrainedModel") -> bool:
+    """Tell whether a model's first position is the one after the padding token's id (RoBERTa)."""
+    embeddings = ((name, getattr(module, "padding_idx", None)) for name, module in model.named_modules())
+    return any("position" in name and index is not None for name, index in embeddings)
+
+
+_ARGUMENTS = {
+    "packed_lengths", "sliding_window", "scaling", "dropout", "is_causal", "position_ids", "use_cache",
+    "output_attentions", "output_router_logits",
+}  # fmt: skip
+"""What `packed_attention` knows how to do with; a mask, a soft cap, sinks and biases are not among it."""
+
+
+def first_attention(model: "PreTrainedModel") -> dict[str, Any]:
+    """Return the arguments beside queries, keys and values that reach the attention of a model's first layer.
+
+    They come from a copy of the model on PyTorch's meta device, which has no weights, and a row of two examples; {} if
+    such a copy cannot be run that far.
+    """
+    import torch
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.initialization import no_init_weights
+
+    reached: dict[str, Any] = {}
+
+    def note(*tensors: "torch.Tensor | nn.Module | None", **arguments: Any) -> None:
+        reached.update(arguments | ({"attention_mask": tensors[4]} if len(tensors) > 4 else {}))
+        raise InterruptedError("this is as far as the copy must run")
+
+    AttentionInterface.register(PROBE, note)
+    AttentionMaskInterface.register(PROBE, _mask)
+    config = copy.deepcopy(model.config)
+    for one in rope.settings(config):
+        one["rope_type"] = "default"  # the others look at the positions, which have no values here
+    arguments, _ = inputs([Example(name, np.zeros(2, np.int32), 1) for name in "ab"], "packed", "meta")
+    ids = arguments.pop("input_ids")
+    for embed in (False, True):  # one or the other way, and with a cache, most models look at no values before
+        with contextlib.suppress(Exception), no_init_weights(), torch.device("meta"):
+            twin: Any = type(model)(config).eval()
+            twin.set_attn_implementation(PROBE)
+            text = {"inputs_embeds": twin.get_input_embeddings()(ids)} if embed else {"input_ids": ids}
+            twin(**text, **arguments, use_cache=True)
+        if reached:
+            break
+    return reached
 
 
 def _has_flash() -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from humpback_ray.train.data.examples import Example
 from humpback_ray.train.engine.attention import Batching, logits_of
+from humpback_ray.train.engine.exhausted import doing
 from humpback_ray.train.job import StepMetrics
 from humpback_ray.train.types import Causal, TrainingEngine
 
@@ -50,12 +51,14 @@ def accumulate(
     summed = torch.zeros((), dtype=torch.float64, device=engine.device)
     engine.set_gradient_accumulation_boundary(False)
     for micro in others:
-        loss = summed_loss(engine, micro, batching, engine.device)
-        summed += loss.detach()
-        engine.backward(loss * scale)
+        with doing(micro=micro):
+            loss = summed_loss(engine, micro, batching, engine.device)
+            summed += loss.detach()
+            engine.backward(loss * scale)
     engine.set_gradient_accumulation_boundary(True)
-    loss = summed_loss(engine, last, batching, engine.device)
-    return (summed + loss.detach()).item(), loss
+    with doing(micro=last):
+        loss = summed_loss(engine, last, batching, engine.device)
+        return (summed + loss.detach()).item(), loss
 
 
 def measured(engine: TrainingEngine, micros: Sequence[Sequence[Example]], batching: Batching) -> float:
@@ -66,7 +69,8 @@ def measured(engine: TrainingEngine, micros: Sequence[Sequence[Example]], batchi
     engine.eval()
     with torch.no_grad():
         for micro in micros:
-            total += summed_loss(engine, micro, batching, engine.device)
+            with doing(micro=micro):
+                total += summed_loss(engine, micro, batching, engine.device)
     engine.train()
     return total.item()
 

@@ -21,13 +21,13 @@ import io
 import logging
 import math
 import platform
-import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.engine.deepspeed_internals import drop_update, run_on_cpu, whole_elements
+from humpback_ray.train.engine.exhausted import doing
 from humpback_ray.train.engine.weights import load_partitioned, refuse_names
 from humpback_ray.train.recipe import TrainRecipe
 from humpback_ray.train.types import TrainingEngine
@@ -59,8 +59,8 @@ DROPOUT_FIELDS = (
 """Names under which transformers' configurations keep dropout probabilities."""
 
 
-def engine_config(placement: TrainPlacement, recipe: TrainRecipe) -> dict[str, Any]:
-    """Return the DeepSpeed configuration of one worker.
+def engine_config(placement: TrainPlacement, recipe: TrainRecipe, cpu_adam: bool = False) -> dict[str, Any]:
+    """Return the DeepSpeed configuration of one worker; `cpu_adam` says that DeepSpeed's own updates the weights.
 
     Stage 0 in bfloat16 becomes stage 1: without ZeRO, DeepSpeed 0.19 rounds every update to bfloat16 (a model that
     reached a loss of 5.434 in ten steps with stage 2 was at 5.459 with stage 0).
@@ -87,7 +87,7 @@ def engine_config(placement: TrainPlacement, recipe: TrainRecipe) -> dict[str, A
         "gradient_accumulation_steps": 1,
         "gradient_clipping": recipe.gradient_clip or NO_CLIP,
         "steps_per_print": None,
-        "optimizer": _optimizer(placement, recipe),
+        "optimizer": _optimizer(recipe, cpu_adam),
         "bf16": {"enabled": bfloat16},
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
@@ -102,18 +102,15 @@ def stage_of(placement: TrainPlacement, recipe: TrainRecipe) -> Literal[0, 1, 2,
     return 1 if placement.zero_stage == 0 and recipe.dtype == "bfloat16" else placement.zero_stage
 
 
-def _optimizer(placement: TrainPlacement, recipe: TrainRecipe) -> dict[str, Any]:
-    """Choose PyTorch's fused AdamW, or for an optimizer offloaded from a GPU DeepSpeed's CPU Adam if it can compile."""
+def _optimizer(recipe: TrainRecipe, cpu_adam: bool) -> dict[str, Any]:
+    """Choose DeepSpeed's CPU Adam, or PyTorch's fused AdamW."""
     parameters: dict[str, Any] = {
         "lr": recipe.learning_rate,
         "betas": list(recipe.betas),
         "eps": recipe.epsilon,
         "weight_decay": recipe.weight_decay,
     }
-    compiles = all(shutil.which(tool) for tool in ("c++", "ninja"))
-    if not (placement.offload_optimizer and placement.gpus_per_worker and compiles):
-        parameters |= {"torch_adam": True, "fused": True}
-    return {"type": "AdamW", "params": parameters}
+    return {"type": "AdamW", "params": parameters | ({} if cpu_adam else {"torch_adam": True, "fused": True})}
 
 
 def loss_scale_of(workers: int, output_tokens: int) -> float:
@@ -222,6 +219,11 @@ def finish_step(engine: TrainingEngine, loss: "torch.Tensor") -> float:
     An update with a non-finite gradient is dropped. With ZeRO off, DeepSpeed would apply it.
     """
     engine.backward(loss)
+    with doing("in the update"):
+        return _update(engine)
+
+
+def _update(engine: TrainingEngine) -> float:
     if engine.zero_optimization_stage() > 0:
         engine.step()
         return float(engine.get_global_grad_norm())

@@ -9,32 +9,60 @@ from humpback_ray.train.data.packing import computed_tokens, pack
 lengths = st.lists(st.integers(1, 500), max_size=40)
 workers = st.integers(1, 9)
 room = st.integers(1, 1500)
+boundary = st.none() | st.integers(0, 500)
 
 
 def tokens(places: list[int], lengths: list[int]) -> int:
     return sum(lengths[place] for place in places)
 
 
-@given(lengths, workers, room, st.booleans())
-def test_every_example_is_packed_exactly_once(lengths: list[int], workers: int, room: int, padded: bool) -> None:
-    shares = pack(lengths, workers, room, padded)
+@given(lengths, workers, room, st.booleans(), boundary)
+def test_every_example_is_packed_exactly_once(
+    lengths: list[int], workers: int, room: int, padded: bool, boundary: int | None
+) -> None:
+    shares = pack(lengths, workers, room, padded, boundary)
     assert Counter(place for share in shares for micro in share for place in micro) == Counter(range(len(lengths)))
 
 
-@given(lengths, workers, room, st.booleans())
+@given(lengths, workers, room, st.booleans(), boundary)
 def test_every_worker_has_the_same_number_of_rounds_and_at_least_one(
-    lengths: list[int], workers: int, room: int, padded: bool
+    lengths: list[int], workers: int, room: int, padded: bool, boundary: int | None
 ) -> None:
-    shares = pack(lengths, workers, room, padded)
+    shares = pack(lengths, workers, room, padded, boundary)
     assert len(shares) == workers
     assert len({len(share) for share in shares}) == 1
     assert shares[0]
 
 
-@given(lengths, workers, room)
-def test_a_micro_batch_is_within_its_tokens_or_a_single_example(lengths: list[int], workers: int, room: int) -> None:
-    micros = [micro for share in pack(lengths, workers, room) for micro in share]
+@given(lengths, workers, room, boundary)
+def test_a_micro_batch_is_within_its_tokens_or_a_single_example(
+    lengths: list[int], workers: int, room: int, boundary: int | None
+) -> None:
+    micros = [micro for share in pack(lengths, workers, room, boundary=boundary) for micro in share]
     assert all(tokens(micro, lengths) <= room or len(micro) == 1 for micro in micros)
+
+
+@given(lengths, workers, room, st.booleans(), st.integers(0, 500))
+def test_no_micro_batch_holds_examples_on_both_sides_of_a_boundary(
+    lengths: list[int], workers: int, room: int, padded: bool, boundary: int
+) -> None:
+    micros = [micro for share in pack(lengths, workers, room, padded, boundary) for micro in share]
+    assert all(len({lengths[place] > boundary for place in micro}) <= 1 for micro in micros)
+
+
+@given(lengths, workers, room, st.booleans())
+def test_a_boundary_that_no_example_crosses_changes_nothing(
+    lengths: list[int], workers: int, room: int, padded: bool
+) -> None:
+    plain = pack(lengths, workers, room, padded)
+    assert pack(lengths, workers, room, padded, boundary=500) == pack(lengths, workers, room, padded, 0) == plain
+
+
+def test_a_boundary_costs_no_more_rounds_than_the_two_kinds_need() -> None:
+    (mine,) = pack([5000, 5000, 5000, *[700] * 8], 1, 5000, boundary=4000)
+    assert sorted(map(len, mine)) == [1, 1, 1, 4, 4]
+    (mine,) = pack([10_000, 10, 10], 1, 15, boundary=4000)
+    assert sorted(mine) == [[0], [1], [2]]
 
 
 @given(lengths, workers, room)

@@ -11,6 +11,7 @@ from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.data.examples import Example
 from humpback_ray.train.engine.attention import can_pack, logits_of, prepare
 from humpback_ray.train.engine.losses import summed_cross_entropy, summed_loss
+from humpback_ray.train.job import TrainingStopped
 
 VOCABULARY = 64
 SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
@@ -30,7 +31,58 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
         {**SHAPE, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
         "packed",
     ),
+    "mixtral": ("MixtralConfig", {**SHAPE, "sliding_window": 5, "num_local_experts": 3}, "packed"),
+    "ministral3": (
+        "Ministral3Config",
+        {
+            **SHAPE,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "llama_4_scaling_beta": 0.5,
+                "original_max_position_embeddings": 8,
+            },
+        },
+        "packed",
+    ),
+    "nemotron, which drops arguments": ("NemotronConfig", SHAPE, "padded"),
+    "phimoe": ("PhimoeConfig", {**SHAPE, "num_local_experts": 3, "sliding_window": None}, "packed"),
+    "phimoe, whose attention knows no window": (
+        "PhimoeConfig",
+        {**SHAPE, "num_local_experts": 3, "sliding_window": 5},
+        "padded",
+    ),
+    "doge, which makes its own mask": ("DogeConfig", SHAPE, "padded"),
+    "llama4, which counts the row's tokens": (
+        "Llama4TextConfig",
+        {
+            **SHAPE,
+            "intermediate_size_mlp": 48,
+            "num_local_experts": 2,
+            "pad_token_id": 0,
+            "floor_scale": 4,
+            "layer_types": ["full_attention"] * 2,
+            "no_rope_layers": [1, 0],
+        },
+        "padded",
+    ),
+    "opt": ("OPTConfig", {**SMALL, "vocab_size": VOCABULARY, "ffn_dim": 48, "word_embed_proj_dim": 32}, "packed"),
+    "gpt_neox": ("GPTNeoXConfig", {**SMALL, "vocab_size": VOCABULARY}, "packed"),
     "gpt2": ("GPT2Config", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4}, "packed"),
+    "gemma4": (
+        "Gemma4TextConfig",
+        {
+            **SMALL,
+            "vocab_size": VOCABULARY,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "global_head_dim": 8,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        "packed",
+    ),
     "gemma2": ("Gemma2Config", SHAPE, "padded"),
     "mamba": (
         "MambaConfig",
@@ -74,6 +126,16 @@ def test_examples_have_the_same_logits_in_a_micro_batch_as_alone(family: str) ->
     assert batching == FAMILIES[family][2]
     assert targets.tolist() == [int(token) for example in some for token in example.ids[example.loss_start :]]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_whose_tokens_see_later_ones_is_refused() -> None:
+    from transformers import AutoModelForCausalLM, RobertaConfig
+
+    values: dict[str, Any] = {**SMALL, "vocab_size": VOCABULARY}
+    with pytest.raises(TrainingStopped, match=r"RobertaForCausalLM cannot be trained to write: its tokens see"):
+        prepare(AutoModelForCausalLM.from_config(RobertaConfig(**values)), TrainPlacement())
+    decoder = AutoModelForCausalLM.from_config(RobertaConfig(**values, is_decoder=True))
+    assert prepare(decoder, TrainPlacement()) == "padded", "its positions begin behind the padding token's id"
 
 
 def test_an_empty_micro_batch_has_no_loss_but_a_graph() -> None:

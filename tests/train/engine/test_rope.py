@@ -136,8 +136,9 @@ def test_a_training_on_both_sides_of_the_boundary_has_the_losses_of_a_plain_loop
     )
 
 
-def test_a_training_that_dynamic_scaling_would_spoil_is_refused_before_its_first_step(tmp_path: Path) -> None:
-    base = saved(model_of("Llama", rope_parameters=dict(DYNAMIC), max_position_embeddings=48), tmp_path / "base")
+def test_a_training_that_rotary_scaling_would_spoil_is_refused_before_its_first_step(tmp_path: Path) -> None:
+    parameters = {"full_attention": LONG, "sliding_attention": PLAIN}
+    base = saved(model_of("Gemma3Text", rope_parameters=parameters, head_dim=8), tmp_path / "base")
     this = job(base, written(tmp_path), tmp_path / "model")
-    with pytest.raises(TrainingStopped, match=r"m0: the base model's rope_type is dynamic: beyond 48 tokens"):
+    with pytest.raises(TrainingStopped, match=r"m0: the base model's rope_type is longrope: beyond 40 tokens"):
         train(this, TrainPlacement(), Session.alone(str(tmp_path / "checkpoints")))

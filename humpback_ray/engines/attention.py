@@ -26,6 +26,16 @@ def avoid_cudnn() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+def cap_scores(model: Any) -> None:
+    """Let a model that caps its scores (Gemma 2) compute attention in single products: torch's kernel has no cap.
+
+    transformers 5.19 calls the kernel all the same, and leaves the cap out.
+    """
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    if capped and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
+
+
 def share_heads(model: CausalModel) -> None:
     """Use this attention in a model that would use torch's kernel; other cases go to transformers' own attention."""
     from transformers import AttentionInterface, AttentionMaskInterface

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from humpback_ray import storage
 from humpback_ray.config import Config
-from humpback_ray.engines.attention import avoid_cudnn, share_heads
+from humpback_ray.engines.attention import avoid_cudnn, cap_scores, share_heads
 from humpback_ray.engines.base import Completion, Engine
 from humpback_ray.engines.batching import BatchedEngine, Ended, Job, OutOfMemory
 from humpback_ray.engines.decoding import BatchRow, Decoder
@@ -68,6 +68,7 @@ class TransformersEngine(Config):
         dtype: str | torch.dtype = "auto" if name == "checkpoint" else getattr(torch, name)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, device_map=device)
         causal = cast(CausalModel, model.eval())
+        cap_scores(causal)
         share_heads(causal)
         return BatchedEngine(LoadedModel(causal, tokenizer, self.max_context_tokens, resources))
 

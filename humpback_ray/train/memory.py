@@ -247,8 +247,7 @@ def norm_activations(width: int, element: int) -> int:
 def logits(shape: Shape, layout: Layout) -> int:
     """Return the most bytes that logits and loss take, as if every token carried loss.
 
-    These are the logits, whose place their gradient takes, and two float32 copies of as many as the loss takes at once,
-    or later, if that is more, the copy of the gradient that goes to the output matrix.
+    These are the logits, whose place their gradient takes, and two float32 copies of as many as the loss takes at once.
     """
     count = shape.vocabulary * layout.micro_batch_tokens
-    return layout.element * count + max(2 * FP32 * min(count, LOGITS_AT_ONCE), layout.element * count)
+    return layout.element * count + 2 * FP32 * min(count, LOGITS_AT_ONCE)

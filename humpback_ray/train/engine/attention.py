@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from humpback_ray.engines.attention import avoid_cudnn
+from humpback_ray.engines.attention import avoid_cudnn, cap_scores
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.data.examples import Example
 from humpback_ray.train.engine import rope
@@ -61,6 +61,7 @@ def prepare(model: "PreTrainedModel", placement: TrainPlacement) -> Batching:
         )
     gpu = placement.gpus_per_worker > 0
     avoid_cudnn()
+    cap_scores(model)
     packs = can_pack(model)
     if gpu and placement.kernels == "auto" and put_liger_kernels(model):
         logger.info("%s uses Liger's kernels where they support it", type(model).__name__)
@@ -215,7 +216,7 @@ def logits_of(
 
     arguments, targets = inputs(examples, batching, device)
     if batching != "padded":
-        return model(**arguments, use_cache=False).logits[0], targets
+        return model(**arguments, use_cache=False).logits.flatten(0, 1), targets  # a view: its gradient is no copy
     first = min((example.loss_start for example in examples), default=1) - 1  # padding on the right: causal, so unseen
     width = arguments["input_ids"].shape[1]
     logits = model(**arguments, use_cache=False, logits_to_keep=width - first).logits

@@ -128,6 +128,24 @@ def test_examples_have_the_same_logits_in_a_micro_batch_as_alone(family: str) ->
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
+def test_scores_are_capped_as_the_model_asks() -> None:
+    """torch's kernel would leave the cap out."""
+    import torch
+
+    model = model_of("gemma2")
+    model.config.attn_logit_softcapping = 0.01
+    for layer in model.model.layers:
+        layer.self_attn.attn_logit_softcapping = 0.01
+    some = examples()[:1]
+    with torch.no_grad():
+        without = logits_of(model, some, "padded", "cpu")[0]
+        found = logits_of(model, some, prepare(model, TrainPlacement()), "cpu")[0]
+        model.set_attn_implementation("eager")
+        expected = logits_of(model, some, "padded", "cpu")[0]
+    torch.testing.assert_close(found, expected)
+    assert (without - expected).abs().max() > 10 * (found - expected).abs().max() + 1e-6
+
+
 def test_a_model_whose_tokens_see_later_ones_is_refused() -> None:
     from transformers import AutoModelForCausalLM, RobertaConfig
 

@@ -106,27 +106,28 @@ class Decoder:
 
     def step(self) -> list[BatchRow]:
         """Write one more token of every row; return those that ended."""
-        import torch
-
-        slots, device = self.slots, self.model.device
+        slots = self.slots
         slots.reserve(len(self.rows), slots.end - slots.begin, 1, self.most_tokens)
-        ids_B1 = torch.tensor([row.written[-1:] for row in self.rows], device=device)
-        starts_B1 = torch.tensor(slots.starts)[:, None]
+        last = [row.written[-1] for row in self.rows]
         with slots.writing():
-            logits_BKV = self._forward(ids_B1, starts_B1, slice(slots.begin, slots.end + 1), keep=1)
+            logits_BKV = self._forward(
+                [[token] for token in last], slots.starts, slice(slots.begin, slots.end + 1), keep=1
+            )
         return self._write(logits_BKV, self.rows)
 
-    def _forward(self, ids_BT: "torch.Tensor", starts_B1: "torch.Tensor", seen: slice, keep: int) -> "torch.Tensor":
-        """Run the model on the last T of the `seen` columns; return logits, [B, keep, V]."""
+    def _forward(
+        self, ids: Sequence[Sequence[int]], starts: Sequence[int], seen: slice, keep: int
+    ) -> "torch.Tensor":
+        """Run the model on ids [B, T] in the last T of the `seen` columns; return logits, [B, keep, V]."""
         import torch
 
-        columns_C = torch.arange(seen.start, seen.stop)
-        mask_BC = columns_C >= starts_B1
-        positions_BT = (columns_C[-ids_BT.shape[1] :] - starts_B1).clamp(min=0)
+        given_BN = torch.tensor([[start, *row] for start, row in zip(starts, ids, strict=True)]).to(self.model.device)
+        starts_B1, ids_BT = given_BN[:, :1], given_BN[:, 1:]
+        columns_C = torch.arange(seen.start, seen.stop, device=ids_BT.device)
         return self.model(
             ids_BT,
-            attention_mask=None if bool(mask_BC.all()) else mask_BC.to(ids_BT.device),
-            position_ids=positions_BT.to(ids_BT.device),
+            attention_mask=columns_C >= starts_B1 if max(starts) > seen.start else None,
+            position_ids=(columns_C[-ids_BT.shape[1] :] - starts_B1).clamp_(min=0),
             past_key_values=self.slots.cache,
             use_cache=True,
             logits_to_keep=keep,
@@ -134,10 +135,11 @@ class Decoder:
 
     def _write(self, logits_BKV: "torch.Tensor", rows: Sequence[BatchRow]) -> list[BatchRow]:
         """Give each row its next token; remove and return the rows that ended."""
-        for row, token in zip(rows, next_tokens(logits_BKV[:, -1], [row.dice for row in rows]), strict=True):
+        tokens, first = next_tokens(logits_BKV[:, -1], [row.dice for row in rows]), len(self.rows) - len(rows)
+        for row, token in zip(rows, tokens, strict=False):  # a step of a fixed shape also has rows that nobody needs
             row.written.append(token)
+        self.slots.blank([first + place for place, token in enumerate(tokens) if token == NOT_FINITE])
         last = [row.written[-1] for row in self.rows]
-        self.slots.blank([place for place, token in enumerate(last) if token == NOT_FINITE])
         over = self.end_ids | {NOT_FINITE}
         ended = [place for place, row in enumerate(self.rows) if last[place] in over or not row.left]
         out = [self.rows[place] for place in ended]
@@ -147,8 +149,6 @@ class Decoder:
 
     def _read(self, sequences: Sequence[Sequence[int]], after: int, keep: int) -> "tuple[torch.Tensor, list[int]]":
         """Read sequences into slots after the rows; return logits of the last places, [B, keep, V], and starts."""
-        import torch
-
         lengths = [len(ids) for ids in sequences]
         prefix = self._shared_prefix(sequences, min(lengths) - keep)
         known = len(prefix.ids) if prefix else 0
@@ -157,8 +157,7 @@ class Decoder:
         own = [[self.pad_id] * (longest + known - len(ids)) + list(ids[known:]) for ids in sequences]
         with self.slots.reading(lengths, longest, prefix) as starts:
             seen = slice(self.slots.end - longest - known, self.slots.end)
-            ids_BT = torch.tensor(own, device=self.model.device)
-            return self._forward(ids_BT, torch.tensor(starts)[:, None], seen, keep), starts
+            return self._forward(own, starts, seen, keep), starts
 
     def _shared_prefix(self, sequences: Sequence[Sequence[int]], most: int) -> Prefix | None:
         """Return the prefix that sequences share, at most `most` tokens, read once; None if it is too short."""

@@ -29,7 +29,8 @@ class Dice:
 def next_tokens(scores_BV: "torch.Tensor", dice: Sequence[Dice]) -> list[int]:
     """Choose a token for each row: the likeliest at temperature 0, else one drawn from the nucleus.
 
-    A row whose largest score is NaN or infinite gets `NOT_FINITE`.
+    A row whose largest score is NaN or infinite gets `NOT_FINITE`. Rows beyond those that have dice get the likeliest.
+    The device is waited for once, or twice if a nucleus is wide.
 
     Source of the nucleus rule: Holtzman et al. 2020 (arXiv:1904.09751), the smallest set whose mass reaches top_p.
     """
@@ -37,22 +38,31 @@ def next_tokens(scores_BV: "torch.Tensor", dice: Sequence[Dice]) -> list[int]:
 
     best_B, tokens_B = scores_BV.max(-1)  # NaN counts as larger than any number
     finite_B = best_B.isfinite()
-    if drawing := [row for row, die in enumerate(dice) if die.temperature > 0]:
-        some = [dice[row] for row in drawing]
-        device = scores_BV.device
-        temperature_R1 = torch.tensor([[die.temperature] for die in some], device=device)
-        top_p_R1 = torch.tensor([[die.top_p] for die in some], device=device)
-        uniform_R1 = torch.tensor([[die.random.random()] for die in some], device=device)
-        scores_RV = scores_BV[drawing].float().where(finite_B[drawing, None], 0.0)
-        probabilities_RV = torch.softmax(scores_RV / temperature_R1, -1)
-        sorted_RK, order_RK = probabilities_RV.topk(min(NUCLEUS_TOKENS, probabilities_RV.shape[-1]))
-        tokens_R = _draw(sorted_RK, order_RK, top_p_R1, uniform_R1)
-        wider_R = sorted_RK.sum(-1) < top_p_R1[:, 0]  # by row, so no row depends on the others
-        if bool(wider_R.any()):
-            sorted_WV, order_WV = probabilities_RV[wider_R].sort(dim=-1, descending=True)
-            tokens_R[wider_R] = _draw(sorted_WV, order_WV, top_p_R1[wider_R], uniform_R1[wider_R])
-        tokens_B[drawing] = tokens_R
-    return tokens_B.where(finite_B, NOT_FINITE).tolist()
+    tokens_B = tokens_B.where(finite_B, NOT_FINITE)
+    drawing = [row for row, die in enumerate(dice) if die.temperature > 0]
+    if not drawing:
+        return tokens_B.tolist()
+    some = [(die.temperature, die.top_p, die.random.random()) for die in map(dice.__getitem__, drawing)]
+    temperature_R1, top_p_R1, uniform_R1 = torch.tensor(some).to(scores_BV.device).split(1, dim=-1)
+    if drawing == list(range(len(scores_BV))):
+        scores_RV = scores_BV.float()
+    else:
+        rows_R = torch.tensor(drawing, device=scores_BV.device)
+        scores_RV, finite_B = scores_BV[rows_R].float(), finite_B[rows_R]
+    probabilities_RV = torch.softmax(scores_RV.where(finite_B[:, None], 0.0) / temperature_R1, -1)
+    sorted_RK, order_RK = probabilities_RV.topk(min(NUCLEUS_TOKENS, probabilities_RV.shape[-1]))
+    drawn_R = _draw(sorted_RK, order_RK, top_p_R1, uniform_R1).where(finite_B, NOT_FINITE)
+    wider_R = sorted_RK.sum(-1) < top_p_R1[:, 0]  # by row, so no row depends on the others
+    found = torch.cat([tokens_B, drawn_R, wider_R]).tolist()
+    tokens, drawn, wider = found[: len(tokens_B)], found[len(tokens_B) : -len(some)], found[-len(some) :]
+    if wide := [place for place, is_wider in enumerate(wider) if is_wider and drawn[place] != NOT_FINITE]:
+        wide_W = torch.tensor(wide, device=scores_BV.device)
+        sorted_WV, order_WV = probabilities_RV[wide_W].sort(dim=-1, descending=True)
+        again = _draw(sorted_WV, order_WV, top_p_R1[wide_W], uniform_R1[wide_W]).tolist()
+        drawn = [dict(zip(wide, again, strict=True)).get(place, token) for place, token in enumerate(drawn)]
+    for row, token in zip(drawing, drawn, strict=True):
+        tokens[row] = token
+    return tokens
 
 
 def _draw(

@@ -52,7 +52,11 @@ def additive_mask(
 
     others["allow_is_causal_skip"] = attention_mask is None and others.get("allow_is_causal_skip", True)
     seen = sdpa_mask(*sizes, attention_mask=attention_mask, dtype=dtype, **others)
-    return None if seen is None else seen.new_zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -math.inf)
+    if seen is None:
+        return None
+    columns = seen.shape[-1]  # rows begin at multiples of 8, else torch's CUDA kernel copies the mask in every layer
+    added = seen.new_zeros((*seen.shape[:-1], columns + -columns % 8), dtype=dtype)[..., :columns]
+    return added.masked_fill_(~seen, -math.inf)
 
 
 def grouped_attention(

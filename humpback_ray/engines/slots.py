@@ -56,6 +56,8 @@ class Slots:
         self.part = slice(0, 0)  # rows of the current forward pass
         self.first = self.at = 0  # first column that it sees, and first column that it writes
         self.given: tuple[Prefix, torch.Tensor, torch.Tensor] | None = None  # written to rows [R, 1], columns [R, P]
+        self.fixed: tuple[int, int, torch.Tensor] | None = None  # rows, columns and column written [1] of a fixed pass
+        self.allocations = 0  # number of times that buffers took a new place in memory
 
     @property
     def begin(self) -> int:
@@ -77,13 +79,19 @@ class Slots:
             for layer in self.layers:
                 layer.resize(rows, columns, len(self.starts), live, width)
             self.rows, self.columns = rows, columns
+            self._end_at(width)
         elif self.end + after > self.columns or before > self.end:
-            for layer in self.layers:
-                layer.move(len(self.starts), live, width)
-        else:
-            return
-        self.starts = [start + width - self.end for start in self.starts]
-        self.end = width
+            self.move(width)
+
+    def move(self, end: int) -> None:
+        """Move all rows, to end at `end`."""
+        for layer in self.layers:
+            layer.move(len(self.starts), slice(self.begin, self.end), end)
+        self._end_at(end)
+
+    def _end_at(self, end: int) -> None:
+        self.starts = [start + end - self.end for start in self.starts]
+        self.end = end
 
     @contextmanager
     def reading(self, lengths: Sequence[int], longest: int, prefix: Prefix | None) -> Iterator[list[int]]:
@@ -114,6 +122,18 @@ class Slots:
         self.part, self.first, self.at = slice(0, len(self.starts)), self.begin, self.end
         yield
         self.end += 1
+
+    @contextmanager
+    def fixing(self, rows: int, columns: int, at_1: "torch.Tensor") -> Iterator[None]:
+        """Let a forward pass in the block see the first rows and columns, and write the column that the device names.
+
+        So the pass has the same shapes and addresses at every step, and a mask hides what is not the rows' own.
+        """
+        self.fixed = rows, columns, at_1
+        try:
+            yield
+        finally:
+            self.fixed = None
 
     def blank(self, rows: Sequence[int]) -> None:
         """Overwrite rows that are not finite with zeros: a mask hides finite values from later rows, but not NaN."""
@@ -155,6 +175,13 @@ class _Layer:
         if self.keys is None or self.values is None:  # zeros: masked values must be finite too
             self.keys = keys.new_zeros((slots.rows, keys.shape[1], slots.columns, keys.shape[3]))
             self.values = values.new_zeros((slots.rows, values.shape[1], slots.columns, values.shape[3]))
+            slots.allocations += 1
+        if slots.fixed:
+            rows, columns, at_1 = slots.fixed
+            seen = self.keys[:rows, :, :columns], self.values[:rows, :, :columns]
+            seen[0].index_copy_(2, at_1, keys)
+            seen[1].index_copy_(2, at_1, values)
+            return seen
         self.keys[slots.part, :, slots.at : last] = keys
         self.values[slots.part, :, slots.at : last] = values
         if slots.given:
@@ -163,13 +190,14 @@ class _Layer:
             self.values.transpose(1, 2)[rows_R1, columns_RP] = prefix.values[self.index].transpose(1, 2)
         return self.keys[slots.part, :, slots.first : last], self.values[slots.part, :, slots.first : last]
 
-    def get_seq_length(self) -> int:
-        """Return the number of columns that a pass sees, without those it writes."""
-        return self.slots.at - self.slots.first
+    def get_seq_length(self) -> "int | torch.Tensor":
+        """Return the number of columns that a pass sees, without those it writes; a tensor in a fixed pass."""
+        return self.slots.fixed[2] if self.slots.fixed else self.slots.at - self.slots.first
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number of columns that a pass sees in all, and where they begin."""
-        return self.get_seq_length() + query_length, 0
+        slots = self.slots
+        return (slots.fixed[1] if slots.fixed else slots.at - slots.first + query_length), 0
 
     def get_max_length(self) -> int:
         """Return -1: no maximum."""
@@ -180,6 +208,7 @@ class _Layer:
         if self.keys is None or self.values is None:
             return
         old = self.keys, self.values
+        self.slots.allocations += 1
         self.keys, self.values = (buffer.new_zeros((rows, buffer.shape[1], columns, buffer.shape[3])) for buffer in old)
         for buffer, new in zip(old, (self.keys, self.values), strict=True):
             new[:used, :, end - (live.stop - live.start) : end] = buffer[:used, :, live]

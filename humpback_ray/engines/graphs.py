@@ -1,0 +1,334 @@
+"""Decode steps of fixed shapes, recorded once as CUDA graphs and replayed: one launch instead of a thousand.
+
+Python starts the kernels of a step one by one, on an H100 about 1 ms per layer, while the GPU needs a quarter of that.
+A graph starts all at once, but only repeats what was recorded: the same kernels, shapes and addresses. So a step reads
+tokens, starts and the column that it writes from one tensor of inputs, sees the first columns of the buffers (`slots`),
+and leaves its logits in one tensor. Rows and columns are rounded up, and a mask hides the rest. A graph also serves
+smaller steps, up to `PADDING` more work, so a stage needs a dozen or two. When buffers move, its graphs go.
+
+A graph is trusted after its results at two columns agreed with the same step without a graph, and with the decoder's
+plain step. If they do not, or if recording fails, one warning says why, and from then on every step is a plain one.
+Given up: models over several devices, and models that look at positions on the host.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from humpback_ray.engines.attention import NAME
+from humpback_ray.engines.batching import RunAgain
+from humpback_ray.engines.rope import looks_at_positions
+from humpback_ray.engines.slots import Slots
+from humpback_ray.engines.types import CausalModel
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+LEAST_ROWS, LEAST_COLUMNS = 8, 32
+"""Rows and columns are rounded up to multiples of these, and larger numbers to multiples of 1/16 to 1/8 of them."""
+PADDING = 1.15
+"""Most rows times columns of a graph, as a multiple of those that a step needs."""
+SPARE_TOKENS = 2048
+"""Rows times columns that cost little at any size; a 7B Llama's weights are as large as the keys and values of 27,000
+tokens."""
+USES = 12
+"""Plain steps of a shape before it is recorded: recording and trying take about as long as these."""
+WARM_UPS = 2
+"""Passes before recording; the first may allocate workspaces and choose algorithms."""
+TRIALS = 2
+"""Columns at which a graph is compared before it is trusted."""
+MOST_GRAPHS, MOST_BYTES = 24, 1 << 30
+"""Bounds on the graphs held at once, and on the memory that they share."""
+NOISE = ((1e-4, 1e-2), (2e-2, 0.2))
+"""Largest relative distance of logits, in float32 and in 16 bits: between runs of the same kernels, and between kernels
+for different shapes. Rounding to bfloat16 gives 0.04 over 32 layers; a wrong mask or column gives 0.3 to 1.4."""
+
+
+class Recorder(Protocol):
+    """Records work on a device."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Run work a few times and record it once; return a function that repeats it. Raises if that is impossible."""
+        ...
+
+    def now_s(self) -> float:
+        """Wait for the device and return the time; raises if the device has failed."""
+        ...
+
+    def held_bytes(self) -> int:
+        """Return the device memory that this process holds."""
+        ...
+
+    def release(self) -> None:
+        """Free the memory of recordings that are no longer used."""
+        ...
+
+
+class CudaRecorder:
+    """Records CUDA graphs, which share one pool of memory."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Run work on a side stream, capture it there, and return the graph's `replay`."""
+        import torch
+
+        current, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        with torch.cuda.stream(current):  # a capture that fails may leave its own stream current
+            self.stream.wait_stream(current)
+            with torch.cuda.stream(self.stream):
+                for _ in range(WARM_UPS):
+                    work()
+            current.wait_stream(self.stream)
+            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+                work()
+        return graph.replay
+
+    def now_s(self) -> float:
+        """Wait for the device and return the time."""
+        import torch
+
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def held_bytes(self) -> int:
+        """Return what torch's allocator holds."""
+        import torch
+
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved()
+
+    def release(self) -> None:
+        """Give the pool's memory back; torch cannot use an emptied pool again."""
+        import torch
+
+        torch.cuda.empty_cache()
+        self.pool = torch.cuda.graph_pool_handle()
+
+
+class FixedStep:
+    """A decode step of the first rows and columns of the buffers, always with the same shapes and addresses.
+
+    Args:
+        model: a model whose attention is ours (`attention.share_heads`).
+        slots: the sequences.
+        shape: number of rows and of columns.
+        inputs_N3: token, first column and column to write of each row, int64; at least as many rows.
+        logits_NV: where the logits go; at least as many rows.
+    """
+
+    def __init__(
+        self,
+        model: CausalModel,
+        slots: Slots,
+        shape: tuple[int, int],
+        inputs_N3: "torch.Tensor",
+        logits_NV: "torch.Tensor",
+    ) -> None:
+        self.model, self.slots, self.shape = model, slots, shape
+        self.inputs_R3, self.logits_RV = inputs_N3[: shape[0]], logits_NV[: shape[0]]
+
+    def __call__(self) -> None:
+        """Write one column of every row, and the logits."""
+        import torch
+
+        rows, columns = self.shape
+        ids_R1, starts_R1, at_R1 = self.inputs_R3.split(1, dim=-1)
+        columns_C = torch.arange(columns, device=ids_R1.device)
+        with self.slots.fixing(rows, columns, at_R1[0]):
+            output = self.model(
+                ids_R1,
+                attention_mask=(columns_C >= starts_R1) & (columns_C <= at_R1),
+                position_ids=at_R1 - starts_R1,
+                past_key_values=self.slots.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self.logits_RV.copy_(output.logits[:, -1])
+
+
+class _Graph:
+    """A recorded step, and what its trials showed."""
+
+    def __init__(self, step: FixedStep, replay: Callable[[], None]) -> None:
+        self.step, self.replay = step, replay
+        self.tried_at: set[int] = set()
+
+
+class Graphs:
+    """The graphs of a model's decode steps, and when to use them.
+
+    Args:
+        model: a model on one device whose attention is ours and which never looks at positions on the host.
+        recorder: records on that device.
+        most_rows: most rows of a step.
+    """
+
+    def __init__(self, model: CausalModel, recorder: Recorder, most_rows: int) -> None:
+        import torch
+
+        self.model, self.recorder, self.most_rows = model, recorder, most_rows
+        self.off: str | None = None
+        """Why there are no graphs any more; None: there are."""
+        self.recorded = self.replays = self.plain_steps = self.drops = self.held_bytes = 0
+        self.record_s = 0.0
+        self.held: dict[tuple[int, int], _Graph | None] = {}
+        """By rows and columns; None: a plain step was faster."""
+        self._uses: Counter[tuple[int, int]] = Counter()
+        self._buffers: tuple[Slots, int] | None = None
+        self._inputs_N3 = torch.zeros((most_rows, 3), dtype=torch.long, device=model.device)
+        self._logits_NV: torch.Tensor | None = None
+
+    def settle(self, slots: Slots) -> None:
+        """Move rows to the front once the unused columns before them, which a graph sees, are worth it."""
+        if not self.off and slots.begin >= max(LEAST_COLUMNS, slots.end // 8):
+            slots.move(slots.end - slots.begin)
+
+    def step(self, slots: Slots, last: Sequence[int], plain: Callable[[], "torch.Tensor"]) -> "torch.Tensor":
+        """Write one more column of every row.
+
+        Args:
+            slots: where to; prepared for a plain step.
+            last: each row's last token.
+            plain: takes the same step, of just the shape that is needed; returns logits, [rows, V].
+
+        Returns:
+            The logits, [N >= rows, V], valid until the next step; a row that nobody asked for may have any, and if
+            they are not finite, its keys and values may not be finite either.
+
+        Raises:
+            RunAgain: a graph was wrong, so it may have overwritten anything. No graph is used from then on.
+        """
+        if self._buffers is None or self._buffers[0] is not slots or self._buffers[1] != slots.allocations:
+            self.drop()
+            self._buffers = slots, slots.allocations
+        graph = None if self.off else self._graph(slots, last)
+        if graph is None:
+            self.plain_steps += 1
+            logits_BV = plain()
+            if self._logits_NV is None:
+                self._logits_NV = logits_BV.new_zeros((self.most_rows, logits_BV.shape[-1]))
+            return logits_BV
+        self._give(slots, last, graph.step.shape[0])
+        if len(graph.tried_at) < TRIALS:
+            return self._try(graph, slots, len(last), plain)
+        graph.replay()
+        self.replays += 1
+        return graph.step.logits_RV
+
+    def drop(self) -> None:
+        """Forget all graphs, since buffers have moved or memory is needed."""
+        self._uses.clear()
+        self._buffers, self.held_bytes = None, 0
+        if self.held:
+            self.drops += 1
+            self.held.clear()
+            self.recorder.release()
+
+    def _graph(self, slots: Slots, last: Sequence[int]) -> _Graph | None:
+        """Return a graph that serves this step, recorded now if its shape is frequent."""
+        rows, columns = len(last), slots.end + 1
+        most_rows = min(slots.rows, self.most_rows)
+        shape = min(rounded(rows, LEAST_ROWS), most_rows), min(rounded(columns, LEAST_COLUMNS), slots.columns)
+        most = max(shape[0] * shape[1], int(PADDING * rows * columns) + SPARE_TOKENS)
+        fits = [held for held in self.held if held[0] >= rows and held[1] >= columns and held[0] * held[1] <= most]
+        if fits:
+            return self.held[min(fits, key=lambda held: held[0] * held[1])]
+        self._uses[shape] += 1
+        full = len(self.held) >= MOST_GRAPHS or self.held_bytes >= MOST_BYTES
+        if self._uses[shape] > USES and not full:
+            self._record(slots, last, shape)
+        return self.held.get(shape)
+
+    def _give(self, slots: Slots, last: Sequence[int], rows: int) -> None:
+        """Copy a step's inputs to where graphs read them; rows that nobody needs see the column that they write."""
+        import torch
+
+        at, more = slots.at, rows - len(last)
+        given = [[token, start, at] for token, start in zip(last, slots.starts, strict=True)]
+        self._inputs_N3[:rows].copy_(torch.tensor(given + [[last[0], at, at]] * more))
+
+    def _record(self, slots: Slots, last: Sequence[int], shape: tuple[int, int]) -> None:
+        import torch
+
+        assert self._logits_NV is not None
+        step = FixedStep(self.model, slots, shape, self._inputs_N3, self._logits_NV)
+        self._give(slots, last, shape[0])
+        before, began = self.recorder.held_bytes(), self.recorder.now_s()
+        try:
+            self.held[shape] = _Graph(step, self.recorder.record(step))
+        except Exception as error:  # noqa: BLE001 whatever it is, plain steps work
+            self.recorder.now_s()  # raises if the device itself has failed
+            memory = isinstance(error, torch.OutOfMemoryError)
+            self._give_up("memory ran out" if memory else f"{type(error).__name__}: {error}")
+            return
+        self.recorded += 1
+        self.record_s += self.recorder.now_s() - began
+        self.held_bytes += max(0, self.recorder.held_bytes() - before)
+
+    def _try(self, graph: _Graph, slots: Slots, rows: int, plain: Callable[[], "torch.Tensor"]) -> "torch.Tensor":
+        """Compare a graph with its step and with the plain step, whose result counts."""
+        import torch
+
+        times_s = [self.recorder.now_s()]
+        graph.replay()
+        times_s.append(self.recorder.now_s())
+        replayed_RV = graph.step.logits_RV.clone()
+        graph.step()
+        fixed_RV = graph.step.logits_RV.clone()
+        times_s.append(self.recorder.now_s())
+        plain_BV = plain()
+        times_s.append(self.recorder.now_s())
+        noise = NOISE[plain_BV.element_size() < 4]
+        again = distances(replayed_RV[:rows], fixed_RV[:rows]).max().item()
+        other = distances(fixed_RV[:rows], plain_BV).median().item()  # a few rows of a mixture may change experts
+        if not (again <= noise[0] and other <= noise[1]):
+            size = f"{graph.step.shape[0]} rows and {graph.step.shape[1]} columns"
+            self._give_up(
+                f"logits of a graph of {size} are {again:.2g} from those of its kernels and {other:.2g} from those of a "
+                f"plain step; noise is at most {noise[0]:g} and {noise[1]:g}"
+            )
+            raise RunAgain(self.off)
+        graph.tried_at.add(slots.at)
+        if len(graph.tried_at) >= TRIALS and times_s[1] - times_s[0] > times_s[3] - times_s[2]:
+            self.held[graph.step.shape] = None
+        return torch.cat([plain_BV, replayed_RV[rows:]])
+
+    def _give_up(self, reason: str) -> None:
+        self.off, self._logits_NV = reason, None
+        self.drop()
+        logger.warning("decoding without CUDA graphs from now on, which is slower: %s", reason)
+
+
+def rounded(count: int, least: int) -> int:
+    """Round up to a multiple of `least`, or from 16 times `least` to a multiple of 1/16 to 1/8 of the number."""
+    grain = max(least, 1 << max(0, (count - 1).bit_length() - 4))
+    return -(-count // grain) * grain
+
+
+def distances(found_BV: "torch.Tensor", wanted_BV: "torch.Tensor") -> "torch.Tensor":
+    """Return how far each row of logits is from what it should be, as a share of the logits' spread, float32 [B].
+
+    Logits that are not finite must be so in both, else the distance is infinite.
+    """
+    finite_BV = wanted_BV.isfinite()
+    same_B = (found_BV.isfinite() == finite_BV).all(-1)
+    wanted_BV, found_BV = (logits.float().where(finite_BV, 0) for logits in (wanted_BV, found_BV))
+    spread_B = (wanted_BV - wanted_BV.mean(-1, keepdim=True)).norm(dim=-1)
+    apart_B = (found_BV - wanted_BV).norm(dim=-1) / spread_B.clamp(min=1e-20)
+    return apart_B.where(same_B, float("inf"))
+
+
+def cuda_graphs(model: CausalModel, most_rows: int) -> Graphs | None:
+    """Return graphs for a model, or None if it cannot have any."""
+    devices = {parameter.device for parameter in model.parameters()}
+    one_gpu = len(devices) == 1 and next(iter(devices)).type == "cuda"
+    ours = model.config._attn_implementation == NAME
+    return Graphs(model, CudaRecorder(), most_rows) if one_gpu and ours and not looks_at_positions(model) else None

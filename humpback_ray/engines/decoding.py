@@ -14,7 +14,7 @@ from humpback_ray.engines.batching import Job
 from humpback_ray.engines.graphs import Graphs
 from humpback_ray.engines.rope import turning_point
 from humpback_ray.engines.sampling import Dice, next_tokens
-from humpback_ray.engines.slots import Prefix, Slots
+from humpback_ray.engines.slots import GRAIN, Prefix, Slots, rounded
 from humpback_ray.engines.tokens import NOT_FINITE
 from humpback_ray.engines.types import CachedLayer, CausalModel
 
@@ -101,7 +101,8 @@ class Decoder:
         for count, job in enumerate(jobs, start=1):
             rows, read = len(self.rows) + count, max(read, len(job.ids))
             width, after = max(width, read), max(after, job.request.max_new_tokens)
-            if rows > self.most_rows or rows * (width + after) > self.most_tokens or count * read > self.most_read:
+            held = rows * rounded(width + after, GRAIN)
+            if rows > self.most_rows or held > self.most_tokens or count * read > self.most_read:
                 return max(count - 1, 0 if self.rows else 1)
         return len(jobs)
 
@@ -124,7 +125,7 @@ class Decoder:
             return ended
         if self.graphs:
             self.graphs.settle(slots)
-        slots.reserve(len(self.rows), slots.end - slots.begin, 1, self.most_tokens)
+        slots.reserve(len(self.rows), slots.end - slots.begin, 1, self.most_rows, self.most_tokens)
         last = [row.written[-1] for row in self.rows]
         with slots.writing():
             logits_BV = self.graphs.step(slots, last, self._step) if self.graphs else self._step()
@@ -181,7 +182,7 @@ class Decoder:
         prefix = self._shared_prefix(sequences, min(lengths) - keep) if alike else None
         known = len(prefix.ids) if prefix else 0
         longest = max(lengths) - known
-        self.slots.reserve(len(self.rows) + len(sequences), max(lengths), after, self.most_tokens)
+        self.slots.reserve(len(self.rows) + len(sequences), max(lengths), after, self.most_rows, self.most_tokens)
         own = [[self.pad_id] * (longest + known - len(ids)) + list(ids[known:]) for ids in sequences]
         with self.slots.reading(lengths, longest, prefix) as starts:
             seen = slice(self.slots.end - longest - known, self.slots.end)

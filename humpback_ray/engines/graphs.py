@@ -4,7 +4,8 @@ Python starts the kernels of a step one by one, on an H100 about 1 ms per layer,
 A graph starts all at once, but only repeats what was recorded: the same kernels, shapes and addresses. So a step reads
 tokens, starts and the column that it writes from one tensor of inputs, sees the first columns of the buffers (`slots`),
 and leaves its logits in one tensor. Rows and columns are rounded up, and a mask hides the rest. A graph also serves
-smaller steps, up to `PADDING` more work, so a stage needs a dozen or two. When buffers move, its graphs go.
+smaller steps: up to `PADDING` for good, and beyond that until their own size is recorded, since a plain step takes
+longer. So a stage needs a dozen or two. When the buffers' memory grows, its graphs go.
 
 A graph is trusted after its results at two columns agreed with the same step without a graph, and with the decoder's
 plain step. If they do not, or if recording fails, one warning says why, and from then on every step is a plain one.
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from humpback_ray.engines.attention import NAME
 from humpback_ray.engines.batching import RunAgain
 from humpback_ray.engines.rope import looks_at_positions
-from humpback_ray.engines.slots import Slots
+from humpback_ray.engines.slots import GRAIN, Slots, rounded
 from humpback_ray.engines.types import CausalModel
 
 if TYPE_CHECKING:
@@ -28,20 +29,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LEAST_ROWS, LEAST_COLUMNS = 8, 32
-"""Rows and columns are rounded up to multiples of these, and larger numbers to multiples of 1/16 to 1/8 of them."""
-PADDING = 1.15
-"""Most rows times columns of a graph, as a multiple of those that a step needs."""
-SPARE_TOKENS = 2048
-"""Rows times columns that cost little at any size; a 7B Llama's weights are as large as the keys and values of 27,000
-tokens."""
+LEAST_ROWS = 8
+"""Rows are rounded up to multiples of this, as columns are to multiples of `slots.GRAIN`."""
+PADDING = 1.2
+"""Most rows times columns of a graph that fits a step, as a multiple of those that the step needs."""
+SPARE_TOKENS = 4096
+"""Rows times columns that cost little besides: a 7B Llama's weights are as large as 27,000 tokens' keys and values."""
 USES = 12
-"""Plain steps of a shape before it is recorded: recording and trying take about as long as these."""
+"""Steps of a shape without a graph that fits before it is recorded: recording and trying take about as long."""
 WARM_UPS = 2
 """Passes before recording; the first may allocate workspaces and choose algorithms."""
 TRIALS = 2
 """Columns at which a graph is compared before it is trusted."""
-MOST_GRAPHS, MOST_BYTES = 24, 1 << 30
+MOST_GRAPHS, MOST_BYTES = 32, 1 << 30
 """Bounds on the graphs held at once, and on the memory that they share."""
 NOISE = ((1e-4, 1e-2), (2e-2, 0.2))
 """Largest relative distance of logits, in float32 and in 16 bits: between runs of the same kernels, and between kernels
@@ -119,7 +119,7 @@ class FixedStep:
     Args:
         model: a model whose attention is ours (`attention.share_heads`).
         slots: the sequences.
-        shape: number of rows and of columns.
+        shape: number of rows and of columns, and the columns that buffers have.
         inputs_N3: token, first column and column to write of each row, int64; at least as many rows.
         logits_NV: where the logits go; at least as many rows.
     """
@@ -128,7 +128,7 @@ class FixedStep:
         self,
         model: CausalModel,
         slots: Slots,
-        shape: tuple[int, int],
+        shape: tuple[int, int, int],
         inputs_N3: "torch.Tensor",
         logits_NV: "torch.Tensor",
     ) -> None:
@@ -139,7 +139,7 @@ class FixedStep:
         """Write one column of every row, and the logits."""
         import torch
 
-        rows, columns = self.shape
+        rows, columns, _ = self.shape
         ids_R1, starts_R1, at_R1 = self.inputs_R3.split(1, dim=-1)
         columns_C = torch.arange(columns, device=ids_R1.device)
         with self.slots.fixing(rows, columns, at_R1[0]):
@@ -179,16 +179,16 @@ class Graphs:
         """Why there are no graphs any more; None: there are."""
         self.recorded = self.replays = self.plain_steps = self.drops = self.held_bytes = 0
         self.record_s = 0.0
-        self.held: dict[tuple[int, int], _Graph | None] = {}
-        """By rows and columns; None: a plain step was faster."""
-        self._uses: Counter[tuple[int, int]] = Counter()
+        self.held: dict[tuple[int, int, int], _Graph | None] = {}
+        """By rows, columns, and the columns that buffers have; None: a plain step was faster."""
+        self._uses: Counter[tuple[int, int, int]] = Counter()
         self._buffers: tuple[Slots, int] | None = None
         self._inputs_N3 = torch.zeros((most_rows, 3), dtype=torch.long, device=model.device)
         self._logits_NV: torch.Tensor | None = None
 
     def settle(self, slots: Slots) -> None:
         """Move rows to the front once the unused columns before them, which a graph sees, are worth it."""
-        if not self.off and slots.begin >= max(LEAST_COLUMNS, slots.end // 8):
+        if not self.off and slots.begin >= max(GRAIN // 2, slots.end // 8):
             slots.move(slots.end - slots.begin)
 
     def step(self, slots: Slots, last: Sequence[int], plain: Callable[[], "torch.Tensor"]) -> "torch.Tensor":
@@ -236,16 +236,24 @@ class Graphs:
         """Return a graph that serves this step, recorded now if its shape is frequent."""
         rows, columns = len(last), slots.end + 1
         most_rows = min(slots.rows, self.most_rows)
-        shape = min(rounded(rows, LEAST_ROWS), most_rows), min(rounded(columns, LEAST_COLUMNS), slots.columns)
-        most = max(shape[0] * shape[1], int(PADDING * rows * columns) + SPARE_TOKENS)
-        fits = [held for held in self.held if held[0] >= rows and held[1] >= columns and held[0] * held[1] <= most]
-        if fits:
-            return self.held[min(fits, key=lambda held: held[0] * held[1])]
-        self._uses[shape] += 1
-        full = len(self.held) >= MOST_GRAPHS or self.held_bytes >= MOST_BYTES
-        if self._uses[shape] > USES and not full:
-            self._record(slots, last, shape)
-        return self.held.get(shape)
+        fits = [
+            key for key in self.held
+            if rows <= key[0] <= most_rows and columns <= key[1] and key[2] == slots.columns
+        ]  # fmt: skip
+        best = min(fits, key=lambda key: key[0] * key[1], default=None)
+        if best and best[0] * best[1] <= PADDING * rows * columns + SPARE_TOKENS:
+            self.held[best] = self.held.pop(best)  # the last one is the last one used
+            return self.held[best]
+        key = min(rounded(rows, LEAST_ROWS), most_rows), min(rounded(columns, GRAIN), slots.columns), slots.columns
+        self._uses[key] += 1
+        if key not in self.held and self._uses[key] > USES and self.held_bytes < MOST_BYTES:
+            if len(self.held) >= MOST_GRAPHS:
+                del self.held[next(iter(self.held))]
+            del self._uses[key]
+            self._record(slots, last, key)
+            return self.held.get(key)
+        larger = self.held.get(best) if best else None
+        return larger if larger and len(larger.tried_at) >= TRIALS else None
 
     def _give(self, slots: Slots, last: Sequence[int], rows: int) -> None:
         """Copy a step's inputs to where graphs read them; rows that nobody needs see the column that they write."""
@@ -255,15 +263,15 @@ class Graphs:
         given = [[token, start, at] for token, start in zip(last, slots.starts, strict=True)]
         self._inputs_N3[:rows].copy_(torch.tensor(given + [[last[0], at, at]] * more))
 
-    def _record(self, slots: Slots, last: Sequence[int], shape: tuple[int, int]) -> None:
+    def _record(self, slots: Slots, last: Sequence[int], key: tuple[int, int, int]) -> None:
         import torch
 
         assert self._logits_NV is not None
-        step = FixedStep(self.model, slots, shape, self._inputs_N3, self._logits_NV)
-        self._give(slots, last, shape[0])
+        step = FixedStep(self.model, slots, key, self._inputs_N3, self._logits_NV)
+        self._give(slots, last, key[0])
         before, began = self.recorder.held_bytes(), self.recorder.now_s()
         try:
-            self.held[shape] = _Graph(step, self.recorder.record(step))
+            self.held[key] = _Graph(step, self.recorder.record(step))
         except Exception as error:  # noqa: BLE001 whatever it is, plain steps work
             self.recorder.now_s()  # raises if the device itself has failed
             memory = isinstance(error, torch.OutOfMemoryError)
@@ -292,8 +300,8 @@ class Graphs:
         if not (again <= noise[0] and other <= noise[1]):
             size = f"{graph.step.shape[0]} rows and {graph.step.shape[1]} columns"
             self._give_up(
-                f"logits of a graph of {size} are {again:.2g} from those of its kernels and {other:.2g} from those of a "
-                f"plain step; noise is at most {noise[0]:g} and {noise[1]:g}"
+                f"logits of a graph of {size} are {again:.2g} from those of its kernels and {other:.2g} from those of "
+                f"a plain step; noise is at most {noise[0]:g} and {noise[1]:g}"
             )
             raise RunAgain(self.off)
         graph.tried_at.add(slots.at)
@@ -305,12 +313,6 @@ class Graphs:
         self.off, self._logits_NV = reason, None
         self.drop()
         logger.warning("decoding without CUDA graphs from now on, which is slower: %s", reason)
-
-
-def rounded(count: int, least: int) -> int:
-    """Round up to a multiple of `least`, or from 16 times `least` to a multiple of 1/16 to 1/8 of the number."""
-    grain = max(least, 1 << max(0, (count - 1).bit_length() - 4))
-    return -(-count // grain) * grain
 
 
 def distances(found_BV: "torch.Tensor", wanted_BV: "torch.Tensor") -> "torch.Tensor":

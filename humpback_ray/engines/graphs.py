@@ -328,9 +328,9 @@ def distances(found_BV: "torch.Tensor", wanted_BV: "torch.Tensor") -> "torch.Ten
     return apart_B.where(same_B, float("inf"))
 
 
-def cuda_graphs(model: CausalModel, most_rows: int) -> Graphs | None:
-    """Return graphs for a model, or None if it cannot have any."""
+def cuda_graphs(model: CausalModel, most_rows: int, eager: bool) -> Graphs | None:
+    """Return graphs for a model, or None if it cannot have any or `eager` says that it should not."""
     devices = {parameter.device for parameter in model.parameters()}
     one_gpu = len(devices) == 1 and next(iter(devices)).type == "cuda"
-    ours = model.config._attn_implementation == NAME
-    return Graphs(model, CudaRecorder(), most_rows) if one_gpu and ours and not looks_at_positions(model) else None
+    able = one_gpu and model.config._attn_implementation == NAME and not looks_at_positions(model)
+    return Graphs(model, CudaRecorder(), most_rows) if able and not eager else None

@@ -71,7 +71,7 @@ class TransformersEngine(Config):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, device_map=device)
         causal = cast(CausalModel, model.eval())
         share_heads(causal)
-        graphs = None if self.eager else cuda_graphs(causal, resources.batch_rows)
+        graphs = cuda_graphs(causal, resources.batch_rows, self.eager)
         return BatchedEngine(LoadedModel(causal, tokenizer, self.max_context_tokens, resources, graphs))
 
 

@@ -241,18 +241,18 @@ class Graphs:
             if rows <= key[0] <= most_rows and columns <= key[1] and key[2] == slots.columns
         ]  # fmt: skip
         best = min(fits, key=lambda key: key[0] * key[1], default=None)
-        if best and best[0] * best[1] <= PADDING * rows * columns + SPARE_TOKENS:
+        own = min(rounded(rows, LEAST_ROWS), most_rows), min(rounded(columns, GRAIN), slots.columns), slots.columns
+        if best and (best == own or best[0] * best[1] <= PADDING * rows * columns + SPARE_TOKENS):
             self.held[best] = self.held.pop(best)  # the last one is the last one used
             return self.held[best]
-        key = min(rounded(rows, LEAST_ROWS), most_rows), min(rounded(columns, GRAIN), slots.columns), slots.columns
-        self._uses[key] += 1
-        if key not in self.held and self._uses[key] > USES and self.held_bytes < MOST_BYTES:
+        self._uses[own] += 1
+        if self._uses[own] > USES and self.held_bytes < MOST_BYTES:
             if len(self.held) >= MOST_GRAPHS:
                 del self.held[next(iter(self.held))]
-            del self._uses[key]
-            self._record(slots, last, key)
-            return self.held.get(key)
-        larger = self.held.get(best) if best else None
+            del self._uses[own]
+            self._record(slots, last, own)
+            return self.held.get(own)
+        larger = self.held[best] if best else None
         return larger if larger and len(larger.tried_at) >= TRIALS else None
 
     def _give(self, slots: Slots, last: Sequence[int], rows: int) -> None:

@@ -34,9 +34,11 @@ class Recording(TorchDispatchMode):
         choosing = func in (aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default)
         if func in WAITS or (choosing and any(leaf.dtype == torch.bool for leaf in tree_leaves(args[1]))):
             raise RuntimeError(f"{func} is not permitted when stream is capturing")
-        if len({leaf.device.type for leaf in given if leaf.ndim}) > 1 or func is aten._pin_memory.default:
-            raise RuntimeError(f"{func} copies between host and device")
         out = func(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        copies = func in (aten._to_copy.default, aten.copy_.default)  # other kernels take a single number from the host
+        if given and len({leaf.device.type for leaf in [*given, *made] if copies or leaf.ndim}) > 1:
+            raise RuntimeError(f"{func} copies between host and device")
         self.calls.append((func, args, kwargs or {}, out))
         return out
 

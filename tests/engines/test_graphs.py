@@ -1,7 +1,6 @@
 """Decode steps of fixed shapes, recorded and repeated on the CPU as a CUDA graph would be (recorded.py)."""
 
 import asyncio
-import logging
 import random
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -20,6 +19,7 @@ from humpback_ray.engines.decoding import Decoder
 from humpback_ray.engines.graphs import FixedStep, Graphs, distances
 from humpback_ray.engines.slots import Slots, rounded
 from humpback_ray.needs import Resources
+from tests.conftest import Said
 from tests.engines.recorded import CpuRecorder, Recording
 from tests.engines.tiny import save_model
 
@@ -37,7 +37,6 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def eager_to_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs_module, "USES", 2)
-    monkeypatch.setattr(graphs_module, "SPARE_TOKENS", 128)
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -54,14 +53,15 @@ HEAD = "Which of five grades fits? Answer with knowledge of the town and its riv
 """Long enough to be a shared prefix."""
 
 
-def requests(count: int, temperature: float = 0.0) -> list[Request]:
-    """Return requests with prompts and replies of many lengths, some with a shared prefix."""
+def requests(count: int) -> list[Request]:
+    """Return requests with prompts and replies of many lengths; some share a prefix, and every third is sampled."""
     draw = random.Random(0)
     texts = [
         " ".join(draw.choices(["river", "Arden", "the library", "12"], k=draw.randint(1, 25))) for _ in range(count)
     ]
     return [
-        Request(HEAD * (n % 4 == 0) + text, draw.randint(1, 60), temperature, 0.9, n) for n, text in enumerate(texts)
+        Request(HEAD * (n % 4 == 0) + text, draw.randint(1, 50), 0.7 * (n % 3 == 0), 0.9, n)
+        for n, text in enumerate(texts)
     ]
 
 
@@ -78,9 +78,8 @@ def run(
         engine.close()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7], ids=["greedy", "sampled"])
-def test_replaying_writes_what_plain_steps_write(folder: Path, temperature: float) -> None:
-    asked = requests(24, temperature)
+def test_replaying_writes_what_plain_steps_write(folder: Path) -> None:
+    asked = requests(16)
     found, graphs = run(folder, asked, CpuRecorder())
     assert found == run(folder, asked)[0]
     assert graphs
@@ -97,9 +96,11 @@ class Steps:
 
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         share_heads(model)
-        self.decoder = Decoder(model.to(device), [], 2, 8, 1 << 10)
+        if device == "meta":
+            model.to(device, torch.bfloat16)  # its kernels for experts know no float32
+        self.decoder = Decoder(model, [], 2, 8, 1 << 10)
         self.inputs = torch.zeros((8, 3), dtype=torch.long, device=device)
-        self.logits = torch.zeros((8, model.config.vocab_size), device=device)
+        self.logits = torch.zeros((8, model.config.vocab_size), device=device, dtype=model.dtype)
         self.graphs = Graphs(model, CpuRecorder(), 8)
 
     def fill(self) -> None:
@@ -183,17 +184,16 @@ class Broken(CpuRecorder):
     [("refuses", "not permitted"), ("no memory", "memory ran out"), ("nothing", "noise"), ("stale", "noise")],
 )
 def test_a_graph_that_fails_is_never_used_and_no_reply_changes(
-    llama: Path, fault: str, reason: str, caplog: pytest.LogCaptureFixture
+    llama: Path, fault: str, reason: str, said: Said
 ) -> None:
     asked = requests(16)
-    with caplog.at_level(logging.WARNING):
-        found, graphs = run(llama, asked, recorder := Broken(fault))
+    found, graphs = run(llama, asked, recorder := Broken(fault))
     assert found == run(llama, asked)[0]
     assert graphs
     assert graphs.off
     assert reason in graphs.off
     assert (graphs.replays, graphs.held) == (0, {})
-    assert [reason in record.message for record in caplog.records] == [True]
+    assert [(level, graphs.off in line) for level, line in said.records] == [("WARNING", True)]
     assert recorder.released == (fault in ("nothing", "stale"))
 
 
@@ -202,6 +202,7 @@ def test_a_single_request_survives_a_wrong_graph(llama: Path) -> None:
     assert run(llama, asked, Broken("stale"))[0] == run(llama, asked)[0]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_device_that_has_failed_ends_the_engine(llama: Path) -> None:
     from humpback_ray.stages.processes import Dead
 
@@ -219,7 +220,8 @@ def test_a_graph_that_is_slower_than_plain_steps_is_not_used(llama: Path) -> Non
     class Slow(CpuRecorder):
         def now_s(self) -> float:
             self.passed += 1
-            return float(self.passed**-1)  # time that runs ever slower
+            self.time_s = getattr(self, "time_s", 0.0) + 1 / self.passed  # each interval is shorter than the last
+            return self.time_s
 
     asked = requests(16)
     found, graphs = run(llama, asked, Slow())
@@ -235,7 +237,7 @@ def test_graphs_are_bounded(llama: Path, limit: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(graphs_module, "SPARE_TOKENS", 0)
     if limit == "number":
         monkeypatch.setattr(graphs_module, "MOST_GRAPHS", 1)
-    asked = requests(24)
+    asked = requests(16)
     found, graphs = run(llama, asked, CpuRecorder(0 if limit == "number" else 1 << 30))
     assert found == run(llama, asked)[0]
     assert graphs
@@ -369,10 +371,10 @@ def test_slots_keep_rows_when_memory_is_divided_anew() -> None:
         if draw.random() < 0.5 and slots.starts:
             gone = draw.sample(range(len(slots.starts)), draw.randint(1, len(slots.starts)))
             held = {new: held[old] for new, old in enumerate(slots.drop(gone))}
-        after, before = draw.randint(0, 100), slots.allocations
+        after, before, full = draw.randint(0, 100), slots.allocations, slots.tokens == 2048
         slots.reserve(len(slots.starts) + rows, length, after, 8, 2048)
         assert slots.rows * slots.columns <= slots.tokens
-        if before and slots.tokens == 2048 and (len(slots.starts) + rows) * rounded(slots.end + after, 64) <= 2048:
+        if full and (len(slots.starts) + rows) * rounded(slots.end + after, 64) <= 2048:
             assert slots.allocations == before
         new = torch.rand(rows, 2, length, 4)
         with slots.reading([length] * rows, length, None) as starts:

@@ -269,16 +269,19 @@ class Graphs:
         assert self._logits_NV is not None
         step = FixedStep(self.model, slots, key, self._inputs_N3, self._logits_NV)
         self._give(slots, last, key[0])
-        before, began = self.recorder.held_bytes(), self.recorder.now_s()
+        before, began, fault = self.recorder.held_bytes(), self.recorder.now_s(), None
         try:
             self.held[key] = _Graph(step, self.recorder.record(step))
+        except torch.OutOfMemoryError:
+            fault = "memory ran out"
         except Exception as error:  # noqa: BLE001 whatever it is, plain steps work
-            self.recorder.now_s()  # raises if the device itself has failed
-            memory = isinstance(error, torch.OutOfMemoryError)
-            self._give_up("memory ran out" if memory else f"{type(error).__name__}: {error}")
+            fault = f"{type(error).__name__}: {error}"
+        ended = self.recorder.now_s()  # raises if the device itself has failed
+        if fault:
+            self._give_up(fault)
             return
         self.recorded += 1
-        self.record_s += self.recorder.now_s() - began
+        self.record_s += ended - began
         self.held_bytes += max(0, self.recorder.held_bytes() - before)
 
     def _try(self, graph: _Graph, slots: Slots, rows: int, plain: Callable[[], "torch.Tensor"]) -> "torch.Tensor":
@@ -312,6 +315,7 @@ class Graphs:
     def _give_up(self, reason: str) -> None:
         self.off, self._logits_NV = reason, None
         self.drop()
+        self.recorder.release()
         logger.warning("decoding without CUDA graphs from now on, which is slower: %s", reason)
 
 

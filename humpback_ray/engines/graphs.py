@@ -12,6 +12,7 @@ plain step. If they do not, or if recording fails, one warning says why, and fro
 Given up: models over several devices, and models that look at positions on the host.
 """
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -37,8 +38,6 @@ SPARE_TOKENS = 4096
 """Rows times columns that cost little besides: a 7B Llama's weights are as large as 27,000 tokens' keys and values."""
 USES = 12
 """Steps of a shape without a graph that fits before it is recorded: recording and trying take about as long."""
-WARM_UPS = 2
-"""Passes before recording; the first may allocate workspaces and choose algorithms."""
 TRIALS = 2
 """Columns at which a graph is compared before it is trusted."""
 MOST_GRAPHS, MOST_BYTES = 32, 1 << 30
@@ -77,15 +76,23 @@ class CudaRecorder:
         self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Run work on a side stream, capture it there, and return the graph's `replay`."""
+        """Run work on a side stream, capture it there, and return the graph's `replay`.
+
+        The first run may allocate workspaces and choose algorithms. In the second, waiting for the device is an error:
+        in a capture it would be one too, but a capture that fails leaves torch's allocator damaged (before torch 2.13).
+        """
         import torch
 
-        current, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        current, graph, mode = torch.cuda.current_stream(), torch.cuda.CUDAGraph(), torch.cuda.get_sync_debug_mode()
         with torch.cuda.stream(current):  # a capture that fails may leave its own stream current
             self.stream.wait_stream(current)
-            with torch.cuda.stream(self.stream):
-                for _ in range(WARM_UPS):
+            try:
+                with torch.cuda.stream(self.stream):
                     work()
+                    torch.cuda.set_sync_debug_mode("error")
+                    work()
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
             current.wait_stream(self.stream)
             with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
                 work()
@@ -109,7 +116,8 @@ class CudaRecorder:
         """Give the pool's memory back; torch cannot use an emptied pool again."""
         import torch
 
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # raised if a failed capture has damaged the allocator
+            torch.cuda.empty_cache()
         self.pool = torch.cuda.graph_pool_handle()
 
 

@@ -279,12 +279,13 @@ def test_graphs_go_when_the_memory_that_they_read_has_grown(llama: Path) -> None
     engine: Any = TransformersEngine(dtype="float32").build(str(llama), Resources(cpus=1, batch_rows=6))
     decoder = engine._model.decoder
     decoder.graphs = graphs = Graphs(decoder.model, CpuRecorder(), 6)
-    single, many = Request("river", 40), [Request(f"Arden {n}", 40) for n in range(6)]
-    found = asyncio.run(generate_all(engine, [single]))
+    single = [[Request(f"Arden {n}", 40)] for n in range(4)]
+    many = [[Request(f"the library {n}", 40) for n in range(6)]]
+    found = [asyncio.run(generate_all(engine, one)) for one in single]
     before, memory = graphs.replays, decoder.slots.allocations
-    found += asyncio.run(generate_all(engine, many)) + asyncio.run(generate_all(engine, [single]))
+    found += [asyncio.run(generate_all(engine, one)) for one in [*many, *single]]
     engine.close()
-    assert found == run(llama, [single])[0] + run(llama, many)[0] + run(llama, [single])[0]
+    assert found == [run(llama, one)[0] for one in [*single, *many, *single]]
     assert 0 < before < graphs.replays
     assert decoder.slots.allocations > memory
     assert graphs.drops > 0

@@ -12,15 +12,14 @@ plain step. If they do not, or if recording fails, one warning says why, and fro
 Given up: models over several devices, and models that look at positions on the host.
 """
 
-import contextlib
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from humpback_ray.engines.attention import NAME
 from humpback_ray.engines.batching import RunAgain
+from humpback_ray.engines.recorder import CudaRecorder, Recorder
 from humpback_ray.engines.rope import looks_at_positions
 from humpback_ray.engines.slots import GRAIN, Slots, rounded
 from humpback_ray.engines.types import CausalModel
@@ -45,80 +44,6 @@ MOST_GRAPHS, MOST_BYTES = 32, 1 << 30
 NOISE = ((1e-4, 1e-2), (2e-2, 0.2))
 """Largest relative distance of logits, in float32 and in 16 bits: between runs of the same kernels, and between kernels
 for different shapes. Rounding to bfloat16 gives 0.04 over 32 layers; a wrong mask or column gives 0.3 to 1.4."""
-
-
-class Recorder(Protocol):
-    """Records work on a device."""
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Run work a few times and record it once; return a function that repeats it. Raises if that is impossible."""
-        ...
-
-    def now_s(self) -> float:
-        """Wait for the device and return the time; raises if the device has failed."""
-        ...
-
-    def held_bytes(self) -> int:
-        """Return the device memory that this process holds."""
-        ...
-
-    def release(self) -> None:
-        """Free the memory of recordings that are no longer used."""
-        ...
-
-
-class CudaRecorder:
-    """Records CUDA graphs, which share one pool of memory."""
-
-    def __init__(self) -> None:
-        import torch
-
-        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Run work on a side stream, capture it there, and return the graph's `replay`.
-
-        The first run may allocate workspaces and choose algorithms. In the second, waiting for the device is an error:
-        in a capture it would be one too, but a capture that fails leaves torch's allocator damaged (before torch 2.13).
-        """
-        import torch
-
-        current, graph, mode = torch.cuda.current_stream(), torch.cuda.CUDAGraph(), torch.cuda.get_sync_debug_mode()
-        with torch.cuda.stream(current):  # a capture that fails may leave its own stream current
-            self.stream.wait_stream(current)
-            try:
-                with torch.cuda.stream(self.stream):
-                    work()
-                    torch.cuda.set_sync_debug_mode("error")
-                    work()
-            finally:
-                torch.cuda.set_sync_debug_mode(mode)
-            current.wait_stream(self.stream)
-            with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
-                work()
-        return graph.replay
-
-    def now_s(self) -> float:
-        """Wait for the device and return the time."""
-        import torch
-
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def held_bytes(self) -> int:
-        """Return what torch's allocator holds."""
-        import torch
-
-        torch.cuda.empty_cache()
-        return torch.cuda.memory_reserved()
-
-    def release(self) -> None:
-        """Give the pool's memory back; torch cannot use an emptied pool again."""
-        import torch
-
-        with contextlib.suppress(RuntimeError):  # raised if a failed capture has damaged the allocator
-            torch.cuda.empty_cache()
-        self.pool = torch.cuda.graph_pool_handle()
 
 
 class FixedStep:

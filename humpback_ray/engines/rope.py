@@ -3,7 +3,8 @@
 transformers chooses a set by the largest position in a pass, so a row would depend on the rows beside it. Here each row
 of a pass has its own: the set that it would have alone. A sequence that passes the length while it is written must be
 read again, since its keys are those of the other set. So replies equal those of `generate` without a cache; with one,
-transformers 5.19 forgets the sequence at that point. vLLM uses the second set for all once its limit is beyond the length.
+transformers 5.19 forgets the sequence at that point. vLLM uses the second set for all rows if its limit is beyond the
+length.
 """
 
 from typing import TYPE_CHECKING, Any

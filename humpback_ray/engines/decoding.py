@@ -242,7 +242,7 @@ class Decoder:
 
     def shrink(self) -> None:
         """Hold half as many tokens from now on, because memory ran out."""
-        held = max(self.slots.rows, 1) * max(self.slots.columns, 1)  # includes rows whose prompts were being read
+        held = self.slots.most_needed or self.most_tokens  # 0 while the first prefix is being read
         self.most_tokens = max(1, min(self.most_tokens, held) // 2)
         self.most_read = max(1, self.most_read // 2)
         logger.warning("out of memory; holding at most %d tokens at once from now on", self.most_tokens)

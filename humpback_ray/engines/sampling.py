@@ -42,33 +42,39 @@ def next_tokens(scores_BV: "torch.Tensor", dice: Sequence[Dice]) -> list[int]:
     drawing = [row for row, die in enumerate(dice) if die.temperature > 0]
     if not drawing:
         return tokens_B.tolist()
-    some = [(die.temperature, die.top_p, die.random.random()) for die in map(dice.__getitem__, drawing)]
-    temperature_R1, top_p_R1, uniform_R1 = torch.tensor(some).to(scores_BV.device).split(1, dim=-1)
-    if drawing == list(range(len(scores_BV))):
-        scores_RV = scores_BV.float()
-    else:
-        rows_R = torch.tensor(drawing, device=scores_BV.device)
-        scores_RV, finite_B = scores_BV[rows_R].float(), finite_B[rows_R]
-    probabilities_RV = torch.softmax(scores_RV.where(finite_B[:, None], 0.0) / temperature_R1, -1)
+    asked = [(dice[row].temperature, dice[row].top_p, dice[row].random.random()) for row in drawing]
+    first = drawing == list(range(len(drawing)))
+    rows_R = slice(len(drawing)) if first else _sent(torch.tensor(drawing), scores_BV.device)
+    scores_RV, finite_R = scores_BV[rows_R].float(), finite_B[rows_R]
+    asked_R3 = _sent(torch.tensor(asked), scores_BV.device)
+    probabilities_RV = torch.softmax(scores_RV.where(finite_R[:, None], 0.0) / asked_R3[:, :1], -1)
     sorted_RK, order_RK = probabilities_RV.topk(min(NUCLEUS_TOKENS, probabilities_RV.shape[-1]))
-    drawn_R = _draw(sorted_RK, order_RK, top_p_R1, uniform_R1).where(finite_B, NOT_FINITE)
-    wider_R = sorted_RK.sum(-1) < top_p_R1[:, 0]  # by row, so no row depends on the others
-    found = torch.cat([tokens_B, drawn_R, wider_R]).tolist()
-    tokens, drawn, wider = found[: len(tokens_B)], found[len(tokens_B) : -len(some)], found[-len(some) :]
-    if wide := [place for place, is_wider in enumerate(wider) if is_wider and drawn[place] != NOT_FINITE]:
+    drawn_R = _draw(sorted_RK, order_RK, asked_R3).where(finite_R, NOT_FINITE)
+    wider_R = (sorted_RK.sum(-1) < asked_R3[:, 1]) & finite_R  # by row, so no row depends on the others
+    counts = [len(tokens_B), len(drawing), len(drawing)]
+    found = torch.cat([tokens_B, drawn_R, wider_R]).cpu().split(counts)
+    tokens, drawn, wider = (part.tolist() for part in found)
+    if wide := [place for place, is_wider in enumerate(wider) if is_wider]:
         wide_W = torch.tensor(wide, device=scores_BV.device)
         sorted_WV, order_WV = probabilities_RV[wide_W].sort(dim=-1, descending=True)
-        again = _draw(sorted_WV, order_WV, top_p_R1[wide_W], uniform_R1[wide_W]).tolist()
-        drawn = [dict(zip(wide, again, strict=True)).get(place, token) for place, token in enumerate(drawn)]
+        for place, token in zip(wide, _draw(sorted_WV, order_WV, asked_R3[wide_W]).tolist(), strict=True):
+            drawn[place] = token
     for row, token in zip(drawing, drawn, strict=True):
         tokens[row] = token
     return tokens
 
 
-def _draw(
-    sorted_RK: "torch.Tensor", order_RK: "torch.Tensor", top_p_R1: "torch.Tensor", uniform_R1: "torch.Tensor"
-) -> "torch.Tensor":
-    """Return, for each row, the token at which the cumulative mass of the nucleus passes `uniform` of its total."""
+def _sent(values: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """Send values to a device without waiting for the work that it still has."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def _draw(sorted_RK: "torch.Tensor", order_RK: "torch.Tensor", asked_R3: "torch.Tensor") -> "torch.Tensor":
+    """Return, for each row, the token at which the cumulative mass of the nucleus passes a share of its total.
+
+    `asked_R3` holds each row's temperature, top_p and share.
+    """
+    top_p_R1, uniform_R1 = asked_R3[:, 1:2], asked_R3[:, 2:]
     before_RK = sorted_RK.cumsum(-1) - sorted_RK
     kept_RK = sorted_RK.where(before_RK < top_p_R1, 0.0)
     kept_RK[:, 0] = sorted_RK[:, 0]

@@ -60,6 +60,7 @@ class Slots:
         self.layers = [_Layer(self, index) for index in range(self.layer_count)]
         self.cache = Cache(layers=cast("list[CacheLayerMixin | LinearAttentionCacheLayerMixin]", self.layers))
         self.tokens = self.rows = self.columns = 0  # size of the buffers' memory, and how it is divided
+        self.most_needed = 0  # most tokens, padding included, for which there had to be room so far
         self.part = slice(0, 0)  # rows of the current forward pass
         self.first = self.at = 0  # first column that it sees, and first column that it writes
         self.given: tuple[Prefix, torch.Tensor, torch.Tensor] | None = None  # written to rows [R, 1], columns [R, P]
@@ -79,6 +80,7 @@ class Slots:
         """
         width = max(before, self.end - self.begin)
         needed = width + after
+        self.most_needed = max(self.most_needed, rows * needed)
         if rows > self.rows or needed > self.columns:
             columns = min(rounded(needed, GRAIN), max(needed, most_tokens // rows))
             grown = rows * columns > self.tokens

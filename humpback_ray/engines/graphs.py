@@ -147,7 +147,7 @@ class Graphs:
         if graph is None:
             self.plain_steps += 1
             logits_BV = plain()
-            if self._logits_NV is None:
+            if self._logits_NV is None and not self.off:
                 self._logits_NV = logits_BV.new_zeros((self.most_rows, logits_BV.shape[-1]))
             return logits_BV
         self._give(slots, last, graph.step.shape[0])
@@ -212,6 +212,7 @@ class Graphs:
             fault = f"{type(error).__name__}: {error}"
         ended = self.recorder.now_s()  # raises if the device itself has failed
         if fault:
+            slots.blank(range(len(last), key[0]))
             self._give_up(fault)
             return
         self.recorded += 1

@@ -291,9 +291,21 @@ def test_graphs_go_when_the_memory_that_they_read_has_grown(llama: Path) -> None
     assert graphs.drops > 0
 
 
-def test_rows_that_nobody_asked_for_leave_nothing_behind(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They get the first row's token, here one whose keys are infinite wherever it stands first."""
+class Late(CpuRecorder):
+    """Fails after the work has run."""
+
+    def record(self, work: Any) -> Any:
+        work()
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize("recorder", [CpuRecorder, Late])
+def test_rows_that_nobody_asked_for_leave_nothing_behind(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, recorder: type[CpuRecorder]
+) -> None:
+    """They get the first row's token, here one whose keys are not finite where it stands first."""
     steps = Steps(llama)
+    steps.graphs.recorder = recorder()
     decoder, embedding = steps.decoder, steps.decoder.model.get_input_embeddings()  # type: ignore[attr-defined]
     decoder.graphs = steps.graphs
     inner = embedding.forward
@@ -312,8 +324,8 @@ def test_rows_that_nobody_asked_for_leave_nothing_behind(llama: Path, monkeypatc
                 assert layer.keys is not None
                 assert layer.values is not None
                 assert bool(layer.keys.isfinite().all() & layer.values.isfinite().all())
-    assert steps.graphs.replays > 0
-    assert {key[0] for key in steps.graphs.held} == {8}
+    assert (steps.graphs.replays > 0) == (recorder is CpuRecorder)
+    assert {key[0] for key in steps.graphs.held} <= {8}
 
 
 def test_sizes_are_rounded_up_by_an_eighth_at_most() -> None:

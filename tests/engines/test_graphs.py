@@ -356,7 +356,6 @@ class OnGpus:
     """A model as it looks on some GPUs."""
 
     def __init__(self, devices: list[str], attention: str = NAME, rope: str = "default") -> None:
-        self._parameters = [torch.empty(1, device="meta") for _ in devices]
         self.devices = devices
         self.config: Any = type("Config", (), {"_attn_implementation": attention})()
         self.rope = torch.nn.Identity()

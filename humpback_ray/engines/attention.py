@@ -4,6 +4,7 @@ At every step with a mask, transformers repeats them for each head of a group be
 make the heads of a group rows of one query: each sees the same keys under the same mask.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from humpback_ray.engines.types import CausalModel
@@ -39,12 +40,33 @@ def cap_scores(model: Any) -> None:
 def share_heads(model: CausalModel) -> None:
     """Use this attention in a model that would use torch's kernel; other cases go to transformers' own attention."""
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
     if model.config._attn_implementation == "sdpa":
         AttentionInterface.register(NAME, grouped_attention)
-        AttentionMaskInterface.register(NAME, sdpa_mask)
+        AttentionMaskInterface.register(NAME, additive_mask)
         model.set_attn_implementation(NAME)
+
+
+def additive_mask(
+    *sizes: Any, attention_mask: "torch.Tensor | None" = None, dtype: "torch.dtype", **others: Any
+) -> "torch.Tensor | None":
+    """Return transformers' mask for torch's kernel as numbers to add: 0 where a token is seen, else -inf.
+
+    torch's kernel would make these numbers of a boolean mask in every layer: three more kernels each. And transformers
+    would wait for the device to learn whether a given mask hides anything; the decoder only gives one that does.
+
+    Returns:
+        [B, 1, T, C], or None if the kernel needs no mask.
+    """
+    from transformers.masking_utils import sdpa_mask
+
+    others["allow_is_causal_skip"] = attention_mask is None and others.get("allow_is_causal_skip", True)
+    seen = sdpa_mask(*sizes, attention_mask=attention_mask, dtype=dtype, **others)
+    if seen is None:
+        return None
+    columns = seen.shape[-1]  # rows begin at multiples of 8, else torch's CUDA kernel copies the mask in every layer
+    added = seen.new_zeros((*seen.shape[:-1], columns + -columns % 8), dtype=dtype)[..., :columns]
+    return added.masked_fill_(~seen, -math.inf)
 
 
 def grouped_attention(

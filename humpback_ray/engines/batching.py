@@ -48,6 +48,10 @@ class OutOfMemory(Exception):
     """A group did not fit into memory; a smaller one may."""
 
 
+class RunAgain(Exception):
+    """The model doubts its own results; the jobs in progress have to run again."""
+
+
 class BatchModel(Protocol):
     """The model behind the queue; one thread uses it."""
 
@@ -189,10 +193,10 @@ class BatchedEngine:
             memory, again = isinstance(error, OutOfMemory), list(self._begun)
             self._model.give_up(memory)
             self._begun.clear()
-            if len(again) == 1:
+            if len(again) == 1 and not isinstance(error, RunAgain):
                 _fail(again, error)
                 return
-            if not memory:
+            if not isinstance(error, OutOfMemory | RunAgain):
                 logger.warning(
                     "%s: %s; running the %d requests in progress again, one by one",
                     type(error).__name__,

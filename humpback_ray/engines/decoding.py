@@ -11,8 +11,10 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, cast
 
 from humpback_ray.engines.batching import Job
+from humpback_ray.engines.graphs import Graphs
+from humpback_ray.engines.rope import turning_point
 from humpback_ray.engines.sampling import Dice, next_tokens
-from humpback_ray.engines.slots import Prefix, Slots
+from humpback_ray.engines.slots import GRAIN, Prefix, Slots, rounded
 from humpback_ray.engines.tokens import NOT_FINITE
 from humpback_ray.engines.types import CachedLayer, CausalModel
 
@@ -55,14 +57,22 @@ class Decoder:
         pad_id: any token.
         most_rows: most sequences held at once.
         most_tokens: most tokens held at once, padding included; a single sequence may have more.
+        graphs: recorded decode steps of the model, if it can have any.
 
     Raises:
         ValueError: the model keeps state other than keys and values.
     """
 
     def __init__(
-        self, model: CausalModel, end_ids: Sequence[int], pad_id: int, most_rows: int, most_tokens: int
+        self,
+        model: CausalModel,
+        end_ids: Sequence[int],
+        pad_id: int,
+        most_rows: int,
+        most_tokens: int,
+        graphs: Graphs | None = None,
     ) -> None:
+        self.graphs, self.turn = graphs, turning_point(model)
         self.model, self.end_ids, self.pad_id = model, frozenset(end_ids), pad_id
         self.most_rows, self.most_tokens, self.most_read = most_rows, most_tokens, READ_TOKENS
         self.rows: list[BatchRow] = []
@@ -91,53 +101,73 @@ class Decoder:
         for count, job in enumerate(jobs, start=1):
             rows, read = len(self.rows) + count, max(read, len(job.ids))
             width, after = max(width, read), max(after, job.request.max_new_tokens)
-            if rows > self.most_rows or rows * (width + after) > self.most_tokens or count * read > self.most_read:
+            held = rows * rounded(width + after, GRAIN)
+            if rows > self.most_rows or held > self.most_tokens or count * read > self.most_read:
                 return max(count - 1, 0 if self.rows else 1)
         return len(jobs)
 
     def join(self, jobs: Sequence[Job]) -> list[BatchRow]:
         """Read the prompts of jobs and write the first token of each; return the rows that ended with it."""
-        new = [BatchRow(job) for job in jobs]
-        after = max(row.left for row in [*self.rows, *new])
-        logits_BKV, starts = self._read([job.ids for job in jobs], after, keep=1)
-        self.rows += new
+        return self._begin([BatchRow(job) for job in jobs])
+
+    def _begin(self, rows: Sequence[BatchRow]) -> list[BatchRow]:
+        """Read all tokens of rows and write the next one of each; return the rows that ended with it."""
+        after = max(row.left for row in [*self.rows, *rows])
+        logits_BKV, starts = self._read([[*row.job.ids, *row.written] for row in rows], after, keep=1)
+        self.rows += rows
         self.slots.starts += starts
-        return self._write(logits_BKV, new)
+        return self._write(logits_BKV[:, -1], rows)
 
     def step(self) -> list[BatchRow]:
         """Write one more token of every row; return those that ended."""
-        import torch
-
-        slots, device = self.slots, self.model.device
-        slots.reserve(len(self.rows), slots.end - slots.begin, 1, self.most_tokens)
-        ids_B1 = torch.tensor([row.written[-1:] for row in self.rows], device=device)
-        starts_B1 = torch.tensor(slots.starts)[:, None]
+        ended, slots = self._turn(), self.slots
+        if not self.rows:
+            return ended
+        if self.graphs:
+            self.graphs.settle(slots)
+        slots.reserve(len(self.rows), slots.end - slots.begin, 1, self.most_rows, self.most_tokens)
+        last = [row.written[-1] for row in self.rows]
         with slots.writing():
-            logits_BKV = self._forward(ids_B1, starts_B1, slice(slots.begin, slots.end + 1), keep=1)
-        return self._write(logits_BKV, self.rows)
+            logits_BV = self.graphs.step(slots, last, self._step) if self.graphs else self._step()
+        return ended + self._write(logits_BV, self.rows)
 
-    def _forward(self, ids_BT: "torch.Tensor", starts_B1: "torch.Tensor", seen: slice, keep: int) -> "torch.Tensor":
-        """Run the model on the last T of the `seen` columns; return logits, [B, keep, V]."""
+    def _step(self) -> "torch.Tensor":
+        """Return the logits after each row's last token, [B, V]."""
+        seen = slice(self.slots.begin, self.slots.end + 1)
+        return self._forward([row.written[-1:] for row in self.rows], self.slots.starts, seen, keep=1)[:, -1]
+
+    def _turn(self) -> list[BatchRow]:
+        """Read rows again that are now too long for the model's first frequencies; return those that ended."""
+        if self.turn is None:
+            return []
+        places = [p for p, row in enumerate(self.rows) if len(row.job.ids) + len(row.written) == self.turn + 1]
+        turning = [self.rows[place] for place in places]
+        self.rows = [self.rows[place] for place in self.slots.drop(places)]
+        return [ended for row in turning for ended in self._begin([row])]
+
+    def _forward(self, ids: Sequence[Sequence[int]], starts: Sequence[int], seen: slice, keep: int) -> "torch.Tensor":
+        """Run the model on ids [B, T] in the last T of the `seen` columns; return logits, [B, keep, V]."""
         import torch
 
-        columns_C = torch.arange(seen.start, seen.stop)
-        mask_BC = columns_C >= starts_B1
-        positions_BT = (columns_C[-ids_BT.shape[1] :] - starts_B1).clamp(min=0)
+        given_BN = torch.tensor([[start, *row] for start, row in zip(starts, ids, strict=True)]).to(self.model.device)
+        starts_B1, ids_BT = given_BN[:, :1], given_BN[:, 1:]
+        columns_C = torch.arange(seen.start, seen.stop, device=ids_BT.device)
         return self.model(
             ids_BT,
-            attention_mask=None if bool(mask_BC.all()) else mask_BC.to(ids_BT.device),
-            position_ids=positions_BT.to(ids_BT.device),
+            attention_mask=columns_C >= starts_B1 if max(starts) > seen.start else None,
+            position_ids=(columns_C[-ids_BT.shape[1] :] - starts_B1).clamp_(min=0),
             past_key_values=self.slots.cache,
             use_cache=True,
             logits_to_keep=keep,
         ).logits[:, -keep:]
 
-    def _write(self, logits_BKV: "torch.Tensor", rows: Sequence[BatchRow]) -> list[BatchRow]:
+    def _write(self, logits_BV: "torch.Tensor", rows: Sequence[BatchRow]) -> list[BatchRow]:
         """Give each row its next token; remove and return the rows that ended."""
-        for row, token in zip(rows, next_tokens(logits_BKV[:, -1], [row.dice for row in rows]), strict=True):
+        tokens, first = next_tokens(logits_BV, [row.dice for row in rows]), len(self.rows) - len(rows)
+        for row, token in zip(rows, tokens, strict=False):  # a graph has more rows
             row.written.append(token)
+        self.slots.blank([first + place for place, token in enumerate(tokens) if token == NOT_FINITE])
         last = [row.written[-1] for row in self.rows]
-        self.slots.blank([place for place, token in enumerate(last) if token == NOT_FINITE])
         over = self.end_ids | {NOT_FINITE}
         ended = [place for place, row in enumerate(self.rows) if last[place] in over or not row.left]
         out = [self.rows[place] for place in ended]
@@ -147,18 +177,16 @@ class Decoder:
 
     def _read(self, sequences: Sequence[Sequence[int]], after: int, keep: int) -> "tuple[torch.Tensor, list[int]]":
         """Read sequences into slots after the rows; return logits of the last places, [B, keep, V], and starts."""
-        import torch
-
         lengths = [len(ids) for ids in sequences]
-        prefix = self._shared_prefix(sequences, min(lengths) - keep)
+        alike = self.turn is None or max(lengths) <= self.turn  # else a prefix alone has other frequencies
+        prefix = self._shared_prefix(sequences, min(lengths) - keep) if alike else None
         known = len(prefix.ids) if prefix else 0
         longest = max(lengths) - known
-        self.slots.reserve(len(self.rows) + len(sequences), max(lengths), after, self.most_tokens)
+        self.slots.reserve(len(self.rows) + len(sequences), max(lengths), after, self.most_rows, self.most_tokens)
         own = [[self.pad_id] * (longest + known - len(ids)) + list(ids[known:]) for ids in sequences]
         with self.slots.reading(lengths, longest, prefix) as starts:
             seen = slice(self.slots.end - longest - known, self.slots.end)
-            ids_BT = torch.tensor(own, device=self.model.device)
-            return self._forward(ids_BT, torch.tensor(starts)[:, None], seen, keep), starts
+            return self._forward(own, starts, seen, keep), starts
 
     def _shared_prefix(self, sequences: Sequence[Sequence[int]], most: int) -> Prefix | None:
         """Return the prefix that sequences share, at most `most` tokens, read once; None if it is too short."""
@@ -202,24 +230,28 @@ class Decoder:
         import torch
 
         keep = max(-place for sequence in group for place, _ in wanted[sequence])
+        asked = [(b, keep + place, token) for b, sequence in enumerate(group) for place, token in wanted[sequence]]
+        rows_N, places_N, tokens_N = torch.tensor(asked).T.to(self.model.device)
         logits_BKV, _ = self._read(group, 0, keep)
         norms_BK = torch.logsumexp(logits_BKV.float(), -1)
-        self.slots.blank([len(self.rows) + b for b in (~norms_BK.isfinite().all(-1)).nonzero()[:, 0].tolist()])
-        asked = [(b, keep + place, token) for b, sequence in enumerate(group) for place, token in wanted[sequence]]
-        rows_N, places_N, tokens_N = torch.tensor(asked, device=logits_BKV.device).T
-        values = iter((logits_BKV[rows_N, places_N, tokens_N].float() - norms_BK[rows_N, places_N]).tolist())
+        values_N = logits_BKV[rows_N, places_N, tokens_N].float() - norms_BK[rows_N, places_N]
+        found = torch.cat([values_N, norms_BK.isfinite().all(-1)]).tolist()  # waits for the device, once
+        values, finite = iter(found[: len(asked)]), found[len(asked) :]
+        self.slots.blank([len(self.rows) + b for b, is_finite in enumerate(finite) if not is_finite])
         return {sequence: [next(values) for _ in wanted[sequence]] for sequence in group}
 
     def shrink(self) -> None:
         """Hold half as many tokens from now on, because memory ran out."""
-        held = max(self.slots.rows, 1) * max(self.slots.columns, 1)  # includes rows whose prompts were being read
+        held = self.slots.most_needed or self.most_tokens  # 0 while the first prefix is being read
         self.most_tokens = max(1, min(self.most_tokens, held) // 2)
         self.most_read = max(1, self.most_read // 2)
         logger.warning("out of memory; holding at most %d tokens at once from now on", self.most_tokens)
 
     def clear(self) -> None:
-        """Drop all rows and buffers."""
+        """Drop all rows, buffers and graphs."""
         self.rows, self.slots, self.prefix = [], Slots(self.layer_count), None
+        if self.graphs:
+            self.graphs.drop()
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> Sequence[int]:

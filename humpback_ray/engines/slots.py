@@ -9,6 +9,7 @@ buffers at every step. When a row ends, the last row takes its place. The column
 of other rows, which the attention mask hides.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
     from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 GRAIN = 64
-"""Columns are allocated in multiples of this."""
+"""Columns are allocated in multiples of this, or of more."""
+
+
+def rounded(count: int, least: int) -> int:
+    """Round up to a multiple of `least`, or from 16 times `least` to a multiple of 1/16 to 1/8 of the number."""
+    grain = max(least, 1 << max(0, (count - 1).bit_length() - 4))
+    return -(-count // grain) * grain
 
 
 @dataclass(frozen=True)
@@ -52,38 +59,50 @@ class Slots:
         CacheLayerMixin.register(_Layer)
         self.layers = [_Layer(self, index) for index in range(self.layer_count)]
         self.cache = Cache(layers=cast("list[CacheLayerMixin | LinearAttentionCacheLayerMixin]", self.layers))
-        self.rows = self.columns = 0  # size of the buffers
+        self.tokens = self.rows = self.columns = 0  # size of the buffers' memory, and how it is divided
+        self.most_needed = 0  # most tokens, padding included, for which there had to be room so far
         self.part = slice(0, 0)  # rows of the current forward pass
         self.first = self.at = 0  # first column that it sees, and first column that it writes
         self.given: tuple[Prefix, torch.Tensor, torch.Tensor] | None = None  # written to rows [R, 1], columns [R, P]
+        self.fixed: tuple[int, int, torch.Tensor] | None = None  # rows, columns and column written [1] of a fixed pass
+        self.allocations = 0  # number of times that buffers took a new place in memory
 
     @property
     def begin(self) -> int:
         """The first column of any row."""
         return min(self.starts, default=self.end)
 
-    def reserve(self, rows: int, before: int, after: int, most_tokens: int) -> None:
+    def reserve(self, rows: int, before: int, after: int, most_rows: int, most_tokens: int) -> None:
         """Make room for `rows` rows, with columns before and after the common end.
 
-        Buffers grow as needed and keep their content. They do not shrink as long as rows times columns stay within
-        `most_tokens`.
+        A buffer's memory grows as needed, up to `most_tokens` rows times columns or what these rows need. It does not
+        shrink. How it is divided into rows and columns changes when either run out, and there are few such divisions.
         """
         width = max(before, self.end - self.begin)
-        columns = -(-(width + after) // GRAIN) * GRAIN
-        live = slice(self.begin, self.end)
-        if rows > self.rows or columns > self.columns:
-            if max(rows, self.rows) * max(columns, self.columns) <= most_tokens:
-                rows, columns = max(rows, self.rows), max(columns, self.columns)
+        needed = width + after
+        self.most_needed = max(self.most_needed, rows * needed)
+        if rows > self.rows or needed > self.columns:
+            columns = min(rounded(needed, GRAIN), max(needed, most_tokens // rows))
+            grown = rows * columns > self.tokens
+            if grown:
+                self.tokens = max(rows * columns, min(2 * self.tokens, most_tokens))
+            self.rows = max(rows, min(most_rows, self.tokens // columns))
+            self.columns = max(columns, self.tokens // self.rows // GRAIN * GRAIN)
             for layer in self.layers:
-                layer.resize(rows, columns, len(self.starts), live, width)
-            self.rows, self.columns = rows, columns
+                layer.divide(grown, len(self.starts), slice(self.begin, self.end), width)
+            self._end_at(width)
         elif self.end + after > self.columns or before > self.end:
-            for layer in self.layers:
-                layer.move(len(self.starts), live, width)
-        else:
-            return
-        self.starts = [start + width - self.end for start in self.starts]
-        self.end = width
+            self.move(width)
+
+    def move(self, end: int) -> None:
+        """Move all rows, to end at `end`."""
+        for layer in self.layers:
+            layer.move(len(self.starts), slice(self.begin, self.end), end)
+        self._end_at(end)
+
+    def _end_at(self, end: int) -> None:
+        self.starts = [start + end - self.end for start in self.starts]
+        self.end = end
 
     @contextmanager
     def reading(self, lengths: Sequence[int], longest: int, prefix: Prefix | None) -> Iterator[list[int]]:
@@ -114,6 +133,18 @@ class Slots:
         self.part, self.first, self.at = slice(0, len(self.starts)), self.begin, self.end
         yield
         self.end += 1
+
+    @contextmanager
+    def fixing(self, rows: int, columns: int, at_1: "torch.Tensor") -> Iterator[None]:
+        """Let a forward pass in the block see the first rows and columns, and write the column that the device names.
+
+        So the pass has the same shapes and addresses at every step, and a mask hides what is not the rows' own.
+        """
+        self.fixed = rows, columns, at_1
+        try:
+            yield
+        finally:
+            self.fixed = None
 
     def blank(self, rows: Sequence[int]) -> None:
         """Overwrite rows that are not finite with zeros: a mask hides finite values from later rows, but not NaN."""
@@ -152,9 +183,14 @@ class _Layer:
     ) -> "tuple[torch.Tensor, torch.Tensor]":
         """Write the tokens of a pass; return everything that its rows see, [rows, heads, columns seen, width]."""
         slots, last = self.slots, self.slots.at + keys.shape[2]
-        if self.keys is None or self.values is None:  # zeros: masked values must be finite too
-            self.keys = keys.new_zeros((slots.rows, keys.shape[1], slots.columns, keys.shape[3]))
-            self.values = values.new_zeros((slots.rows, values.shape[1], slots.columns, values.shape[3]))
+        if self.keys is None or self.values is None:
+            self.keys, self.values = self._allocate(keys), self._allocate(values)
+        if slots.fixed:
+            rows, columns, at_1 = slots.fixed
+            seen = self.keys[:rows, :, :columns], self.values[:rows, :, :columns]
+            seen[0].index_copy_(2, at_1, keys)
+            seen[1].index_copy_(2, at_1, values)
+            return seen
         self.keys[slots.part, :, slots.at : last] = keys
         self.values[slots.part, :, slots.at : last] = values
         if slots.given:
@@ -163,26 +199,41 @@ class _Layer:
             self.values.transpose(1, 2)[rows_R1, columns_RP] = prefix.values[self.index].transpose(1, 2)
         return self.keys[slots.part, :, slots.first : last], self.values[slots.part, :, slots.first : last]
 
-    def get_seq_length(self) -> int:
-        """Return the number of columns that a pass sees, without those it writes."""
-        return self.slots.at - self.slots.first
+    def get_seq_length(self) -> "int | torch.Tensor":
+        """Return the number of columns that a pass sees, without those it writes; a tensor in a fixed pass."""
+        return self.slots.fixed[2] if self.slots.fixed else self.slots.at - self.slots.first
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number of columns that a pass sees in all, and where they begin."""
-        return self.get_seq_length() + query_length, 0
+        slots = self.slots
+        return (slots.fixed[1] if slots.fixed else slots.at - slots.first + query_length), 0
 
     def get_max_length(self) -> int:
         """Return -1: no maximum."""
         return -1
 
-    def resize(self, rows: int, columns: int, used: int, live: slice, end: int) -> None:
-        """Allocate new buffers and copy the used rows' live columns, to end at `end`."""
+    def _allocate(self, like: "torch.Tensor") -> "torch.Tensor":
+        """Return a new buffer for tensors [B, heads, T, width]; zeros, since masked values must be finite too."""
+        self.slots.allocations += 1
+        return self._divided(like.new_zeros(self.slots.tokens * like.shape[1] * like.shape[3]), like)
+
+    def _divided(self, memory: "torch.Tensor", like: "torch.Tensor") -> "torch.Tensor":
+        """Return memory as a buffer of the current number of rows and columns."""
+        shape = self.slots.rows, like.shape[1], self.slots.columns, like.shape[3]
+        return memory.as_strided(shape, (math.prod(shape[1:]), math.prod(shape[2:]), shape[3], 1))
+
+    def divide(self, grown: bool, used: int, live: slice, end: int) -> None:
+        """Divide the memory, or more of it, into rows and columns; the used rows' live columns then end at `end`."""
         if self.keys is None or self.values is None:
             return
-        old = self.keys, self.values
-        self.keys, self.values = (buffer.new_zeros((rows, buffer.shape[1], columns, buffer.shape[3])) for buffer in old)
-        for buffer, new in zip(old, (self.keys, self.values), strict=True):
-            new[:used, :, end - (live.stop - live.start) : end] = buffer[:used, :, live]
+        kept = [buffer[:used, :, live] for buffer in (self.keys, self.values)]
+        if grown:
+            self.keys, self.values = self._allocate(self.keys), self._allocate(self.values)
+        else:
+            kept = [tensor.clone() for tensor in kept]
+            self.keys, self.values = (self._divided(buffer, buffer) for buffer in (self.keys, self.values))
+        for buffer, tensor in zip((self.keys, self.values), kept, strict=True):
+            buffer[:used, :, end - (live.stop - live.start) : end] = tensor
 
     def move(self, used: int, live: slice, end: int) -> None:
         """Move the used rows' live columns, to end at `end`."""

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 from pydantic import Field
 
@@ -19,15 +19,13 @@ from humpback_ray.engines.attention import avoid_cudnn, cap_scores, share_heads
 from humpback_ray.engines.base import Completion, Engine
 from humpback_ray.engines.batching import BatchedEngine, Ended, Job, OutOfMemory
 from humpback_ray.engines.decoding import BatchRow, Decoder
+from humpback_ray.engines.graphs import Graphs, cuda_graphs
 from humpback_ray.engines.tokens import Reader, Reading
 from humpback_ray.engines.types import CausalModel
 from humpback_ray.needs import Resources
 from humpback_ray.packages import TORCH, TRANSFORMERS, Package
 from humpback_ray.prompts.tokenizer import Tokenizer
 from humpback_ray.stages.processes import Dead
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +42,10 @@ class TransformersEngine(Config):
 
     max_context_tokens: int | None = Field(default=None, ge=2)
     """Most tokens of prompt and reply together. None: the limit in the model's configuration."""
+
+    eager: bool = False
+    """Decode without CUDA graphs, which are used on one GPU if their results agree: for finding faults. In the recipe
+    as for vLLM, since other kernels round differently."""
 
     def packages(self) -> Sequence[Package]:
         """Return the packages that `build` imports."""
@@ -70,7 +72,8 @@ class TransformersEngine(Config):
         causal = cast(CausalModel, model.eval())
         cap_scores(causal)
         share_heads(causal)
-        return BatchedEngine(LoadedModel(causal, tokenizer, self.max_context_tokens, resources))
+        graphs = cuda_graphs(causal, resources.batch_rows, self.eager)
+        return BatchedEngine(LoadedModel(causal, tokenizer, self.max_context_tokens, resources, graphs))
 
 
 def gpu_dtype() -> str:
@@ -107,7 +110,12 @@ class LoadedModel:
     """A model with its tokenizer, as the queue's thread uses it: text to tokens, tokens to completions."""
 
     def __init__(
-        self, model: CausalModel, tokenizer: Tokenizer, max_context_tokens: int | None, resources: Resources
+        self,
+        model: CausalModel,
+        tokenizer: Tokenizer,
+        max_context_tokens: int | None,
+        resources: Resources,
+        graphs: Graphs | None,
     ) -> None:
         self.most_rows = resources.batch_rows
         own = getattr(model.config, "max_position_embeddings", None)
@@ -115,7 +123,7 @@ class LoadedModel:
         self.reader = Reader(tokenizer, model.generation_config.eos_token_id, context_tokens)
         ends = self.reader.end_ids
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else [*ends, 0][0]
-        self.decoder = Decoder(model, ends, pad_id, resources.batch_rows, resources.batch_tokens)
+        self.decoder = Decoder(model, ends, pad_id, resources.batch_rows, resources.batch_tokens, graphs)
 
     def accept(self, job: Job) -> Completion | None:
         """Tokenize a job; return its completion if that needs no model."""

@@ -1,5 +1,6 @@
 """The members of a transformers model that engines and training use; any object with these members will do."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -42,6 +43,14 @@ class CausalModel(Protocol):
     @property
     def device(self) -> "torch.device":
         """The device of its inputs."""
+        ...
+
+    def modules(self) -> "Iterator[torch.nn.Module]":
+        """Return its parts."""
+        ...
+
+    def parameters(self) -> "Iterator[torch.nn.Parameter]":
+        """Return its weights."""
         ...
 
     def set_attn_implementation(self, name: str, /) -> None:

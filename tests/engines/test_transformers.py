@@ -229,6 +229,28 @@ def test_if_memory_runs_out_on_the_first_prompts_batches_still_have_as_many_rows
     assert engine._model.decoder.most_tokens // longest >= 8 // 2
 
 
+def test_if_memory_runs_out_while_a_prefix_is_read_half_of_the_tokens_are_held(folder: Path, plain: Any) -> None:
+    engine, tight = tight_engine(folder, most_rows=16)
+    model, calls = tight.model, 0
+
+    def sometimes(ids: Any, **arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            assert len(ids) == 1, "the first pass reads the shared prefix"
+            raise RuntimeError("can't allocate memory")
+        return model(ids, **arguments)
+
+    tight.model = sometimes
+    tight.__dict__ |= {"config": model.config, "device": model.device}
+    requests = [Request(f"{HEADS[0]}{i}", max_new_tokens=4) for i in range(3)]
+    before = engine._model.decoder.most_tokens
+    completions = asyncio.run(generate_all(engine, requests))
+    engine.close()
+    assert [c.text for c in completions] == [generate_plainly(plain, request) for request in requests]
+    assert engine._model.decoder.most_tokens == before // 2
+
+
 def test_a_request_that_never_fits_into_memory_fails_and_says_so(folder: Path) -> None:
     engine, _ = tight_engine(folder, most_rows=0)
     with pytest.raises(OutOfMemory):

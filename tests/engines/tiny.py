@@ -43,13 +43,14 @@ def save_model(folder: Path, bos: bool = True, context_tokens: int = 256, kind: 
 
     tokenizer = make_tokenizer(bos)
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        kind, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=context_tokens,
-        initializer_range=0.3, tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, **shape,
-    )  # fmt: skip
+    usual = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": context_tokens,
+        "initializer_range": 0.3, "tie_word_embeddings": False,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    config = AutoConfig.for_model(kind, **usual | shape)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         model.lm_head.weight[tokenizer.eos_token_id] *= 2.5

@@ -346,3 +346,24 @@ def test_all_replicas_use_the_dtype_that_the_first_one_measured(
         engine.close()
     assert found == [f"torch.{first}"] * 3
     assert ledger.agreed() == {"dtype": first}
+
+
+def test_a_model_that_caps_its_scores_is_run_with_the_cap(tmp_path: Path) -> None:
+    """torch's kernel leaves the cap out."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = str(save_model(tmp_path / "gemma2", kind="gemma2", attn_logit_softcapping=0.5, query_pre_attn_scalar=32))
+    requests = [Request(prompt, max_new_tokens=12) for prompt in ("The river of Arden", "é {x} 12, then 😀", "a")]
+    engine = TransformersEngine(dtype="float32").build(folder, Resources(cpus=1, batch_rows=4))
+    try:
+        found = [one.text for one in asyncio.run(generate_all(engine, requests))]
+    finally:
+        engine.close()
+    capped, plain = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=name).eval()
+        for name in ("eager", "sdpa")
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert found == [generate_plainly((capped, tokenizer), request) for request in requests]
+    assert found != [generate_plainly((plain, tokenizer), request) for request in requests]

@@ -66,7 +66,7 @@ class TransformersEngine(Config):
         device = "auto" if resources.gpus > 1 else "cuda" if resources.gpus else None
         name = self.dtype
         if name == "auto":
-            name = resources.agree("dtype", gpu_dtype() if device else fastest_dtype())
+            name = resources.agree("dtype", fastest_dtype(device or "cpu"))
         dtype: str | torch.dtype = "auto" if name == "checkpoint" else getattr(torch, name)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, device_map=device)
         causal = cast(CausalModel, model.eval())
@@ -76,20 +76,19 @@ class TransformersEngine(Config):
         return BatchedEngine(LoadedModel(causal, tokenizer, self.max_context_tokens, resources, graphs))
 
 
-def gpu_dtype() -> str:
-    """Return "bfloat16" if this process's first GPU supports it (compute capability 8.0: Ampere), else "float32"."""
-    import torch
+def fastest_dtype(device: str) -> str:
+    """Return "bfloat16" if a device multiplies matrices faster in it than in "float32", else the latter.
 
-    return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
+    A CPU is measured. A GPU is not, since it multiplies small matrices in less time than a kernel launch takes: from
+    compute capability 8.0 (Ampere) on, it is faster in bfloat16.
 
-
-def fastest_dtype() -> str:
-    """Return "bfloat16" if this machine's CPU multiplies matrices faster in it than in "float32", else the latter.
-
-    GPUs are not measured: they multiply small matrices in less time than a kernel launch takes.
+    Args:
+        device: "cpu", or anything else for this process's first GPU.
     """
     import torch
 
+    if device != "cpu":
+        return "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
     best_s: dict[str, float] = {}
     for name in ("float32", "bfloat16"):
         dtype: torch.dtype = getattr(torch, name)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from humpback_ray.engines import Request, TransformersEngine, generate_all
 from humpback_ray.engines.base import Completion
 from humpback_ray.engines.batching import BatchedEngine, OutOfMemory
-from humpback_ray.engines.transformers import gpu_dtype
+from humpback_ray.engines.transformers import fastest_dtype
 from humpback_ray.needs import Resources
 from humpback_ray.prompts.chat import encode, encode_prompt
 from humpback_ray.stages.ledger import Ledger
@@ -331,7 +331,7 @@ def test_on_a_gpu_the_capability_decides_the_dtype(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: str
 ) -> None:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
-    assert gpu_dtype() == dtype
+    assert fastest_dtype("cuda") == dtype
 
 
 @pytest.mark.parametrize("first", ["float32", "bfloat16"])
@@ -340,7 +340,7 @@ def test_all_replicas_use_the_dtype_that_the_first_one_measured(
 ) -> None:
     ledger, found = Ledger(str(tmp_path), "s"), []
     for measured in (first, "float32", "bfloat16"):
-        monkeypatch.setattr("humpback_ray.engines.transformers.fastest_dtype", lambda measured=measured: measured)
+        monkeypatch.setattr("humpback_ray.engines.transformers.fastest_dtype", lambda device, measured=measured: measured)
         engine: Any = TransformersEngine().build(str(folder), Resources(cpus=1, agree=ledger.agree))
         found.append(str(engine._model.decoder.model.dtype))
         engine.close()

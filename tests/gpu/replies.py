@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from humpback_ray.engines.base import Completion, Request, generate_all
-from humpback_ray.engines.transformers import TransformersEngine, fastest_dtype, gpu_dtype
+from humpback_ray.engines.transformers import TransformersEngine, fastest_dtype
 from humpback_ray.needs import Resources
 from humpback_ray.operate.plan.inference import RowWork, row_s
 from tests.gpu.ceilings import Ceilings, ceilings
@@ -50,7 +50,7 @@ four characters per token), and the tokens of a rating prompt besides the pair (
 
 def part_dtype(check: Check) -> None:
     """Check that `dtype: auto` does not depend on the time of a kernel launch."""
-    chosen = [gpu_dtype() if check.gpu else fastest_dtype() for _ in range(20 if check.gpu else 2)]
+    chosen = [fastest_dtype(check.device) for _ in range(20 if check.gpu else 2)]
     wrong = set(chosen) - {"bfloat16"} if check.gpu else set()
     check.report.judge("dtype", [f"chose {', '.join(wrong)} on a GPU"] if wrong else [], chosen=chosen)
 

@@ -340,7 +340,7 @@ def test_all_replicas_use_the_dtype_that_the_first_one_measured(
 ) -> None:
     ledger, found = Ledger(str(tmp_path), "s"), []
     for measured in (first, "float32", "bfloat16"):
-        monkeypatch.setattr("humpback_ray.engines.transformers.fastest_dtype", lambda device, measured=measured: measured)
+        monkeypatch.setattr("humpback_ray.engines.transformers.fastest_dtype", lambda _, found=measured: found)
         engine: Any = TransformersEngine().build(str(folder), Resources(cpus=1, agree=ledger.agree))
         found.append(str(engine._model.decoder.model.dtype))
         engine.close()

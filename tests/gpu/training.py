@@ -79,7 +79,7 @@ class Runs:
     longest_s: float = 0.0
     """Seconds of the longest run so far; the next one is expected to take as long."""
     exports: list[float] = field(default_factory=list)
-    """Difference between each exported model's logits on the host and the trained model's on the device."""
+    """Difference between each exported model's logits in a fresh process and the trained model's in this one."""
 
     def __post_init__(self) -> None:
         logging.getLogger("humpback_ray.train.export.reload").addFilter(self._note)
@@ -282,5 +282,5 @@ def part_liger(check: Check) -> None:
             problems.append("liger-kernel is not installed: nothing was measured")
         speed = [statistics.median(row["seconds"] for row in rows[2:]) for rows in (plain, liger)]
         check.report.judge("liger", problems, version=version, agree=agree, speedup=round(speed[0] / speed[1], 3))
-    # The export is loaded on the host, in the process that the kernels have patched.
+    # The export is loaded in a fresh process, since this one is patched.
     Runs(check, exact_size(check)).run("liger-exported", 2, kernels="auto", exported=True)

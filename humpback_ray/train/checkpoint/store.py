@@ -21,7 +21,6 @@ universal form needs a separate program to convert the whole checkpoint before a
 Given up: a node's disk must hold the files that its workers need of a checkpoint on object storage.
 """
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -266,9 +265,13 @@ def fetch(contents: Contents, fragments: Sequence[Fragment]) -> Fetched | None:
     uri, files = contents.uri, contents.files
     names = [name for name in files if _overlap(files[name].fragments, wanted)]
     needed = sum(files[name].bytes for name in names)
-    with contextlib.suppress(FileNotFoundError), explained(f"fetching {uri}", needed, tempfile.gettempdir):
-        return Fetched(contents, {name: storage.local_file(storage.join(uri, name)) for name in names})
-    return None
+    try:
+        with explained(f"fetching {uri}", needed, tempfile.gettempdir):
+            return Fetched(contents, {name: storage.local_file(storage.join(uri, name)) for name in names})
+    except FileNotFoundError:
+        if not Path(tempfile.gettempdir()).is_dir():
+            raise
+        return None
 
 
 def _overlap(spans: Iterable[Span], wanted: Mapping[str, Fragment]) -> bool:

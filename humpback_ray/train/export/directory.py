@@ -334,7 +334,11 @@ def write_configuration(base: Path, architecture: str, dtype: str, directory: Pa
 
 def served_unlike(tokenizer: SavedTokenizer, base: Path, job: TrainJob) -> str | None:
     """Return a problem if the trained model would be served other tokens than it learns from; call before training."""
-    with TemporaryDirectory(prefix="humpback-tokenizer-") as name:
+    needed = sum(path.stat().st_size for path in base.iterdir() if path.suffix in (".json", ".model"))
+    with (
+        TemporaryDirectory(prefix="humpback-tokenizer-") as name,
+        explained(f"writing the tokenizer of {job.model} to {name}", needed, lambda: name),
+    ):
         shutil.copy(base / "config.json", name)
         write_tokenizer(tokenizer, job, Path(name))
         return unlike_training(Path(name), tokenizer, job)

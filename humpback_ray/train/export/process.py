@@ -7,6 +7,7 @@ does.
 """
 
 import atexit
+import contextlib
 import json
 import os
 import selectors
@@ -79,7 +80,9 @@ class Process:
                     reply += block
             return json.loads(reply)
         except BrokenPipeError:
-            raise Failed(_end_words(self._popen.wait())) from None
+            code = self._popen.wait()
+            self.end()
+            raise Failed(_end_words(code)) from None
         except BaseException:
             self.end()  # a late reply would be taken for that of the next request
             raise
@@ -91,7 +94,8 @@ class Process:
         self._popen.wait()
         for pipe in (self._popen.stdin, self._popen.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # a request that was not read
+                    pipe.close()
 
 
 def started(gpu: bool) -> Process:

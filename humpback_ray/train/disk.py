@@ -33,7 +33,7 @@ def errno_of(error: BaseException) -> int | None:
 
 @contextlib.contextmanager
 def explained(what: str, needed_bytes: int, *places: Callable[[], str]) -> Iterator[None]:
-    """Name directories, bytes needed and bytes free if the block fails for lack of room, or with a Rust library's error.
+    """Name directories, bytes needed and bytes free if the block fails for lack of room or in a Rust library.
 
     Args:
         what: what the block does, such as "writing the model".
@@ -64,9 +64,7 @@ def _free(place: Callable[[], str]) -> str:
         return f"its directory cannot be used ({words(error)})"
 
 
-def save_tensors(
-    tensors: "Mapping[str, torch.Tensor]", path: Path, metadata: dict[str, str] | None = None
-) -> None:
+def save_tensors(tensors: "Mapping[str, torch.Tensor]", path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file.
 
     Raises:

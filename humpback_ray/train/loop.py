@@ -6,11 +6,11 @@ divided by their number, whatever the number of workers, the packing or the accu
 losses agree to about 1e-6. Dropout masks are seeded by (seed, step, rank), so a run that resumes with the same number
 of workers and the same `micro_batch_tokens` draws the same ones.
 
-A checkpoint is due every few steps or minutes, after the last step, or when a worker is told that its node will be taken
-away or that the run will grow. The last one is stored while the model is exported, so a failed export repeats no step.
-All workers must save after the same step, so each sends its wish along when they sum the step's loss, before the last
-backward pass. If that loss or the gradient is bad, the update is not applied, and the recipe decides whether the run
-stops.
+A checkpoint is due every few steps or minutes, after the last step, and when a worker is told that its node will be
+taken away or that the run will grow. The last one is stored while the model is exported: a failed export repeats no
+step. All workers must save after the same step, so each sends its wish along when they sum the step's loss, before the
+last backward pass. If that loss or the gradient is bad, the update is not applied, and the recipe decides whether the
+run stops.
 
 The loop knows nothing of Ray: a `Session` (state.py) says which worker it is and where checkpoints and progress go. A
 single worker needs no launcher: call `train(job, placement, Session.alone("checkpoints"))`.

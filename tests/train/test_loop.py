@@ -120,9 +120,7 @@ def one(
             ),
             Case("spikes 0", spiky, placement(0, 1)),
             Case("spikes 2", spiky, placement(2, 1, checkpoint_every_steps=26)),
-            Case(
-                "spikes resumed", spiky, placement(2, 1), at / "spikes 2", partial(forget, at / "spikes 2", 30)
-            ),
+            Case("spikes resumed", spiky, placement(2, 1), at / "spikes 2", partial(forget, at / "spikes 2", 30)),
             Case("by the clock", full, placement(2, 2048, checkpoint_every_minutes=1e-9)),
             Case("too long", job(base, (str(at / "long.parquet"),), at / "none"), placement(2, 600)),
         ],

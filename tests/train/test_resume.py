@@ -94,9 +94,7 @@ def test_a_run_resumes_from_the_newest_sound_checkpoint_and_says_what_is_wrong_w
     assert resumed(at, base, pairs).resumed_from == 4
 
 
-def test_a_state_with_a_wrong_byte_is_damage_and_not_another_run(
-    at: Path, base: Path, pairs: tuple[str, ...]
-) -> None:
+def test_a_state_with_a_wrong_byte_is_damage_and_not_another_run(at: Path, base: Path, pairs: tuple[str, ...]) -> None:
     alter_state(checkpoint(at, 4))
     assert resumed(at, base, pairs).resumed_from == 3
 

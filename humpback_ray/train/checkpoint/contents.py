@@ -24,6 +24,8 @@ Span = tuple[str, NonNegativeInt, PositiveInt]
 class Unusable(ValueError):
     """A checkpoint that no run can resume from; the message names the file."""
 
+    words = "unusable"
+
 
 class Incomplete(Unusable):
     """A file is missing or has the wrong size: its writer was interrupted, or is still writing."""

@@ -54,6 +54,7 @@ PART_BYTES = 1 << 30
 PAUSES_S = (1.0, 10.0)
 """Seconds between tries to store a file; within each try, `storage` has its own retries."""
 
+
 def write(fragments: Iterable[Fragment], rank: int, uri: str, state: Mapping[str, object]) -> None:
     """Store one rank's part of a checkpoint, its list last; only rank 0 writes `state`.
 

@@ -1,9 +1,9 @@
 """An exported directory, loaded again in a fresh process and compared with the model in memory (P9).
 
 Plain transformers must load it, with every weight in its place and the tokenizer unchanged. Its logits must equal those
-in memory for two sequences: the longest training example, since an error of rotary frequencies grows with the position;
-and a fixed prompt with the first 16 greedy tokens after it, which must be the same. Then it must generate. fresh.py does
-that, process.py runs it. No sequence is longer than a training example may be.
+in memory for two sequences: the longest training example, since an error of rotary frequencies grows with the position,
+and a fixed prompt with the first 16 greedy tokens after it, which must be the same. Then it must generate. No sequence
+is longer than a training example may be. fresh.py is the program of that process, and process.py runs it.
 """
 
 import logging
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from humpback_ray.prompts.chat import ChatRecipe, encode_example, encode_prompt, start_ids
+from humpback_ray.prompts.chat import ChatRecipe, encode_example, start_ids
 from humpback_ray.train.data.examples import Direction
 from humpback_ray.train.disk import save_tensors
 from humpback_ray.train.export import process
@@ -185,7 +185,7 @@ def check_directory(
     """
     import torch
 
-    both = [asked.short, asked.long]
+    both, failed = [asked.short, asked.long], f"the exported {job.model} could not be loaded in a fresh process"
     with tempfile.TemporaryDirectory(prefix="humpback-probe-") as name:
         logits = Path(name, "logits.safetensors")
         save_tensors({str(number): one.logits.contiguous() for number, one in enumerate(both)}, logits)
@@ -207,14 +207,14 @@ def check_directory(
         try:
             reply = process.started(gpu).ask(request, limit_s(directory, len(asked.long.ids)))
         except process.Failed as failure:
-            raise process.Failed(f"the exported {job.model} could not be loaded in a fresh process: {failure}") from None
+            raise process.Failed(f"{failed}: {failure}") from None
         finally:
             if gpu:
                 process.ended()
     if "problem" in reply:
         raise TrainingStopped(reply["problem"])
     if "error" in reply:
-        raise process.Failed(f"the exported {job.model} could not be loaded in a fresh process: {reply['error']}")
+        raise process.Failed(f"{failed}: {reply['error']}")
     logger.info(
         "%s: loaded again%s, logits differ by %.2g, %d of %d greedy tokens agree, %d generated",
         job.model, reply["where"], reply["apart"], reply["agreed"], len(asked.greedy), reply["generated"],

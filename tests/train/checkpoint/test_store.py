@@ -202,7 +202,14 @@ def changed(name: str, change: Callable[[Any], object]) -> Callable[[Path], None
 
 
 def replaced(name: str, body: str | bytes) -> Callable[[Path], None]:
-    return lambda at: (at / name).write_bytes(body if isinstance(body, bytes) else body.encode()) and None
+    def harm(at: Path) -> None:
+        (at / name).write_bytes(body if isinstance(body, bytes) else body.encode())
+
+    return harm
+
+
+def cut_state(at: Path) -> None:
+    (at / "state.json").write_bytes((at / "state.json").read_bytes()[:-9])
 
 
 FILE = "rank-00001-000.safetensors"
@@ -210,7 +217,7 @@ LIST = "rank-00001.json"
 
 HARMS: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty state": (replaced("state.json", ""), "state.json: Invalid JSON"),
-    "cut state": (lambda at: (at / "state.json").write_text((at / "state.json").read_text()[:-9]) and None, "Invalid"),
+    "cut state": (cut_state, "state.json: Invalid JSON"),
     "binary state": (replaced("state.json", b"\xff\xfe\x00"), "state.json: Invalid JSON"),
     "deep state": (replaced("state.json", "[" * 100_000), "state.json: Invalid JSON"),
     "a list as state": (replaced("state.json", "[1, 2]"), "state.json: the file: "),
@@ -224,7 +231,7 @@ HARMS: dict[str, tuple[Callable[[Path], None], str]] = {
     "2.0 workers": (changed("state.json", lambda it: it.update(workers=2.5)), "workers: "),
     "many workers": (changed("state.json", lambda it: it.update(workers=10**18)), "rank-00002.json is missing"),
     "endless workers": (changed("state.json", lambda it: it.update(workers=10**400)), "is missing|workers: "),
-    "another step": (changed("state.json", lambda it: it.update(step=7)), "step is 7, but the directory is named step-"),
+    "another step": (changed("state.json", lambda it: it.update(step=7)), "step is 7, but the directory is named st"),
     "identity of text": (changed("state.json", lambda it: it.update(identity="m0")), "identity: "),
     "an unknown field": (changed("state.json", lambda it: it.update(more=1)), "more: Extra inputs"),
     "history of text": (changed("state.json", lambda it: it.update(history="x")), "history: "),
@@ -248,9 +255,9 @@ HARMS: dict[str, tuple[Callable[[Path], None], str]] = {
     "fragments of text": (changed(LIST, lambda it: it[FILE].update(fragments="abc")), "fragments: "),
     "a pair as fragment": (changed(LIST, lambda it: it[FILE].update(fragments=[["a", 1]])), "fragments.0"),
     "a fragment of texts": (changed(LIST, lambda it: it[FILE].update(fragments=[["a", "0", "4"]])), "fragments.0"),
-    "a fragment backwards": (changed(LIST, lambda it: it[FILE].update(fragments=[["a", 4, 2]])), "elements 4 to 2 of a"),
-    "a file elsewhere": (changed(LIST, lambda it: it.update({"../x": it.pop(FILE)})), "'../x' is not a file of this"),
-    "a file of another": (changed(LIST, lambda it: it.update({"rank-00000-000.safetensors": it.pop(FILE)})), "is not a"),
+    "a fragment backwards": (changed(LIST, lambda it: it[FILE].update(fragments=[["a", 4, 2]])), "elements 4 to 2 of"),
+    "a file elsewhere": (changed(LIST, lambda it: it.update({"../x": it.pop(FILE)})), "'../x' is not a file of"),
+    "a file of another": (changed(LIST, lambda it: it.update({"rank-00000-000.safetensors": it.pop(FILE)})), "is not"),
     "no state listed": (changed("rank-00000.json", lambda it: it.pop("state.json")), "state.json is not in it"),
 }
 

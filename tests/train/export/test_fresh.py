@@ -1,5 +1,6 @@
 """The process in which exports are checked, and what is asked of it."""
 
+import itertools
 import json
 import os
 import signal
@@ -30,7 +31,8 @@ def own() -> Iterator[None]:
     """Give a test a process of its own; other tests share one."""
     process.ended()
     yield
-    process.ended()
+    if process._processes and not process.started(gpu=False).runs():
+        process.ended()
 
 
 def test_the_check_holds_in_a_process_whose_transformers_is_patched(
@@ -69,7 +71,7 @@ def test_an_error_of_positions_that_only_a_long_probe_sees_is_found(
     (tmp_path / "model/config.json").write_text(json.dumps(written))
     reload.check_directory(tmp_path / "model", asked(attending, tokenizer, this), this)
     long = asked(attending, tokenizer, this, 2048, LONG * 8)
-    with pytest.raises(TrainingStopped, match=r"logits differ by 0\.00\d+ of the largest at token 1,[\d]+ of 1,920, but"):
+    with pytest.raises(TrainingStopped, match=r"logits differ by 0\.00\d+ of the largest at token 1,\d+ of 1,920"):
         reload.check_directory(tmp_path / "model", long, this)
 
 
@@ -90,8 +92,7 @@ def test_at_most_64_positions_and_those_of_the_greedy_tokens_are_compared() -> N
     places = reload.spread(2048, 16)
     assert (places[0], places[-16:]) == (0, list(range(2032, 2048)))
     assert len(places) <= 64 + 16
-    gaps = [later - earlier for earlier, later in zip(places, places[1:], strict=False)]
-    assert max(gaps) <= 33
+    assert max(later - earlier for earlier, later in itertools.pairwise(places)) <= 33
 
 
 def test_only_the_positions_asked_for_get_logits(model: Any) -> None:
@@ -128,7 +129,7 @@ def test_the_process_is_kept_for_the_next_model_and_told_failures_are_its_own_wo
     reload.check_directory(exported, probe, this)
     before = process.started(gpu=False)
     (exported / "model.safetensors").write_bytes(b"x" * 20)
-    with pytest.raises(process.Failed, match="the exported m0 could not be loaded in a fresh process: SafetensorError: "):
+    with pytest.raises(process.Failed, match="exported m0 could not be loaded in a fresh process: SafetensorError: "):
         reload.check_directory(exported, probe, this)
     assert process.started(gpu=False) is before
 

@@ -42,9 +42,6 @@ from humpback_ray.train.step import optimize, validate
 
 logger = logging.getLogger(__name__)
 
-CHECK_STARTS_BEFORE_S = 30.0
-"""How long before the export the process that will check it starts; its imports take 4 s, from a network disk more."""
-
 
 def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainResult:
     """Fine-tune and export one model; every worker calls it, and rank 0's result counts.
@@ -61,13 +58,13 @@ def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainRe
 def trained(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainResult:
     """Do the work of `train` with torch.distributed up."""
     started = time.monotonic()
+    if session.rank == 0:
+        process.started(placement.gpus_per_worker > 0)  # its imports run beside the start
     base = storage.local_directory(job.base)
     training = prepare(job, placement, session, base)
     resume(training)
     try:
         for step in range(len(training.history) + 1, training.schedule.steps + 1):
-            if session.rank == 0 and ends_soon(training, step):
-                process.started(placement.gpus_per_worker > 0)
             asked = advance(training, step)
             if asked or step % placement.checkpoint_every_steps == 0 or step == training.schedule.steps:
                 save(training)
@@ -76,12 +73,6 @@ def trained(job: TrainJob, placement: TrainPlacement, session: Session) -> Train
     finally:
         training.saver.wait()
     return replace(result, files=files, greedy=greedy, seconds=time.monotonic() - started)
-
-
-def ends_soon(training: Training, step: int) -> bool:
-    """Tell whether the export is near: then the process that will check it starts to import its libraries."""
-    left, seconds = training.schedule.steps - step + 1, training.history[-1].seconds if training.history else 1.0
-    return left == 1 or left * seconds < CHECK_STARTS_BEFORE_S
 
 
 def prepare(job: TrainJob, placement: TrainPlacement, session: Session, base: Path) -> Training:

@@ -38,7 +38,6 @@ from humpback_ray.train.data.examples import Example
 from humpback_ray.train.disk import explained, save_tensors
 from humpback_ray.train.engine import group, lora
 from humpback_ray.train.engine.deepspeed_internals import is_partitioned, whole_shape
-from humpback_ray.train.export import process
 from humpback_ray.train.export.reload import check_directory, probe, probe_prompt, unlike_training
 from humpback_ray.train.job import TrainingStopped, TrainJob
 from humpback_ray.train.recipe import Lora, TrainRecipe
@@ -72,8 +71,6 @@ def export_model(
     """
     job, tokenizer, rank, engine = training.job, training.tokenizer, training.session.rank, training.engine
     gpu = training.placement.gpus_per_worker > 0
-    if rank == 0:
-        process.started(gpu)
     module: Any = engine.module
     prompt = encode_prompt(tokenizer, probe_prompt(job.chat, job.direction))
     asked = probe(engine, prompt, longest(training.data.examples), limit_tokens(module.config, job.recipe))

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,6 @@ assert model, this  # fixtures
 def exported(model: Any, base: Path, tokenizer: Any, this: TrainJob, tmp_path: Path) -> Path:
     write(model, base, tokenizer, this, tmp_path / "scratch")
     return tmp_path / "model"
-
-
-@pytest.fixture
-def own() -> Iterator[None]:
-    """Give a test a process of its own; other tests share one."""
-    process.ended()
-    yield
-    if process._processes and not process.started(gpu=False).runs():
-        process.ended()
 
 
 def test_the_check_holds_in_a_process_whose_transformers_is_patched(
@@ -135,21 +125,31 @@ def test_the_process_is_kept_for_the_next_model_and_told_failures_are_its_own_wo
 
 
 def test_a_killed_process_is_an_ordinary_failure_in_plain_words(
-    exported: Path, model: Any, tokenizer: Any, this: TrainJob, own: None, monkeypatch: pytest.MonkeyPatch
+    exported: Path, model: Any, tokenizer: Any, this: TrainJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probe = asked(model, tokenizer, this)
-    pid = process.started(gpu=False)._popen.pid
-    os.kill(pid, signal.SIGSTOP)  # it cannot answer before it is killed
-    os.kill(pid, signal.SIGKILL)
-    monkeypatch.setattr(process.Process, "runs", lambda self: True)  # it dies between this look and the request
+    probe, other = asked(model, tokenizer, this), process.Process(gpu=False)
+    os.kill(other._popen.pid, signal.SIGKILL)
+    monkeypatch.setattr(process, "started", lambda gpu: other)
     with pytest.raises(process.Failed, match=r"it was killed \(signal 9\), as the kernel does if .* out of memory"):
         reload.check_directory(exported, probe, this)
     monkeypatch.undo()
     reload.check_directory(exported, probe, this)
 
 
-def test_a_process_that_does_not_answer_in_time_is_ended(own: None) -> None:
-    begun = process.started(gpu=False)
+def test_a_process_that_has_died_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_processes", {})
+    first = process.started(gpu=False)
+    os.kill(first._popen.pid, signal.SIGKILL)
+    first._popen.wait()
+    second = process.started(gpu=False)
+    assert second is not first
+    assert second.runs()
+    process.ended()
+    assert not second.runs()
+
+
+def test_a_process_that_does_not_answer_in_time_is_ended() -> None:
+    begun = process.Process(gpu=False)
     os.kill(begun._popen.pid, signal.SIGSTOP)
     with pytest.raises(process.Failed, match="it did not answer within 0 s, and was ended"):
         begun.ask({}, 0.2)

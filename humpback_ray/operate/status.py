@@ -220,7 +220,12 @@ class Unfinished:
         try:
             figures = json.loads(self.read(newest.name)) if newest else {}
             step, steps, seconds = int(figures["step"]), int(figures["steps"]), float(figures["seconds"])
-        except (ValueError, TypeError, LookupError, OverflowError):  # there is none, or it is damaged: the next step replaces it
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            OverflowError,
+        ):  # there is none, or it is damaged: the next step replaces it
             return "", None, None, None
         return "steps", step, steps, 1 / seconds if seconds else None
 

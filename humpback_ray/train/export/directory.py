@@ -67,7 +67,7 @@ def export_model(
         TrainingStopped: there is no room for the model (on every rank), or the model in the directory differs from the
             trained one (on rank 0).
         OSError: a file could not be written.
-        process.Failed: the check could not be made.
+        process.CheckFailed: the check could not be made.
     """
     job, tokenizer, rank, engine = training.job, training.tokenizer, training.session.rank, training.engine
     gpu = training.placement.gpus_per_worker > 0

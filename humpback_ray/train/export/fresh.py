@@ -15,6 +15,7 @@ import gc
 import importlib
 import inspect
 import json
+import logging
 import os
 import queue
 import select
@@ -28,6 +29,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 LISTEN_S = 2.0
 """Seconds between two looks whether the process that asks is alive, beside the end of the input."""
@@ -67,11 +70,16 @@ class Request(TypedDict):
 
 @dataclass(frozen=True)
 class Placed:
-    """Where weights go: arguments of `from_pretrained`, words for the log, and whether all of them stay there."""
+    """Where weights go."""
 
     arguments: dict[str, Any]
+    """Arguments of `from_pretrained`."""
+    device: str
+    """The device that reads the tokens."""
     words: str
+    """The place, for the log."""
     whole: bool
+    """Whether all weights stay in the memory of the devices that use them."""
 
 
 class Unlike(Exception):
@@ -97,10 +105,9 @@ def answer(request: Request) -> dict[str, Any]:
             "not published"
         )
     model, placed = load_again(request)
-    device = "cuda:0" if request["gpu"] else "cpu"
-    apart, agreed = compare(model, request, device)
+    apart, agreed = compare(model, request, placed.device)
     start = request["prompt_ids"][: request["start"]]
-    generated = generate(model, start, len(request["greedy"]) if placed.whole else 1, device)
+    generated = generate(model, start, len(request["greedy"]) if placed.whole else 1, placed.device)
     if generated < 1:
         raise Unlike(f"the exported {name} generated nothing on the probe prompt; not published")
     return {"apart": apart, "agreed": agreed, "generated": generated, "where": placed.words}
@@ -132,14 +139,22 @@ def load_again(request: Request) -> tuple[Any, Placed]:
 
 
 def _gpu_room(request: Request) -> dict[int, int]:
-    """Return the bytes of each visible GPU that weights may take."""
+    """Return the bytes of each visible GPU that weights may take; none if this process may not use GPUs.
+
+    A GPU in exclusive mode belongs to the process that trained, which still runs.
+    """
     import torch
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(request["directory"]).get_text_config()
     activations = TOKEN_BYTES * max(map(len, request["passes"])) * config.hidden_size
-    free = {number: torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())}
-    return {number: max(0, int(0.95 * room) - RESERVE_BYTES - activations) for number, room in free.items()}
+    try:
+        free = {number: torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())}
+    except RuntimeError as error:
+        logger.warning("the export is checked on the host, since this process cannot use the GPU: %s", error)
+        return {}
+    room = {number: int(0.95 * left) - RESERVE_BYTES - activations for number, left in free.items()}
+    return {number: left for number, left in room.items() if left > 0}
 
 
 def place(weights_bytes: int, gpus: Mapping[int, int], host_bytes: int) -> Placed:
@@ -154,11 +169,13 @@ def place(weights_bytes: int, gpus: Mapping[int, int], host_bytes: int) -> Place
     whole, disk = weights_bytes <= on_gpus, weights_bytes > on_gpus + host_bytes
     limits = {"max_memory": {**gpus, "cpu": host_bytes}}
     if not gpus:
-        return Placed({"device_map": "auto", **limits} if disk else {}, " from disk" if disk else "", not disk)
-    if weights_bytes <= gpus[0]:
-        return Placed({"device_map": {"": 0}}, " on the GPU", True)
+        arguments = {"device_map": "auto", **limits} if disk else {}
+        return Placed(arguments, "cpu", " from disk" if disk else "", not disk)
+    for number, room in gpus.items():
+        if weights_bytes <= room:
+            return Placed({"device_map": {"": number}}, f"cuda:{number}", " on a GPU", True)
     words = f" on {len(gpus)} GPUs" if whole else f" on {len(gpus)} GPUs and from {'disk' if disk else 'the host'}"
-    return Placed({"device_map": "sequential", **limits}, words, whole)
+    return Placed({"device_map": "sequential", **limits}, f"cuda:{min(gpus)}", words, whole)
 
 
 def compare(model: Any, request: Request, device: str) -> tuple[float, int]:

@@ -1,13 +1,15 @@
 """The fresh process that checks exports (fresh.py), from the side of the process that trains.
 
-It starts when a training does, since its imports take 4 s, and waits. A process that trains several models on CPUs keeps
-it for the next one. It does not see what would make it a worker of a distributed run: the variables of launchers, Accelerate
-and OpenMP are taken out of its environment, and without GPUs it sees none. It finds the package where its parent does.
+It starts when a training does, since its imports take 4 s, and waits. A process that trains several models on CPUs
+keeps it for the next one. It does not see what would make it a worker of a distributed run: the variables of launchers,
+Accelerate and OpenMP are taken out of its environment, and without GPUs it sees none. It finds the package where its
+parent does.
 """
 
 import atexit
 import contextlib
 import json
+import logging
 import os
 import selectors
 import signal
@@ -18,6 +20,11 @@ from collections.abc import Mapping
 from typing import IO, Any, cast
 
 from humpback_ray.train.export import fresh
+
+logger = logging.getLogger(__name__)
+
+SAY_EVERY_S = 60.0
+"""Seconds between log lines while a check runs."""
 
 _WORKER = (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "ROLE_", "CROSS_", "MASTER_",
@@ -30,7 +37,7 @@ _processes: "dict[int, Process]" = {}
 """The process of this process, by its id, so that a forked one has its own."""
 
 
-class Failed(RuntimeError):
+class CheckFailed(RuntimeError):
     """The check could not be made; that says nothing about the model, and may be tried again."""
 
 
@@ -60,7 +67,7 @@ class Process:
         """Send a request and return the reply.
 
         Raises:
-            Failed: it ended or did not answer in time; the message says how.
+            CheckFailed: it ended or did not answer in time; the message says how.
         """
         stdin, stdout = cast(IO[bytes], self._popen.stdin), cast(IO[bytes], self._popen.stdout)
         reply = b""
@@ -71,17 +78,21 @@ class Process:
             with selectors.DefaultSelector() as selector:
                 selector.register(stdout, selectors.EVENT_READ)
                 while not reply.endswith(b"\n"):
-                    if not selector.select(max(0.0, deadline - time.monotonic())):
-                        raise Failed(f"it did not answer within {limit_s:,.0f} s, and was ended")
+                    left_s = deadline - time.monotonic()
+                    if not selector.select(max(0.0, min(left_s, SAY_EVERY_S))):
+                        if left_s <= SAY_EVERY_S:
+                            raise CheckFailed(f"it did not answer within {limit_s:,.0f} s, and was ended")
+                        logger.info("the export is being checked, for %.0f s so far", limit_s - left_s + SAY_EVERY_S)
+                        continue
                     block = os.read(stdout.fileno(), 1 << 16)
                     if not block:
-                        raise Failed(_end_words(self._popen.wait()))
+                        raise CheckFailed(_end_words(self._popen.wait()))
                     reply += block
             return json.loads(reply)
         except BrokenPipeError:
             code = self._popen.wait()
             self.end()
-            raise Failed(_end_words(code)) from None
+            raise CheckFailed(_end_words(code)) from None
         except BaseException:
             self.end()  # a late reply would be taken for that of the next request
             raise

@@ -181,7 +181,7 @@ def check_directory(
 
     Raises:
         TrainingStopped: tokens, logits or names of weights differ, or a logit is NaN.
-        process.Failed: the check could not be made.
+        process.CheckFailed: the check could not be made.
     """
     import torch
 
@@ -206,15 +206,15 @@ def check_directory(
         )
         try:
             reply = process.started(gpu).ask(request, limit_s(directory, len(asked.long.ids)))
-        except process.Failed as failure:
-            raise process.Failed(f"{failed}: {failure}") from None
+        except process.CheckFailed as failure:
+            raise process.CheckFailed(f"{failed}: {failure}") from None
         finally:
             if gpu:
                 process.ended()
     if "problem" in reply:
         raise TrainingStopped(reply["problem"])
     if "error" in reply:
-        raise process.Failed(f"{failed}: {reply['error']}")
+        raise process.CheckFailed(f"{failed}: {reply['error']}")
     logger.info(
         "%s: loaded again%s, logits differ by %.2g, %d of %d greedy tokens agree, %d generated",
         job.model, reply["where"], reply["apart"], reply["agreed"], len(asked.greedy), reply["generated"],

@@ -14,6 +14,7 @@ import pytest
 
 from humpback_ray.train.export import fresh, process, reload
 from humpback_ray.train.job import TrainingStopped, TrainJob
+from tests.conftest import Said
 from tests.train.export.test_directory import LONG, asked, model, this, write
 
 assert model, this  # fixtures
@@ -119,7 +120,9 @@ def test_the_process_is_kept_for_the_next_model_and_told_failures_are_its_own_wo
     reload.check_directory(exported, probe, this)
     before = process.started(gpu=False)
     (exported / "model.safetensors").write_bytes(b"x" * 20)
-    with pytest.raises(process.Failed, match="exported m0 could not be loaded in a fresh process: SafetensorError: "):
+    with pytest.raises(
+        process.CheckFailed, match="exported m0 could not be loaded in a fresh process: SafetensorError: "
+    ):
         reload.check_directory(exported, probe, this)
     assert process.started(gpu=False) is before
 
@@ -130,10 +133,22 @@ def test_a_killed_process_is_an_ordinary_failure_in_plain_words(
     probe, other = asked(model, tokenizer, this), process.Process(gpu=False)
     os.kill(other._popen.pid, signal.SIGKILL)
     monkeypatch.setattr(process, "started", lambda gpu: other)
-    with pytest.raises(process.Failed, match=r"it was killed \(signal 9\), as the kernel does if .* out of memory"):
+    with pytest.raises(
+        process.CheckFailed, match=r"it was killed \(signal 9\), as the kernel does if .* out of memory"
+    ):
         reload.check_directory(exported, probe, this)
     monkeypatch.undo()
     reload.check_directory(exported, probe, this)
+
+
+def test_a_process_that_may_use_gpus_uses_the_host_where_it_finds_none_and_is_not_kept(
+    exported: Path, model: Any, tokenizer: Any, this: TrainJob, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_processes", {})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    reload.check_directory(exported, asked(model, tokenizer, this), this, gpu=True)
+    assert said.records[-1][1].startswith("m0: loaded again, logits differ by ")
+    assert not process._processes, "it would hold memory of the GPU"
 
 
 def test_a_process_that_has_died_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +166,7 @@ def test_a_process_that_has_died_is_replaced(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_process_that_does_not_answer_in_time_is_ended() -> None:
     begun = process.Process(gpu=False)
     os.kill(begun._popen.pid, signal.SIGSTOP)
-    with pytest.raises(process.Failed, match="it did not answer within 0 s, and was ended"):
+    with pytest.raises(process.CheckFailed, match="it did not answer within 0 s, and was ended"):
         begun.ask({}, 0.2)
     assert not begun.runs()
 
@@ -189,15 +204,17 @@ def test_weights_go_to_gpus_then_to_the_host_then_stay_on_disk() -> None:
     giga = 10**9
     one, two = {0: 70 * giga}, {0: 70 * giga, 1: 70 * giga}
     host = {"cpu": 100 * giga}
-    assert fresh.place(14 * giga, {}, 100 * giga) == fresh.Placed({}, "", True)
-    expected = fresh.Placed({"device_map": "auto", "max_memory": host}, " from disk", False)
+    assert fresh.place(14 * giga, {}, 100 * giga) == fresh.Placed({}, "cpu", "", True)
+    expected = fresh.Placed({"device_map": "auto", "max_memory": host}, "cpu", " from disk", False)
     assert fresh.place(130 * giga, {}, 100 * giga) == expected
-    assert fresh.place(14 * giga, two, 100 * giga) == fresh.Placed({"device_map": {"": 0}}, " on the GPU", True)
+    assert fresh.place(14 * giga, two, 100 * giga) == fresh.Placed({"device_map": {"": 0}}, "cuda:0", " on a GPU", True)
+    busy = {0: 5 * giga, 1: 70 * giga}
+    assert fresh.place(14 * giga, busy, 0) == fresh.Placed({"device_map": {"": 1}}, "cuda:1", " on a GPU", True)
     assert fresh.place(130 * giga, two, 100 * giga) == fresh.Placed(
-        {"device_map": "sequential", "max_memory": {**two, **host}}, " on 2 GPUs", True
+        {"device_map": "sequential", "max_memory": {**two, **host}}, "cuda:0", " on 2 GPUs", True
     )
     assert fresh.place(130 * giga, one, 100 * giga) == fresh.Placed(
-        {"device_map": "sequential", "max_memory": {**one, **host}}, " on 1 GPUs and from the host", False
+        {"device_map": "sequential", "max_memory": {**one, **host}}, "cuda:0", " on 1 GPUs and from the host", False
     )
     assert fresh.place(180 * giga, one, 100 * giga).words == " on 1 GPUs and from disk"
 

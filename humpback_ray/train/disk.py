@@ -45,6 +45,8 @@ def explained(what: str, needed_bytes: int, *places: Callable[[], str]) -> Itera
     """
     try:
         yield
+    except StorageError:
+        raise
     except Exception as error:
         number = errno_of(error)
         if number is None or (isinstance(error, OSError) and number not in _NO_ROOM):

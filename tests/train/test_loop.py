@@ -41,8 +41,8 @@ def spoil(checkpoint: Path) -> None:
 
 
 def damage_all(checkpoints: Path) -> None:
-    for checkpoint in checkpoints.glob("*/step-*"):
-        spoil(checkpoint)
+    for state in checkpoints.glob("*/step-*/state.json"):
+        spoil(state.parent)
 
 
 def forget(checkpoints: Path, step: int) -> None:

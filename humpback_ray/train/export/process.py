@@ -49,7 +49,7 @@ class Process:
     """
 
     def __init__(self, gpu: bool) -> None:
-        self.gpu = gpu
+        self.gpu, self._owner = gpu, os.getpid()
         self._popen = subprocess.Popen(
             [sys.executable, "-P", "-m", fresh.__name__],
             stdin=subprocess.PIPE,
@@ -99,6 +99,8 @@ class Process:
 
     def end(self) -> None:
         """End the process, if it runs."""
+        if os.getpid() != self._owner:  # a fork of the owner ends
+            return
         atexit.unregister(self.end)
         self._popen.kill()
         self._popen.wait()
@@ -113,7 +115,7 @@ def started(gpu: bool) -> Process:
     here = os.getpid()
     found = _processes.get(here)
     if found is None or found.gpu != gpu or not found.runs():
-        _processes.clear()
+        ended()
         found = _processes[here] = Process(gpu)
     return found
 

@@ -60,6 +60,8 @@ def trained(job: TrainJob, placement: TrainPlacement, session: Session) -> Train
     started = time.monotonic()
     if session.rank == 0:
         process.started(placement.gpus_per_worker > 0)  # its imports run beside the start
+    else:
+        process.ended()  # a warm worker has one
     base = storage.local_directory(job.base)
     training = prepare(job, placement, session, base)
     resume(training)

@@ -1,9 +1,9 @@
 """The fresh process that checks exports (fresh.py), from the side of the process that trains.
 
-It starts when a training does, since its imports take 4 s, and waits. A process that trains several models on CPUs
-keeps it for the next one. It does not see what would make it a worker of a distributed run: the variables of launchers,
-Accelerate and OpenMP are taken out of its environment, and without GPUs it sees none. It finds the package where its
-parent does.
+It starts when a training does or before (stages/warm.py), since its imports take 4 s, and waits. A process that trains
+several models on CPUs keeps it for the next one. It does not see what would make it a worker of a distributed run: the
+variables of launchers, Accelerate and OpenMP are taken out of its environment, and without GPUs it sees none. It finds
+the package where its parent does.
 """
 
 import atexit

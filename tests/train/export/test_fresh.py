@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from humpback_ray.stages import warm
 from humpback_ray.train.export import fresh, process, reload
 from humpback_ray.train.job import TrainingStopped, TrainJob
 from tests.conftest import Said
@@ -161,6 +162,16 @@ def test_a_process_that_has_died_is_replaced(monkeypatch: pytest.MonkeyPatch) ->
     assert second.runs()
     process.ended()
     assert not second.runs()
+
+
+def test_a_warm_training_worker_has_started_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_processes", {})
+    monkeypatch.setattr(warm, "_import", lambda modules: None)
+    warm.import_training()
+    (begun,) = process._processes.values()
+    assert begun.runs()
+    assert process.started(gpu=False) is begun
+    process.ended()
 
 
 def test_a_process_that_does_not_answer_in_time_is_ended() -> None:

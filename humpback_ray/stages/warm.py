@@ -8,8 +8,8 @@ which start while the stage works.
 
 Nothing depends on a warm process: without one, an actor starts as usual. No processes are kept on a cluster, since a
 stage there works for hours, nor on a machine with GPUs, since libraries may look for them before Ray has said which
-ones an actor gets. An idle process takes up to 350 MB, and one for training twice that, since it has started the process
-that checks exports. Fewer are kept where memory is short, and the raylet ends those that no actor took for `IDLE_S`.
+ones an actor gets. An idle process takes up to 350 MB, one for training twice that: it has started the process that
+checks exports. Fewer are kept where memory is short, and the raylet ends those that no actor took for `IDLE_S`.
 """
 
 import contextlib

@@ -217,10 +217,17 @@ class Unfinished:
             return self.shards_done()
         pulses = [file for file in self.under("checkpoints/") if file.name.endswith("/progress.json")]
         newest = max(pulses, key=lambda file: file.modified, default=None)
-        figures = json.loads(self.read(newest.name) or b"{}") if newest else {}
-        if not figures:
+        try:
+            figures = json.loads(self.read(newest.name)) if newest else {}
+            step, steps, seconds = int(figures["step"]), int(figures["steps"]), float(figures["seconds"])
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            OverflowError,
+        ):  # there is none, or it is damaged: the next step replaces it
             return "", None, None, None
-        return "steps", figures["step"], figures["steps"], 1 / figures["seconds"] if figures.get("seconds") else None
+        return "steps", step, steps, 1 / seconds if seconds else None
 
     def shards_done(self) -> tuple[str, int, int, float | None]:
         """Count rows by the plan, or files if the plan has no row counts."""

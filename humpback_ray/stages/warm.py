@@ -8,8 +8,8 @@ which start while the stage works.
 
 Nothing depends on a warm process: without one, an actor starts as usual. No processes are kept on a cluster, since a
 stage there works for hours, nor on a machine with GPUs, since libraries may look for them before Ray has said which
-ones an actor gets. An idle process takes up to 350 MB, so fewer are kept where memory is short, and the raylet ends
-those that no actor took for `IDLE_S`.
+ones an actor gets. An idle process takes up to 350 MB, one for training twice that: it has started the process that
+checks exports. Fewer are kept where memory is short, and the raylet ends those that no actor took for `IDLE_S`.
 """
 
 import contextlib
@@ -44,7 +44,9 @@ def import_models() -> None:
 
 
 def import_training() -> None:
-    """Import the libraries of a training worker."""
+    """Import the libraries of a training worker, and start the process that would check its export."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("humpback_ray.train.export.process").started(gpu=False)
     import_models()
     _import(["humpback_ray.train.fit", "ray.train.torch", *DEEPSPEED])
 

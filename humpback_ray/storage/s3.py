@@ -214,7 +214,10 @@ class S3:
 
         def fetch(start: int) -> None:
             span = f"bytes={start}-{min(start + PART_BYTES, stored.bytes) - 1}"
-            os.pwrite(file.fileno(), self.piece(stored.uri, span, stored.etag).data, start)
+            data = memoryview(self.piece(stored.uri, span, stored.etag).data)
+            while data:  # on a full disk a write is short, and the next one raises
+                written = os.pwrite(file.fileno(), data, start)
+                data, start = data[written:], start + written
 
         with path.open("xb") as file, ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
             list(pool.map(fetch, range(0, stored.bytes, PART_BYTES)))

@@ -6,10 +6,11 @@ divided by their number, whatever the number of workers, the packing or the accu
 losses agree to about 1e-6. Dropout masks are seeded by (seed, step, rank), so a run that resumes with the same number
 of workers and the same `micro_batch_tokens` draws the same ones.
 
-A checkpoint is due every few steps or minutes, or when a worker is told that its node will be taken away or that the
-run will grow. All workers must save after the same step, so each sends its wish along when they sum the step's loss,
-before the last backward pass. If that loss or the gradient is bad, the update is not applied, and the recipe decides
-whether the run stops.
+A checkpoint is due every few steps or minutes, after the last step, and when a worker is told that its node will be
+taken away or that the run will grow. The last one is stored while the model is exported: a failed export repeats no
+step. All workers must save after the same step, so each sends its wish along when they sum the step's loss, before the
+last backward pass. If that loss or the gradient is bad, the update is not applied, and the recipe decides whether the
+run stops.
 
 The loop knows nothing of Ray: a `Session` (state.py) says which worker it is and where checkpoints and progress go. A
 single worker needs no launcher: call `train(job, placement, Session.alone("checkpoints"))`.
@@ -20,6 +21,7 @@ import logging
 import secrets
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +37,7 @@ from humpback_ray.train.data.schedule import schedule
 from humpback_ray.train.engine import cpuadam, deepspeed_internals, group, lora, metrics, rope, zero
 from humpback_ray.train.engine.attention import prepare as prepare_attention
 from humpback_ray.train.engine.exhausted import doing
+from humpback_ray.train.export import process
 from humpback_ray.train.export.card import model_card
 from humpback_ray.train.export.directory import export_model, lacking_room, served_unlike
 from humpback_ray.train.job import StepMetrics, TrainingStopped, TrainJob, TrainResult
@@ -64,6 +67,10 @@ def train(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainRe
 def trained(job: TrainJob, placement: TrainPlacement, session: Session) -> TrainResult:
     """Do the work of `train` with torch.distributed up."""
     started = time.monotonic()
+    if session.rank == 0:
+        process.started(placement.gpus_per_worker > 0)  # its imports run beside the start
+    else:
+        process.ended()  # a warm worker has one
     base = storage.local_directory(job.base)
     with doing("while loading the model"):
         training = prepare(job, placement, session, base)
@@ -71,15 +78,13 @@ def trained(job: TrainJob, placement: TrainPlacement, session: Session) -> Train
     try:
         for step in range(len(training.history) + 1, training.schedule.steps + 1):
             asked = advance(training, step)
-            if step < training.schedule.steps and (asked or step % placement.checkpoint_every_steps == 0):
+            if asked or step % placement.checkpoint_every_steps == 0 or step == training.schedule.steps:
                 save(training)
+        result = outcome(training)
+        with doing("while exporting the model"):
+            files, greedy = export_model(training, base, model_card(job, result), partial(settle, training))
     finally:
         training.saver.wait()
-    prune(training)
-    result = outcome(training)
-    card = model_card(job, result)
-    with doing("while exporting the model"):
-        files, greedy = export_model(training.engine, training.tokenizer, base, job, session.rank, card)
     return replace(result, files=files, greedy=greedy, seconds=time.monotonic() - started)
 
 
@@ -160,35 +165,58 @@ def outcome(training: Training) -> TrainResult:
 
 
 def resume(training: Training) -> None:
-    """Resume from the newest checkpoint, if any; no weights are loaded until all workers have found it undamaged."""
+    """Resume from the newest sound checkpoint, if any; no weights are loaded before all workers have found it sound."""
     import torch.distributed as dist
 
     source = found(training)
     if source is None:
         return
-    training.history = store.read_state(source.uri, training.identity)
-    group.agree(source.problem())
+    training.history = list(source.contents.state.history)
     updates = sum(not row.skipped for row in training.history)
     if updates:
         deepspeed_internals.start_optimizer(training.engine, updates)
-    group.agree(source.fill(fragments.held(training.engine)))
+    source.fill(fragments.held(training.engine))
     deepspeed_internals.publish(training.engine)
     training.resumed_from = len(training.history)
     if training.session.rank == 0:
-        logger.info("%s: resumed from %s", training.job.model, source.uri)
+        logger.info("%s: resumed from %s", training.job.model, source.contents.uri)
     dist.barrier()
     source.forget()
 
 
 def found(training: Training) -> store.Fetched | None:
-    """Fetch each worker's files of the newest checkpoint; look again if one could not get them. None: there is none."""
-    held = fragments.held(training.engine)
-    while uri := group.chosen(training.session.rank, lambda: store.newest(training.session.checkpoints)):
-        source = store.fetch(uri, held)
-        if all(group.gathered(source is not None)):
+    """Fetch each worker's files of the newest sound checkpoint; look again if one could not get them. None: none is.
+
+    Raises:
+        TrainingStopped: the newest one belongs to another run, or all that are complete have wrong bytes.
+    """
+    session, held, wrong = training.session, fragments.held(training.engine), training.saver.damaged
+    while contents := group.chosen(session.rank, lambda: store.newest(session.checkpoints, wrong)):
+        problem, source = store.altered(contents) if session.rank == 0 else None, None
+        problem = next(filter(None, group.gathered(problem)), None)
+        if problem is None:
+            store.check_identity(contents, training.identity)
+            source = store.fetch(contents, held)
+            if not all(group.gathered(source is not None)):
+                if source is not None:
+                    source.forget()
+                continue
+            problem = next(filter(None, group.gathered(source and source.problem(held))), None)
+        if problem is None:
             return source
         if source is not None:
             source.forget()
+        wrong[contents.uri] = problem
+        if session.rank == 0:
+            logger.warning("ignoring checkpoint %s, which is damaged: %s", contents.uri, problem)
+    if wrong:
+        each = "; ".join(f"{uri}: {problem}" for uri, problem in wrong.items())
+        raise TrainingStopped(
+            f"{training.job.model}: every complete checkpoint is damaged ({each}); restore one from a copy, or delete "
+            "them to train from the start"
+        )
+    if session.rank == 0 and store.listed(session.checkpoints):
+        logger.warning("no checkpoint under %s can be used: training starts from step 1", session.checkpoints)
     return None
 
 
@@ -201,12 +229,15 @@ def save(training: Training) -> None:
     training.saved_at = time.monotonic()
 
 
-def prune(training: Training) -> None:
-    """Delete old checkpoints once every worker has stored its part of the last one."""
+def settle(training: Training) -> None:
+    """Wait until every worker has stored its part of the last checkpoint, delete old ones, and end the engine."""
     import torch.distributed as dist
 
+    training.saver.wait()
     dist.barrier()
     training.saver.prune()
+    deepspeed_internals.end(training.engine)
+    dist.barrier()
 
 
 def advance(training: Training, step: int) -> bool:

@@ -23,30 +23,17 @@ class Causal(Protocol):
         ...
 
 
-class Generating(Causal, Protocol):
-    """A causal language model that generates text."""
+class TrainingEngine(Causal, Protocol):
+    """DeepSpeed's engine, as it is documented."""
 
-    def generate(self, inputs: "torch.Tensor", **how: Any) -> "torch.Tensor":
-        """Return prompts and replies, int64 [B, T]."""
-        ...
-
-
-class Probed(Causal, Protocol):
-    """A causal language model that knows its device and can turn dropout off."""
-
+    module: "nn.Module"
     device: "torch.device"
+    optimizer: Any
+    """A ZeRO optimizer, or PyTorch's own if ZeRO is off."""
 
     def eval(self) -> object:
         """Turn dropout off."""
         ...
-
-
-class TrainingEngine(Probed, Protocol):
-    """DeepSpeed's engine, as it is documented."""
-
-    module: "nn.Module"
-    optimizer: Any
-    """A ZeRO optimizer, or PyTorch's own if ZeRO is off."""
 
     def train(self) -> object:
         """Turn dropout on."""

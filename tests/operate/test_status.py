@@ -140,6 +140,17 @@ def test_a_training_run_shows_its_steps_and_who_holds_its_lease_until_it_ends(ro
         assert f"(process {os.getpid()}, submission mine)" in found.holder
     ended = stages(root)["models/m0"]
     assert (ended.state, ended.holder, ended.per_s) == ("stopped?", "", None)
+    for damaged in (
+        b"",
+        b"{",
+        b"[]",
+        b'{"step": 3}',
+        b'{"step": "x", "steps": 1, "seconds": 1}',
+        b'{"step": Infinity}',
+    ):
+        storage.write_bytes(storage.join(root, "models/m0/checkpoints/m0/progress.json"), damaged)
+        storage.write_bytes(storage.join(root, "models/m0/checkpoints/m0/step-000030-3fa9c1/state.json"), damaged)
+        assert stages(root)["models/m0"].done is None, damaged
 
 
 def test_a_stage_over_shards_runs_while_a_driver_beats_and_shows_what_it_waits_for(root: str) -> None:

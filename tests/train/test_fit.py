@@ -44,7 +44,7 @@ def this(base: Path, pairs: tuple[str, ...], export: Path) -> TrainJob:
 
 def checkpoints_of(storage: Path) -> list[str]:
     """Return the checkpoints that a run could resume from."""
-    return [found] if (found := store.newest(str(storage))) else []
+    return [found.uri] if (found := store.newest(str(storage))) else []
 
 
 def kill_driver(job: TrainJob, storage: Path) -> None:

@@ -30,10 +30,25 @@ def plain(base: Path, pairs: tuple[str, ...]) -> list[tuple[float, float]]:
 
 
 def damage(source: Path, target: Path) -> None:
-    """Copy checkpoints, and change the last byte of the newest one's tensors."""
+    """Copy checkpoints, and change the last byte of the newest one's tensors, of the last rank alone."""
     shutil.copytree(source, target)
-    (victim,) = max(target.glob("*/step-*")).glob("*.safetensors")
+    spoil(max(target.glob("*/step-*")))
+
+
+def spoil(checkpoint: Path) -> None:
+    victim = max(checkpoint.glob("*.safetensors"))
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+
+
+def damage_all(checkpoints: Path) -> None:
+    for state in checkpoints.glob("*/step-*/state.json"):
+        spoil(state.parent)
+
+
+def forget(checkpoints: Path, step: int) -> None:
+    """Delete the checkpoint of a step, as if the run had been interrupted before."""
+    (found,) = checkpoints.glob(f"*/step-{step:06d}-*")
+    shutil.rmtree(found)
 
 
 SPIKES: dict[str, Any] = {
@@ -70,7 +85,13 @@ def one(
         [
             Case("zero 0", full, placement(0, 2048)),
             Case("zero 2", full, placement(2, 300, checkpoint_every_steps=5), checkpoints=at / "checkpoint"),
-            Case("resumed", job(base, pairs, at / "resumed"), placement(2, 300), checkpoints=at / "checkpoint"),
+            Case(
+                "resumed",
+                job(base, pairs, at / "resumed"),
+                placement(2, 300),
+                checkpoints=at / "checkpoint",
+                first=partial(forget, at / "checkpoint", 12),
+            ),
             Case(
                 "other recipe",
                 job(base, pairs, at / "x", weight_decay=0.2),
@@ -83,7 +104,13 @@ def one(
                 placement(2, 600, checkpoint_every_steps=5),
                 at / "d-5",
             ),
-            Case("dropout resumed", job(base, pairs, at / "d2", **dropout), placement(2, 600), checkpoints=at / "d-5"),
+            Case(
+                "dropout resumed",
+                job(base, pairs, at / "d2", **dropout),
+                placement(2, 600),
+                at / "d-5",
+                partial(forget, at / "d-5", 12),
+            ),
             Case("damaged", full, placement(2, 300), at / "t", partial(damage, at / "checkpoint", at / "t")),
             Case("burst", job(base, pairs, at / "burst", learning_rate=1e30), placement(2, 600)),
             Case(
@@ -93,7 +120,7 @@ def one(
             ),
             Case("spikes 0", spiky, placement(0, 1)),
             Case("spikes 2", spiky, placement(2, 1, checkpoint_every_steps=26)),
-            Case("spikes resumed", spiky, placement(2, 1), at / "spikes 2"),
+            Case("spikes resumed", spiky, placement(2, 1), at / "spikes 2", partial(forget, at / "spikes 2", 30)),
             Case("by the clock", full, placement(2, 2048, checkpoint_every_minutes=1e-9)),
             Case("too long", job(base, (str(at / "long.parquet"),), at / "none"), placement(2, 600)),
         ],
@@ -113,7 +140,15 @@ def two(
         [
             Case("zero 2", full, placement(2, 300)),
             Case("zero 3", full, placement(3, 300, checkpoint_every_steps=5), checkpoints=at / "checkpoint"),
-            Case("resumed", job(base, pairs, at / "resumed"), placement(3, 300), checkpoints=at / "checkpoint"),
+            Case(
+                "resumed",
+                job(base, pairs, at / "resumed"),
+                placement(3, 300),
+                checkpoints=at / "checkpoint",
+                first=partial(forget, at / "checkpoint", 12),
+            ),
+            Case("damaged", full, placement(2, 300), at / "t", partial(damage, at / "checkpoint", at / "t")),
+            Case("all damaged", full, placement(2, 300), at / "t", partial(damage_all, at / "t")),
             Case("bfloat16", job(base, pairs, at / "bfloat16", dtype="bfloat16"), placement(3, 300)),
             Case("micro of one", job(base, pairs, at / "micro"), placement(1, 1)),
             Case("spikes 3", job(base, odd_pairs, at / "spikes", **SPIKES), placement(3, 1)),
@@ -199,8 +234,8 @@ def written(result: dict[str, Any], case: str) -> set[str]:
 
 
 def test_checkpoints_are_saved_by_the_clock_and_after_a_warning_to_any_worker(one: Results, two: Results) -> None:
-    assert written(one["by the clock"], "by the clock") == {"000010", "000011"}
-    assert written(two["warned"], "warned") == {"000004"}
+    assert written(one["by the clock"], "by the clock") == {"000011", "000012"}
+    assert written(two["warned"], "warned") == {"000004", "000012"}
 
 
 def test_a_checkpoint_of_another_recipe_is_refused_with_both_values(one: Results) -> None:
@@ -221,6 +256,12 @@ def test_the_result_tells_what_was_trained(one: Results) -> None:
     }
 
 
-def test_damage_stops_the_run(one: Results) -> None:
-    expected = "rank-00000-000.safetensors is missing or does not match its digest; delete this checkpoint"
-    assert expected in one["damaged"]["stopped"]
+def test_a_damaged_checkpoint_is_skipped_by_all_workers_and_if_there_is_no_other_the_run_stops(
+    one: Results, two: Results
+) -> None:
+    for whole, results in ((one["zero 2"], one), (two["zero 3"], two)):
+        assert results["damaged"]["resumed_from"] == 10
+        assert losses(results["damaged"]) == pytest.approx(losses(whole), rel=1e-5)
+    stopped = two["all damaged"]["stopped"]
+    assert "m0: every complete checkpoint is damaged (" in stopped
+    assert stopped.count("rank-00001-000.safetensors does not match its digest") == 3

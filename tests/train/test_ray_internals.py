@@ -8,9 +8,10 @@ import pytest
 
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train import ray_internals
-from humpback_ray.train.checkpoint import callbacks, store
+from humpback_ray.train.checkpoint import callbacks
 from humpback_ray.train.checkpoint.callbacks import GaveUp, Patience, end_if_hopeless, save_first
 from humpback_ray.train.job import OutOfMemory
+from tests.train.checkpoint.test_store import written
 from tests.train.internals import moved, privates
 
 
@@ -136,19 +137,27 @@ def test_errors_are_given_before_failed_workers_start_again_and_lack_of_memory_e
 def test_a_resize_waits_until_the_checkpoint_is_stored_or_a_worker_has_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored, asks = iter([["old"], ["old"], ["old"], ["new", "old"]]), []
+    written(tmp_path, "0001", 10)
+    damaged, looks, asks = written(tmp_path, "0001", 20), iter(range(3)), []
+    (damaged / "state.json").write_text("")
     monkeypatch.setattr(callbacks, "LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr(store, "complete", lambda uri: iter(next(stored)))
 
     def working(function: Any) -> list[bool]:
         asks.append(function)
+        if function is ray_internals.is_training and next(looks) == 1:
+            written(tmp_path, "0001", 12)
         return [True, True]
 
-    save_first(str(tmp_path), working)
+    save_first(str(tmp_path / "checkpoints"), working)
     assert asks == [callbacks.ask, ray_internals.is_training, ray_internals.is_training]
-    stored = iter([["old"], ["old"]])
-    save_first(str(tmp_path), lambda function: [True, False])
-    assert next(stored, None) is None, "one look, for a worker had stopped"
+    asks.clear()
+
+    def stopped(function: Any) -> list[bool]:
+        asks.append(function)
+        return [True, False]
+
+    save_first(str(tmp_path / "checkpoints"), stopped)
+    assert len(asks) == 2, "one look, for a worker had stopped"
 
 
 def test_patience_ends_a_run_that_has_no_workers_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ PLACEMENT = TrainPlacement(workers=2, cpus_per_worker=0.5, micro_batch_tokens=40
 def step_reached(uri: str) -> int:
     """Return the step of the newest complete checkpoint, or 0."""
     found = store.newest(uri)
-    return int(found.rsplit("/", 1)[-1].split("-")[1]) if found else 0
+    return found.state.step if found else 0
 
 
 def has_ended(process: psutil.Popen) -> bool:
@@ -51,8 +51,10 @@ def test_a_driver_is_killed_the_next_sleeps_and_is_overtaken_and_the_third_ends_
         wait_for(lambda: step_reached(written) > first, lambda: not has_ended(asleep))
         still = [asleep, *training_workers(asleep)]
         send(signal.SIGSTOP, still)
+        newest = store.newest(written)
+        assert newest is not None
         half = f"{written}/0002/step-{STEPS:06d}-half/state.json"
-        storage.write_bytes(half, storage.read_bytes(f"{store.newest(written)}/state.json"))
+        storage.write_bytes(half, storage.read_bytes(f"{newest.uri}/state.json"))
         with driver(TUNE, [root, "awake", *settings], tmp_path / "awake.log") as awake:
             assert awake.wait(600) == 0, (tmp_path / "awake.log").read_text()[-3000:]
         send(signal.SIGCONT, still)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from humpback_ray import storage
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.stages.waiting import given_up, place_words
 from humpback_ray.train import ray_internals
@@ -44,9 +45,10 @@ def callbacks(uri: str, name: str, placement: TrainPlacement) -> list[Any]:
 
 def save_first(uri: str, in_workers: ray_internals.InWorkers) -> None:
     """Ask workers that are about to be ended for a checkpoint; wait until it is stored or a worker has stopped."""
-    before, deadline = next(store.complete(uri), None), time.monotonic() + STORED_WITHIN_S
+    before = [storage.join(uri, name) for name in store.listed(uri)]
+    deadline = time.monotonic() + STORED_WITHIN_S
     in_workers(ask)
-    while next(store.complete(uri), None) == before and time.monotonic() < deadline:
+    while next(store.complete(uri, besides=before), None) is None and time.monotonic() < deadline:
         if not all(in_workers(ray_internals.is_training)):
             return
         time.sleep(LOOK_EVERY_S)

@@ -7,12 +7,13 @@
 
 An attempt belongs to one driver under one lease, the hex digits to one start of its workers. So no two processes write
 to the same place, and one that has lost its lease can do no harm by writing on. A checkpoint is complete when the lists
-of all ranks exist and every listed file has its size. A run resumes from the complete checkpoint with the most steps,
-of any attempt. An attempt keeps its last few; those of earlier attempts and of a finished model stay until `gc` deletes
-them.
+of all ranks exist and every listed file has its size. A run resumes from the sound checkpoint with the most steps, of
+any attempt. An attempt keeps its last few complete ones; those of earlier attempts and of a finished model stay until
+`gc` deletes them.
 
-Each worker opens the files that overlap with what it holds now, and reads the elements that it needs. A complete
-checkpoint with a wrong byte stops the run: that is damage, which no interruption causes.
+Each worker opens the files that overlap with what it holds now, and reads the elements that it needs. A checkpoint that
+is incomplete, whose JSON is damaged (contents.py) or that has a wrong byte is skipped with a warning. If all complete
+ones have wrong bytes, the run stops: that is damage, which no interruption causes.
 
 Why not DeepSpeed's own checkpoints: they are pickle and refuse another number of workers and another stage, and their
 universal form needs a separate program to convert the whole checkpoint before a run can resume.
@@ -20,23 +21,25 @@ universal form needs a separate program to convert the whole checkpoint before a
 Given up: a node's disk must hold the files that its workers need of a checkpoint on object storage.
 """
 
-import contextlib
 import hashlib
 import itertools
 import json
 import logging
 import re
+import tempfile
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ParamSpec, TypedDict
+from typing import ParamSpec
 
 from humpback_ray import storage
 from humpback_ray.config import difference
-from humpback_ray.train.checkpoint.fragments import Fragment
+from humpback_ray.train.checkpoint.contents import STATE, Contents, Span, Unusable, list_of, read
+from humpback_ray.train.checkpoint.fragments import WEIGHT, Fragment
+from humpback_ray.train.disk import explained, save_tensors
 from humpback_ray.train.job import StepMetrics, TrainingStopped
 
 logger = logging.getLogger(__name__)
@@ -45,29 +48,11 @@ P = ParamSpec("P")
 
 _FILE = re.compile(r"(?P<checkpoint>([^/]+/)?step-\d+-[^/]+)/(?P<file>.+)")
 
-STATE = "state.json"
 PART_BYTES = 1 << 30
 """Most bytes of fragments in a file, unless one is larger; a worker needs as much memory and disk beside its copy."""
 
 PAUSES_S = (1.0, 10.0)
 """Seconds between tries to store a file; within each try, `storage` has its own retries."""
-
-DELETE_IT = "delete this checkpoint to resume from an earlier one"
-
-Span = tuple[str, int, int]
-"""Elements of a flattened parameter: its name, the first element, the one after the last."""
-
-
-class Entry(TypedDict):
-    """A file in a rank's list."""
-
-    bytes: int
-    sha256: str
-    fragments: list[Span]
-
-
-Files = dict[str, Entry]
-"""Entries by file name."""
 
 
 def write(fragments: Iterable[Fragment], rank: int, uri: str, state: Mapping[str, object]) -> None:
@@ -76,13 +61,11 @@ def write(fragments: Iterable[Fragment], rank: int, uri: str, state: Mapping[str
     Raises:
         OSError: a file could not be stored after several tries.
     """
-    from safetensors.torch import save_file
-
-    listed: Files = {}
+    listed: dict[str, dict[str, object]] = {}
     with TemporaryDirectory(prefix="humpback-checkpoint-") as folder:
         for number, part in enumerate(_parts(fragments)):
             path = Path(folder, f"rank-{rank:05d}-{number:03d}.safetensors")
-            save_file({_key(f, kind): tensor for f in part for kind, tensor in f.tensors.items()}, path)
+            _tried(save_tensors, {_key(f, kind): tensor for f in part for kind, tensor in f.tensors.items()}, path)
             listed[path.name] = {
                 "bytes": path.stat().st_size,
                 "sha256": storage.sha256_of(str(path)),
@@ -94,7 +77,7 @@ def write(fragments: Iterable[Fragment], rank: int, uri: str, state: Mapping[str
         body = json.dumps(state).encode()
         listed[STATE] = {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest(), "fragments": []}
         _tried(storage.write_bytes, storage.join(uri, STATE), body)
-    _tried(storage.write_bytes, storage.join(uri, _list_of(rank)), json.dumps(listed).encode())
+    _tried(storage.write_bytes, storage.join(uri, list_of(rank)), json.dumps(listed).encode())
 
 
 def _parts(fragments: Iterable[Fragment]) -> Iterator[list[Fragment]]:
@@ -128,56 +111,48 @@ def state_of(identity: Mapping[str, object], history: Sequence[StepMetrics], wor
     }  # fmt: skip
 
 
-def newest(uri: str) -> str | None:
-    """Return the complete checkpoint with the most steps under `<stage>/checkpoints`, of any attempt, or None."""
-    return next(complete(uri, logger.warning), None)
-
-
-def complete(uri: str, log: Callable[..., None] = logger.debug) -> Iterator[str]:
-    """Yield the complete checkpoints under a directory, the one with the most steps first; log the others."""
-    found = _listed(uri)
-    for name in sorted(found, key=_step, reverse=True):
-        checkpoint = storage.join(uri, name)
-        lacking = missing(checkpoint, found[name])
-        if lacking is None:
-            yield checkpoint
-        else:
-            log("ignoring checkpoint %s, which is incomplete: %s is missing or has the wrong size", checkpoint, lacking)
-
-
-def missing(uri: str, sizes: Mapping[str, int]) -> str | None:
-    """Name a file of a checkpoint that is missing or has the wrong size; None if the checkpoint is complete.
+def newest(uri: str, besides: Collection[str] = ()) -> Contents | None:
+    """Return the complete checkpoint with the most steps under `<stage>/checkpoints`, of any attempt, or None.
 
     Args:
-        uri: the checkpoint.
-        sizes: bytes of the files that a listing found there.
+        uri: the directory.
+        besides: checkpoints that are left out.
     """
-    if STATE not in sizes:
-        return STATE
-    lists = [_list_of(rank) for rank in range(_read(uri, STATE)["workers"])]
-    expected: dict[str, int] = {}
-    for name in lists:
-        if name not in sizes:
-            return name
-        expected |= {file: entry["bytes"] for file, entry in _read(uri, name).items()}
-    return next((name for name, size in expected.items() if sizes.get(name) != size), None)
+    return next(complete(uri, logger.warning, besides), None)
 
 
-def _read(uri: str, name: str) -> Any:
-    return json.loads(storage.read_bytes(storage.join(uri, name)))
+def complete(uri: str, log: Callable[..., None] = logger.debug, besides: Collection[str] = ()) -> Iterator[Contents]:
+    """Yield the complete checkpoints under a directory, the one with the most steps first; log the others."""
+    found = listed(uri)
+    for name in sorted(found, key=_order, reverse=True):
+        checkpoint = storage.join(uri, name)
+        if checkpoint in besides:
+            continue
+        try:
+            contents = read(checkpoint, found[name])
+        except Unusable as problem:
+            log("ignoring checkpoint %s, which is %s: %s", checkpoint, problem.words, problem)
+        else:
+            yield contents
 
 
-def prune(uri: str, keep: int) -> None:
-    """Delete checkpoints older than the last `keep` complete ones under `<stage>/checkpoints/<attempt>`."""
-    found = _listed(uri)
-    kept = [checkpoint.rsplit("/", 1)[-1] for checkpoint in itertools.islice(complete(uri), keep)]
+def prune(uri: str, keep: int, besides: Collection[str] = ()) -> None:
+    """Delete checkpoints older than the last `keep` complete ones under `<stage>/checkpoints/<attempt>`.
+
+    Args:
+        uri: the attempt's directory.
+        keep: number of complete checkpoints that are kept.
+        besides: checkpoints with wrong bytes: they do not count as complete.
+    """
+    found = listed(uri)
+    kept = [one.state.step for one in itertools.islice(complete(uri, besides=besides), keep)]
     if len(kept) == keep:
-        for name in [name for name in found if _step(name) < _step(kept[-1])]:
+        for name in [name for name in found if _order(name)[0] < kept[-1]]:
             for file in found[name]:
                 storage.delete(storage.join(uri, name, file))
 
 
-def _listed(uri: str) -> dict[str, dict[str, int]]:
+def listed(uri: str) -> dict[str, dict[str, int]]:
     """Return the checkpoints under a directory by relative path, each with the sizes of its files."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
     for entry in storage.listing(uri):
@@ -186,91 +161,121 @@ def _listed(uri: str) -> dict[str, dict[str, int]]:
     return found
 
 
-def _step(name: str) -> tuple[int, str]:
+def _order(name: str) -> tuple[int, str]:
     """Return a key that orders checkpoints by step and then by name."""
     return int(name.rsplit("/", 1)[-1].split("-")[1]), name
 
 
-def _list_of(rank: int) -> str:
-    return f"rank-{rank:05d}.json"
+def altered(contents: Contents) -> str | None:
+    """Compare a checkpoint's state with its digest; return what is wrong, or None."""
+    return _unlike_digest(STATE, storage.join(contents.uri, STATE), contents)
 
 
-def read_state(uri: str, identity: Mapping[str, object]) -> list[StepMetrics]:
-    """Return the metrics of a checkpoint's steps, after checking that it belongs to this run.
+def _unlike_digest(name: str, path: str, contents: Contents) -> str | None:
+    try:
+        found = storage.sha256_of(path)
+    except OSError as error:
+        return f"{name} cannot be read: {storage.words(error)}"
+    return None if found == contents.files[name].sha256 else f"{name} does not match its digest"
+
+
+def check_identity(contents: Contents, identity: Mapping[str, object]) -> None:
+    """Check that a checkpoint belongs to this run.
 
     Raises:
-        TrainingStopped: the checkpoint belongs to another run.
+        TrainingStopped: it belongs to another run.
     """
-    state = _read(uri, STATE)
-    found = difference(state["identity"], json.loads(json.dumps(identity)))
+    found = difference(contents.state.identity, json.loads(json.dumps(identity)))
     if found:
         field, old, new = found
         raise TrainingStopped(
-            f"{identity['model']}: the checkpoint of step {state['step']} was made with {field} = {old} and this run "
-            f"has {new}; set it back to resume, or delete the checkpoints to train from the start"
+            f"{identity['model']}: the checkpoint of step {contents.state.step} was made with {field} = {old} and this "
+            f"run has {new}; set it back to resume, or delete the checkpoints to train from the start"
         )
-    return [StepMetrics(**row) for row in state["history"]]
 
 
 @dataclass(frozen=True)
 class Fetched:
     """Local copies of the checkpoint files that overlap with one worker's fragments."""
 
-    uri: str
-    files: Files
+    contents: Contents
     paths: dict[str, Path]
 
-    def problem(self) -> str | None:
-        """Compare the files with their digests; return what is wrong, or None."""
-        for name, path in self.paths.items():
-            if not path.is_file() or storage.sha256_of(str(path)) != self.files[name]["sha256"]:
-                return f"{self.uri}: {name} is missing or does not match its digest; {DELETE_IT}"
+    def problem(self, fragments: Sequence[Fragment]) -> str | None:
+        """Compare the files with their digests and with what the fragments need; return what is wrong, or None."""
+        problems = (_unlike_digest(name, str(path), self.contents) for name, path in self.paths.items())
+        unlike = (self._unlike_list(name, path) for name, path in self.paths.items())
+        return next((said for said in itertools.chain(problems, unlike, self._lacking(fragments)) if said), None)
+
+    def _unlike_list(self, name: str, path: Path) -> str | None:
+        """Compare the tensors of a file with the list."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as content:
+                for fragment, start, stop in self.contents.files[name].fragments:
+                    (elements,) = content.get_slice(_key(Fragment(fragment, start, {}), WEIGHT)).get_shape()
+                    if elements != stop - start:
+                        return f"{name} has {elements:,} elements of {fragment} from {start:,} on, not {stop - start:,}"
+        except (SafetensorError, OSError, ValueError) as error:
+            return f"{name} does not hold what its list says: {error}"
         return None
 
-    def fill(self, fragments: Sequence[Fragment]) -> str | None:
-        """Copy the checkpoint into the fragments' tensors; return what it lacks, or None."""
+    def _lacking(self, fragments: Sequence[Fragment]) -> Iterator[str]:
+        """Name the fragments that the listed files do not have, or have twice."""
+        spans: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for name in self.paths:
+            for fragment, start, stop in self.contents.files[name].fragments:
+                spans[fragment].append((start, stop))
+        for fragment in fragments:
+            start, stop = fragment.start, fragment.stop
+            found = sorted((max(low, start), min(high, stop)) for low, high in spans[fragment.name])
+            found = [(low, high) for low, high in found if low < high]
+            ends = [start, *(high for _, high in found)]
+            if [low for low, _ in found] != ends[:-1] or ends[-1] != stop:
+                count = sum(high - low for low, high in found)
+                yield f"it has {count:,} of the elements {start:,} to {stop:,} of {fragment.name}"
+
+    def fill(self, fragments: Sequence[Fragment]) -> None:
+        """Copy the checkpoint into the fragments' tensors; `problem` must have found nothing."""
         from safetensors import safe_open
 
         wanted = {fragment.name: fragment for fragment in fragments}
-        filled: Counter[str] = Counter()
         for file, path in self.paths.items():
-            if file == STATE:
-                continue
             with safe_open(path, framework="pt") as content:
-                for name, start, stop in self.files[file]["fragments"]:
+                for name, start, stop in self.contents.files[file].fragments:
                     if _overlap([(name, start, stop)], wanted):
                         part = wanted[name].part(start, stop)
                         for kind, tensor in part.tensors.items():
                             whole = content.get_slice(_key(Fragment(name, start, {}), kind))
                             tensor.copy_(whole[part.start - start : part.stop - start])
-                        filled[name] += part.stop - part.start
-        for name, fragment in wanted.items():
-            if filled[name] != fragment.stop - fragment.start:
-                return (
-                    f"{self.uri} has only {filled[name]:,} of the elements {fragment.start:,} to {fragment.stop:,} of "
-                    f"{name}; {DELETE_IT}"
-                )
-        return None
 
     def forget(self) -> None:
         """Delete local copies of files on object storage; the workers of a node share them."""
         for path in self.paths.values():
-            storage.forget_local_file(self.uri, path)
+            storage.forget_local_file(self.contents.uri, path)
 
 
-def fetch(uri: str, fragments: Sequence[Fragment]) -> Fetched | None:
-    """Get the files that one worker needs; None if the workers that wrote them are still running and pruned them."""
+def fetch(contents: Contents, fragments: Sequence[Fragment]) -> Fetched | None:
+    """Get the files that one worker needs; None if the workers that wrote them are still running and pruned them.
+
+    Raises:
+        OSError: a file cannot be fetched, for instance because the disk is full.
+    """
     wanted = {fragment.name: fragment for fragment in fragments}
-    with contextlib.suppress(FileNotFoundError):
-        files: Files = {}
-        for rank in range(_read(uri, STATE)["workers"]):
-            files |= _read(uri, _list_of(rank))
-        names = [name for name, entry in files.items() if name == STATE or _overlap(entry["fragments"], wanted)]
-        return Fetched(uri, files, {name: storage.local_file(storage.join(uri, name)) for name in names})
-    return None
+    uri, files = contents.uri, contents.files
+    names = [name for name in files if _overlap(files[name].fragments, wanted)]
+    needed = sum(files[name].bytes for name in names)
+    try:
+        with explained(f"fetching {uri}", needed, tempfile.gettempdir):
+            return Fetched(contents, {name: storage.local_file(storage.join(uri, name)) for name in names})
+    except FileNotFoundError:
+        if not Path(tempfile.gettempdir()).is_dir():
+            raise
+        return None
 
 
-def _overlap(listed: Iterable[Span], wanted: Mapping[str, Fragment]) -> bool:
+def _overlap(spans: Iterable[Span], wanted: Mapping[str, Fragment]) -> bool:
     """Tell whether any listed span has elements that are wanted."""
-    spans = ((wanted[name], start, stop) for name, start, stop in listed if name in wanted)
-    return any(start < fragment.stop and fragment.start < stop for fragment, start, stop in spans)
+    found = ((wanted[name], start, stop) for name, start, stop in spans if name in wanted)
+    return any(start < fragment.stop and fragment.start < stop for fragment, start, stop in found)

@@ -6,7 +6,11 @@ the attributes of partitioned parameters. They follow the source of the version 
 """
 
 import contextlib
+import ctypes
+import gc
+import platform
 from collections.abc import Iterator, Sequence
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from humpback_ray.train.types import TrainingEngine
@@ -183,3 +187,48 @@ def forget_dropped(engine: TrainingEngine) -> None:
     """
     kept = getattr(engine.optimizer, "averaged_gradients", {})
     kept.update(dict.fromkeys(kept))
+
+
+_SEARCHED = ("builtins", "collections", "functools", "itertools", "torch", "deepspeed", "transformers", "peft")
+"""Packages whose objects `end` looks into, beside the engine's; others, such as loggers, lead anywhere."""
+
+
+def end(engine: Any) -> None:
+    """Free the memory that an engine holds on its device and on the host; nobody can use it afterwards.
+
+    DeepSpeed's hooks keep an engine alive as long as its process, and `destroy` undoes that for stages 0 to 2 only. So
+    every tensor that the engine leads to is emptied.
+    """
+    import torch
+
+    engine.destroy()
+    for tensor in _tensors([engine, engine.module, engine.optimizer]):
+        if tensor.untyped_storage().resizable():
+            tensor.untyped_storage().resize_(0)
+        else:  # it lies in a file
+            tensor.data = tensor.data.new_empty(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)  # zero.keep_freed_memory had glibc keep it
+
+
+def _tensors(roots: Sequence[object]) -> list["torch.Tensor"]:
+    """Return all tensors that some objects lead to, but not through functions, classes or modules."""
+    import torch
+
+    seen: set[int] = set()
+    tensors: list[torch.Tensor] = []
+    left = list(roots)
+    while left:
+        thing = left.pop()
+        if id(thing) in seen or isinstance(thing, type | FunctionType | ModuleType):
+            continue
+        seen.add(id(thing))
+        if not type(thing).__module__.startswith(_SEARCHED):
+            continue
+        if isinstance(thing, torch.Tensor):
+            tensors.append(thing)
+            left.append(thing.grad if thing.is_leaf else None)
+        left += [*gc.get_referents(thing), getattr(thing, "__dict__", None)]
+    return tensors

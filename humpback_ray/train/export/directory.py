@@ -12,8 +12,8 @@ The checks:
 
 - each file after it is written: read back, every tensor equals the one in memory, bit for bit;
 - before training and at the end: a served message, and a conversation, have the token ids that training gives them;
-- the whole directory at the end, before anything is committed: plain transformers loads it, and it behaves like the
-  model in memory (reload.py).
+- the whole directory at the end, before anything is committed: plain transformers loads it in a fresh process, and it
+  behaves like the model in memory (reload.py). By then the training's memory is free, on GPUs and on hosts.
 
 DeepSpeed trains all parameters in one dtype. Those that a family keeps in float32 are written in float32, but in a
 bfloat16 run with values that bfloat16 has.
@@ -23,7 +23,7 @@ import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -36,13 +36,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from humpback_ray import storage
 from humpback_ray.prompts.chat import chat_template, encode_prompt, space_between_turns, start_ids
 from humpback_ray.stages.manifest import CARD
-from humpback_ray.train.engine import lora
+from humpback_ray.train.base import context_tokens
+from humpback_ray.train.data.examples import Example
+from humpback_ray.train.disk import explained, save_tensors
+from humpback_ray.train.engine import group, lora
 from humpback_ray.train.engine.deepspeed_internals import is_partitioned, whole_shape
 from humpback_ray.train.engine.transformers_internals import blueprint, class_of, conversions_to_save, tied_like
 from humpback_ray.train.export.reload import check_directory, probe, probe_prompt, unlike_training
 from humpback_ray.train.job import TrainingStopped, TrainJob
-from humpback_ray.train.recipe import Lora
-from humpback_ray.train.types import SavedTokenizer, TrainingEngine
+from humpback_ray.train.recipe import Lora, TrainRecipe
+from humpback_ray.train.state import Training
+from humpback_ray.train.types import SavedTokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -53,32 +57,59 @@ SHARD_BYTES = 5 << 30
 
 
 def export_model(
-    engine: TrainingEngine, tokenizer: SavedTokenizer, base: Path, job: TrainJob, rank: int, card: str
+    training: Training, base: Path, card: str, settle: Callable[[], None]
 ) -> tuple[list[storage.FileEntry], list[int]]:
-    """Write, check and upload the model; every rank calls it, rank 0 gets the files and the probe's greedy tokens.
+    """Write, upload and check the model; every rank calls it, rank 0 gets the files and the probe's greedy tokens.
+
+    Args:
+        training: the training after its last step.
+        base: directory of the base model.
+        card: the model card.
+        settle: called on every rank once all weights are written, before the check; the engine is not used after it.
 
     Raises:
-        TrainingStopped: the model in the directory differs from the trained one; raised on rank 0.
+        TrainingStopped: there is no room for the model (on every rank), or the model in the directory differs from the
+            trained one (on rank 0).
+        OSError: a file could not be written.
+        process.CheckFailed: the check could not be made.
     """
-    asked = probe(engine, encode_prompt(tokenizer, probe_prompt(job.chat, job.direction)))
-    module = engine.module
+    job, tokenizer, rank, engine = training.job, training.tokenizer, training.session.rank, training.engine
+    gpu = training.placement.gpus_per_worker > 0
+    module: Any = engine.module
+    prompt = encode_prompt(tokenizer, probe_prompt(job.chat, job.direction))
+    asked = probe(engine, prompt, longest(training.data.examples), limit_tokens(module.config, job.recipe))
+    model_bytes = sum(part.bytes for part in parts(module))
+    group.agree(lacking_room(job.export_uri, model_bytes) if rank == 0 else None)
     if rank != 0:
         for part in [*parts(module), *adapter_parts(module)]:
             with part.gathered():
                 pass
+        settle()
         return [], asked.greedy
     with TemporaryDirectory(prefix="humpback-export-") as name, Shelf(job.export_uri, Path(name)) as shelf:
-        write_weights(module, shelf)
-        write_configuration(base, type(module).__name__, job.recipe.dtype, shelf.scratch)
-        write_tokenizer(tokenizer, job, shelf.scratch)
-        (shelf.scratch / CARD).write_text(card, encoding="utf-8")
-        if isinstance(job.recipe.method, Lora):
-            write_adapters(module, shelf.scratch / "adapter")
-        shelf.put_rest()
+        with explained(f"writing {job.model} to {job.export_uri}", model_bytes, *shelf.local):
+            write_weights(module, shelf)
+            write_configuration(base, type(module).__name__, job.recipe.dtype, shelf.scratch)
+            write_tokenizer(tokenizer, job, shelf.scratch)
+            (shelf.scratch / CARD).write_text(card, encoding="utf-8")
+            if isinstance(job.recipe.method, Lora):
+                write_adapters(module, shelf.scratch / "adapter")
+            shelf.put_rest()
+        settle()
         if problem := unlike_training(shelf.directory, tokenizer, job):
             raise TrainingStopped(problem)
-        check_directory(shelf.directory, asked, job)
+        check_directory(shelf.directory, asked, job, gpu)
         return shelf.entries, asked.greedy
+
+
+def longest(examples: Sequence[Example]) -> list[int]:
+    """Return the tokens of the longest example, the first of several."""
+    return max(examples, key=lambda example: example.length).ids.tolist()
+
+
+def limit_tokens(config: Any, recipe: TrainRecipe) -> int:
+    """Return the length of the longest sequence that a model is trained on or may be, the shorter of the two."""
+    return min(recipe.max_length_tokens, context_tokens(config) or recipe.max_length_tokens)
 
 
 class Source(NamedTuple):
@@ -178,6 +209,8 @@ class Shelf:
         self.uri, self.scratch = uri, scratch
         self.directory = scratch if storage.is_s3(uri) else Path(uri)
         """Where all files can be read, whether put or not."""
+        self.local = [partial(str, path) for path in dict.fromkeys([scratch, self.directory])]
+        """Functions that return the local directories that are written to."""
         self.entries: list[storage.FileEntry] = []
         self._putter = ThreadPoolExecutor(1)
         self._putting: Future[None] | None = None
@@ -218,11 +251,15 @@ class Shelf:
 
 
 def lacking_room(uri: str, model_bytes: int) -> str | None:
-    """Return a problem if the disk that a model is written to lacks room for it; None if it has enough."""
+    """Return a problem if the disk that a model is written to lacks room for it; None if it has enough.
+
+    An earlier export that failed is replaced file by file, so its files count as room.
+    """
     path = Path(tempfile.gettempdir() if storage.is_s3(uri) else uri)
+    replaced_bytes = 0 if storage.is_s3(uri) else sum(file.bytes for file in storage.listing(uri))
     path = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(path).free
-    if free >= model_bytes:
+    if free + replaced_bytes >= model_bytes:
         return None
     return (
         f"the trained model will take {model_bytes:,} bytes, and {path}, where it is written and checked, has "
@@ -237,8 +274,6 @@ def write_weights(module: "nn.Module", shelf: Shelf, shard_bytes: int = SHARD_BY
     Raises:
         TrainingStopped: a file differs from the tensors in memory.
     """
-    from safetensors.torch import save_file
-
     planned = list(parts(module))
     sizes = {name: tensor.nbytes for part in planned for name, tensor in part.tensors.items()}
     shards = divide(sizes, shard_bytes)
@@ -248,7 +283,7 @@ def write_weights(module: "nn.Module", shelf: Shelf, shard_bytes: int = SHARD_BY
         several = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         path = shelf.scratch / (several if len(shards) > 1 else "model.safetensors")
         tensors = dict(itertools.islice(values, len(names)))
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_tensors(tensors, path, metadata={"format": "pt"})
         check_file(path, tensors)
         shelf.put(path)
         weight_map |= dict.fromkeys(tensors, path.name)
@@ -307,10 +342,8 @@ def adapter_parts(module: "nn.Module") -> Iterator[Part]:
 
 def write_adapters(module: "nn.Module", directory: Path) -> None:
     """Write the adapters in peft's format: `PeftModel.from_pretrained` can load the directory."""
-    from safetensors.torch import save_file
-
     lora.attached(module).save_pretrained(str(directory))
-    save_file(_values(adapter_parts(module)), directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(_values(adapter_parts(module)), directory / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _values(some: Iterable[Part]) -> dict[str, "torch.Tensor"]:
@@ -333,7 +366,11 @@ def write_configuration(base: Path, architecture: str, dtype: str, directory: Pa
 
 def served_unlike(tokenizer: SavedTokenizer, base: Path, job: TrainJob) -> str | None:
     """Return a problem if the trained model would be served other tokens than it learns from; call before training."""
-    with TemporaryDirectory(prefix="humpback-tokenizer-") as name:
+    needed = sum(path.stat().st_size for path in base.iterdir() if path.suffix in (".json", ".model"))
+    with (
+        TemporaryDirectory(prefix="humpback-tokenizer-") as name,
+        explained(f"writing the tokenizer of {job.model} to {name}", needed, lambda: name),
+    ):
         shutil.copy(base / "config.json", name)
         write_tokenizer(tokenizer, job, Path(name))
         return unlike_training(Path(name), tokenizer, job)

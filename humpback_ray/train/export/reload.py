@@ -1,25 +1,25 @@
-"""An exported directory, loaded again and compared with the model in memory (P9).
+"""An exported directory, loaded again in a fresh process and compared with the model in memory (P9).
 
-Plain transformers must load it, with every weight in its place and the tokenizer unchanged. Its logits on a probe
-prompt and its first 16 greedy tokens must equal those in memory, and it must generate. One pass over prompt and tokens
-proves greedy decoding: each token must be the likeliest after the tokens before it, or behind the likeliest by no more
-than the tolerance of logits, since rounding differs.
-
-The model in memory may be on the same host. So a model larger than half of the host's free memory is left on disk and
-read layer by layer. Then only one token is generated, not 16, since each token takes another pass over the files.
+Plain transformers must load it, with every weight in its place and the tokenizer unchanged. Its logits must equal those
+in memory for two sequences: the longest training example, since an error of rotary frequencies grows with the position,
+and a fixed prompt with the first 16 greedy tokens after it, which must be the same. Then it must generate. No sequence
+is longer than a training example may be. fresh.py is the program of that process, and process.py runs it.
 """
 
 import logging
-import warnings
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from humpback_ray.prompts.chat import ChatRecipe, encode_example, encode_prompt, start_ids
+from humpback_ray.prompts.chat import ChatRecipe, encode_example, start_ids
 from humpback_ray.train.data.examples import Direction
+from humpback_ray.train.disk import save_tensors
+from humpback_ray.train.export import process
+from humpback_ray.train.export.fresh import Request, logits_at
 from humpback_ray.train.job import TrainingStopped, TrainJob
-from humpback_ray.train.types import Causal, Generating, Probed, SavedTokenizer
+from humpback_ray.train.types import SavedTokenizer, TrainingEngine
 
 if TYPE_CHECKING:
     import torch
@@ -40,21 +40,37 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 PROBE_NEW_TOKENS = 16
 
+PROBE_POSITIONS = 64
+"""Positions of a sequence whose logits are compared: all logits of 2,048 tokens and 128,000 entries take 0.5 GB."""
+
+LEAST_LIMIT_S, BYTES_PER_S, PRODUCTS_PER_S = 600.0, 10e6, 25e9
+"""What the check may take: a time for any model, one for its bytes from a slow disk, one for its multiplications."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens, and the logits of the model in memory for some of them."""
+
+    ids: list[int]
+    positions: list[int]
+    logits: "torch.Tensor"
+    """Logits after the tokens at `positions`, [P, V], on the host and in the model's dtype."""
+
 
 @dataclass(frozen=True)
 class Probe:
-    """The output of the model in memory for a prompt."""
+    """The output of the model in memory."""
 
-    ids: list[int]
-    """The prompt and all greedy tokens but the last."""
+    prompt: list[int]
+    """The whole prompt's tokens."""
+    start: int
+    """How many of them are used: all, unless the context is short."""
     greedy: list[int]
-    logits: "torch.Tensor"
-    """Logits for `ids`, float32 [T, V] on the host; the last `len(greedy)` rows predict the greedy tokens."""
-
-    @property
-    def prompt(self) -> list[int]:
-        """The tokens of the prompt."""
-        return self.ids[: len(self.ids) - len(self.greedy) + 1]
+    """The tokens that it writes after these."""
+    short: Tokens
+    """They and all greedy tokens but the last; the last `len(greedy)` positions predict the greedy tokens."""
+    long: Tokens
+    """The longest training example."""
 
 
 def probe_prompt(chat: ChatRecipe, direction: Direction) -> str:
@@ -62,20 +78,36 @@ def probe_prompt(chat: ChatRecipe, direction: Direction) -> str:
     return chat.backward_prompt(PROBE) if direction == "backward" else chat.forward_prompt(PROBE)
 
 
-def probe(engine: Probed, ids: list[int]) -> Probe:
-    """Let the trained model continue a prompt greedily, ignoring end tokens; collective under ZeRO 3."""
-    import torch
+def probe(engine: TrainingEngine, prompt: list[int], longest: Sequence[int], limit_tokens: int) -> Probe:
+    """Let the trained model continue a prompt greedily, ignoring end tokens, and read an example; collective.
 
+    Args:
+        engine: the trained model.
+        prompt: tokens of `probe_prompt`.
+        longest: tokens of the longest example.
+        limit_tokens: the model's context, or what training allows of it.
+    """
     engine.eval()
-    ids, greedy = list(ids), []
-    logits = None
-    for _ in range(PROBE_NEW_TOKENS):
-        ids += greedy[-1:]
-        with torch.no_grad():
-            logits = engine(input_ids=torch.tensor([ids], device=engine.device), use_cache=False).logits[0].float()
-        greedy.append(int(logits[-1].argmax()))
-    assert logits is not None
-    return Probe(ids, greedy, logits.cpu())
+    new = min(PROBE_NEW_TOKENS, max(1, limit_tokens // 2))
+    ids = prompt[: max(1, limit_tokens - new)]
+    start, greedy = len(ids), []
+    for _ in range(new):
+        ids = [*ids, *greedy[-1:]]
+        greedy.append(int(logits_at(engine, ids, [len(ids) - 1], engine.device)[0].float().argmax()))
+    whole = [int(token) for token in longest[:limit_tokens]]
+    return Probe(prompt, start, greedy, _sequence(engine, ids, new), _sequence(engine, whole, 1))
+
+
+def _sequence(engine: TrainingEngine, ids: list[int], last: int) -> Tokens:
+    places = spread(len(ids), last)
+    return Tokens(ids, places, logits_at(engine, ids, places, engine.device).cpu())
+
+
+def spread(length: int, last: int) -> list[int]:
+    """Return the `last` last positions of a sequence, and others so that there are `PROBE_POSITIONS` at even steps."""
+    steps = PROBE_POSITIONS - 1
+    even = {step * (length - 1) // steps for step in range(PROBE_POSITIONS)}
+    return sorted(even | set(range(length - last, length)))
 
 
 def unlike_training(directory: Path, tokenizer: SavedTokenizer, job: TrainJob) -> str | None:
@@ -135,101 +167,61 @@ def first_difference(
     )
 
 
-def check_directory(directory: Path, asked: Probe, job: TrainJob, host_bytes: int | None = None) -> None:
-    """Load a written directory with plain transformers, compare it with the model in memory, and let it generate.
+def check_directory(
+    directory: Path, asked: Probe, job: TrainJob, gpu: bool = False, host_bytes: int | None = None
+) -> None:
+    """Let a fresh process load a written directory, compare it with the model in memory, and let it generate.
 
     Args:
         directory: directory of the model.
         asked: the output of the model in memory.
         job: the training job.
-        host_bytes: memory that the loaded weights may take, the rest stays on disk; None: half of the free memory.
+        gpu: whether it may use the GPUs that this process sees.
+        host_bytes: memory of the host that the weights may take, the rest stays on disk; None: half of what is free.
 
     Raises:
         TrainingStopped: tokens, logits or names of weights differ, or a logit is NaN.
+        process.CheckFailed: the check could not be made.
     """
-    from transformers import AutoTokenizer
+    import torch
 
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    if encode_prompt(tokenizer, probe_prompt(job.chat, job.direction)) != asked.prompt:
-        raise TrainingStopped(
-            f"the exported tokenizer of {job.model} encodes the probe prompt differently than the tokenizer of training"
-            "; not published"
+    both, failed = [asked.short, asked.long], f"the exported {job.model} could not be loaded in a fresh process"
+    with tempfile.TemporaryDirectory(prefix="humpback-probe-") as name:
+        logits = Path(name, "logits.safetensors")
+        save_tensors({str(number): one.logits.contiguous() for number, one in enumerate(both)}, logits)
+        request = Request(
+            directory=str(directory.absolute()),
+            model=job.model,
+            prompt=probe_prompt(job.chat, job.direction),
+            prompt_ids=asked.prompt,
+            start=asked.start,
+            greedy=asked.greedy,
+            passes=[one.ids for one in both],
+            positions=[one.positions for one in both],
+            logits=str(logits),
+            tolerance=TOLERANCE[job.recipe.dtype],
+            threads=torch.get_num_threads(),
+            gpu=gpu,
+            host_bytes=host_bytes,
         )
-    model, on_disk = load_again(directory, job.model, host_bytes)
-    apart, agreed = compare(model, asked, job)
-    count = len(asked.greedy)
-    generated = generate(model, asked.prompt, 1 if on_disk else count)  # each token is another pass over the files
-    if generated < 1:
-        raise TrainingStopped(f"the exported {job.model} generated nothing on the probe prompt")
+        try:
+            reply = process.started(gpu).ask(request, limit_s(directory, len(asked.long.ids)))
+        except process.CheckFailed as failure:
+            raise process.CheckFailed(f"{failed}: {failure}") from None
+        finally:
+            if gpu:
+                process.ended()
+    if "problem" in reply:
+        raise TrainingStopped(reply["problem"])
+    if "error" in reply:
+        raise process.CheckFailed(f"{failed}: {reply['error']}")
     logger.info(
         "%s: loaded again%s, logits differ by %.2g, %d of %d greedy tokens agree, %d generated",
-        job.model, " from disk" if on_disk else "", apart, agreed, count, generated,
+        job.model, reply["where"], reply["apart"], reply["agreed"], len(asked.greedy), reply["generated"],
     )  # fmt: skip
 
 
-def compare(model: Causal, asked: Probe, job: TrainJob) -> tuple[float, int]:
-    """Compare the outputs of a loaded model and of the model in memory for the probe.
-
-    Returns:
-        The largest difference of a logit, as a share of the largest logit, and how many greedy tokens agree.
-
-    Raises:
-        TrainingStopped: logits or greedy tokens differ, or a logit is NaN.
-    """
-    import torch
-
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([asked.ids])).logits[0].float()
-    scale = asked.logits.abs().max().clamp_min(1e-6)
-    apart = ((logits - asked.logits).abs().max() / scale).item()
-    tolerance = TOLERANCE[job.recipe.dtype]
-    if not apart <= tolerance:
-        raise TrainingStopped(
-            f"the exported {job.model} is not the trained model: logits differ by {apart:.2g} of the largest, "
-            f"but {tolerance:g} is the limit; not published"
-        )
-    choices = logits[-len(asked.greedy) :]
-    behind = [(row.max() - row[token]).item() for row, token in zip(choices, asked.greedy, strict=True)]
-    worst = max(range(len(behind)), key=lambda place: behind[place])
-    if behind[worst] > tolerance * scale:
-        raise TrainingStopped(
-            f"the exported {job.model} is not the trained model: greedy token {worst + 1} of {len(behind)} is "
-            f"{asked.greedy[worst]} in memory and {int(choices[worst].argmax())} when loaded again; not published"
-        )
-    return apart, sum(gap == 0 for gap in behind)
-
-
-def generate(model: Generating, prompt: list[int], new_tokens: int) -> int:
-    """Let a loaded model generate at most `new_tokens` tokens greedily; return how many it generated."""
-    import torch
-
-    greedy = {"do_sample": False, "temperature": None, "top_p": None}
-    inputs = torch.tensor([prompt])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="You are calling .generate.. with the `input_ids` being on a device")
-        reply = model.generate(inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=new_tokens, **greedy)
-    return reply.shape[1] - len(prompt)
-
-
-def load_again(directory: Path, name: str, host_bytes: int | None = None) -> tuple[Generating, bool]:
-    """Load a model with plain transformers on this host; return it, and whether a part was left on disk.
-
-    Raises:
-        TrainingStopped: the files lack a weight of the model, or have an unexpected one.
-    """
-    import psutil
-    from transformers import AutoModelForCausalLM
-
-    room = host_bytes if host_bytes is not None else psutil.virtual_memory().available // 2
-    on_disk = sum(path.stat().st_size for path in directory.glob("*.safetensors")) > room
-    placed = {"device_map": "auto", "max_memory": {"cpu": room}} if on_disk else {}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        directory, dtype="auto", use_safetensors=True, output_loading_info=True, **placed
-    )
-    model, found = loaded
-    if lost := [*found["missing_keys"], *found["unexpected_keys"]]:
-        raise TrainingStopped(
-            f"the exported {name} is not a model that transformers can load: {len(lost)} weights are missing or "
-            f"unexpected, the first is {sorted(lost)[0]}; not published"
-        )
-    return model.eval(), on_disk
+def limit_s(directory: Path, tokens: int) -> float:
+    """Return the seconds that the check of a directory with sequences of so many tokens may take."""
+    weights_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    return LEAST_LIMIT_S + weights_bytes / BYTES_PER_S + tokens * weights_bytes / 2 / PRODUCTS_PER_S

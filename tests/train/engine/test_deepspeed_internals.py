@@ -1,5 +1,6 @@
 """The private parts of DeepSpeed that we use exist in the installed version and do what we use them for."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,14 @@ import pytest
 
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.engine import deepspeed_internals, group
-from humpback_ray.train.engine.zero import engine_config, import_deepspeed, load_model, start_engine
+from humpback_ray.train.engine.zero import engine_config, finish_step, import_deepspeed, load_model, start_engine
 from tests.train.internals import moved, privates
 from tests.train.workers import RECIPE
 
 ENGINE = {
     "module": None, "device": None, "optimizer": None, "micro_steps": None, "zero_grad": (), "backward": None,
     "step": (), "set_gradient_accumulation_boundary": ("is_boundary",), "zero_optimization_stage": (),
-    "get_global_grad_norm": (),
+    "get_global_grad_norm": (), "destroy": (),
 }  # fmt: skip
 LAID_END_TO_END = {"_lazy_init_hp_params_optimizer_state": (), "update_lp_params": (), "optimizer": None}
 OPTIMIZER: dict[str, dict[str, Any]] = {
@@ -41,15 +42,16 @@ STAGES = ["0", *OPTIMIZER]
 @pytest.fixture(scope="module")
 def engines(base: Path) -> Iterator[dict[str, Any]]:
     """Return an engine of a single worker for each kind of ZeRO optimizer."""
-    found = {}
     with group.joined(1, gpu=False):
         import_deepspeed(gpu=False)
-        for name in STAGES:
-            recipe = RECIPE.model_copy(update={"dtype": "bfloat16" if name.endswith("bfloat16") else "float32"})
-            config = engine_config(TrainPlacement.model_validate({"zero_stage": int(name[0])}), recipe)
-            model, _ = load_model(base, recipe, config)
-            found[name] = start_engine(model, config, gpu=False)
-        yield found
+        yield {name: made(base, name) for name in STAGES}
+
+
+def made(base: Path, name: str) -> Any:
+    recipe = RECIPE.model_copy(update={"dtype": "bfloat16" if name.endswith("bfloat16") else "float32"})
+    config = engine_config(TrainPlacement.model_validate({"zero_stage": int(name[0])}), recipe)
+    model, _ = load_model(base, recipe, config)
+    return start_engine(model, config, gpu=False)
 
 
 def lacking(owner: Any, wanted: dict[str, Any]) -> list[str]:
@@ -80,7 +82,7 @@ def test_the_extension_that_cpu_workers_leave_out_still_has_its_name() -> None:
 
 def test_every_private_attribute_that_is_used_is_checked() -> None:
     looked_for = {name for names in (*OPTIMIZER.values(), *PARAMETER.values()) for name in names}
-    assert privates(Path(deepspeed_internals.__file__)) <= looked_for | {"__compatible_ops__"}
+    assert privates(Path(deepspeed_internals.__file__)) <= looked_for | {"__compatible_ops__", "__module__", "__dict__"}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -103,3 +105,32 @@ def test_held_covers_every_element_and_the_model_computes_with_the_values_writte
     for parameter in engine.module.parameters():
         with zero.GatheredParameters([parameter] if deepspeed_internals.is_partitioned(parameter) else []):
             assert (parameter == 0.5).all()
+
+
+def held_bytes() -> int:
+    """Return the bytes of all tensors that Python knows."""
+    import torch
+
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def test_an_ended_engine_holds_no_memory_although_it_lives(base: Path) -> None:
+    import torch
+
+    with group.joined(1, gpu=False):
+        import_deepspeed(gpu=False)
+        before = held_bytes()
+        ours = {name: made(base, name) for name in STAGES}
+        for name, engine in ours.items():
+            loss = engine(input_ids=torch.tensor([[1, 2, 3]])).logits.float().logsumexp(-1).sum()
+            finish_step(engine, loss)
+            assert deepspeed_internals.held(engine)[0].moments, name
+        model_bytes = 4 * 37_792
+        assert held_bytes() > before + 3 * 5 * model_bytes
+        for engine in ours.values():
+            deepspeed_internals.end(engine)
+        assert held_bytes() < before + model_bytes / 100
+        assert len(ours) == len(STAGES)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,16 @@ def write(model: Any, base: Path, tokenizer: Any, this: TrainJob, scratch: Path,
     return shelf
 
 
-def asked(model: Any, tokenizer: Any, this: TrainJob) -> reload.Probe:
-    return reload.probe(InMemory(model), encode_prompt(tokenizer, reload.probe_prompt(this.chat, this.direction)))
+LONG = [number % 250 + 3 for number in range(0, 7 * 240, 7)]
+"""Tokens of an example that nearly fills the context of 256."""
+
+
+def asked(
+    model: Any, tokenizer: Any, this: TrainJob, limit_tokens: int = 256, longest: Sequence[int] = LONG
+) -> reload.Probe:
+    prompt = encode_prompt(tokenizer, reload.probe_prompt(this.chat, this.direction))
+    engine: Any = InMemory(model)
+    return reload.probe(engine, prompt, longest, limit_tokens)
 
 
 @pytest.fixture
@@ -125,11 +134,18 @@ def test_an_export_that_is_not_the_trained_model_is_refused(
 ) -> None:
     write(model, base, tokenizer, this, tmp_path / "scratch")
     probe, target = asked(model, tokenizer, this), tmp_path / "model"
+    late = probe.long.logits.clone()
+    late[-1] = late[-1].flip(-1)
+    nan = probe.short.logits * float("nan")
     wrong = {
-        "logits differ by": dataclasses.replace(probe, logits=probe.logits.flip(-1)),
-        "is not the trained model: logits": dataclasses.replace(probe, logits=probe.logits * float("nan")),
+        r"m0 is not the trained model: logits differ by [\d.]+ of the largest at token 240 of 240, but 0.0001 is the": (
+            dataclasses.replace(probe, long=dataclasses.replace(probe.long, logits=late))
+        ),
+        r"logits differ by nan of the largest at token 1 of \d+": (
+            dataclasses.replace(probe, short=dataclasses.replace(probe.short, logits=nan))
+        ),
         "greedy token 16 of 16 is 7 in memory and": dataclasses.replace(probe, greedy=[*probe.greedy[:-1], 7]),
-        "encodes the probe prompt differently": dataclasses.replace(probe, ids=[5, *probe.ids[1:]]),
+        "encodes the probe prompt differently": dataclasses.replace(probe, prompt=[5, *probe.prompt[1:]]),
     }
     for said, other in wrong.items():
         with pytest.raises(TrainingStopped, match=said):

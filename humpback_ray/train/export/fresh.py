@@ -122,6 +122,8 @@ def load_again(request: Request) -> tuple[Any, Placed]:
     import psutil
     from transformers import AutoModelForCausalLM
 
+    from humpback_ray.engines.attention import cap_scores
+
     directory = Path(request["directory"])
     weights_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     host = psutil.virtual_memory().available // 2 if request["host_bytes"] is None else request["host_bytes"]
@@ -135,6 +137,7 @@ def load_again(request: Request) -> tuple[Any, Placed]:
             f"the exported {request['model']} is not a model that transformers can load: {len(lost)} weights are "
             f"missing or unexpected, the first is {sorted(lost)[0]}; not published"
         )
+    cap_scores(model)
     return model.eval(), placed
 
 

@@ -67,6 +67,28 @@ def test_an_error_of_positions_that_only_a_long_probe_sees_is_found(
         reload.check_directory(tmp_path / "model", long, this)
 
 
+def test_the_scores_of_a_model_that_caps_them_are_capped(tokenizer: Any, this: TrainJob, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from humpback_ray.engines.attention import cap_scores
+
+    config = AutoConfig.for_model(
+        "gemma2", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=256, initializer_range=0.3,
+        attn_logit_softcapping=0.5, query_pre_attn_scalar=32, pad_token_id=None, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path / "base")
+    torch.manual_seed(0)
+    capped: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    without = asked(capped, tokenizer, this)
+    cap_scores(capped)
+    write(capped, tmp_path / "base", tokenizer, this, tmp_path / "scratch")
+    reload.check_directory(tmp_path / "model", asked(capped, tokenizer, this), this)
+    with pytest.raises(TrainingStopped, match="logits differ by"):
+        reload.check_directory(tmp_path / "model", without, this)
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 32, 100, 256])
 def test_no_sequence_of_the_probe_is_longer_than_the_context(
     model: Any, tokenizer: Any, this: TrainJob, limit: int

@@ -35,8 +35,12 @@ TURNS = (
 )
 """A conversation for which the tokens of training and serving are compared."""
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
-"""Largest difference of a logit, as a share of the largest logit: GPUs and hosts sum in different orders."""
+TOLERANCE = {"float32": 5e-4, "bfloat16": 5e-2}
+"""Largest difference of a logit, as a share of the largest logit.
+
+Other kernels sum in another order, and merged adapters are rounded once more. In float32, a random Mixtral with merged
+adapters differed by 1.5e-4; without any, its logits differed by 5e-5 from those in float64.
+"""
 
 PROBE_NEW_TOKENS = 16
 

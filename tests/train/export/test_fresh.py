@@ -59,7 +59,7 @@ def test_an_error_of_positions_that_only_a_long_probe_sees_is_found(
     attending: Any = AutoModelForCausalLM.from_config(config).eval()
     write(attending, tmp_path / "base", tokenizer, this, tmp_path / "scratch")
     written = json.loads((tmp_path / "model/config.json").read_text())
-    written["rope_parameters"]["rope_theta"] *= 1 + 3e-6
+    written["rope_parameters"]["rope_theta"] *= 1 + 1.5e-5
     (tmp_path / "model/config.json").write_text(json.dumps(written))
     reload.check_directory(tmp_path / "model", asked(attending, tokenizer, this), this)
     long = asked(attending, tokenizer, this, 2048, LONG * 8)

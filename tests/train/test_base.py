@@ -77,6 +77,17 @@ def cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
 
+def mark(path: Path) -> None:
+    """Put a byte order mark before a text, as some editors do."""
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+
+def file_of(header: dict[str, Any]) -> bytes:
+    """Return a safetensors file with this header, whatever it says, and four bytes of data."""
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(4)
+
+
 def as_one_file(at: Path, name: str) -> None:
     for path in [*at.glob("*.safetensors"), *at.glob("*.index.json")]:
         path.unlink()
@@ -186,6 +197,26 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "settings not JSON": (
         lambda at: (at / "generation_config.json").write_text("{"),
         "generation_config.json is not JSON",
+    ),
+    "byte order mark": (
+        lambda at: mark(at / "generation_config.json"),
+        r"generation_config.json is not JSON \(Unexpected UTF-8 BOM",
+    ),
+    "negative size": (
+        lambda at: (at / ONE).write_bytes(file_of({"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}})),
+        rf"{ONE} has a damaged header \(ValueError: -1 is no size\)",
+    ),
+    "infinite size": (
+        lambda at: (at / ONE).write_bytes(
+            file_of({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, float("inf")]}})
+        ),
+        rf"{ONE} has a damaged header \(ValueError: inf is no size\)",
+    ),
+    "no dtype": (
+        lambda at: (at / ONE).write_bytes(
+            file_of({"lm_head.weight": {"dtype": None, "shape": [1], "data_offsets": [0, 4]}})
+        ),
+        rf"{ONE} has a damaged header \(ValueError: None is no dtype\)",
     ),
     "no end token": (lambda at: edit(at / "tokenizer_config.json", eos_token=None), "has no end token"),
     "fewer rows": (

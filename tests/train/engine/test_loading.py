@@ -202,3 +202,10 @@ def test_layouts_agree_and_weights_that_do_not_match_the_configuration_are_refus
         assert "model.layers.2.mlp.up_proj.weight" in found[f"unexpected-{stage}"]["stopped"]
     assert "model.norm.weight has shape [3]" in found["shape-3"]["stopped"]
     assert "[32]" in found["shape-3"]["stopped"]
+
+
+def test_a_tensor_that_only_the_index_lacks_is_found(tmp_path: Path) -> None:
+    """transformers, too, takes from the index only the names of the files."""
+    save_file({"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "one.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
+    assert stored_names(tmp_path) == {"one.safetensors": ["a", "b"]}

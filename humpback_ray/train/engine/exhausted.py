@@ -13,8 +13,10 @@ from humpback_ray.train.data.examples import Example
 from humpback_ray.train.job import TrainingStopped
 
 _GPU = re.compile(
-    r"(cuda|hip|driver)\b.*out of memory|(cu|hip)(blas|dnn|solver|sparse)\w*_alloc_failed|failed to cuda (m|c)alloc",
-    re.IGNORECASE | re.DOTALL,
+    r"(cuda|hip|driver)\w*\]?( driver| runtime)?( error| failure| failed)?[^a-z\n]*out of memory"
+    r"|(cuda|hip)_?error_?(out_?of_?memory|memory_?allocation)"
+    r"|(cu|hip)(blas|dnn|solver|sparse|fft)\w*_alloc(ation)?_failed|failed to cuda (m|c|host )alloc",
+    re.IGNORECASE,
 )
 _HOST = re.compile(r"(can't|cannot) allocate memory|not enough memory|std::bad_alloc", re.IGNORECASE)
 
@@ -56,13 +58,14 @@ def doing(what: str = "", micro: Sequence[Example] = ()) -> Iterator[None]:
 def exhausted(error: BaseException, lengths: Sequence[int] = ()) -> Exhausted | None:
     """Return an error that memory ran out as `Exhausted`, with the cause that says so; None for any other error.
 
-    A verdict stays what it is, even if it quotes such an error of another process.
+    An error in the cleanup after such an error is due to it too. A verdict stays what it is, even if it quotes such an
+    error of another process.
     """
     cause: BaseException | None = None if isinstance(error, TrainingStopped) else error
     while cause is not None and not isinstance(cause, Exhausted):
         if on_gpu(cause) or on_host(cause):
             return Exhausted(cause, lengths)
-        cause = cause.__cause__
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return cause
 
 

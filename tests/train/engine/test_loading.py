@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from humpback_ray.placement import TrainPlacement
-from humpback_ray.train.engine.weights import pieces, refuse_names
+from humpback_ray.train.engine.weights import pieces, refuse_names, stored_names
 from humpback_ray.train.engine.zero import engine_config, load_model
 from humpback_ray.train.job import TrainingStopped
 from humpback_ray.train.recipe import TrainRecipe
@@ -206,6 +206,9 @@ def test_layouts_agree_and_weights_that_do_not_match_the_configuration_are_refus
 
 def test_a_tensor_that_only_the_index_lacks_is_found(tmp_path: Path) -> None:
     """transformers, too, takes from the index only the names of the files."""
+    import torch
+    from safetensors.torch import save_file
+
     save_file({"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "one.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
     assert stored_names(tmp_path) == {"one.safetensors": ["a", "b"]}

@@ -23,6 +23,7 @@ from humpback_ray.train.job import TrainingStopped
 from humpback_ray.train.loop import Session, train
 from humpback_ray.train.recipe import Lora, TrainRecipe
 from tests.train.conftest import make_tokenizer, rows, tokens_of
+from tests.train.families import save_tiny
 from tests.train.tiny import FAMILIES, make_family
 from tests.train.workers import job
 
@@ -329,6 +330,27 @@ def test_a_gpt_2_under_its_old_names_passes(tmp_path: Path) -> None:
     assert "h.0.ln_1.weight" in json.dumps(sorted(safetensor_files.stored_tensors(
         str(tmp_path), {file.name: file for file in storage.find(str(tmp_path))}
     )))  # fmt: skip
+    assert fault(tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("family", "masks"),
+    [
+        ("gpt_neo", ["attn.attention.bias", "attn.attention.masked_bias"]), ("codegen", ["attn.causal_mask"]),
+        ("gptj", ["attn.bias", "attn.masked_bias"]),
+    ],
+)  # fmt: skip
+def test_masks_among_the_weights_are_no_fault(family: str, masks: list[str], tmp_path: Path) -> None:
+    """The files on the Hub are from versions of transformers that saved them."""
+    import torch
+
+    save_tiny(family, tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    retensor(
+        tmp_path,
+        "model.safetensors",
+        lambda tensors: tensors.update({f"transformer.h.0.{mask}": torch.ones(1, dtype=torch.bool) for mask in masks}),
+    )
     assert fault(tmp_path) == ""
 
 

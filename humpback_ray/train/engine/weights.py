@@ -13,6 +13,7 @@ except for parameters that a family keeps in float32: DeepSpeed trains all param
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
@@ -167,8 +168,13 @@ def stored_names(base: Path) -> dict[str, list[str]]:
     return found
 
 
+_MASK = re.compile(r"\.attn(\.attention)?\.(bias|masked_bias|causal_mask)$")
+"""Causal masks, which old files of GPT-Neo, GPT-J and CodeGen hold beside the parameters."""
+
+
 def refuse_names(base: Path | str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
-    """Stop unless a model directory has the parameters that its configuration calls for, and no others."""
+    """Stop unless a model directory has the parameters that its configuration calls for, and no others but masks."""
+    unexpected = [name for name in unexpected if not _MASK.search(name)]
     for names, what, then in (
         (
             missing,

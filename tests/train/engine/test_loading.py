@@ -140,7 +140,7 @@ def test_a_part_is_read_row_by_row_wherever_it_begins_and_ends(
 
 
 def test_the_error_names_missing_and_unexpected_parameters() -> None:
-    refuse_names(Path("base"), [], [])
+    refuse_names(Path("base"), [], ["transformer.h.0.attn.masked_bias"])
     with pytest.raises(TrainingStopped, match=r"base lacks the parameters lm_head.weight; is its config.json from"):
         refuse_names(Path("base"), ["lm_head.weight"], [])
     with pytest.raises(TrainingStopped, match=r"has the unexpected parameters a, b, c and 1 more;"):

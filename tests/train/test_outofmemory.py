@@ -176,6 +176,18 @@ def test_the_fixes_are_those_that_are_not_used_yet(base: Path) -> None:
     assert "micro_batch_tokens" not in last, "no micro-batch is computed in the update"
 
 
+def test_activations_are_not_blamed_where_no_backward_pass_keeps_them(base: Path, tmp_path: Path) -> None:
+    session, micro = Session(1, 2, "checkpoints", "0001", lambda figures: None), examples_of([2000, 1500])
+    this, placement = job(base, (), tmp_path), TrainPlacement(workers=2, gpus_per_worker=1)
+    with pytest.raises(OutOfMemory) as raised, explained(this, placement, session):  # noqa: SIM117
+        with doing("in the validation after step 3", backward=False), doing(micro=micro):
+            raise torch.OutOfMemoryError(CUDA)
+    said = str(raised.value)
+    assert "in the validation after step 3, in a micro-batch of 2 examples" in said
+    assert "lower micro_batch_tokens to 2048 (it is " in said
+    assert "activation_checkpointing" not in said
+
+
 def test_memory_of_the_host_is_told_from_that_of_the_gpu(base: Path) -> None:
     offloading = TrainPlacement(workers=2, gpus_per_worker=1, offload_optimizer=True)
     said = verdict(base, offloading, [], RuntimeError(CPU.format("1073741824 bytes")))

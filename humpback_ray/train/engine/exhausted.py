@@ -29,17 +29,20 @@ class Exhausted(RuntimeError):
         self.cause = cause
         self.lengths = lengths
         """Tokens of each example of the micro-batch that was computed; empty if none was."""
+        self.backward = True
+        """Whether activations were kept for a backward pass."""
         self.where: list[str] = []
         """Activities, the widest first: "at step 3", "in the update"."""
 
 
 @contextlib.contextmanager
-def doing(what: str = "", micro: Sequence[Example] = ()) -> Iterator[None]:
+def doing(what: str = "", micro: Sequence[Example] = (), backward: bool = True) -> Iterator[None]:
     """Say what the block does, in case its memory runs out.
 
     Args:
         what: such as "at step 3"; "" for computing a micro-batch.
         micro: the examples of the micro-batch.
+        backward: False if no backward pass follows.
 
     Raises:
         Exhausted: memory ran out.
@@ -51,6 +54,7 @@ def doing(what: str = "", micro: Sequence[Example] = ()) -> Iterator[None]:
         found = exhausted(error, lengths)
         if found is None:
             raise
+        found.backward &= backward
         found.where.insert(0, what or micro_words(lengths))
         raise found from found.cause
 

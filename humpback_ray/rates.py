@@ -5,7 +5,7 @@ reads it. A pilot's measurements replace the assumptions that it can measure.
 """
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,9 @@ from humpback_ray.config import Config
 GIB = 1 << 30
 GB = 10**9
 TERA = 10**12
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Chars = Annotated[float, Field(ge=0)]
 
 
 class Machine(Config):
@@ -149,17 +152,17 @@ class PlanConfig(Config):
     usable_candidates: float = Field(default=0.95, ge=0, le=1)
     """Share of the predicted instructions that pass the filters and are rated. Assumed."""
 
-    kept_shares: tuple[float, ...] = (0.083, 0.083)
+    kept_shares: tuple[Share, ...] = (0.083, 0.083)
     """Share of the rated candidates that are trained on, by round; the last value applies to further rounds. The
     paper's for a score of 4.5 in round 2 (table 1)."""
 
     seed_pairs: int = Field(default=3200, ge=0)
     """Number of seed pairs; the paper's."""
 
-    seed_chars: tuple[float, float] = (1220.0, 880.0)
+    seed_chars: tuple[Chars, Chars] = (1220.0, 880.0)
     """Characters of a seed pair, instruction and response together, mean and deviation; the paper's (table 1)."""
 
-    kept_chars: tuple[float, float] = (1778.0, 640.0)
+    kept_chars: tuple[Chars, Chars] = (1778.0, 640.0)
     """Characters of a kept pair, likewise; the paper's for a score of 4.5."""
 
     instruction_chars: float = Field(default=352.0, gt=0)

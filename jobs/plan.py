@@ -33,11 +33,16 @@ def main(argv: list[str] | None = None) -> int:
             pilot = measured(config, pilot_root(config.root))
         except OSError as error:
             raise ConfigError(f"cannot look for a pilot in {pilot_root(config.root)}: {error}") from error
-        made = plan_run(config, pilot)
-        if found.json:
-            say(json.dumps(as_json(made), indent=1))
-        else:
-            show(made, config, pilot)
+        try:
+            made = plan_run(config, pilot)
+            if found.json:
+                say(json.dumps(as_json(made), indent=1))
+            else:
+                show(made, config, pilot)
+        except ArithmeticError as error:
+            raise ConfigError(
+                f"plan: its figures are so large or small that nothing can be computed: {error}"
+            ) from error
         return 1 if made.problems else 0
 
     return guarded(work)
@@ -47,6 +52,7 @@ def as_json(made: Plan) -> dict[str, object]:
     """Return a plan as JSON values, totals and peaks included."""
     values = dataclasses.asdict(made)
     for training, written in zip(made.trainings, values["trainings"], strict=True):
+        written["step"]["fits"] = training.step.fits
         written["step"]["memory"]["peak"] = training.step.memory.peak
         written["checkpoints"]["seconds"] = training.checkpoints.seconds
         written["seconds"] = training.seconds
@@ -65,11 +71,16 @@ def show(made: Plan, config: RunConfig, pilot: Measured | None) -> None:
         f"{layout.stage}, {layout.dtype}, {layout.micro_batch_tokens:,} tokens per micro-batch"
         + "".join(f", {name}" for name, on in options.items() if on)
     )
-    if made.trainings:
-        step = made.trainings[-1].step
+    if config.train.recipe.method.kind == "lora":
+        say(
+            "planned as a full fine-tune: with adapters, gradients, master weights, moments, their traffic and "
+            "checkpoints are far smaller", "yellow",
+        )  # fmt: skip
+    if tightest := made.tightest:
+        step = tightest.step
         split = ", ".join(f"{name} {gb(getattr(step.memory, name))}" for name in PARTS)
         host = f"; offloaded {gb(step.memory.host)} to the host" if step.memory.host else ""
-        say(f"memory of a worker: {split} (only the larger of logits and working counts)")
+        say(f"memory of a worker ({tightest.model}): {split} (only the larger of logits and working counts)")
         say(
             f"at the update, {gb(step.memory.update)} beside parameters and optimizer; peak "
             f"{gb(step.memory.peak)} of {gb(rates.usable(row))} usable{host}: {'fits' if step.fits else 'DOES NOT FIT'}"
@@ -107,7 +118,8 @@ def storing(made: Plan, config: RunConfig) -> None:
     one, step_s = last.checkpoints, last.step.seconds
     say(
         f"{last.model}: {duration(last.start_s)} until the first step, {duration(last.steps * step_s)} of steps, "
-        f"{duration(one.seconds)} for {one.count} checkpoints, {duration(last.export_s)} for export and its check"
+        f"{duration(one.seconds)} for {one.count} checkpoint{'s' * (one.count > 1)}, {duration(last.export_s)} for "
+        "export and its check"
     )
     kept = sum(training.checkpoints.kept_bytes for training in every)
     say(
@@ -117,11 +129,15 @@ def storing(made: Plan, config: RunConfig) -> None:
     )
     if one.count > 1 and one.store_s > one.apart_s:
         placement = config.train.placement
+        needed = {"checkpoint_every_steps": one.store_s / step_s, "checkpoint_every_minutes": one.store_s / 60}
+        low = [
+            f"train.placement.{name} to {math.ceil(least)} or more (it is {now:g})"
+            for name, least in needed.items()
+            if (now := getattr(placement, name)) is not None and now < least
+        ]
         say(
             "training waits for its checkpoints, since storing one takes longer than the steps between two; set "
-            f"train.placement.checkpoint_every_steps to {math.ceil(one.store_s / step_s)} or more (it is "
-            f"{placement.checkpoint_every_steps}) and checkpoint_every_minutes to {math.ceil(one.store_s / 60)} or "
-            f"more (it is {placement.checkpoint_every_minutes or 'off'})",
+            f"{' and '.join(low)}",
             "yellow",
         )
 

@@ -45,7 +45,7 @@ def _verdict(job: TrainJob, placement: TrainPlacement, session: Session, error: 
     return (
         f"{job.model}: worker {session.rank} of {session.workers} on {socket.gethostname()} ran out of "
         f"{'GPU' if gpu else 'host'} memory {where}: {'; '.join(filter(None, figures))}. The same would happen again. "
-        f"{_remedies(job, placement, session.workers, error.lengths, gpu)}; then submit the run again"
+        f"{_remedies(job, placement, session.workers, error, gpu)}; then submit the run again"
     )
 
 
@@ -102,10 +102,10 @@ def _planned(job: TrainJob, placement: TrainPlacement, workers: int, lengths: Se
     return ""
 
 
-def _remedies(job: TrainJob, placement: TrainPlacement, workers: int, lengths: Sequence[int], gpu: bool) -> str:
+def _remedies(job: TrainJob, placement: TrainPlacement, workers: int, error: Exhausted, gpu: bool) -> str:
     """Say which settings would lower the need: only those that are not at their lowest yet."""
-    found, more = list(_smaller_batch(job, placement, lengths)), f"more workers (there are {workers})"
-    if lengths and not placement.activation_checkpointing:
+    found, more = list(_smaller_batch(job, placement, error.lengths)), f"more workers (there are {workers})"
+    if error.lengths and error.backward and not placement.activation_checkpointing:
         found.append("set activation_checkpointing to true")
     if workers > 1 and placement.zero_stage < 3:
         found.append(f"set zero_stage to 3 (it is {placement.zero_stage})")

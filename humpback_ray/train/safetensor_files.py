@@ -126,7 +126,7 @@ def read_object(file: storage.InputFile) -> dict[str, Any]:
     data = storage.read_bytes(file.uri)
     refuse_pointer(file, data)
     try:
-        found = json.loads(data)
+        found = json.loads(data.decode())  # as transformers reads it: UTF-8 without a byte order mark
     except (ValueError, RecursionError) as error:
         raise Unusable(f"{file.uri} is not JSON ({error}; {len(data):,} bytes); copy it again") from None
     if not isinstance(found, dict):
@@ -173,15 +173,30 @@ def header(file: storage.InputFile) -> dict[str, Stored]:
         entries: dict[str, Any] = json.loads(text)
         entries.pop("__metadata__", None)
         spans = sorted(
-            (int(first), int(end), name) for name, entry in entries.items() for first, end in [entry["data_offsets"]]
+            (_size(first), _size(end), name)
+            for name, entry in entries.items()
+            for first, end in [entry["data_offsets"]]
         )
         found = {
-            name: Stored(file.name, entry["dtype"], tuple(map(int, entry["shape"]))) for name, entry in entries.items()
+            name: Stored(file.name, _dtype(entry["dtype"]), tuple(map(_size, entry["shape"])))
+            for name, entry in entries.items()
         }
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Unusable(f"{file.uri} has a damaged header ({type(error).__name__}: {error}); copy it again") from None
     _check_spans(file, length, spans, found)
     return found
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(f"{value!r} is no size")
+    return value
+
+
+def _dtype(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no dtype")
+    return value
 
 
 def _check_spans(

@@ -89,7 +89,7 @@ def validate(training: Training) -> float:
     """Return the mean loss over the output tokens of the held-out pairs, without dropout; every worker calls it."""
     held_out = training.data.held_out
     micros, _ = training.micros(held_out)
-    with doing(f"in the validation after step {len(training.history) + 1}"):
+    with doing(f"in the validation after step {len(training.history) + 1}", backward=False):
         mine = losses.measured(training.engine, micros, training.batching)
     (sums,) = group.every([mine], training.engine.device)
     return sum(sums) / sum(example.output_tokens for example in held_out)

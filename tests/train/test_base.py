@@ -23,6 +23,7 @@ from humpback_ray.train.job import TrainingStopped
 from humpback_ray.train.loop import Session, train
 from humpback_ray.train.recipe import Lora, TrainRecipe
 from tests.train.conftest import make_tokenizer, rows, tokens_of
+from tests.train.families import save_tiny
 from tests.train.tiny import FAMILIES, make_family
 from tests.train.workers import job
 
@@ -75,6 +76,17 @@ def retensor(at: Path, file: str, change: Callable[[dict[str, Any]], object]) ->
 
 def cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
+
+
+def mark(path: Path) -> None:
+    """Put a byte order mark before a text, as some editors do."""
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+
+def file_of(header: dict[str, Any]) -> bytes:
+    """Return a safetensors file with this header, whatever it says, and four bytes of data."""
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(4)
 
 
 def as_one_file(at: Path, name: str) -> None:
@@ -187,6 +199,26 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda at: (at / "generation_config.json").write_text("{"),
         "generation_config.json is not JSON",
     ),
+    "byte order mark": (
+        lambda at: mark(at / "generation_config.json"),
+        r"generation_config.json is not JSON \(Unexpected UTF-8 BOM",
+    ),
+    "negative size": (
+        lambda at: (at / ONE).write_bytes(file_of({"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}})),
+        rf"{ONE} has a damaged header \(ValueError: -1 is no size\)",
+    ),
+    "infinite size": (
+        lambda at: (at / ONE).write_bytes(
+            file_of({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, float("inf")]}})
+        ),
+        rf"{ONE} has a damaged header \(ValueError: inf is no size\)",
+    ),
+    "no dtype": (
+        lambda at: (at / ONE).write_bytes(
+            file_of({"lm_head.weight": {"dtype": None, "shape": [1], "data_offsets": [0, 4]}})
+        ),
+        rf"{ONE} has a damaged header \(ValueError: None is no dtype\)",
+    ),
     "no end token": (lambda at: edit(at / "tokenizer_config.json", eos_token=None), "has no end token"),
     "fewer rows": (
         lambda at: edit(at / "config.json", vocab_size=200),
@@ -298,6 +330,27 @@ def test_a_gpt_2_under_its_old_names_passes(tmp_path: Path) -> None:
     assert "h.0.ln_1.weight" in json.dumps(sorted(safetensor_files.stored_tensors(
         str(tmp_path), {file.name: file for file in storage.find(str(tmp_path))}
     )))  # fmt: skip
+    assert fault(tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("family", "masks"),
+    [
+        ("gpt_neo", ["attn.attention.bias", "attn.attention.masked_bias"]), ("codegen", ["attn.causal_mask"]),
+        ("gptj", ["attn.bias", "attn.masked_bias"]),
+    ],
+)  # fmt: skip
+def test_masks_among_the_weights_are_no_fault(family: str, masks: list[str], tmp_path: Path) -> None:
+    """The files on the Hub are from versions of transformers that saved them."""
+    import torch
+
+    save_tiny(family, tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    retensor(
+        tmp_path,
+        min(path.name for path in tmp_path.glob("*.safetensors")),
+        lambda tensors: tensors.update({f"transformer.h.0.{mask}": torch.ones(1, dtype=torch.bool) for mask in masks}),
+    )
     assert fault(tmp_path) == ""
 
 

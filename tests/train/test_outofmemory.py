@@ -41,7 +41,11 @@ CPU = (
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
         RuntimeError("NCCL error: unhandled cuda error\nLast error:\nFailed to CUDA calloc async 608 bytes"),
-        RuntimeError("NCCL WARN Cuda failure 2 'out of memory'"), RuntimeError("HIP out of memory. Tried to allocate"),
+        RuntimeError("NCCL WARN Cuda failure 2 'out of memory'"), RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA driver error: out of memory"), RuntimeError("cuda runtime error (2) : out of memory at x:3"),
+        RuntimeError("CUDA_ERROR_OUT_OF_MEMORY"), RuntimeError("cudaErrorMemoryAllocation"),
+        RuntimeError("cudaMalloc failed: out of memory"), RuntimeError("Failed to CUDA host alloc 1024 bytes"),
+        RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), RuntimeError("HIP out of memory. Tried to allocate"),
         RuntimeError(CPU.format("64 bytes. Error code 12 (Cannot allocate memory)")), MemoryError(),
         RuntimeError("std::bad_alloc"), OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
@@ -49,7 +53,9 @@ CPU = (
 def test_errors_that_say_that_memory_ran_out_are_known_by_their_types_and_texts(error: Exception) -> None:
     wrapped = RuntimeError("the optimizer failed")
     wrapped.__cause__ = error
-    for one in (error, wrapped):
+    in_cleanup = ValueError("the cleanup failed")
+    in_cleanup.__context__ = error
+    for one in (error, wrapped, in_cleanup):
         found = exhausted(one)
         assert found is not None
         assert found.cause is error
@@ -62,6 +68,8 @@ def test_errors_that_say_that_memory_ran_out_are_known_by_their_types_and_texts(
         RuntimeError("NCCL communicator was aborted: watchdog timeout"), ValueError("CUDA out of memory"),
         TrainingStopped("the export cannot be loaded: CUDA out of memory"),
         RuntimeError("out of resource: shared memory, Required: 180224, Hardware limit: 101376"), KeyError("memory"),
+        RuntimeError("CUDA error: device-side assert triggered\nthe ids are out of memory's range: out of memory"),
+        RuntimeError("CUDA process ran out of time waiting for the out of memory killer"),
     ],
 )  # fmt: skip
 def test_other_errors_pass_unchanged(error: Exception, base: Path, tmp_path: Path) -> None:
@@ -166,6 +174,18 @@ def test_the_fixes_are_those_that_are_not_used_yet(base: Path) -> None:
     assert "In train.placement, use more workers (there are 2), since" in last
     assert ", or use GPUs with more memory; then submit the run again" in last
     assert "micro_batch_tokens" not in last, "no micro-batch is computed in the update"
+
+
+def test_activations_are_not_blamed_where_no_backward_pass_keeps_them(base: Path, tmp_path: Path) -> None:
+    session, micro = Session(1, 2, "checkpoints", "0001", lambda figures: None), examples_of([2000, 1500])
+    this, placement = job(base, (), tmp_path), TrainPlacement(workers=2, gpus_per_worker=1)
+    with pytest.raises(OutOfMemory) as raised, explained(this, placement, session):  # noqa: SIM117
+        with doing("in the validation after step 3", backward=False), doing(micro=micro):
+            raise torch.OutOfMemoryError(CUDA)
+    said = str(raised.value)
+    assert "in the validation after step 3, in a micro-batch of 2 examples" in said
+    assert "lower micro_batch_tokens to 2048 (it is " in said
+    assert "activation_checkpointing" not in said
 
 
 def test_memory_of_the_host_is_told_from_that_of_the_gpu(base: Path) -> None:

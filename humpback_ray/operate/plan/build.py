@@ -92,6 +92,11 @@ class Plan:
     """Every assumption: field, value, source."""
 
     @property
+    def tightest(self) -> TrainingPlan | None:
+        """The training whose workers need the most memory."""
+        return max(self.trainings, key=lambda one: (one.step.lacks, one.step.memory.peak), default=None)
+
+    @property
     def seconds(self) -> float:
         """Total of all stages, one after another."""
         return sum(stage.seconds for stage in self.stages)
@@ -271,7 +276,7 @@ class _Planner:
 
     def problems(self, trainings: Sequence[TrainingPlan]) -> list[str]:
         """List placements that do not fit."""
-        found = [self._too_large(training) for training in trainings[:1] if not training.step.fits]
+        found = list(self._too_large(trainings))
         sections = dict.fromkeys(node.kind.section for node in self.graph.to_make() if self.expected.work(node))
         for name in sections:
             section = getattr(self.config, name)
@@ -285,18 +290,45 @@ class _Planner:
                 )
         return found
 
-    def _too_large(self, training: TrainingPlan) -> str:
+    def _too_large(self, trainings: Sequence[TrainingPlan]) -> Iterator[str]:
+        """Name the training that lacks the most memory with as many workers as there may be, or else as few."""
+        for workers in dict.fromkeys(reversed(self.config.train.placement.least_and_most)):
+            layout = replace(self.layout, workers=workers)
+            tried = [
+                (step(self.shape, layout, self.expected.batch(one.model)[1], self.rates), one) for one in trainings
+            ]
+            lacking = [pair for pair in tried if not pair[0].fits]
+            if lacking:
+                yield self._lacking(*max(lacking, key=lambda pair: pair[0].lacks))
+                return
+
+    def _lacking(self, worst: Step, training: TrainingPlan) -> str:
         machine, row = self.rates.on(self.layout.gpu)
-        step, least = training.step, training.smallest
-        way_out = f"{least.workers} workers would fit" if least else "no number of workers would fit"
-        held = step.memory
+        held, least = worst.memory, training.smallest
+        ways = [f"{least.workers} workers would fit" if least else "no number of workers would fit"]
+        if settings := list(self._helpful(worst, training.model)):
+            ways.append(f"or set {', '.join(settings)}")
         return (
-            f"train.placement: each of {step.workers} workers on {machine} needs {held.peak / 1e9:.1f} GB and, for "
-            f"offloaded state and the copy of a checkpoint, {(held.host + held.checkpoint) / 1e9:.0f} GB of host memory"
-            f"; {self.rates.usable(row) / 1e9:.1f} GB and {row.host_bytes * HOST_SHARE / 1e9:.0f} GB are usable; "
-            f"{way_out}, or set zero_stage=3, activation_checkpointing=true, offload_optimizer=true or fewer "
-            "micro_batch_tokens"
+            f"train.placement: each of {worst.workers} workers on {machine} needs {held.peak / 1e9:.1f} GB for "
+            f"{training.model} and, for offloaded state and the copy of a checkpoint, "
+            f"{(held.host + held.checkpoint) / 1e9:.0f} GB of host memory; {self.rates.usable(row) / 1e9:.1f} GB and "
+            f"{row.host_bytes * HOST_SHARE / 1e9:.0f} GB are usable; {', '.join(ways)}"
         )
+
+    def _helpful(self, worst: Step, model: str) -> Iterator[str]:
+        """Name the settings that would each lower what a worker lacks."""
+        layout, limit = replace(self.layout, workers=worst.workers), self.config.train.recipe.max_length_tokens
+        partitioned = {"stage": max(layout.stage, 2), "offload_optimizer": True}
+        changes: dict[str, dict[str, Any]] = {
+            "zero_stage=3": {"stage": 3},
+            "activation_checkpointing=true": {"checkpointing": True},
+            f"offload_optimizer=true{' with zero_stage=2' if layout.stage < 2 else ''}": partitioned,
+            f"micro_batch_tokens={limit}": {"micro_batch_tokens": limit},
+        }
+        for name, change in changes.items():
+            batch = self.expected.batch(model)[1]
+            if step(self.shape, replace(layout, **change), batch, self.rates).lacks < worst.lacks:
+                yield name
 
     def sources(self) -> list[tuple[str, Any, str]]:
         """List every assumption with its source."""

@@ -58,12 +58,18 @@ class Step:
 
     workers: int
     memory: Memory
-    fits: bool
+    lacks: float
+    """Bytes that a worker's device and host lack; 0 if it fits."""
     compute_s: float
     traffic_s: float
     update_s: float
     seconds: float
     """Total; time that overlaps counts once."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether a worker has the memory that it needs."""
+        return self.lacks == 0
 
     @property
     def worker_seconds(self) -> float:
@@ -98,17 +104,21 @@ def step(shape: Shape, layout: Layout, batch: Batch, rates: PlanConfig, slower: 
         update_s = owned / rates.host_updates_per_s
     traffic_s += host_link_s
     hidden = rates.overlap * min(compute_s, traffic_s)
-    beside = held.host + held.checkpoint
-    if layout.gpu:
-        fits = held.peak <= rates.usable(machine) and beside <= machine.host_bytes * HOST_SHARE
-    else:
-        fits = held.peak + beside <= rates.usable(machine)
-    return Step(n, held, fits, compute_s, traffic_s, update_s, slower * (compute_s + traffic_s - hidden + update_s))
+    seconds = slower * (compute_s + traffic_s - hidden + update_s)
+    return Step(n, held, _lacks(held, layout.gpu, machine, rates), compute_s, traffic_s, update_s, seconds)
 
 
 HOST_SHARE = 0.8
 """Share of a host's memory for offloaded state and the copy of a checkpoint: page cache, Ray's object store and the
 workers need the rest."""
+
+
+def _lacks(held: Memory, gpu: bool, machine: Machine, rates: PlanConfig) -> float:
+    """Return the bytes that a worker lacks; on a CPU, device and host are the same memory."""
+    usable, beside = rates.usable(machine), held.host + held.checkpoint
+    if gpu:
+        return max(held.peak - usable, 0) + max(beside - machine.host_bytes * HOST_SHARE, 0)
+    return max(held.peak + beside - usable, 0)
 
 
 def traffic(shape: Shape, layout: Layout, rounds: int) -> tuple[float, int]:

@@ -13,8 +13,10 @@ from humpback_ray.train.data.examples import Example
 from humpback_ray.train.job import TrainingStopped
 
 _GPU = re.compile(
-    r"(cuda|hip|driver)\b.*out of memory|(cu|hip)(blas|dnn|solver|sparse)\w*_alloc_failed|failed to cuda (m|c)alloc",
-    re.IGNORECASE | re.DOTALL,
+    r"(cuda|hip|driver)\w*\]?( driver| runtime)?( error| failure| failed)?[^a-z\n]*out of memory"
+    r"|(cuda|hip)_?error_?(out_?of_?memory|memory_?allocation)"
+    r"|(cu|hip)(blas|dnn|solver|sparse|fft)\w*_alloc(ation)?_failed|failed to cuda (m|c|host )alloc",
+    re.IGNORECASE,
 )
 _HOST = re.compile(r"(can't|cannot) allocate memory|not enough memory|std::bad_alloc", re.IGNORECASE)
 
@@ -27,17 +29,20 @@ class Exhausted(RuntimeError):
         self.cause = cause
         self.lengths = lengths
         """Tokens of each example of the micro-batch that was computed; empty if none was."""
+        self.backward = True
+        """Whether activations were kept for a backward pass."""
         self.where: list[str] = []
         """Activities, the widest first: "at step 3", "in the update"."""
 
 
 @contextlib.contextmanager
-def doing(what: str = "", micro: Sequence[Example] = ()) -> Iterator[None]:
+def doing(what: str = "", micro: Sequence[Example] = (), backward: bool = True) -> Iterator[None]:
     """Say what the block does, in case its memory runs out.
 
     Args:
         what: such as "at step 3"; "" for computing a micro-batch.
         micro: the examples of the micro-batch.
+        backward: False if no backward pass follows.
 
     Raises:
         Exhausted: memory ran out.
@@ -49,6 +54,7 @@ def doing(what: str = "", micro: Sequence[Example] = ()) -> Iterator[None]:
         found = exhausted(error, lengths)
         if found is None:
             raise
+        found.backward &= backward
         found.where.insert(0, what or micro_words(lengths))
         raise found from found.cause
 
@@ -56,13 +62,14 @@ def doing(what: str = "", micro: Sequence[Example] = ()) -> Iterator[None]:
 def exhausted(error: BaseException, lengths: Sequence[int] = ()) -> Exhausted | None:
     """Return an error that memory ran out as `Exhausted`, with the cause that says so; None for any other error.
 
-    A verdict stays what it is, even if it quotes such an error of another process.
+    An error in the cleanup after such an error is due to it too. A verdict stays what it is, even if it quotes such an
+    error of another process.
     """
     cause: BaseException | None = None if isinstance(error, TrainingStopped) else error
     while cause is not None and not isinstance(cause, Exhausted):
         if on_gpu(cause) or on_host(cause):
             return Exhausted(cause, lengths)
-        cause = cause.__cause__
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return cause
 
 

@@ -13,9 +13,10 @@ except for parameters that a family keeps in float32: DeepSpeed trains all param
 """
 
 import json
-from collections import defaultdict
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,6 +32,7 @@ from humpback_ray.train.engine.transformers_internals import (
     remember_rules,
 )
 from humpback_ray.train.job import TrainingStopped
+from humpback_ray.train.safetensor_files import INDEX, SINGLE
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +107,7 @@ def fill(model: "PreTrainedModel", plan: Any, base: Path) -> set[str]:
     from safetensors import safe_open
 
     names = stored_names(base)
-    conversions, strange = conversions_to_load(plan, [name for held in names.values() for name in held])
+    conversions, strange = conversions_to_load(plan, list(dict.fromkeys(chain(*names.values()))))
     refuse_names(base, [], strange)
     tensors, planned = model.state_dict(keep_vars=True), plan.state_dict()
     missing = set(tensors)
@@ -153,21 +155,26 @@ def tie(model: "PreTrainedModel", missing: set[str]) -> None:
 
 
 def stored_names(base: Path) -> dict[str, list[str]]:
-    """Return the names of a model directory's tensors by safetensors file."""
+    """Return the names of a model directory's tensors by safetensors file, whether its index has them or not."""
     from safetensors import safe_open
 
-    index = base / "model.safetensors.index.json"
-    found: dict[str, list[str]] = defaultdict(list)
+    index, files = base / INDEX, [SINGLE]
     if index.exists():
-        for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
-            found[file].append(name)
-        return found
-    with safe_open(base / "model.safetensors", framework="pt") as tensors:
-        return {"model.safetensors": list(tensors.keys())}
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    found = {}
+    for file in files:
+        with safe_open(base / file, framework="pt") as tensors:
+            found[file] = list(tensors.keys())
+    return found
+
+
+_MASK = re.compile(r"\.attn(\.attention)?\.(bias|masked_bias|causal_mask)$")
+"""Causal masks, which old files of GPT-Neo, GPT-J and CodeGen hold beside the parameters."""
 
 
 def refuse_names(base: Path | str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
-    """Stop unless a model directory has the parameters that its configuration calls for, and no others."""
+    """Stop unless a model directory has the parameters that its configuration calls for, and no others but masks."""
+    unexpected = [name for name in unexpected if not _MASK.search(name)]
     for names, what, then in (
         (
             missing,

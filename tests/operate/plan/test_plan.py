@@ -156,6 +156,52 @@ def test_a_host_without_room_for_a_checkpoints_copy_is_named_before_anything_sta
     assert "the copy of a checkpoint, 109 GB of host memory" in short.problems[0]
 
 
+def test_a_training_that_does_not_fit_counts_although_the_first_one_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With 1,000 seed pairs a worker has one example per step at first, and four of them from m1 on."""
+    keys = "plan.seed_pairs=1000", "train.placement.micro_batch_tokens=8192"
+    made = plan_run(seven(*keys))
+    assert [one.step.fits for one in made.trainings] == [True, True, False, False]
+    assert "each of 8 workers on H100-80G needs 79.4 GB for m1" in made.problems[0]
+    assert plan_job([str(SEVEN), f"root={tmp_path}", *keys]) == 1
+    said = capsys.readouterr().out
+    assert "memory of a worker (m1)" in said
+    assert "DOES NOT FIT" in said
+
+
+def test_fewer_workers_than_an_elastic_training_may_have_must_fit_too() -> None:
+    made = plan_run(seven("train.placement.workers=[1, 8]"))
+    assert made.trainings[0].step.fits, "with 8 workers"
+    assert "each of 1 workers on H100-80G needs 134.8 GB" in made.problems[0]
+    assert not plan_run(seven("train.placement.workers=[4, 8]")).problems
+
+
+def test_only_settings_that_lower_the_need_are_advised() -> None:
+    alone = plan_run(seven("train.placement.workers=1")).problems[0]
+    assert alone.endswith("4 workers would fit, or set activation_checkpointing=true, offload_optimizer=true")
+    offloading = "train.placement.offload_optimizer=true", "plan.machines={H100-80G: {host_bytes: 100000000000}}"
+    full = plan_run(seven("train.placement.workers=1", *offloading)).problems[0]
+    assert full.endswith("4 workers would fit"), "the host lacks memory, not the GPU"
+
+
+def test_figures_that_no_run_can_have_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for key, said in (
+        ("kept_shares=[-0.1]", "takes a number of at least 0"), ("kept_shares=[5]", "takes a number of at most 1"),
+        ("seed_chars=[-5, 1]", "takes a number of at least 0"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=said):
+            seven(f"plan.{key}")
+    assert plan_job([str(SEVEN), "plan.chars_per_token=1e-300"]) == 2
+    assert "error: plan: its figures are so large or small" in capsys.readouterr().out
+
+
+def test_adapters_are_said_to_take_less_than_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    for method, said in (("lora", True), ("full", False)):
+        assert plan_job([str(SEVEN), f"train.recipe.method={{kind: {method}}}"]) == 0
+        assert ("planned as a full fine-tune" in capsys.readouterr().out) == said
+
+
 def test_an_unknown_machine_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="machine is B300, which is not among A100-80G"):
         seven("plan.machine=B300")
@@ -194,6 +240,7 @@ def test_the_job_says_if_storage_is_slower_than_training(tmp_path: Path, capsys:
         said = capsys.readouterr().out
         assert ("checkpoint_every_steps to 170 or more (it is 10)" in said) == waits
         assert ("training waits for its checkpoints" in said) == waits
+        assert "checkpoint_every_minutes to" not in said, "15 minutes are enough"
 
 
 def committed(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from humpback_ray.placement import TrainPlacement
-from humpback_ray.train.engine.weights import pieces, refuse_names
+from humpback_ray.train.engine.weights import pieces, refuse_names, stored_names
 from humpback_ray.train.engine.zero import engine_config, load_model
 from humpback_ray.train.job import TrainingStopped
 from humpback_ray.train.recipe import TrainRecipe
@@ -140,7 +140,7 @@ def test_a_part_is_read_row_by_row_wherever_it_begins_and_ends(
 
 
 def test_the_error_names_missing_and_unexpected_parameters() -> None:
-    refuse_names(Path("base"), [], [])
+    refuse_names(Path("base"), [], ["transformer.h.0.attn.masked_bias"])
     with pytest.raises(TrainingStopped, match=r"base lacks the parameters lm_head.weight; is its config.json from"):
         refuse_names(Path("base"), ["lm_head.weight"], [])
     with pytest.raises(TrainingStopped, match=r"has the unexpected parameters a, b, c and 1 more;"):
@@ -202,3 +202,13 @@ def test_layouts_agree_and_weights_that_do_not_match_the_configuration_are_refus
         assert "model.layers.2.mlp.up_proj.weight" in found[f"unexpected-{stage}"]["stopped"]
     assert "model.norm.weight has shape [3]" in found["shape-3"]["stopped"]
     assert "[32]" in found["shape-3"]["stopped"]
+
+
+def test_a_tensor_that_only_the_index_lacks_is_found(tmp_path: Path) -> None:
+    """transformers, too, takes from the index only the names of the files."""
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "one.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
+    assert stored_names(tmp_path) == {"one.safetensors": ["a", "b"]}

@@ -32,14 +32,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import ParamSpec
 
 from humpback_ray import storage
 from humpback_ray.config import difference
 from humpback_ray.train.checkpoint.contents import STATE, Contents, Span, Unusable, list_of, read
 from humpback_ray.train.checkpoint.fragments import WEIGHT, Fragment
-from humpback_ray.train.disk import explained, save_tensors
+from humpback_ray.train.disk import explained, save_tensors, scratch
 from humpback_ray.train.job import StepMetrics, TrainingStopped
 
 logger = logging.getLogger(__name__)
@@ -55,16 +54,16 @@ PAUSES_S = (1.0, 10.0)
 """Seconds between tries to store a file; within each try, `storage` has its own retries."""
 
 
-def write(fragments: Iterable[Fragment], rank: int, uri: str, state: Mapping[str, object]) -> None:
+def write(fragments: Sequence[Fragment], rank: int, uri: str, state: Mapping[str, object]) -> None:
     """Store one rank's part of a checkpoint, its list last; only rank 0 writes `state`.
 
     Raises:
         OSError: a file could not be stored after several tries.
     """
     listed: dict[str, dict[str, object]] = {}
-    with TemporaryDirectory(prefix="humpback-checkpoint-") as folder:
+    with scratch("checkpoint", f"writing {uri}", sum(fragment.bytes for fragment in fragments)) as folder:
         for number, part in enumerate(_parts(fragments)):
-            path = Path(folder, f"rank-{rank:05d}-{number:03d}.safetensors")
+            path = folder / f"rank-{rank:05d}-{number:03d}.safetensors"
             _tried(save_tensors, {_key(f, kind): tensor for f in part for kind, tensor in f.tensors.items()}, path)
             listed[path.name] = {
                 "bytes": path.stat().st_size,

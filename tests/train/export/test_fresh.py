@@ -224,13 +224,25 @@ def test_the_process_sees_no_launcher_and_finds_the_package_where_its_parent_doe
         "ACCELERATE_USE_DEEPSPEED": "true", "OMP_NUM_THREADS": "1", "RAY_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "3",
         "HOME": "/root", "PYTHONPATH": "old",
     }  # fmt: skip
-    monkeypatch.setattr(sys, "path", ["", str(tmp_path), "/lib"])
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), "lib", Path("/ignored"), "/lib"])
     monkeypatch.chdir(tmp_path)
     made = process.environment(given, gpu=True)
-    at = os.pathsep.join([str(tmp_path), str(tmp_path), "/lib"])
+    at = os.pathsep.join([str(tmp_path), str(tmp_path), str(tmp_path / "lib"), "/lib"])
     expected = {"HOME": "/root", "CUDA_VISIBLE_DEVICES": "3", "HF_HUB_OFFLINE": "1", "PYTHONPATH": at}
     assert made == expected
     assert process.environment(given, gpu=False)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_the_process_outlives_the_working_directory_of_its_parent(
+    exported: Path, model: Any, tokenizer: Any, this: TrainJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setattr(sys, "path", ["", "lib", *sys.path])
+    monkeypatch.setattr(process, "_processes", {})
+    reload.check_directory(exported, asked(model, tokenizer, this), this)
+    process.ended()
 
 
 def test_weights_go_to_gpus_then_to_the_host_then_stay_on_disk() -> None:

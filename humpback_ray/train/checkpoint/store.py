@@ -12,8 +12,8 @@ any attempt. An attempt keeps its last few complete ones; those of earlier attem
 `gc` deletes them.
 
 Each worker opens the files that overlap with what it holds now, and reads the elements that it needs. A checkpoint that
-is incomplete, whose JSON is damaged (contents.py) or that has a wrong byte is skipped with a warning. If all complete
-ones have wrong bytes, the run stops: that is damage, which no interruption causes.
+is incomplete, that cannot be read, whose JSON is damaged (contents.py) or that has a wrong byte is skipped with a
+warning. If all complete ones have wrong bytes, the run stops: that is damage, which no interruption causes.
 
 Why not DeepSpeed's own checkpoints: they are pickle and refuse another number of workers and another stage, and their
 universal form needs a separate program to convert the whole checkpoint before a run can resume.
@@ -121,8 +121,12 @@ def newest(uri: str, besides: Collection[str] = ()) -> Contents | None:
 
 
 def complete(uri: str, log: Callable[..., None] = logger.debug, besides: Collection[str] = ()) -> Iterator[Contents]:
-    """Yield the complete checkpoints under a directory, the one with the most steps first; log the others."""
-    found = listed(uri)
+    """Yield the complete checkpoints under a directory, the one with the most steps first; log the others.
+
+    Raises:
+        OSError: some could not be read, and no other is complete: training anew would cost more than another try.
+    """
+    found, sound, failure = listed(uri), 0, None
     for name in sorted(found, key=_order, reverse=True):
         checkpoint = storage.join(uri, name)
         if checkpoint in besides:
@@ -131,8 +135,14 @@ def complete(uri: str, log: Callable[..., None] = logger.debug, besides: Collect
             contents = read(checkpoint, found[name])
         except Unusable as problem:
             log("ignoring checkpoint %s, which is %s: %s", checkpoint, problem.words, problem)
+        except OSError as error:
+            log("ignoring checkpoint %s, which cannot be read: %s", checkpoint, storage.words(error))
+            failure = failure or error
         else:
+            sound += 1
             yield contents
+    if failure is not None and not sound:
+        raise failure
 
 
 def prune(uri: str, keep: int, besides: Collection[str] = ()) -> None:

@@ -70,7 +70,9 @@ def test_a_failed_write_names_the_directory_the_bytes_needed_and_those_free(tmp_
         writers[who]()
 
 
-def test_a_disk_that_takes_no_directory_is_reported_as_a_full_one(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_takes_no_directory_is_reported_as_a_full_one(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(full := mount("full", 100, files=1)))
     words = rf"writing m0 failed: .*No space left on device.* needs 400 bytes, {full} has [\d,]+ bytes free; make room"
     with pytest.raises(StorageError, match=words), scratch("export", "writing m0", 400):

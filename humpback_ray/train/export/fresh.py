@@ -208,7 +208,7 @@ def compare(model: Any, request: Request, device: str) -> tuple[float, int]:
         found = logits_at(model, ids, positions, device).float().cpu()
         scale = expected.abs().max().clamp_min(1e-6)
         rows = (found - expected).abs().amax(1) / scale
-        ranked = rows.nan_to_num(float("inf")).argsort(descending=True)
+        ranked = rows.nan_to_num(float("inf")).argsort(descending=True, stable=True)
         worst = int(ranked[spare(len(rows)) if rows.isfinite().all() else 0])
         differences.append(rows[worst].item())
         if not differences[-1] <= tolerance:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +65,24 @@ def _free(place: Callable[[], str]) -> str:
         return f"{path} has {shutil.disk_usage(path).free:,} bytes free"
     except OSError as error:
         return f"its directory cannot be used ({words(error)})"
+
+
+@contextlib.contextmanager
+def scratch(purpose: str, what: str, needed_bytes: int) -> Iterator[Path]:
+    """Yield a temporary directory that is deleted after the block.
+
+    Args:
+        purpose: part of its name.
+        what: what the block does, such as "writing the model".
+        needed_bytes: bytes that the block writes.
+
+    Raises:
+        StorageError: it could not be made for lack of room.
+    """
+    with explained(what, needed_bytes, tempfile.gettempdir):
+        folder = tempfile.TemporaryDirectory(prefix=f"humpback-{purpose}-")
+    with folder as name:
+        yield Path(name)
 
 
 def save_tensors(tensors: "Mapping[str, torch.Tensor]", path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -14,7 +14,7 @@ import pytest
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.storage import StorageError
 from humpback_ray.train.checkpoint import store
-from humpback_ray.train.disk import explained, save_tensors
+from humpback_ray.train.disk import explained, save_tensors, scratch
 from humpback_ray.train.job import TrainingStopped
 from humpback_ray.train.loop import Session, train
 from tests.conftest import Said
@@ -23,17 +23,18 @@ from tests.train.workers import job
 
 PLACEMENT = TrainPlacement(zero_stage=2, micro_batch_tokens=600, checkpoint_every_steps=1)
 
-Mount = Callable[[str, int], Path]
+Mount = Callable[..., Path]
 
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Mount]:
-    """Return a function that mounts a file system of some kilobytes under a name."""
+    """Return a function that mounts a file system of some kilobytes, and at most some files, under a name."""
     mounted: list[Path] = []
 
-    def add(name: str, kilobytes: int) -> Path:
+    def add(name: str, kilobytes: int, files: int = 1000) -> Path:
         (target := tmp_path / name).mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", target], check=False)
+        limits = f"size={kilobytes}k,nr_inodes={files}"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", limits, "tmpfs", target], check=False)
         if done.returncode:
             pytest.skip("this user may not mount a file system")
         mounted.append(target)
@@ -67,6 +68,15 @@ def test_a_failed_write_names_the_directory_the_bytes_needed_and_those_free(tmp_
     words = rf"File too large.*; it needs 400 bytes, {tmp_path} has [\d,]+ bytes free; make room or use a larger disk"
     with pytest.raises(StorageError, match=words), explained("writing", 400, lambda: str(tmp_path)), small_files(99):
         writers[who]()
+
+
+def test_a_disk_that_takes_no_directory_is_reported_as_a_full_one(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(full := mount("full", 100, files=1)))
+    words = rf"writing m0 failed: .*No space left on device.* needs 400 bytes, {full} has [\d,]+ bytes free; make room"
+    with pytest.raises(StorageError, match=words), scratch("export", "writing m0", 400):
+        pass
 
 
 def test_errors_that_have_nothing_to_do_with_the_disk_pass(tmp_path: Path) -> None:

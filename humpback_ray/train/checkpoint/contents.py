@@ -84,6 +84,7 @@ def read(uri: str, sizes: Mapping[str, int]) -> Contents:
 
     Raises:
         Unusable: see the two classes.
+        OSError: the state or a list cannot be read.
     """
     if STATE not in sizes:
         raise Incomplete(f"{STATE} is missing")

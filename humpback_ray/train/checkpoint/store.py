@@ -12,8 +12,8 @@ any attempt. An attempt keeps its last few complete ones; those of earlier attem
 `gc` deletes them.
 
 Each worker opens the files that overlap with what it holds now, and reads the elements that it needs. A checkpoint that
-is incomplete, whose JSON is damaged (contents.py) or that has a wrong byte is skipped with a warning. If all complete
-ones have wrong bytes, the run stops: that is damage, which no interruption causes.
+is incomplete, that cannot be read, whose JSON is damaged (contents.py) or that has a wrong byte is skipped with a
+warning. If all complete ones have wrong bytes, the run stops: that is damage, which no interruption causes.
 
 Why not DeepSpeed's own checkpoints: they are pickle and refuse another number of workers and another stage, and their
 universal form needs a separate program to convert the whole checkpoint before a run can resume.
@@ -32,14 +32,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import ParamSpec
 
 from humpback_ray import storage
 from humpback_ray.config import difference
 from humpback_ray.train.checkpoint.contents import STATE, Contents, Span, Unusable, list_of, read
 from humpback_ray.train.checkpoint.fragments import WEIGHT, Fragment
-from humpback_ray.train.disk import explained, save_tensors
+from humpback_ray.train.disk import explained, save_tensors, scratch
 from humpback_ray.train.job import StepMetrics, TrainingStopped
 
 logger = logging.getLogger(__name__)
@@ -55,16 +54,16 @@ PAUSES_S = (1.0, 10.0)
 """Seconds between tries to store a file; within each try, `storage` has its own retries."""
 
 
-def write(fragments: Iterable[Fragment], rank: int, uri: str, state: Mapping[str, object]) -> None:
+def write(fragments: Sequence[Fragment], rank: int, uri: str, state: Mapping[str, object]) -> None:
     """Store one rank's part of a checkpoint, its list last; only rank 0 writes `state`.
 
     Raises:
         OSError: a file could not be stored after several tries.
     """
     listed: dict[str, dict[str, object]] = {}
-    with TemporaryDirectory(prefix="humpback-checkpoint-") as folder:
+    with scratch("checkpoint", f"writing {uri}", sum(fragment.bytes for fragment in fragments)) as folder:
         for number, part in enumerate(_parts(fragments)):
-            path = Path(folder, f"rank-{rank:05d}-{number:03d}.safetensors")
+            path = folder / f"rank-{rank:05d}-{number:03d}.safetensors"
             _tried(save_tensors, {_key(f, kind): tensor for f in part for kind, tensor in f.tensors.items()}, path)
             listed[path.name] = {
                 "bytes": path.stat().st_size,
@@ -122,8 +121,12 @@ def newest(uri: str, besides: Collection[str] = ()) -> Contents | None:
 
 
 def complete(uri: str, log: Callable[..., None] = logger.debug, besides: Collection[str] = ()) -> Iterator[Contents]:
-    """Yield the complete checkpoints under a directory, the one with the most steps first; log the others."""
-    found = listed(uri)
+    """Yield the complete checkpoints under a directory, the one with the most steps first; log the others.
+
+    Raises:
+        OSError: some could not be read, and no other is complete: training anew would cost more than another try.
+    """
+    found, sound, failure = listed(uri), 0, None
     for name in sorted(found, key=_order, reverse=True):
         checkpoint = storage.join(uri, name)
         if checkpoint in besides:
@@ -132,8 +135,14 @@ def complete(uri: str, log: Callable[..., None] = logger.debug, besides: Collect
             contents = read(checkpoint, found[name])
         except Unusable as problem:
             log("ignoring checkpoint %s, which is %s: %s", checkpoint, problem.words, problem)
+        except OSError as error:
+            log("ignoring checkpoint %s, which cannot be read: %s", checkpoint, storage.words(error))
+            failure = failure or error
         else:
+            sound += 1
             yield contents
+    if failure is not None and not sound:
+        raise failure
 
 
 def prune(uri: str, keep: int, besides: Collection[str] = ()) -> None:

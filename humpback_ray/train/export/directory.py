@@ -29,7 +29,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,7 +37,7 @@ from humpback_ray.prompts.chat import chat_template, encode_prompt, space_betwee
 from humpback_ray.stages.manifest import CARD
 from humpback_ray.train.base import context_tokens
 from humpback_ray.train.data.examples import Example
-from humpback_ray.train.disk import explained, save_tensors
+from humpback_ray.train.disk import explained, save_tensors, scratch
 from humpback_ray.train.engine import group, lora
 from humpback_ray.train.engine.deepspeed_internals import is_partitioned, whole_shape
 from humpback_ray.train.engine.transformers_internals import blueprint, class_of, conversions_to_save, tied_like
@@ -86,8 +85,9 @@ def export_model(
                 pass
         settle()
         return [], asked.greedy
-    with TemporaryDirectory(prefix="humpback-export-") as name, Shelf(job.export_uri, Path(name)) as shelf:
-        with explained(f"writing {job.model} to {job.export_uri}", model_bytes, *shelf.local):
+    what = f"writing {job.model} to {job.export_uri}"
+    with scratch("export", what, model_bytes) as folder, Shelf(job.export_uri, folder) as shelf:
+        with explained(what, model_bytes, *shelf.local):
             write_weights(module, shelf)
             write_configuration(base, type(module).__name__, job.recipe.dtype, shelf.scratch)
             write_tokenizer(tokenizer, job, shelf.scratch)
@@ -367,13 +367,11 @@ def write_configuration(base: Path, architecture: str, dtype: str, directory: Pa
 def served_unlike(tokenizer: SavedTokenizer, base: Path, job: TrainJob) -> str | None:
     """Return a problem if the trained model would be served other tokens than it learns from; call before training."""
     needed = sum(path.stat().st_size for path in base.iterdir() if path.suffix in (".json", ".model"))
-    with (
-        TemporaryDirectory(prefix="humpback-tokenizer-") as name,
-        explained(f"writing the tokenizer of {job.model} to {name}", needed, lambda: name),
-    ):
-        shutil.copy(base / "config.json", name)
-        write_tokenizer(tokenizer, job, Path(name))
-        return unlike_training(Path(name), tokenizer, job)
+    what = f"writing the tokenizer of {job.model}"
+    with scratch("tokenizer", what, needed) as folder, explained(what, needed, lambda: str(folder)):
+        shutil.copy(base / "config.json", folder)
+        write_tokenizer(tokenizer, job, folder)
+        return unlike_training(folder, tokenizer, job)
 
 
 def write_tokenizer(tokenizer: SavedTokenizer, job: TrainJob, directory: Path) -> None:

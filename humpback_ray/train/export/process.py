@@ -3,7 +3,7 @@
 It starts when a training does or before (stages/warm.py), since its imports take 4 s, and waits. A process that trains
 several models on CPUs keeps it for the next one. It does not see what would make it a worker of a distributed run: the
 variables of launchers, Accelerate and OpenMP are taken out of its environment, and without GPUs it sees none. It finds
-the package where its parent does.
+the package where its parent does, from a working directory that nobody deletes.
 """
 
 import atexit
@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO, Any, cast
 
 from humpback_ray.train.export import fresh
@@ -55,6 +55,7 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment(os.environ, gpu),
+            cwd=os.sep,
             start_new_session=True,  # Ctrl-C ends it by the end of its input, without a traceback
         )
         atexit.register(self.end)
@@ -130,9 +131,17 @@ def ended() -> None:
 def environment(given: Mapping[str, str], gpu: bool) -> dict[str, str]:
     """Return the variables of a fresh process."""
     kept = {name: value for name, value in given.items() if not name.startswith(_WORKER)}
-    kept["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    kept["PYTHONPATH"] = os.pathsep.join(_search_path())
     kept |= {"HF_HUB_OFFLINE": "1"} | ({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})
     return kept
+
+
+def _search_path() -> Iterator[str]:
+    """Yield the absolute directories in which this process looks for modules."""
+    for entry in sys.path:
+        if isinstance(entry, str):  # Python ignores others, such as a Path
+            with contextlib.suppress(FileNotFoundError):  # relative to a working directory that was deleted
+                yield os.path.abspath(entry)
 
 
 def _end_words(code: int) -> str:

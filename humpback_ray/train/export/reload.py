@@ -7,7 +7,6 @@ is longer than a training example may be. fresh.py is the program of that proces
 """
 
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from humpback_ray.prompts.chat import ChatRecipe, encode_example, start_ids
 from humpback_ray.train.data.examples import Direction
-from humpback_ray.train.disk import save_tensors
+from humpback_ray.train.disk import save_tensors, scratch
 from humpback_ray.train.export import process
 from humpback_ray.train.export.fresh import Request, logits_at
 from humpback_ray.train.job import TrainingStopped, TrainJob
@@ -190,8 +189,9 @@ def check_directory(
     import torch
 
     both, failed = [asked.short, asked.long], f"the exported {job.model} could not be loaded in a fresh process"
-    with tempfile.TemporaryDirectory(prefix="humpback-probe-") as name:
-        logits = Path(name, "logits.safetensors")
+    needed = sum(one.logits.nbytes for one in both)
+    with scratch("probe", f"writing the logits of {job.model}", needed) as folder:
+        logits = folder / "logits.safetensors"
         save_tensors({str(number): one.logits.contiguous() for number, one in enumerate(both)}, logits)
         request = Request(
             directory=str(directory.absolute()),
@@ -202,7 +202,7 @@ def check_directory(
             greedy=asked.greedy,
             passes=[one.ids for one in both],
             positions=[one.positions for one in both],
-            logits=str(logits),
+            logits=str(logits.absolute()),
             tolerance=TOLERANCE[job.recipe.dtype],
             threads=torch.get_num_threads(),
             gpu=gpu,

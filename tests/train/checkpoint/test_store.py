@@ -278,6 +278,20 @@ def test_a_checkpoint_whose_json_is_damaged_is_skipped_with_a_warning_that_says_
     assert newest(tmp_path / "checkpoints") == str(sound), "a damaged one does not count"
 
 
+def test_a_checkpoint_that_cannot_be_read_is_skipped_unless_it_is_the_only_one(tmp_path: Path, said: Said) -> None:
+    unread = written(tmp_path, "0001", 8)
+    (unread / "state.json").unlink()
+    (unread / "state.json").symlink_to("/proc/self/mem")  # reading its first byte is an input/output error
+    with pytest.raises(OSError, match="Input/output error"):
+        newest(tmp_path / "checkpoints")
+    sound = written(tmp_path, "0001", 4)
+    said.records.clear()
+    assert newest(tmp_path / "checkpoints") == str(sound)
+    ((level, message),) = said.records
+    assert level == "WARNING"
+    assert re.fullmatch(rf"ignoring checkpoint {unread}, which cannot be read: .*Input/output error", message)
+
+
 def test_a_checkpoint_with_wrong_bytes_does_not_count_as_complete_when_old_ones_are_deleted(tmp_path: Path) -> None:
     sound, wrong = written(tmp_path, "0001", 4), written(tmp_path, "0001", 8)
     written(tmp_path, "0001", 2)

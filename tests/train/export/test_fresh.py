@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -224,13 +226,25 @@ def test_the_process_sees_no_launcher_and_finds_the_package_where_its_parent_doe
         "ACCELERATE_USE_DEEPSPEED": "true", "OMP_NUM_THREADS": "1", "RAY_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "3",
         "HOME": "/root", "PYTHONPATH": "old",
     }  # fmt: skip
-    monkeypatch.setattr(sys, "path", ["", str(tmp_path), "/lib"])
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), "lib", Path("/ignored"), "/lib"])
     monkeypatch.chdir(tmp_path)
     made = process.environment(given, gpu=True)
-    at = os.pathsep.join([str(tmp_path), str(tmp_path), "/lib"])
+    at = os.pathsep.join([str(tmp_path), str(tmp_path), str(tmp_path / "lib"), "/lib"])
     expected = {"HOME": "/root", "CUDA_VISIBLE_DEVICES": "3", "HF_HUB_OFFLINE": "1", "PYTHONPATH": at}
     assert made == expected
     assert process.environment(given, gpu=False)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_the_process_outlives_the_working_directory_of_its_parent(
+    exported: Path, model: Any, tokenizer: Any, this: TrainJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setattr(sys, "path", ["", "lib", *sys.path])
+    monkeypatch.setattr(process, "_processes", {})
+    reload.check_directory(exported, asked(model, tokenizer, this), this)
+    process.ended()
 
 
 def test_weights_go_to_gpus_then_to_the_host_then_stay_on_disk() -> None:
@@ -256,3 +270,50 @@ def test_the_time_limit_grows_with_the_model_and_the_sequence(tmp_path: Path) ->
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.truncate(130 * 10**9)
     assert 4 * 3600 < reload.limit_s(tmp_path, 2048) < 8 * 3600
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "wrong", "same"),
+    [
+        ("experts", "bfloat16", {3: 1.0, 90: -1.0}, True),
+        ("experts", "bfloat16", {3: math.nan}, False),
+        ("experts", "bfloat16", dict.fromkeys(range(40, 60), 1.0), False),
+        ("experts", "float32", {3: 1.0}, False),
+        ("mlp", "bfloat16", {3: 1.0}, False),
+    ],
+)
+def test_rounding_may_send_a_few_tokens_to_other_experts(
+    name: str, dtype: str, wrong: dict[int, float], same: bool, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    class Table(torch.nn.Module):
+        """Gives each position fixed logits."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = SimpleNamespace(dtype=getattr(torch, dtype))
+            torch.manual_seed(0)
+            self.register_parameter(name, torch.nn.Parameter(torch.randn(96, 9).to(self.config.dtype)))
+
+        def forward(self, input_ids: Any, use_cache: bool) -> Any:
+            return SimpleNamespace(logits=self.get_parameter(name)[None, : input_ids.shape[1]])
+
+    table = Table()
+    expected = table.get_parameter(name).detach().clone()
+    ids, positions = list(range(96)), list(range(96))
+    greedy = expected[-16:].argmax(-1).tolist()
+    for place, value in wrong.items():
+        expected[place] += value
+    save_file({"0": expected}, tmp_path / "logits.safetensors")
+    request: Any = {
+        "logits": str(tmp_path / "logits.safetensors"), "model": "m0", "tolerance": reload.TOLERANCE[dtype],
+        "greedy": greedy, "passes": [ids], "positions": [positions],
+    }  # fmt: skip
+    if same:
+        apart, agreed = fresh.compare(table, request, "cpu")
+        assert (apart, agreed) == (0.0, 16)
+    else:
+        with pytest.raises(fresh.Unlike, match="logits differ by"):
+            fresh.compare(table, request, "cpu")

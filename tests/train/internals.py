@@ -28,7 +28,7 @@ def moved(library: str, written_against: str, owner: Any, wanted: Mapping[str, S
                 yield f"{called}.{name} takes {found} in {where}; we pass {list(parameters)}"
 
 
-OPEN = {"__name__", "__init__", "__cause__", "_replace", "_exit"}
+OPEN = {"__name__", "__init__", "__cause__", "__context__", "__suppress_context__", "_replace", "_exit"}
 """Private names that Python's own documentation allows."""
 
 

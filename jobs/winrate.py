@@ -18,7 +18,7 @@ import sys
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
-from humpback_ray.evaluate.annotations import read_all
+from humpback_ray.evaluate.judged import read_all
 from humpback_ray.evaluate.lengthcontrol import LengthControlled, read_gamed
 from humpback_ray.evaluate.standings import RESAMPLES, Standing, standings
 from humpback_ray.evaluate.wording import CANNOT, compared, equal_lengths, range_of, sentences

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from humpback_ray.evaluate.annotations import Floats
+from humpback_ray.evaluate.judged import Floats
 
 LEVEL = 0.95
 """Coverage of every interval."""

@@ -25,8 +25,8 @@ import pyarrow.csv
 
 from humpback_ray import storage
 from humpback_ray.config import ConfigError
-from humpback_ray.evaluate.annotations import Floats, Judged
 from humpback_ray.evaluate.bootstrap import NORMAL, Interval
+from humpback_ray.evaluate.judged import Floats, Judged
 
 STRENGTHS = np.logspace(-4, 4, 10)
 """Weights of the data against the penalty, tried from the smallest; the first best one wins."""

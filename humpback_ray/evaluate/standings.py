@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from humpback_ray.evaluate.annotations import Floats, Judged
 from humpback_ray.evaluate.bootstrap import Interval, Sums, differences, rate_interval, resampled
+from humpback_ray.evaluate.judged import Floats, Judged
 from humpback_ray.evaluate.lengthcontrol import Gamed, LengthControlled, length_controlled
 from humpback_ray.evaluate.winrate import Tally, scored, tally
 

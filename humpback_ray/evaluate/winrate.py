@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from humpback_ray.evaluate.annotations import Floats, Judged
+from humpback_ray.evaluate.judged import Floats, Judged
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,8 @@ class Standing:
     """Missing or blank outputs with a verdict, which counts."""
     n_prompts: int
     """Different prompts."""
+    n_absent_prompts: int
+    """Prompts of other models with the same reference and annotator that this model has no row for."""
     n_swapped: int
     """Rows in which the model is `generator_1`."""
     avg_length: int | None
@@ -206,6 +208,7 @@ class _Family:
             n_missing_outputs=int(missing.sum()),
             n_empty_outputs=int((one.empty & ~missing).sum()),
             n_prompts=len(set(one.prompts)),
+            n_absent_prompts=self.size - len(set(one.prompts)),
             n_swapped=one.swapped,
             avg_length=_mean_length(one.characters),
             reference_avg_length=_mean_length(one.reference_characters),

@@ -49,6 +49,9 @@ def sentences(standing: Standing) -> Iterator[str]:
     for rows, what in counted:
         if rows:
             yield f"{standing.label}: {rows:,} row{'s' * (rows != 1)} {what}."
+    if standing.n_absent_prompts:
+        absent = f"{standing.n_absent_prompts:,} prompts that other models have"
+        yield f"{standing.label}: no row for {absent}; they are left out, although a missing answer would be a loss."
     rows = standing.n_total + standing.n_no_verdict
     if standing.n_prompts < rows:
         prompts = f"{standing.n_prompts:,} prompts; a prompt's rows are resampled together"

@@ -146,7 +146,7 @@ def _judged(source: str, names: tuple[str, str, str], rows: Sequence[tuple[Annot
     return Judged(
         *names,
         source,
-        prompts=[row.prompt or f"row {number} of {source}" for number, (row, _) in enumerate(rows, 1)],
+        prompts=[row.prompt or f"row {number} of {names[0]} in {source}" for number, (row, _) in enumerate(rows, 1)],
         values=column(lambda row, mine: turned(row.preference - 1, mine)),
         characters=column(lambda row, mine: row.characters[mine] * length),
         reference_characters=column(lambda row, mine: row.characters[1 - mine] * length),

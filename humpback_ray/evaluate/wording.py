@@ -35,7 +35,8 @@ def sentences(standing: Standing) -> Iterator[str]:
         return
     yield _against_reference(standing)
     if standing.n_prompts < FEW_PROMPTS:
-        yield f"{standing.n_prompts} prompts are few: the intervals are too narrow; use at least {FEW_PROMPTS}."
+        few = f"{standing.n_prompts} prompts are few, so the intervals are too narrow"
+        yield f"{standing.label}: {few}; use at least {FEW_PROMPTS}."
     counted = (
         (standing.n_no_verdict, "without a verdict, left out"),
         (

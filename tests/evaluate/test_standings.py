@@ -164,6 +164,8 @@ def test_prompts_without_text_are_all_different(tmp_path: Path) -> None:
     (found,) = standing(tmp_path, [{"preference": 1 + at % 2} for at in range(50)])
     assert found.n_prompts == 50
     assert found.interval.low > 30
+    two = standing(tmp_path, [{"preference": 1, "generator_2": model} for model in ("m1", "m2") * 9])
+    assert [one.comparisons for one in two] == [[], []]
 
 
 def test_the_seed_decides_the_intervals_and_the_order_of_files_the_order_of_models(tmp_path: Path) -> None:

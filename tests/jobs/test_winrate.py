@@ -51,7 +51,6 @@ def ran(folder: Path) -> dict[str, tuple[int, str]]:
         "named": ["both.json", "--reference", "m1", "--json"],
         "resamples": ["m1.json", "--resamples", "0"],
         "table": ["m1.json", "--difficulty", str(folder / "none.csv")],
-        "help": ["--help"],
     }
     full = [[str(folder / word) if word.endswith(".json") else word for word in words] for words in commands.values()]
     command = [sys.executable, "-c", CHECK, json.dumps(full)]

@@ -24,7 +24,18 @@ from humpback_ray.evaluate.standings import RESAMPLES, Standing, standings
 from humpback_ray.evaluate.wording import CANNOT, compared, equal_lengths, range_of, sentences
 from jobs.console import Table, console, guarded, say
 
-COLUMNS = ("model", "reference", "win rate", "± s.e.", "95 % interval", "wins", "draws", "n", "length", "equal length")
+COLUMNS = (
+    "model",
+    "reference",
+    "win rate",
+    "± s.e.",
+    "95 % interval",
+    "wins",
+    "draws",
+    "n",
+    "characters, reference",
+    "equal length",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,7 +96,7 @@ def cells(one: Standing) -> list[str]:
         f"{one.n_wins:,}",
         f"{one.n_draws:,}",
         f"{one.n_total:,}",
-        " to ".join(lengths),
+        ", ".join(lengths),
         f"{100 * fitted.rate:.2f}" if isinstance(fitted, LengthControlled) else "",
     ]
 

@@ -79,6 +79,12 @@ def equal_lengths(standings: Sequence[Standing]) -> Iterator[str]:
         reasons[found.glm if isinstance(found, LengthControlled) else found].append(one.label)
     for reason, models in reasons.items():
         yield f"Equal length, {', '.join(models)}: {_FITS.get(reason, f'no rate, because {reason}')}."
+    if shrunk := [one.label for one in standings if _is_shrunk(one.length_controlled)]:
+        yield f"Equal length, {', '.join(shrunk)}: the fit's penalty sets the rate to 50, which is no estimate."
+
+
+def _is_shrunk(found: LengthControlled | str) -> bool:
+    return isinstance(found, LengthControlled) and bool(found.weights) and found.interval is None
 
 
 def compared(standings: Sequence[Standing]) -> Iterator[str]:

@@ -70,6 +70,12 @@ def test_a_weak_signal_is_shrunk_to_zero() -> None:
     assert fit(np.ones((5, 1)), targets, np.ones(5), 10.1)[0] > 0
 
 
+def test_a_rate_that_the_penalty_sets_to_a_half_has_no_interval(tmp_path: Path) -> None:
+    rows = [{"preference": 1 + at % 2, "output_1": "r" * (50 + at // 2), "output_2": "m" * 60} for at in range(100)]
+    found = fitted(tmp_path, rows)
+    assert (found.rate, found.interval, found.weights) == (0.5, None, (0, 0))
+
+
 @pytest.mark.parametrize("strength", [1e-4, 0.03, 1.0, 20.0, 1e4])
 def test_the_fit_is_the_optimum(strength: float) -> None:
     """At the optimum of Σ loss + Σ |θ|, each slope of the loss is −sign θ, or within 1 of 0 where θ = 0."""

@@ -193,4 +193,7 @@ def test_the_origin_of_length_controlled_rates_is_said_once_for_each(tmp_path: P
     assert first.startswith("Equal length, m1, m2: AlpacaEval's smallest model")
     assert second == "Equal length, m3: the mean of AlpacaEval's own predictions in the files (glm_preference)."
     assert third == "Equal length, m4: no rate, because the files hold no outputs, so their lengths are unknown."
+    even = [row(1 + at % 2, instruction=str(at), output_1="r" * (50 + at // 2), output_2="m") for at in range(60)]
+    *_, last = equal_lengths(standing(tmp_path, even))
+    assert last == "Equal length, m1: the fit's penalty sets the rate to 50, which is no estimate."
     assert math.isclose(found[2].as_json()["length_controlled_win_rate"], 50)

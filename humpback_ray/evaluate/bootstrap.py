@@ -140,28 +140,52 @@ def differences(totals: Sums, draws: Floats, pairs: Sequence[tuple[int, int]]) -
         value, drawn = float(rates[one] - rates[other]), draws[:, one] - draws[:, other]
         moved = influence[:, one] - influence[:, other]
         error = float(np.sqrt((moved**2).sum() * prompts / max(prompts - 1, 1)))
-        if error > _ROUNDING:
-            studentized, t = np.nan_to_num(np.abs(drawn - value)) / error, abs(value) / error
+        alone, p_value = interval(drawn), 1.0
+        if error <= _ROUNDING:
+            error = 0.0
         else:
-            studentized, t = np.zeros(len(draws)), np.inf if abs(value) > _ROUNDING else 0.0
-        np.maximum(largest, studentized, out=largest)
-        alone = interval(drawn)
-        better, worse = float((drawn > 0).mean()), float((drawn < 0).mean())
-        found.append(
-            (t, Difference(value, error, alone, better, worse, _share_above(studentized, t), 1.0, alone, NORMAL))
-        )
-    if len(found) < 2:
-        return [replace(one, p_adjusted=one.p_value) for _, one in found]
-    critical = float(np.quantile(largest, LEVEL))
+            studentized = np.nan_to_num(np.abs(drawn - value)) / error
+            np.maximum(largest, studentized, out=largest)
+            p_value = _share_above(studentized, abs(value) / error)
+        shares = float((drawn > 0).mean()), float((drawn < 0).mean())
+        found.append(Difference(value, error, alone, *shares, p_value, p_value, alone, NORMAL))
+    critical = float(np.quantile(largest, LEVEL)) if len(found) > 1 else NORMAL
+    corrected = [_corrected(one, largest, critical) if len(found) > 1 else one for one in found]
+    used = [int((totals.counts[:, one] > 0).sum()) for one, _ in pairs]
     return [
-        replace(
-            one,
-            p_adjusted=_share_above(largest, t),
-            simultaneous=Interval(one.value - critical * one.standard_error, one.value + critical * one.standard_error),
-            critical=critical,
-        )
-        for t, one in found
+        one if one.standard_error or abs(one.value) <= _ROUNDING else _constant(one, n, len(found))
+        for one, n in zip(corrected, used, strict=True)
     ]
+
+
+def _corrected(one: Difference, largest: Floats, critical: float) -> Difference:
+    """Correct a difference by the largest |t| of each resample."""
+    reach = critical * one.standard_error
+    adjusted = _share_above(largest, abs(one.value) / one.standard_error) if one.standard_error else 1.0
+    wide = Interval(one.value - reach, one.value + reach)
+    return replace(one, p_adjusted=adjusted, simultaneous=wide, critical=critical)
+
+
+def _constant(one: Difference, prompts: int, comparisons: int) -> Difference:
+    """Bound a difference that is the same on every prompt, so that resamples do not vary.
+
+    Differences lie between -1 and 1, so for a true mean of m, n prompts all show d > 0 with a probability of at most
+    ((1 + m) / (1 + d))^n. Several comparisons are corrected by their number (Bonferroni).
+    """
+    size = abs(one.value)
+
+    def bound(tail: float) -> Interval:
+        low = (1 + size) * tail ** (1 / prompts) - 1
+        return Interval(low, size) if one.value > 0 else Interval(-size, -low)
+
+    p_value = 2 * (1 + size) ** -prompts
+    return replace(
+        one,
+        interval=bound(_TAIL),
+        simultaneous=bound(_TAIL / comparisons),
+        p_value=min(1.0, p_value),
+        p_adjusted=min(1.0, p_value * comparisons),
+    )
 
 
 def _share_above(draws: Floats, value: float) -> float:

@@ -55,7 +55,7 @@ class Comparison:
     decided: bool
     """Whether the simultaneous interval leaves out 0."""
     detectable: float
-    """True difference that as many prompts decide in 4 of 5 cases."""
+    """True difference that as many prompts decide in 4 of 5 cases; NaN if the difference never varies."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class _Family:
             p_adjusted=found.p_adjusted,
             simultaneous_interval=_percent(found.simultaneous),
             decided=found.decided,
-            detectable=100 * (found.critical + _POWER) * found.standard_error,
+            detectable=100 * (found.critical + _POWER) * found.standard_error or math.nan,
         )
 
 

@@ -1,5 +1,6 @@
 """What win rates and comparisons decide and what they cannot, in sentences for people."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -25,7 +26,7 @@ _FITS = {
 
 def range_of(interval: Interval | None) -> str:
     """Return an interval in words; "" if there is none."""
-    return "" if interval is None or interval.low != interval.low else f"{interval.low:.1f} to {interval.high:.1f}"
+    return "" if interval is None or math.isnan(interval.low) else f"{interval.low:.1f} to {interval.high:.1f}"
 
 
 def sentences(standing: Standing) -> Iterator[str]:
@@ -66,7 +67,7 @@ def _against_reference(standing: Standing) -> str:
         verdict = f"the judge prefers it to {standing.reference}"
     elif high < 50:
         verdict = f"the judge prefers {standing.reference}"
-    elif low != low:
+    elif math.isnan(low):
         verdict = "one prompt has no interval"
     return f"{standing.label} against {standing.reference}: {standing.win_rate:.2f} % wins, {verdict}."
 
@@ -109,16 +110,19 @@ def compared(standings: Sequence[Standing]) -> Iterator[str]:
 def _comparison(label: str, found: Comparison) -> str:
     several = found.n_comparisons > 1
     name = f"95 % interval{f' for {found.n_comparisons} comparisons' if several else ''}"
+    if found.n_prompts < FEW_PROMPTS:
+        name = f"few prompts, so an interval that is too narrow; {name}"
     range_ = f"{name} {range_of(found.simultaneous_interval)}"
     if found.decided:
         better, worse = (label, found.other) if found.difference > 0 else (found.other, label)
         size = abs(found.difference)
         turned = range_ if found.difference > 0 else f"{name} {range_of(_negative(found.simultaneous_interval))}"
         return f"{better} beats {worse} by {size:.1f} points ({turned}; {found.n_prompts:,} prompts)."
-    return (
-        f"{label} and {found.other}: undecided; the difference is {found.difference:+.1f} points ({range_}). These "
-        f"{found.n_prompts:,} prompts decide a true difference of {found.detectable:.1f} points in 4 of 5 cases."
-    )
+    undecided = f"{label} and {found.other}: undecided; the difference is {found.difference:+.1f} points ({range_})."
+    if math.isnan(found.detectable):
+        return undecided
+    prompts = f"These {found.n_prompts:,} prompts decide"
+    return f"{undecided} {prompts} a true difference of {found.detectable:.1f} points in 4 of 5 cases."
 
 
 def _negative(interval: Interval) -> Interval:

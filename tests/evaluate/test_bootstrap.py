@@ -107,6 +107,21 @@ def test_nothing_but_wins_has_the_exact_bound() -> None:
     assert (lost.low, lost.high) == pytest.approx((0, 1 - found.low))
 
 
+@pytest.mark.parametrize(("prompts", "decided"), [(1, False), (5, False), (6, True), (40, True)])
+def test_a_difference_that_never_varies_is_bounded_like_a_sign_test(prompts: int, decided: bool) -> None:
+    totals = sums([1.0] * prompts, [0.0] * prompts)
+    (found,) = differences(totals, resampled(totals, 100, 0), [(0, 1)])
+    assert (found.value, found.decided, found.turned().decided) == (1, decided, decided)
+    assert found.p_value == pytest.approx(2 * 0.5**prompts)
+    assert ((1 + found.interval.low) / 2) ** prompts == pytest.approx(0.025)
+    (other,) = differences(totals, resampled(totals, 100, 0), [(1, 0)])
+    assert other.interval == pytest.approx(found.turned().interval)
+    totals = sums([1.0] * prompts, [0.0] * prompts, [0.5] * prompts)
+    many = differences(totals, resampled(totals, 100, 0), [(0, 1), (0, 2), (1, 2)])
+    assert many[0].simultaneous.low < found.interval.low == many[0].interval.low
+    assert many[0].p_adjusted == pytest.approx(min(1, 3 * found.p_value))
+
+
 def test_one_prompt_has_no_interval_and_an_unknown_interval_excludes_nothing() -> None:
     found = rate_interval(np.array([1.0, 1.0]), 0.7, 1)
     assert math.isnan(found.low)

@@ -96,6 +96,16 @@ def test_two_models_are_compared_on_the_prompts_that_both_were_judged_on(tmp_pat
     assert list(compared([m1, m2])) == [said]
 
 
+def test_one_shared_prompt_decides_nothing(tmp_path: Path) -> None:
+    found = standing(tmp_path, won(1, "m2", 40), won(0, "m1", 40, first=39))
+    assert [one.decided for one in found[0].comparisons] == [False]
+    (said,) = compared(found)
+    assert "m2 and m1: undecided; the difference is +100.0 points (few prompts, so an interval" in said
+    assert "true difference" not in said
+    (said,) = compared(standing(tmp_path, won(0.5, "m2"), won(0.5, "m1")))
+    assert said == "m2 and m1: undecided; the difference is +0.0 points (95 % interval 0.0 to 0.0)."
+
+
 def test_pairing_narrows_the_interval(tmp_path: Path) -> None:
     """The models differ on few prompts, so their difference is known better than either rate."""
     m2, _ = standing(tmp_path, won(0.55, "m2"), won(0.5, "m1"))

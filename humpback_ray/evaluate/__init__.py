@@ -1,1 +1,1 @@
-"""The trained models' answers to a file of prompts (`respond.py`)."""
+"""Answers of the trained models to a file of prompts (`respond.py`), and win rates from a judge's annotations."""

@@ -28,6 +28,8 @@ OTHERS = {"ray", "docker", "kubectl", "pip", "wheel", "rm", "export", "source", 
 OWN_KEYS = {**EXTRA_KEYS, "report": ("out",)}
 TAKE_A_ROOT = {"verify": 1, "status": 1, "gc": 1, "retry": 2, "export": 2}
 """Jobs that take no configuration, with the number of their arguments."""
+TAKE_FILES = {"winrate"}
+"""Jobs that take any number of files of the reader's."""
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*")
 EVERY = [(name, words) for name, page in PAGES.items() for words in commands(page.read_text())]
 
@@ -98,6 +100,8 @@ def test_every_command_of_a_page_is_one(page: str, words: list[str], shown: Path
         ("python -m jobs.curate CONFIG round=3", "no round 3"),
         ("python -m jobs.miniature CONFIG arms=none", "no arm none"),
         ("python -m jobs.verify", "takes 1 argument"),
+        ("python -m jobs.winrate", "takes files"),
+        ("python -m jobs.winrate a.json root=out", "takes files"),
         ("python -m jobs.retry ROOT candidate", "no stage candidate"),
         ("python -m jobs.export out/demo/m2 somewhere", "no model out/demo/m2"),
         ("python examples/none.py", "no file examples/none.py"),
@@ -142,12 +146,23 @@ def problem_of_job(job: str, arguments: list[str], shown: Path) -> str | None:
         return f"no flag {unknown[0]}"
     if "--help" in flags or "…" in arguments:  # the arguments are not shown
         return None
-    for flag in ("--address", "--submission-id", "--working-dir", "--job", "--older-than-hours"):
+    valued = (
+        "--address",
+        "--submission-id",
+        "--working-dir",
+        "--job",
+        "--older-than-hours",
+        "--reference",
+        "--difficulty",
+    )
+    for flag in valued:
         if flag in arguments:
             del arguments[arguments.index(flag) + 1]
     plain = [word for word in arguments if not word.startswith("--") and not re.match(r"\[?key=value", word)]
     positional = [word for word in plain if not re.match(r"[a-z_0-9.]+=", word)]
     settings = [word for word in plain if word not in positional]
+    if job in TAKE_FILES:
+        return None if positional and not settings else f"jobs.{job} takes files, here {plain}"
     if job in TAKE_A_ROOT:
         return problem_of_root(job, positional, settings)
     if len(positional) != 1:

@@ -7,6 +7,7 @@ transformers 5.19 forgets the sequence at that point. vLLM uses the second set f
 length.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from humpback_ray.engines.types import CausalModel
@@ -15,15 +16,24 @@ if TYPE_CHECKING:
     import torch
 
 
+def settings(config: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rotary settings of a configuration's text part: one, or one for each kind of layer."""
+    found: Any = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    yield from ([found] if "rope_type" in found else [one for one in found.values() if isinstance(one, dict)])
+
+
+def turning_points(config: Any) -> set[int]:
+    """Return the most tokens for the first set of frequencies, by kind of layer; none if there is one set."""
+    return {one["original_max_position_embeddings"] for one in settings(config) if one["rope_type"] == "longrope"}
+
+
 def turning_point(model: CausalModel) -> int | None:
     """Let each row of a pass choose its frequencies; return the most tokens for the first set, None without sets."""
-    lengths = set()
+    lengths: set[int] = set()
     modules: list[Any] = [*model.modules()]
     for module in modules:
         if "longrope" in _kinds(module):
-            parameters = module.config.rope_parameters
-            every = [parameters, *(one for one in parameters.values() if isinstance(one, dict))]
-            lengths |= {one["original_max_position_embeddings"] for one in every if one.get("rope_type") == "longrope"}
+            lengths |= turning_points(module.config)
             module.forward = _ByRow(module.forward, max(lengths))
     if len(lengths) > 1:
         raise ValueError(

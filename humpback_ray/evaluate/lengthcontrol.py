@@ -64,14 +64,14 @@ class LengthControlled:
     interval: Interval | None = None
     """From the scatter of the judgments over prompts, at the chosen strength; None without a fit of the constant."""
     weights: tuple[float, ...] = ()
-    """Of the length term, the constant and, in v1, the difficulty."""
+    """Weights of the length term, the constant and, in v1, the difficulty."""
 
 
 def read_gamed(uri: str) -> Gamed:
     """Read `df_gamed.csv`.
 
     Raises:
-        ConfigError: it has other columns, or values that are no numbers.
+        ConfigError: it has other columns, or values that are not numbers.
     """
     try:
         table = pyarrow.csv.read_csv(pa.BufferReader(storage.read_bytes(storage.located(uri)))).select(_COLUMNS)

@@ -53,7 +53,7 @@ class Comparison:
     p_adjusted: float
     simultaneous_interval: Interval
     decided: bool
-    """Whether the simultaneous interval leaves out 0."""
+    """True if the simultaneous interval leaves out 0."""
     detectable: float
     """True difference that as many prompts decide in 4 of 5 cases; NaN if the difference never varies."""
 

@@ -1,6 +1,6 @@
 """Errors of a disk that is full, gone or read-only, in words: which directory, the bytes needed and the bytes free.
 
-safetensors and tokenizers report them as exceptions of their own, which are no `OSError`, and often without a path.
+safetensors and tokenizers report them as exceptions of their own, which are not an `OSError`, and often without a path.
 """
 
 import contextlib

@@ -11,7 +11,7 @@ import pytest
 
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.engine import group, zero
-from humpback_ray.train.export.directory import Part, write_configuration, write_weights
+from humpback_ray.train.export.directory import Part, parts, write_configuration, write_weights
 from humpback_ray.train.job import TrainingStopped
 from humpback_ray.train.recipe import Lora, TrainRecipe
 from tests.train import families
@@ -58,7 +58,7 @@ def configuration(directory: Path) -> dict[str, Any]:
 def exported(model: Any, directory: Path, shard_bytes: int = 20_000) -> dict[str, Any]:
     """Export a model's weights; return them as they are in the files."""
     shelf: Any = Kept(directory)
-    write_weights(model, shelf, shard_bytes)
+    write_weights(list(parts(model)), shelf, shard_bytes)
     return stored(directory)
 
 

@@ -31,7 +31,7 @@ class RowWork:
     most_reply_tokens: float = 0
     """Limit of a reply, for which the transformers engine keeps room; never less than `reply_tokens`."""
     read_again: bool = False
-    """Whether the prompt with each reply is read once more, to score what might follow."""
+    """True if the prompt with each reply is read once more, to score what might follow."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from humpback_ray.rates import PlanConfig
 def start_s(
     weights: float, uri: str, rates: PlanConfig, kind: Literal["vllm", "transformers", "echo"] | None = None
 ) -> float:
-    """Return the seconds until a model of so many bytes can work.
+    """Return the seconds until a model of that size can work.
 
     Args:
         weights: bytes of its files.
@@ -29,7 +29,7 @@ def start_s(
 
 
 def export_s(weights: float, uri: str, rates: PlanConfig) -> float:
-    """Return the seconds of the export of a model of so many bytes, and of the check that loads it again."""
+    """Return the seconds of the export of a model of that size, and of the check that loads it again."""
     made = weights / rates.host_copy_bytes_per_s + 2 * weights / rates.disk_bytes_per_s  # gathered, written, read back
     stored = weights / rates.storage_bytes_per_s if storage.is_s3(uri) else 0.0
     return max(made, stored) + weights / rates.disk_bytes_per_s

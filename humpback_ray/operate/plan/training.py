@@ -68,7 +68,7 @@ class Step:
 
     @property
     def fits(self) -> bool:
-        """Whether a worker has the memory that it needs."""
+        """True if a worker has the memory that it needs."""
         return self.lacks == 0
 
     @property

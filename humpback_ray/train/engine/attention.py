@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from humpback_ray.engines.attention import avoid_cudnn, cap_scores
+from humpback_ray.engines.rope import settings
 from humpback_ray.placement import TrainPlacement
 from humpback_ray.train.data.examples import Example
-from humpback_ray.train.engine import rope
 from humpback_ray.train.engine.transformers_internals import attention_is_replaceable, put_liger_kernels
 from humpback_ray.train.job import TrainingStopped
 from humpback_ray.train.types import Causal
@@ -125,7 +125,7 @@ def first_attention(model: "PreTrainedModel") -> dict[str, Any]:
     AttentionInterface.register(PROBE, note)
     AttentionMaskInterface.register(PROBE, _mask)
     config = copy.deepcopy(model.config)
-    for one in rope.settings(config):
+    for one in settings(config):
         one["rope_type"] = "default"  # the others look at the positions, which have no values here
     arguments, _ = inputs([Example(name, np.zeros(2, np.int32), 1) for name in "ab"], "packed", "meta")
     ids = arguments.pop("input_ids")

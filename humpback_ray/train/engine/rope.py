@@ -9,23 +9,18 @@ of the longest text so far. A loss would depend on earlier steps, so such a trai
 long.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from humpback_ray.engines.rope import settings, turning_points
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-def settings(config: "PreTrainedConfig") -> Iterator[dict[str, Any]]:
-    """Yield the rotary settings of a model's text part: one, or one for each kind of layer."""
-    found: Any = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    yield from ([found] if "rope_type" in found else [one for one in found.values() if isinstance(one, dict)])
-
-
 def boundary(config: "PreTrainedConfig") -> int | None:
     """Return the most tokens of a text that is read with the short set of frequencies; None if there is one set."""
-    lengths = {one["original_max_position_embeddings"] for one in settings(config) if one["rope_type"] == "longrope"}
-    return min(lengths, default=None)
+    return min(turning_points(config), default=None)
 
 
 def problem(config: "PreTrainedConfig", longest: Callable[[], int]) -> str | None:

@@ -77,10 +77,11 @@ def export_model(
     module: Any = engine.module
     prompt = encode_prompt(tokenizer, probe_prompt(job.chat, job.direction))
     asked = probe(engine, prompt, longest(training.data.examples), limit_tokens(module.config, job.recipe))
-    model_bytes = sum(part.bytes for part in parts(module))
+    planned = list(parts(module))
+    model_bytes = sum(part.bytes for part in planned)
     group.agree(lacking_room(job.export_uri, model_bytes) if rank == 0 else None)
     if rank != 0:
-        for part in [*parts(module), *adapter_parts(module)]:
+        for part in [*planned, *adapter_parts(module)]:
             with part.gathered():
                 pass
         settle()
@@ -88,7 +89,7 @@ def export_model(
     what = f"writing {job.model} to {job.export_uri}"
     with scratch("export", what, model_bytes) as folder, Shelf(job.export_uri, folder) as shelf:
         with explained(what, model_bytes, *shelf.local):
-            write_weights(module, shelf)
+            write_weights(planned, shelf)
             write_configuration(base, type(module).__name__, job.recipe.dtype, shelf.scratch)
             write_tokenizer(tokenizer, job, shelf.scratch)
             (shelf.scratch / CARD).write_text(card, encoding="utf-8")
@@ -268,13 +269,12 @@ def lacking_room(uri: str, model_bytes: int) -> str | None:
     )
 
 
-def write_weights(module: "nn.Module", shelf: Shelf, shard_bytes: int = SHARD_BYTES) -> None:
+def write_weights(planned: Sequence[Part], shelf: Shelf, shard_bytes: int = SHARD_BYTES) -> None:
     """Write safetensors files of at most `shard_bytes`, with an index if there are several; put each when it is done.
 
     Raises:
         TrainingStopped: a file differs from the tensors in memory.
     """
-    planned = list(parts(module))
     sizes = {name: tensor.nbytes for part in planned for name, tensor in part.tensors.items()}
     shards = divide(sizes, shard_bytes)
     values = itertools.chain.from_iterable(part.values().items() for part in planned)

@@ -226,6 +226,6 @@ def check_directory(
 
 
 def limit_s(directory: Path, tokens: int) -> float:
-    """Return the seconds that the check of a directory with sequences of so many tokens may take."""
+    """Return the seconds that the check of a directory with sequences of that many tokens may take."""
     weights_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     return LEAST_LIMIT_S + weights_bytes / BYTES_PER_S + tokens * weights_bytes / 2 / PRODUCTS_PER_S

@@ -45,7 +45,7 @@ def write(model: Any, base: Path, tokenizer: Any, this: TrainJob, scratch: Path,
     """Write a model to `this.export_uri`."""
     scratch.mkdir(exist_ok=True)
     with Shelf(this.export_uri, scratch) as shelf:
-        directory.write_weights(model, shelf, shard_bytes)
+        directory.write_weights(list(directory.parts(model)), shelf, shard_bytes)
         directory.write_configuration(base, type(model).__name__, this.recipe.dtype, scratch)
         directory.write_tokenizer(tokenizer, this, scratch)
         shelf.put_rest()

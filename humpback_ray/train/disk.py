@@ -58,11 +58,16 @@ def explained(what: str, needed_bytes: int, *places: Callable[[], str]) -> Itera
         raise StorageError(number, f"{what} failed: {said}; it needs {needed_bytes:,} bytes, {free}{advice}") from error
 
 
+def free_at(path: Path) -> tuple[Path, int]:
+    """Return a directory, or the nearest one above it that exists, and the bytes free there."""
+    path = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return path, shutil.disk_usage(path).free
+
+
 def _free(place: Callable[[], str]) -> str:
     try:
-        path = Path(place())
-        path = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-        return f"{path} has {shutil.disk_usage(path).free:,} bytes free"
+        path, free = free_at(Path(place()))
+        return f"{path} has {free:,} bytes free"
     except OSError as error:
         return f"its directory cannot be used ({words(error)})"
 

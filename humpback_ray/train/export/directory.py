@@ -37,7 +37,7 @@ from humpback_ray.prompts.chat import chat_template, encode_prompt, space_betwee
 from humpback_ray.stages.manifest import CARD
 from humpback_ray.train.base import context_tokens
 from humpback_ray.train.data.examples import Example
-from humpback_ray.train.disk import explained, save_tensors, scratch
+from humpback_ray.train.disk import explained, free_at, save_tensors, scratch
 from humpback_ray.train.engine import group, lora
 from humpback_ray.train.engine.deepspeed_internals import is_partitioned, whole_shape
 from humpback_ray.train.engine.transformers_internals import blueprint, class_of, conversions_to_save, tied_like
@@ -256,10 +256,8 @@ def lacking_room(uri: str, model_bytes: int) -> str | None:
 
     An earlier export that failed is replaced file by file, so its files count as room.
     """
-    path = Path(tempfile.gettempdir() if storage.is_s3(uri) else uri)
     replaced_bytes = 0 if storage.is_s3(uri) else sum(file.bytes for file in storage.listing(uri))
-    path = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(path).free
+    path, free = free_at(Path(tempfile.gettempdir() if storage.is_s3(uri) else uri))
     if free + replaced_bytes >= model_bytes:
         return None
     return (
